@@ -1,0 +1,291 @@
+//! The probe: is this port free right now? The only module that touches sockets.
+//!
+//! A probe is a *strict* bind, one without `SO_REUSEADDR`, on every address
+//! asked for. On Linux one strict bind of `[::]` with `IPV6_V6ONLY` off fails
+//! if any IPv4 or IPv6 address of the port is bound, listening or not
+//! (`inet_csk_get_port` in net/ipv4/inet_connection_sock.c). A strict bind of
+//! `0.0.0.0` would miss `[::1]`, one of `127.0.0.1` would miss `127.0.0.2`, and
+//! one with `SO_REUSEADDR` would miss sockets that do not listen yet.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    ops::RangeBounds,
+};
+
+use rustix::io::Errno;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::{
+    error::{Error, ErrorKind, Result},
+    ports::PortSet,
+    search::{Miss, search},
+};
+
+/// A port that is bound, but not leased: the probe alone.
+///
+/// It keeps every other program from binding the port as long as it lives, the
+/// caller's own server included. `release` it, or drop it, and the port is
+/// anybody's again. To keep a port for a server that binds it later, use
+/// [`FreePort`](crate::FreePort), of which this is one step.
+///
+/// It knows nothing of leases: it may bind a port that is leased but not bound
+/// yet, just when the holder's server wants to. Do not use both on one range.
+///
+/// # Platform-specific behavior
+///
+/// The socket is dual-stack: it occupies the port on every IPv4 and IPv6
+/// address. Where the system has no IPv6, it occupies every IPv4 address.
+///
+/// # Examples
+///
+/// ```
+/// use std::net::TcpListener;
+/// use portlock::BindFreePort;
+///
+/// let probe = BindFreePort::new(4000..=6000)?;
+/// let port = probe.port();
+/// assert!(TcpListener::bind(("127.0.0.1", port)).is_err());
+///
+/// probe.release()?;
+/// # Ok::<(), portlock::Error>(())
+/// ```
+#[must_use = "dropping a probe at once frees its port again"]
+#[derive(Debug)]
+pub struct BindFreePort {
+    probe: Probe,
+}
+
+impl BindFreePort {
+    /// Binds a random free TCP port of `range`, on every address of this machine.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidPorts`](ErrorKind::InvalidPorts) for an empty or reversed range
+    /// or one that is only port 0; [`Exhausted`](ErrorKind::Exhausted) when each
+    /// port is bound by another program; [`PermissionDenied`](ErrorKind::PermissionDenied)
+    /// when this process may bind none of them;
+    /// [`Probe`](ErrorKind::Probe) for any other error of the system.
+    pub fn new(range: impl RangeBounds<u16>) -> Result<Self> {
+        let ports = PortSet::from_range(range)?;
+        search(&ports, |port| Probe::bind(port, &[]))?
+            .map(|probe| Self { probe })
+            .map_err(|exhausted| exhausted.into_error(&ports, None, |_| None))
+    }
+
+    /// The port that is bound.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.probe.port
+    }
+
+    /// Frees the port, so that anybody can bind it.
+    ///
+    /// # Errors
+    ///
+    /// [`Probe`](ErrorKind::Probe) if the system refuses to set `SO_REUSEADDR`
+    /// before closing; the port is freed all the same. Dropping does the same
+    /// and ignores it.
+    pub fn release(self) -> Result<()> {
+        self.probe.neutralise()
+    }
+}
+
+impl Drop for BindFreePort {
+    fn drop(&mut self) {
+        let _ = self.probe.neutralise();
+    }
+}
+
+/// Sockets that hold a port, strictly bound.
+#[derive(Debug)]
+pub(crate) struct Probe {
+    port: u16,
+    sockets: Vec<Socket>,
+}
+
+/// How many connections may wait to be accepted. The kernel lowers it to
+/// `net.core.somaxconn` (listen(2)), which is this by default since Linux 5.4.
+const BACKLOG: i32 = 4096;
+
+impl Probe {
+    /// Binds `port` strictly on each of `hosts`, which are as [`distinct`]
+    /// gives them; none means every address of this machine.
+    ///
+    /// A host of a family that this system lacks does not count, unless none
+    /// is left: nobody can occupy the port there.
+    pub(crate) fn bind(port: u16, hosts: &[IpAddr]) -> Result<Result<Self, Miss>> {
+        const ANY: [IpAddr; 1] = [IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+        const ANY_V4: [IpAddr; 1] = [IpAddr::V4(Ipv4Addr::UNSPECIFIED)];
+        let mut sockets = Vec::with_capacity(hosts.len().max(1));
+        let mut absent = None;
+        for &host in if hosts.is_empty() { &ANY } else { hosts } {
+            match bind_strictly(host, port) {
+                Ok(Ok(socket)) => sockets.push(socket),
+                Ok(Err(miss)) => return Ok(Err(miss)),
+                Err(error) if is_absent_family(host, &error) => absent = Some((host, error)),
+                Err(error) => return Err(fail_on(host, port, error)),
+            }
+        }
+        match absent {
+            Some(_) if hosts.is_empty() => Self::bind(port, &ANY_V4),
+            Some((host, error)) if sockets.is_empty() => Err(fail_on(host, port, error)),
+            _ => Ok(Ok(Self { port, sockets })),
+        }
+    }
+
+    /// Frees the port and leaves nothing in the way of the server to come.
+    pub(crate) fn close(self) -> Result<()> {
+        self.neutralise()
+    }
+
+    /// Makes whatever may outlive the closing of the probe harmless.
+    ///
+    /// A child that another thread is just starting has a duplicate of every
+    /// descriptor until it executes its program, so the port can stay bound
+    /// for a moment after we close it. With `SO_REUSEADDR` set *after* the
+    /// strict bind, that leftover does not refuse a server that sets the option
+    /// too, as most do on Unix: Linux compares both sockets as they are at the
+    /// time of the later bind (`inet_csk_bind_conflict`).
+    fn neutralise(&self) -> Result<()> {
+        self.sockets
+            .iter()
+            .try_for_each(|socket| socket.set_reuse_address(true))
+            .map_err(|error| fail("set SO_REUSEADDR on the probe of", self.port, error))
+    }
+
+    /// Turns the probe into a listener on the port that it has bound all the
+    /// while, or misses if another program has come to listen there.
+    ///
+    /// A probe of several sockets becomes the listener of its first host.
+    pub(crate) fn listen(self) -> Result<Result<TcpListener, Miss>> {
+        // Accepted connections inherit the option. Without it, what remains of
+        // them in TIME_WAIT would keep the next server of this port from
+        // binding for a minute, even one that sets it.
+        self.neutralise()?;
+        let Some(socket) = self.sockets.into_iter().next() else {
+            return Ok(Err(Miss::Bound));
+        };
+        match socket.listen(BACKLOG) {
+            Ok(()) => Ok(Ok(socket.into())),
+            // Since the option was set, a program outside the lease that sets
+            // it too could have bound and listened first.
+            Err(error) if is(&error, Errno::ADDRINUSE) => Ok(Err(Miss::Bound)),
+            Err(error) => Err(fail("listen on", self.port, error)),
+        }
+    }
+}
+
+/// The addresses to bind for `hosts`: each once, and none that another one
+/// covers, for the two binds would refuse each other. Empty means all.
+///
+/// `[::]` is bound dual-stack, as servers get it by default on Linux, and so
+/// covers IPv4 too (`IPV6_V6ONLY` in ipv6(7)).
+pub(crate) fn distinct(hosts: &[IpAddr]) -> Vec<IpAddr> {
+    let mut hosts: Vec<IpAddr> = hosts.iter().map(IpAddr::to_canonical).collect();
+    if hosts.contains(&IpAddr::V6(Ipv6Addr::UNSPECIFIED)) {
+        return Vec::new();
+    }
+    let any_v4 = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    if hosts.contains(&any_v4) {
+        hosts.retain(|&host| host == any_v4 || host.is_ipv6());
+    }
+    hosts.sort_unstable();
+    hosts.dedup();
+    hosts
+}
+
+/// A strict bind of one address.
+fn bind_strictly(host: IpAddr, port: u16) -> io::Result<Result<Socket, Miss>> {
+    let address = SocketAddr::new(host, port);
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    if address.is_ipv6() {
+        // Its default is a setting of the system (net.ipv6.bindv6only).
+        socket.set_only_v6(!host.is_unspecified())?;
+    }
+    match socket.bind(&address.into()) {
+        Ok(()) => Ok(Ok(socket)),
+        Err(error) if is(&error, Errno::ACCESS) || is(&error, Errno::PERM) => {
+            Ok(Err(Miss::NotPermitted))
+        }
+        Err(error) if is(&error, Errno::ADDRINUSE) => {
+            // Whatever still refuses a socket with the option listens there,
+            // or was bound without it. What does not is a neutralised probe in
+            // a child that is starting, or a connection in TIME_WAIT.
+            socket.set_reuse_address(true)?;
+            match socket.bind(&address.into()) {
+                Ok(()) => Ok(Err(Miss::Leftover)),
+                Err(error) if is(&error, Errno::ADDRINUSE) => Ok(Err(Miss::Bound)),
+                Err(error) => Err(error),
+            }
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether `error`, of a socket for `host`, says that this system does not have
+/// that address family at all.
+///
+/// With `net.ipv6.conf.*.disable_ipv6` set, sockets of the family can be made,
+/// but it has no addresses left, not even its loopback.
+fn is_absent_family(host: IpAddr, error: &io::Error) -> bool {
+    let v6_everywhere = host == IpAddr::V6(Ipv6Addr::LOCALHOST) || host.is_unspecified();
+    is(error, Errno::AFNOSUPPORT)
+        || host.is_ipv6() && v6_everywhere && is(error, Errno::ADDRNOTAVAIL)
+}
+
+fn is(error: &io::Error, errno: Errno) -> bool {
+    error.raw_os_error() == Some(errno.raw_os_error())
+}
+
+fn fail(operation: &str, port: u16, cause: io::Error) -> Error {
+    Error::with_cause(
+        ErrorKind::Probe,
+        format!("cannot {operation} port {port}"),
+        cause,
+    )
+}
+
+fn fail_on(host: IpAddr, port: u16, cause: io::Error) -> Error {
+    let message = format!("cannot bind TCP {}", SocketAddr::new(host, port));
+    Error::with_cause(ErrorKind::Probe, message, cause)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hosts(text: &[&str]) -> Vec<IpAddr> {
+        let parse = |host: &&str| host.parse().expect("an address");
+        text.iter().map(parse).collect()
+    }
+
+    #[test]
+    fn hosts_that_cover_each_other_are_bound_once() {
+        for (given, bound) in [
+            (&[][..], &[][..]),
+            (&["127.0.0.1", "127.0.0.1"], &["127.0.0.1"]),
+            (&["127.0.0.1", "::ffff:127.0.0.1"], &["127.0.0.1"]),
+            (&["127.0.0.2", "0.0.0.0", "::1"], &["0.0.0.0", "::1"]),
+            (&["127.0.0.2", "::", "0.0.0.0"], &[]),
+        ] {
+            assert_eq!(distinct(&hosts(given)), hosts(bound), "{given:?}");
+        }
+    }
+
+    #[test]
+    fn an_absent_family_is_told_from_a_missing_address() {
+        let not_available = io::Error::from(Errno::ADDRNOTAVAIL);
+        let [any, loopback, other] = ["::", "::1", "2001:db8::1"].map(|host| hosts(&[host])[0]);
+        assert!(is_absent_family(any, &not_available));
+        assert!(is_absent_family(loopback, &not_available));
+        assert!(!is_absent_family(other, &not_available));
+        assert!(!is_absent_family(hosts(&["127.0.0.1"])[0], &not_available));
+        let not_supported = io::Error::from(Errno::AFNOSUPPORT);
+        assert!(is_absent_family(other, &not_supported));
+    }
+}

@@ -1,0 +1,160 @@
+//! What can go wrong, in one opaque type.
+
+use std::{fmt, io};
+
+/// The result of every fallible call of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a port could not be leased, probed or released.
+///
+/// The message names the operation, the path or port it was done on, and the
+/// cause. [`kind`](Error::kind) is for code that must tell the cases apart,
+/// [`raw_os_error`](Error::raw_os_error) for code that needs the system's own
+/// number.
+///
+/// The cause is part of the message, and so it is not repeated by
+/// [`source`](std::error::Error::source): a report that prints the whole chain
+/// says everything once.
+///
+/// # Examples
+///
+/// ```
+/// use portlock::{ErrorKind, FreePort};
+///
+/// let error = FreePort::new(0..=0).unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::InvalidPorts);
+/// println!("{error}");
+/// ```
+pub struct Error(Box<Inner>);
+
+struct Inner {
+    kind: ErrorKind,
+    message: String,
+    cause: Option<io::Error>,
+}
+
+/// The case an [`Error`] belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The ports asked for are none at all: an empty or reversed range, or
+    /// nothing but port 0.
+    InvalidPorts,
+    /// Every port asked for is leased, bound by another program or not
+    /// permitted, and the time to wait for one is over.
+    Exhausted,
+    /// The lock directory is missing, cannot be made, or cannot be trusted.
+    LockDir,
+    /// A lock file could not be opened, made, locked, written or unlocked.
+    Lock,
+    /// A socket could not be made, bound or listened on, for another reason
+    /// than that the port is in use.
+    Probe,
+    /// The system permits this process none of the ports asked for.
+    PermissionDenied,
+    /// What was asked for cannot be done on this system, or not in this
+    /// combination.
+    Unsupported,
+}
+
+impl Error {
+    pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self(Box::new(Inner {
+            kind,
+            message: message.into(),
+            cause: None,
+        }))
+    }
+
+    pub(crate) fn with_cause(
+        kind: ErrorKind,
+        message: impl Into<String>,
+        cause: impl Into<io::Error>,
+    ) -> Self {
+        Self(Box::new(Inner {
+            kind,
+            message: message.into(),
+            cause: Some(cause.into()),
+        }))
+    }
+
+    /// Which case this error is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// The operating system's error number, where the cause was a failed
+    /// system call.
+    #[must_use]
+    pub fn raw_os_error(&self) -> Option<i32> {
+        self.0.cause.as_ref()?.raw_os_error()
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.message)?;
+        match &self.0.cause {
+            Some(cause) => write!(f, ": {cause}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Error")
+            .field("kind", &self.0.kind)
+            .field("message", &self.0.message)
+            .field("cause", &self.0.cause)
+            .finish()
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        let cause = error.0.cause.as_ref().map(io::Error::kind);
+        let kind = match error.kind() {
+            ErrorKind::InvalidPorts => io::ErrorKind::InvalidInput,
+            ErrorKind::Exhausted => io::ErrorKind::AddrInUse,
+            ErrorKind::PermissionDenied => io::ErrorKind::PermissionDenied,
+            ErrorKind::Unsupported => io::ErrorKind::Unsupported,
+            ErrorKind::LockDir | ErrorKind::Lock | ErrorKind::Probe => {
+                cause.unwrap_or(io::ErrorKind::Other)
+            }
+        };
+        io::Error::new(kind, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn message_says_operation_object_and_cause_once() {
+        let cause = io::Error::from_raw_os_error(13);
+        let text = cause.to_string();
+        let error = Error::with_cause(ErrorKind::Lock, "cannot open lock file /x/4000", cause);
+        assert_eq!(
+            error.to_string(),
+            format!("cannot open lock file /x/4000: {text}")
+        );
+        assert_eq!(error.raw_os_error(), Some(13));
+        assert!(std::error::Error::source(&error).is_none());
+
+        let io = io::Error::from(error);
+        assert_eq!(io.kind(), io::ErrorKind::PermissionDenied);
+        assert!(io.to_string().contains("/x/4000"));
+    }
+
+    #[test]
+    fn error_is_one_pointer_and_crosses_threads() {
+        fn is_send_sync<T: Send + Sync + 'static>() {}
+        is_send_sync::<Error>();
+        assert_eq!(size_of::<Error>(), size_of::<usize>());
+    }
+}

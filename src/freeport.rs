@@ -1,0 +1,215 @@
+//! The lease.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    ops::RangeBounds,
+};
+
+use crate::{builder::Builder, error::Result, lock::PortLock, ports::PortSet, registry::Claim};
+
+/// A leased port: nobody else who uses portlock can be given it, and nobody is
+/// bound to it when you get it.
+///
+/// The lease is shared by all threads and processes that use the same lock
+/// directory. It ends with [`release`](Self::release), with drop, or with the
+/// death of this process, however it dies. Bind the port as soon as you like,
+/// as often as you like, or hand the number to a child; but keep this value as
+/// long as the port is in use.
+///
+/// A lease says nothing to programs that do not use portlock. They can take the
+/// port between the moment it is given and the moment you bind it. To exclude
+/// that too, [`listen`](Self::listen); to make it unlikely, choose a range
+/// outside the ephemeral one.
+///
+/// # Platform-specific behavior
+///
+/// A process made by `fork` without `exec` inherits the lease's file
+/// descriptor. Its copy of this value ends nothing when dropped, and a
+/// `release` in the parent ends the lease for good. But if the parent dies
+/// without that, the lease lives on as long as such a child does: the kernel
+/// ends a lock only with the last duplicate of its descriptor (flock(2)).
+///
+/// # Examples
+///
+/// ```no_run
+/// use std::process::Command;
+///
+/// let port = portlock::FreePort::new(4000..=6000)?;
+/// let mut server = Command::new("redis-server")
+///     .args(["--port", &port.to_string()])
+///     .spawn()?;
+/// // Test against `port.addr()`.
+/// server.kill()?;
+/// server.wait()?;
+/// port.release()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[must_use = "dropping a lease at once gives its port away again"]
+pub struct FreePort {
+    port: u16,
+    host: Option<IpAddr>,
+    // In this order: the claim wakes waiting threads, which must find the lock ended.
+    lock: PortLock,
+    claim: Claim,
+}
+
+impl FreePort {
+    /// Leases a random free port of `range`, and waits up to 30 seconds while
+    /// every port of it is leased or in use.
+    ///
+    /// The port is free on every IPv4 and IPv6 address of this machine. A
+    /// lease that ends in this process is noticed at once, one that ends in
+    /// another process within 0.1 seconds and the time of one pass over the
+    /// range.
+    ///
+    /// # Errors
+    ///
+    /// By [`kind`](crate::Error::kind):
+    ///
+    /// * [`InvalidPorts`](crate::ErrorKind::InvalidPorts): `range` is empty,
+    ///   reversed, or only port 0;
+    /// * [`Exhausted`](crate::ErrorKind::Exhausted): no port came free in time; the
+    ///   message counts the ports that were leased, bound by other programs or not
+    ///   permitted, and names some holders;
+    /// * [`PermissionDenied`](crate::ErrorKind::PermissionDenied): this process may bind
+    ///   none of the ports;
+    /// * [`LockDir`](crate::ErrorKind::LockDir), [`Lock`](crate::ErrorKind::Lock),
+    ///   [`Probe`](crate::ErrorKind::Probe): the directory is not to be trusted, or the
+    ///   system failed at a lock file or socket, for example for want of file
+    ///   descriptors. Such an error ends the call at once.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::net::TcpListener;
+    ///
+    /// let port = portlock::FreePort::new(4000..=6000)?;
+    /// let server = TcpListener::bind(("127.0.0.1", port.port()))?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn new(range: impl RangeBounds<u16>) -> Result<Self> {
+        Self::builder().ports(PortSet::from_range(range)?).acquire()
+    }
+
+    /// Leases a random free port of `range` if there is one now.
+    ///
+    /// It tries each port once and waits for no lease. Ports that are only
+    /// kept by what remains of a closed socket are tried again during 32 ms
+    /// before the range counts as exhausted.
+    ///
+    /// # Errors
+    ///
+    /// As for [`new`](Self::new).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use portlock::{ErrorKind, FreePort};
+    ///
+    /// let port = FreePort::new(4000..=6000)?;
+    /// let only = port.port()..=port.port();
+    /// let error = FreePort::try_new(only.clone()).unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::Exhausted);
+    ///
+    /// port.release()?;
+    /// let again = FreePort::try_new(only)?;
+    /// # Ok::<(), portlock::Error>(())
+    /// ```
+    pub fn try_new(range: impl RangeBounds<u16>) -> Result<Self> {
+        Self::builder()
+            .ports(PortSet::from_range(range)?)
+            .try_acquire()
+    }
+
+    /// Leases a random free port of `range` and listens on it without a gap:
+    /// the socket that found the port free becomes the listener.
+    ///
+    /// The listener accepts IPv4 and IPv6 connections on every address, has
+    /// `SO_REUSEADDR` set as [`TcpListener::bind`] sets it, and a backlog of
+    /// `net.core.somaxconn`. Keep the lease as long as the listener: when the
+    /// listener is closed, the lease keeps the port for the next server.
+    ///
+    /// # Errors
+    ///
+    /// As for [`new`](Self::new).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let (port, listener) = portlock::FreePort::listen(4000..=6000)?;
+    /// assert_eq!(listener.local_addr()?.port(), port.port());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn listen(range: impl RangeBounds<u16>) -> Result<(Self, TcpListener)> {
+        Self::builder().ports(PortSet::from_range(range)?).listen()
+    }
+
+    /// A lease with more to say about it than a range: hosts, timeout, lock
+    /// directory, label.
+    pub fn builder() -> Builder {
+        Builder::new()
+    }
+
+    pub(crate) fn leased(port: u16, host: Option<IpAddr>, lock: PortLock, claim: Claim) -> Self {
+        Self {
+            port,
+            host,
+            lock,
+            claim: claim.into_lease(),
+        }
+    }
+
+    /// The port's number, 1 to 65535.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Where a client on this machine reaches a server on this port: the
+    /// builder's host, or `127.0.0.1` if it named none. For a wildcard
+    /// address it is the loopback address of the same family.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        let host = match self.host {
+            None => Ipv4Addr::LOCALHOST.into(),
+            Some(IpAddr::V4(host)) if host.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+            Some(IpAddr::V6(host)) if host.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+            Some(host) => host,
+        };
+        SocketAddr::new(host, self.port)
+    }
+
+    /// Ends the lease. When it returns, any other thread or process can lease
+    /// the port at once.
+    ///
+    /// Dropping does the same, but does not report what went wrong.
+    ///
+    /// # Errors
+    ///
+    /// [`Lock`](crate::ErrorKind::Lock) if the system refuses to unlock, or if
+    /// this is a forked copy of the process that acquired the lease, which then
+    /// goes on there.
+    pub fn release(self) -> Result<()> {
+        let Self { lock, claim, .. } = self;
+        let released = lock.release();
+        drop(claim);
+        released
+    }
+}
+
+/// The port's number alone, as for a command line.
+impl fmt::Display for FreePort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.port.fmt(f)
+    }
+}
+
+impl fmt::Debug for FreePort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FreePort")
+            .field("port", &self.port)
+            .field("host", &self.host)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,73 @@
+//! Free ports as leases.
+//!
+//! Whoever starts servers in tests needs a free port *number*, and between
+//! "it was free" and "my server binds it" somebody else may take it. Here a
+//! free port is a **lease**: a lock on a per-port file, held until
+//! [`release`](FreePort::release), drop, or the holder's death, and shared by
+//! all threads and processes of this machine. There is no daemon and nothing
+//! to clean up.
+//!
+//! ```no_run
+//! use std::process::Command;
+//!
+//! let port = portlock::FreePort::new(4000..=6000)?;
+//! Command::new("redis-server").args(["--port", &port.to_string()]).spawn()?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! * [`FreePort`] is the lease. [`FreePort::new`] waits for a port,
+//!   [`FreePort::try_new`] does not, [`FreePort::listen`] gives the listening
+//!   socket too.
+//! * [`Builder`] says more than a range: hosts, timeout, lock directory, label.
+//! * [`BindFreePort`] is the probe alone: bound, not leased.
+//! * [`Error`] names the operation, the path or port, and the cause.
+//!
+//! # What is promised
+//!
+//! Among all callers that share a lock directory:
+//!
+//! * at most one live lease exists per port number;
+//! * nobody binds a port that another one has leased, not even to look;
+//! * a lease dies with its holder, and nothing that is left behind ever blocks
+//!   a port;
+//! * when `release` or drop returns, any other process can lease that port;
+//! * when a lease is given, a bind of that port without `SO_REUSEADDR`, on
+//!   every address asked for, would have succeeded;
+//! * every wait has a bound, and an error is never taken for a busy port.
+//!
+//! Programs that do not use portlock know nothing of leases. Choose a range
+//! outside the ephemeral one (on Linux 32768 to 60999 by default), from which
+//! the kernel gives ports to any client.
+//!
+//! # Platform-specific behavior
+//!
+//! This version runs on Linux.
+
+#![forbid(unsafe_code)]
+
+#[cfg(not(target_os = "linux"))]
+compile_error!(
+    "portlock runs on Linux only so far: other systems need their own probe and lock directory"
+);
+
+mod bindfree;
+mod builder;
+mod error;
+mod freeport;
+mod lock;
+mod lock_dir;
+mod owner;
+mod ports;
+mod registry;
+mod search;
+
+pub use bindfree::BindFreePort;
+pub use builder::Builder;
+pub use error::{Error, ErrorKind, Result};
+pub use freeport::FreePort;
+pub use ports::PortSet;
+
+/// The README's examples, run as doctests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,0 +1,270 @@
+//! One pass over a set of ports: each tried once in a random order, leftovers
+//! looked at again, the rest counted.
+
+use std::{
+    fmt::Write as _,
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    error::{Error, ErrorKind, Result},
+    owner::Owner,
+    ports::PortSet,
+};
+
+/// Why a port could not be had just now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Miss {
+    /// Somebody holds a lease on it.
+    Leased,
+    /// Another program has bound it.
+    Bound,
+    /// Nobody listens on it, nor has bound it strictly, and still a strict bind
+    /// fails: the neutralised probe of an earlier lease in a child that is just
+    /// starting, or a connection in TIME_WAIT.
+    Leftover,
+    /// This process may not bind it.
+    NotPermitted,
+}
+
+/// The pauses before leftovers are tried again, 32 ms in all.
+///
+/// A child is between `fork` and `exec` for some 0.3 ms, or 5 ms on a crowded
+/// machine. TIME_WAIT takes a minute and is not worth waiting for.
+const PAUSES: [Duration; 7] = {
+    let mut pauses = [Duration::from_micros(250); 7];
+    let mut i = 1;
+    while i < pauses.len() {
+        pauses[i] = Duration::from_micros(250 << i);
+        i += 1;
+    }
+    pauses
+};
+
+/// Tries each port of `ports` once, in a random order, until an attempt
+/// succeeds; then those that were leftovers a few times more.
+pub(crate) fn search<T>(
+    ports: &PortSet,
+    mut attempt: impl FnMut(u16) -> Result<Result<T, Miss>>,
+) -> Result<Result<T, Exhausted>> {
+    let mut exhausted = Exhausted::default();
+    let mut leftovers = Vec::new();
+    for port in ports.shuffled(&mut rand::rng()) {
+        match attempt(port)? {
+            Ok(found) => return Ok(Ok(found)),
+            Err(Miss::Leftover) => leftovers.push(port),
+            Err(miss) => exhausted.count(port, miss),
+        }
+    }
+    for pause in PAUSES {
+        if leftovers.is_empty() {
+            break;
+        }
+        thread::sleep(pause);
+        for port in std::mem::take(&mut leftovers) {
+            match attempt(port)? {
+                Ok(found) => return Ok(Ok(found)),
+                Err(Miss::Leftover) => leftovers.push(port),
+                Err(miss) => exhausted.count(port, miss),
+            }
+        }
+    }
+    for port in leftovers {
+        exhausted.count(port, Miss::Leftover);
+    }
+    Ok(Err(exhausted))
+}
+
+/// How many ports were missed, by reason, when none was left.
+#[derive(Debug, Default)]
+pub(crate) struct Exhausted {
+    leased: u32,
+    /// The first few of those, for the message.
+    examples: Vec<u16>,
+    bound: u32,
+    leftover: u32,
+    not_permitted: u32,
+}
+
+/// So many holders are named in a message.
+const EXAMPLES: usize = 4;
+
+impl Exhausted {
+    fn count(&mut self, port: u16, miss: Miss) {
+        match miss {
+            Miss::Leased => {
+                self.leased += 1;
+                if self.examples.len() < EXAMPLES {
+                    self.examples.push(port);
+                }
+            }
+            Miss::Bound => self.bound += 1,
+            Miss::Leftover => self.leftover += 1,
+            Miss::NotPermitted => self.not_permitted += 1,
+        }
+    }
+
+    /// Whether a later pass may find what this one did not.
+    pub(crate) fn may_change(&self) -> bool {
+        self.leased + self.bound + self.leftover > 0
+    }
+
+    /// The error that says so: with how long the caller `waited`, if it did,
+    /// and with the owners that `owner_of` knows of leased ports.
+    pub(crate) fn into_error(
+        mut self,
+        ports: &PortSet,
+        waited_since: Option<Instant>,
+        owner_of: impl Fn(u16) -> Option<Owner>,
+    ) -> Error {
+        let waited = match waited_since {
+            Some(since) => format!(" after {:.1} s", since.elapsed().as_secs_f64()),
+            None => String::new(),
+        };
+        if !self.may_change() {
+            let message = format!(
+                "not permitted to bind any port in {ports}{waited} (ports below \
+                 net.ipv4.ip_unprivileged_port_start need CAP_NET_BIND_SERVICE)"
+            );
+            return Error::new(ErrorKind::PermissionDenied, message);
+        }
+
+        let mut reasons = Vec::new();
+        if self.leased > 0 {
+            let mut leased = format!("{} leased", self.leased);
+            self.examples.sort_unstable();
+            let mut separator = " (";
+            for &port in &self.examples {
+                // Without a record it is still leased: the holder may be just
+                // about to write it, or another tool that writes none.
+                let _ = match owner_of(port) {
+                    Some(owner) => write!(leased, "{separator}{port} by {owner}"),
+                    None => write!(leased, "{separator}{port}"),
+                };
+                separator = ", ";
+            }
+            if self.leased as usize > self.examples.len() {
+                leased.push_str(", …");
+            }
+            leased.push(')');
+            reasons.push(leased);
+        }
+        match self.bound {
+            0 => {}
+            1 => reasons.push("1 bound by another program".to_owned()),
+            bound => reasons.push(format!("{bound} bound by other programs")),
+        }
+        if self.leftover > 0 {
+            reasons.push(format!("{} closed but still in TIME_WAIT", self.leftover));
+        }
+        if self.not_permitted > 0 {
+            reasons.push(format!("{} not permitted", self.not_permitted));
+        }
+        let message = format!("no free port in {ports}{waited}: {}", reasons.join(", "));
+        Error::new(ErrorKind::Exhausted, message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::RefCell, collections::HashMap};
+
+    use super::*;
+
+    fn message(exhausted: Exhausted) -> String {
+        let owner_of = |port| {
+            (port != 4001).then(|| Owner {
+                pid: 812,
+                program: Some("orders-test".into()),
+                label: (port == 4003).then(|| "api".into()),
+            })
+        };
+        exhausted
+            .into_error(&PortSet::from(4000..=4009), None, owner_of)
+            .to_string()
+    }
+
+    #[test]
+    fn exhaustion_counts_and_names_holders() {
+        let missed = |port| match port {
+            4000..=4001 | 4003..=4006 => Miss::Leased,
+            4007 => Miss::Bound,
+            4008 => Miss::Leftover,
+            _ => Miss::NotPermitted,
+        };
+        let exhausted = search::<()>(&PortSet::from(4000..=4009), |port| Ok(Err(missed(port))))
+            .expect("no error")
+            .expect_err("nothing free");
+        let text = message(exhausted);
+        assert!(
+            text.starts_with("no free port in 4000-4009: 6 leased ("),
+            "{text}"
+        );
+        assert!(
+            text.ends_with(
+                ", …), 1 bound by another program, 1 closed but still in TIME_WAIT, \
+                 2 not permitted"
+            ),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn holders_are_named_in_order_and_without_record_only_counted() {
+        let mut exhausted = Exhausted::default();
+        for port in [4003, 4001, 4000] {
+            exhausted.count(port, Miss::Leased);
+        }
+        assert_eq!(
+            message(exhausted),
+            "no free port in 4000-4009: 3 leased (4000 by pid 812 \"orders-test\", 4001, 4003 by \
+             pid 812 \"orders-test\" (api))"
+        );
+    }
+
+    #[test]
+    fn only_leftovers_are_tried_again() {
+        let tries = RefCell::new(HashMap::<u16, usize>::new());
+        let outcome = search(&PortSet::from(1..=10), |port| {
+            let mut tries = tries.borrow_mut();
+            let tries = tries.entry(port).or_default();
+            *tries += 1;
+            Ok(match (port, *tries) {
+                (1..=9, _) => Err(Miss::Bound),
+                (_, 1..=3) => Err(Miss::Leftover),
+                _ => Ok(port),
+            })
+        });
+        assert_eq!(outcome.expect("no error").expect("found"), 10);
+        let tries = tries.into_inner();
+        assert!((1..=9).all(|port| tries[&port] == 1));
+        assert_eq!(tries[&10], 4);
+    }
+
+    #[test]
+    fn an_error_ends_the_search_at_once() {
+        let mut tries = 0;
+        let outcome = search::<()>(&PortSet::from(1..=10), |_| {
+            tries += 1;
+            Err(Error::new(ErrorKind::Lock, "EMFILE"))
+        });
+        assert!(outcome.is_err());
+        assert_eq!(tries, 1);
+    }
+
+    #[test]
+    fn nothing_permitted_is_a_kind_of_its_own() {
+        let mut exhausted = Exhausted::default();
+        exhausted.count(80, Miss::NotPermitted);
+        let error = exhausted.into_error(&PortSet::from(80..=80), None, |_| None);
+        assert_eq!(error.kind(), ErrorKind::PermissionDenied);
+        assert!(error.to_string().contains("80"), "{error}");
+    }
+
+    #[test]
+    fn leftovers_are_given_32_ms() {
+        let total: Duration = PAUSES.iter().sum();
+        assert_eq!(total, Duration::from_micros(31_750));
+    }
+}

@@ -156,7 +156,10 @@ impl Exhausted {
             bound => reasons.push(format!("{bound} bound by other programs")),
         }
         if self.leftover > 0 {
-            reasons.push(format!("{} closed but still in TIME_WAIT", self.leftover));
+            let leftover = self.leftover;
+            reasons.push(format!(
+                "{leftover} in TIME_WAIT or bound with SO_REUSEADDR"
+            ));
         }
         if self.not_permitted > 0 {
             reasons.push(format!("{} not permitted", self.not_permitted));
@@ -203,7 +206,7 @@ mod tests {
         );
         assert!(
             text.ends_with(
-                ", …), 1 bound by another program, 1 closed but still in TIME_WAIT, \
+                ", …), 1 bound by another program, 1 in TIME_WAIT or bound with SO_REUSEADDR, \
                  2 not permitted"
             ),
             "{text}"

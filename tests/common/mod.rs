@@ -1,0 +1,276 @@
+//! What several test binaries need: child processes that speak over pipes,
+//! ports to test with, and an oracle of who holds what.
+
+#![allow(dead_code, unreachable_pub, reason = "no test binary uses all of it")]
+#![allow(
+    clippy::incompatible_msrv,
+    reason = "tests need a newer Rust than the library"
+)]
+
+use std::{
+    env,
+    fs::{self, File, OpenOptions},
+    io::{self, BufRead, BufReader, Write},
+    net::{Ipv6Addr, SocketAddr},
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, Command, ExitStatus, Stdio},
+    str::FromStr,
+    sync::mpsc::{self, Receiver, RecvTimeoutError},
+    thread,
+    time::Duration,
+};
+
+use socket2::{Domain, Socket, Type};
+
+/// Longer than anything takes on a crowded machine; a test that waits so long has failed.
+pub const LONG: Duration = Duration::from_secs(60);
+
+const ROLE: &str = "PORTLOCK_TEST_ROLE";
+const ARGUMENTS: &str = "PORTLOCK_TEST_ARGUMENTS";
+
+/// How much longer than by default the stress tests run: `PORTLOCK_STRESS`, 1 if unset.
+pub fn stress(times: usize) -> usize {
+    let factor = env::var("PORTLOCK_STRESS").map_or(1, |factor| {
+        factor.parse().expect("PORTLOCK_STRESS is a number")
+    });
+    times * factor
+}
+
+// ---------------------------------------------------------------------------
+// Children: this test binary again, running the one test named `child`.
+
+/// The other end of a [`Peer`], in the child.
+pub struct Parent {
+    arguments: Vec<String>,
+}
+
+impl Parent {
+    /// The argument at `index`, as given to [`Peer::start`].
+    pub fn argument<T: FromStr<Err: std::fmt::Debug>>(&self, index: usize) -> T {
+        self.arguments[index].parse().expect("a valid argument")
+    }
+
+    pub fn say(&self, line: impl std::fmt::Display) {
+        // On a line of its own and marked, for the test harness prints too.
+        let mut out = io::stdout().lock();
+        // If the parent is gone, `hear` ends this process.
+        let _ = writeln!(out, "\n@{line}").and_then(|()| out.flush());
+    }
+
+    /// Waits for the parent's next line. Ends the process if the parent is gone.
+    pub fn hear(&self) -> String {
+        let mut line = String::new();
+        match io::stdin().read_line(&mut line) {
+            Ok(len) if len > 0 => line.trim_end().to_owned(),
+            _ => std::process::exit(0),
+        }
+    }
+}
+
+/// What a child does.
+pub type Role = fn(&Parent);
+
+/// Runs one of `roles` if this process was started as a child, else nothing.
+/// The body of the test `child` in every binary that has children.
+pub fn run_child(roles: &[(&str, Role)]) {
+    let Ok(role) = env::var(ROLE) else { return };
+    let arguments = env::var(ARGUMENTS).expect("set together with the role");
+    let arguments = arguments.split('\n').map(str::to_owned).collect();
+    let (_, run) = roles
+        .iter()
+        .find(|(name, _)| *name == role)
+        .expect("a known role");
+    run(&Parent { arguments });
+}
+
+/// A command that runs `role` in a child; `prefix` is put before it, such as
+/// `["strace", "-f"]`.
+pub fn command(prefix: &[&str], binary: &Path, role: &str, arguments: &[&str]) -> Command {
+    let own = ["child", "--exact", "--nocapture", "--test-threads=1"];
+    let mut command = match prefix {
+        [] => Command::new(binary),
+        [program, rest @ ..] => {
+            let mut command = Command::new(program);
+            command.args(rest).arg(binary);
+            command
+        }
+    };
+    command
+        .args(own)
+        .env(ROLE, role)
+        .env(ARGUMENTS, arguments.join("\n"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    command
+}
+
+/// A child process that has a role. Killed and waited for when dropped.
+pub struct Peer {
+    child: Child,
+    to: Option<ChildStdin>,
+    from: Receiver<String>,
+}
+
+impl Peer {
+    pub fn start(role: &str, arguments: &[&str]) -> Self {
+        let binary = env::current_exe().expect("this test binary");
+        Self::start_command(command(&[], &binary, role, arguments))
+    }
+
+    pub fn start_command(mut command: Command) -> Self {
+        let mut child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
+        let to = child.stdin.take();
+        let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        let (sender, from) = mpsc::channel();
+        thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                if let Some((_, line)) = line.split_once('@') {
+                    let _ = sender.send(line.to_owned());
+                }
+            }
+        });
+        Self { child, to, from }
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn say(&mut self, line: &str) {
+        let to = self.to.as_mut().expect("not closed");
+        writeln!(to, "{line}").expect("the child listens");
+    }
+
+    /// The child's next line.
+    pub fn hear(&self) -> String {
+        self.hear_within(LONG).expect("the child says something")
+    }
+
+    /// The child's next line, or `None` if it says nothing for so long.
+    pub fn hear_within(&self, at_most: Duration) -> Option<String> {
+        match self.from.recv_timeout(at_most) {
+            Ok(line) => Some(line),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => panic!("the child ended without a word"),
+        }
+    }
+
+    /// SIGKILL, and wait until it is gone.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("our own child");
+        self.child.wait().expect("our own child");
+    }
+
+    /// Closes the child's input and waits for its end.
+    pub fn finish(mut self) -> ExitStatus {
+        self.to = None;
+        self.child.wait().expect("our own child")
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+// ---------------------------------------------------------------------------
+// Ports to test with.
+
+/// A contiguous block of free ports that no other test of this crate uses as
+/// long as it lives, in this process or another.
+pub struct Block {
+    pub ports: RangeInclusive<u16>,
+    _reservation: File,
+}
+
+impl Block {
+    /// The `n` ports, 128 at most.
+    ///
+    /// Each was free on every address when the block was taken.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "must not depend on what is tested"
+    )]
+    pub fn new(n: u16) -> Self {
+        const SIZE: u16 = 128;
+        assert!((1..=SIZE).contains(&n));
+        let reservations = Path::new(env!("CARGO_TARGET_TMPDIR")).join("port-blocks");
+        fs::create_dir_all(&reservations).expect("the target directory");
+        for _ in 0..1000 {
+            let first = rand::random_range(10_000 / SIZE..32_000 / SIZE) * SIZE;
+            let path = reservations.join(first.to_string());
+            let reservation = File::create(&path).expect("the target directory");
+            let ports = first..=first + n - 1;
+            if reservation.try_lock().is_ok()
+                && ports.clone().all(|port| bind_strictly(port).is_ok())
+            {
+                return Self {
+                    ports,
+                    _reservation: reservation,
+                };
+            }
+        }
+        panic!("no block of {n} free ports on this machine");
+    }
+
+    pub fn first(&self) -> u16 {
+        *self.ports.start()
+    }
+}
+
+/// A TCP socket bound to `port` on every address, without `SO_REUSEADDR`.
+pub fn bind_strictly(port: u16) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::IPV6, Type::STREAM, None)?;
+    socket.set_only_v6(false)?;
+    socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into())?;
+    Ok(socket)
+}
+
+/// The same, and listening.
+pub fn listen_strictly(port: u16) -> io::Result<Socket> {
+    let socket = bind_strictly(port)?;
+    socket.listen(8)?;
+    Ok(socket)
+}
+
+/// A lock directory of its own for a test.
+pub fn lock_dir() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a temporary directory")
+}
+
+pub fn text(path: &Path) -> &str {
+    path.to_str().expect("a UTF-8 path")
+}
+
+// ---------------------------------------------------------------------------
+// The oracle.
+
+/// Knows which ports are held, over all processes, and knows nothing of
+/// portlock: a held port is a file made with O_EXCL.
+pub struct Oracle(PathBuf);
+
+impl Oracle {
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self(dir.into())
+    }
+
+    /// Notes that the caller holds `port`; false if somebody else does.
+    #[must_use]
+    pub fn take(&self, port: u16) -> bool {
+        let path = self.0.join(port.to_string());
+        match OpenOptions::new().write(true).create_new(true).open(&path) {
+            Ok(_) => true,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+            Err(error) => panic!("{}: {error}", path.display()),
+        }
+    }
+
+    pub fn give_back(&self, port: u16) {
+        fs::remove_file(self.0.join(port.to_string())).expect("taken before");
+    }
+}

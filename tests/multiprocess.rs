@@ -1,0 +1,356 @@
+//! Many processes: exclusive, bindable, and with nothing left behind by those
+//! that are killed, forked, or met a lock file that was removed.
+
+#![allow(
+    clippy::incompatible_msrv,
+    reason = "tests need a newer Rust than the library"
+)]
+
+mod common;
+
+use std::{
+    fs::{self, File},
+    io::{self, Read, Write},
+    ops::RangeInclusive,
+    os::unix::{fs::MetadataExt, process::CommandExt},
+    process::Command,
+    sync::{Arc, Mutex},
+    thread,
+    time::Duration,
+};
+
+use common::{
+    Block, LONG, Oracle, Parent, Peer, bind_strictly, listen_strictly, lock_dir, run_child, stress,
+    text,
+};
+use portlock::{Builder, ErrorKind, FreePort};
+use serial_test::{parallel, serial};
+
+// Serial are the tests that fork: their children inherit the sockets of other
+// tests, and a strict bind there would see them.
+
+#[test]
+fn child() {
+    run_child(&[
+        ("lease and bind", lease_and_bind),
+        ("remove lock files", remove_lock_files),
+        ("lease until killed", lease_until_killed),
+        ("try once", try_once),
+    ]);
+}
+
+fn builder(dir: &str, ports: RangeInclusive<u16>) -> Builder {
+    FreePort::builder().ports(ports).lock_dir(dir)
+}
+
+/// Arguments: lock directory, first and last port, directory of the oracle,
+/// threads, leases of each thread. Says how many overlaps and failed binds there were.
+fn lease_and_bind(parent: &Parent) {
+    let ports = parent.argument(1)..=parent.argument(2);
+    let builder = builder(&parent.argument::<String>(0), ports).timeout(LONG);
+    let oracle = Oracle::new(parent.argument::<String>(3));
+    let leases: usize = parent.argument(5);
+    let work = || {
+        let (mut overlaps, mut failed_binds) = (0, 0);
+        for _ in 0..leases {
+            let port = builder.acquire().expect("a port in time");
+            let number = port.port();
+            let alone = oracle.take(number);
+            match listen_strictly(number) {
+                Ok(listener) => drop(listener),
+                Err(_) => failed_binds += 1,
+            }
+            if alone {
+                oracle.give_back(number);
+            } else {
+                overlaps += 1;
+            }
+            port.release().expect("released");
+        }
+        (overlaps, failed_binds)
+    };
+    let (mut overlaps, mut failed_binds) = (0, 0);
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..parent.argument(4)).map(|_| scope.spawn(work)).collect();
+        for thread in threads {
+            let (o, f) = thread.join().expect("no panic");
+            overlaps += o;
+            failed_binds += f;
+        }
+    });
+    parent.say(format!("{overlaps} overlaps, {failed_binds} failed binds"));
+}
+
+/// Removes the lock files of a range over and over, each while it holds the
+/// file's lock: what a cleaner may do at any time.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "stands for a program that is not this one"
+)]
+fn remove_lock_files(parent: &Parent) {
+    let dir: String = parent.argument(0);
+    let ports = parent.argument::<u16>(1)..=parent.argument(2);
+    thread::spawn(move || {
+        loop {
+            for port in ports.clone() {
+                let path = format!("{dir}/{port}");
+                let Ok(file) = File::open(&path) else {
+                    continue;
+                };
+                if file.try_lock().is_ok() {
+                    // If it has been replaced since, this would remove a file
+                    // that somebody else may hold: a cleaner must look again too.
+                    let inode = |metadata: io::Result<fs::Metadata>| metadata.map(|m| m.ino()).ok();
+                    if inode(file.metadata()) == inode(fs::symlink_metadata(&path)) {
+                        let _ = fs::remove_file(&path);
+                    }
+                }
+            }
+        }
+    });
+    parent.hear();
+}
+
+/// Leases, listens and releases, over and over, in two threads.
+fn lease_until_killed(parent: &Parent) {
+    let ports = parent.argument(1)..=parent.argument(2);
+    let builder = builder(&parent.argument::<String>(0), ports).timeout(LONG);
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                loop {
+                    let port = builder.acquire().expect("a port in time");
+                    let _listener = listen_strictly(port.port());
+                }
+            });
+        }
+        parent.say("started");
+        parent.hear();
+    });
+}
+
+/// Tries to lease the port each time the parent says so, and says what came of it.
+fn try_once(parent: &Parent) {
+    let port: u16 = parent.argument(1);
+    let builder = builder(&parent.argument::<String>(0), port..=port);
+    loop {
+        parent.hear();
+        match builder.try_acquire() {
+            Ok(_) => parent.say("leased"),
+            Err(error) => parent.say(format!("{:?}", error.kind())),
+        }
+    }
+}
+
+fn lease_and_bind_in_eight_processes(ports: &RangeInclusive<u16>, leases: usize, remover: bool) {
+    let (dir, oracle) = (lock_dir(), lock_dir());
+    let (first, last) = (ports.start().to_string(), ports.end().to_string());
+    let range = [text(dir.path()), &first, &last];
+    let _remover = remover.then(|| Peer::start("remove lock files", &range));
+    let rest = [text(oracle.path()), "4", &stress(leases).to_string()];
+    let arguments = [&range[..], &rest[..]].concat();
+    let peers: Vec<Peer> = (0..8)
+        .map(|_| Peer::start("lease and bind", &arguments))
+        .collect();
+    for peer in peers {
+        let outcome = peer.hear_within(10 * LONG).expect("in time");
+        assert_eq!(outcome, "0 overlaps, 0 failed binds");
+        assert!(peer.finish().success());
+    }
+}
+
+#[test]
+#[parallel]
+fn eight_processes_of_four_threads_never_overlap() {
+    let block = Block::new(24);
+    lease_and_bind_in_eight_processes(&block.ports, 500, false);
+}
+
+#[test]
+#[parallel]
+fn lock_files_may_be_removed_at_any_time() {
+    let block = Block::new(24);
+    lease_and_bind_in_eight_processes(&block.ports, 300, true);
+}
+
+#[test]
+#[parallel]
+fn the_ports_of_a_killed_process_can_be_leased_at_once() {
+    let (dir, block) = (lock_dir(), Block::new(4));
+    let (first, last) = (block.ports.start(), block.ports.end());
+    let arguments = [text(dir.path()), &first.to_string(), &last.to_string()];
+    for i in 0..stress(200) {
+        let mut peer = Peer::start("lease until killed", &arguments);
+        assert_eq!(peer.hear(), "started");
+        // Not to wait for anything: to hit it at another place each time.
+        thread::sleep(Duration::from_micros(rand::random_range(0..3000)));
+        peer.kill();
+        for port in block.ports.clone() {
+            let lease = builder(text(dir.path()), port..=port).try_acquire();
+            if let Err(error) = lease {
+                panic!("after kill {i}: {error}");
+            }
+        }
+    }
+}
+
+#[test]
+#[parallel]
+fn a_dropped_lease_is_free_for_another_process_and_a_held_one_is_not() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let builder = builder(text(dir.path()), block.ports.clone());
+    let mut other = Peer::start("try once", &[text(dir.path()), &block.first().to_string()]);
+    for _ in 0..50 {
+        let port = builder.try_acquire().expect("free");
+        other.say("now");
+        assert_eq!(other.hear(), "Exhausted");
+        drop(port);
+        other.say("now");
+        assert_eq!(other.hear(), "leased");
+    }
+}
+
+/// Lets a forked copy go on, also when the test that waits beside it panics.
+struct EndOnDrop(io::PipeWriter);
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        let _ = self.0.write_all(b"!");
+    }
+}
+
+/// Runs `in_child` in a forked copy of this process and calls `then`, while
+/// that copy lives on, with the descriptors and memory it was forked with.
+fn with_forked_copy(in_child: impl FnMut() + Send + Sync + 'static, then: impl FnOnce()) {
+    let (mut child_says, says) = io::pipe().expect("a pipe");
+    let (hears, end) = io::pipe().expect("a pipe");
+    let (mut in_child, mut says, mut hears) = (in_child, Some(says), Some(hears));
+    let mut command = Command::new("true");
+    let before_exec = move || {
+        in_child();
+        let Some(says) = &mut says else { return Ok(()) };
+        says.write_all(b"!")?;
+        // Until the parent writes: its closing would not be seen, for this
+        // child has a copy of that end too.
+        let mut byte = [0];
+        let Some(hears) = &mut hears else {
+            return Ok(());
+        };
+        hears.read_exact(&mut byte)
+    };
+    // SAFETY: the closure runs in the child of a process with other threads.
+    // What it does there beyond async-signal-safe calls is to lock a mutex
+    // that no other thread uses and to free memory, which glibc keeps usable
+    // after fork (pthread_atfork(3), "malloc").
+    unsafe { command.pre_exec(before_exec) };
+    thread::scope(|scope| {
+        // `spawn` returns only after exec.
+        let child = scope.spawn(move || command.status());
+        let mut byte = [0];
+        child_says.read_exact(&mut byte).expect("the copy runs");
+        let end = EndOnDrop(end);
+        then();
+        drop(end);
+        let status = child.join().expect("no panic").expect("true is installed");
+        assert!(status.success());
+    });
+}
+
+#[test]
+#[serial]
+fn an_inherited_descriptor_does_not_keep_a_released_port() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let builder = builder(text(dir.path()), block.ports.clone());
+    let mut other = Peer::start("try once", &[text(dir.path()), &block.first().to_string()]);
+    let port = builder.try_acquire().expect("free");
+    with_forked_copy(
+        || {},
+        || {
+            other.say("now");
+            assert_eq!(other.hear(), "Exhausted");
+            port.release().expect("released");
+            other.say("now");
+            assert_eq!(other.hear(), "leased");
+        },
+    );
+}
+
+#[test]
+#[serial]
+fn a_forked_copy_that_is_dropped_does_not_free_the_port() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let builder = builder(text(dir.path()), block.ports.clone());
+    let mut other = Peer::start("try once", &[text(dir.path()), &block.first().to_string()]);
+    let port = builder.try_acquire().expect("free");
+    let slot = Arc::new(Mutex::new(Some(port)));
+    let in_child = {
+        let slot = Arc::clone(&slot);
+        move || drop(slot.lock().expect("unused by others").take())
+    };
+    with_forked_copy(in_child, || {
+        other.say("now");
+        assert_eq!(other.hear(), "Exhausted");
+    });
+    other.say("now");
+    assert_eq!(other.hear(), "Exhausted");
+    let port = slot.lock().expect("not poisoned").take();
+    port.expect("this process still has it")
+        .release()
+        .expect("released");
+    other.say("now");
+    assert_eq!(other.hear(), "leased");
+}
+
+#[test]
+#[serial]
+fn a_forked_copy_cannot_release_and_can_lease_for_itself() {
+    let (dir, block) = (lock_dir(), Block::new(2));
+    let builder = builder(text(dir.path()), block.ports.clone());
+    let slot = Arc::new(Mutex::new(Some(builder.try_acquire().expect("free"))));
+    let (mut answer, mut answers) = io::pipe().expect("a pipe");
+    let in_child = {
+        let (slot, builder) = (Arc::clone(&slot), builder.clone());
+        move || {
+            let copy = slot.lock().expect("unused by others").take();
+            let refused = copy.map(|copy| {
+                let taken = copy.port();
+                let refused = copy.release().is_err_and(|e| e.kind() == ErrorKind::Lock);
+                // Its own, and so not the one that its parent holds.
+                let own = builder.try_acquire().map(|own| own.port());
+                refused && own.is_ok_and(|own| own != taken)
+            });
+            let byte = if refused == Some(true) { b"+" } else { b"-" };
+            let _ = answers.write_all(byte);
+        }
+    };
+    with_forked_copy(in_child, || {
+        let mut byte = [0];
+        answer.read_exact(&mut byte).expect("the copy answers");
+        assert_eq!(&byte, b"+");
+    });
+    drop(slot);
+    let both = [builder.try_acquire(), builder.try_acquire()];
+    assert!(both.iter().all(Result::is_ok));
+}
+
+#[test]
+#[parallel]
+fn a_leased_port_is_not_even_looked_at() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let port = builder(text(dir.path()), block.ports.clone())
+        .try_acquire()
+        .expect("free");
+    // Whoever binds the leased port strictly holds off every strict bind of
+    // its holder for a moment: none may fail while others ask for it.
+    let arguments = [text(dir.path()), &port.to_string(), &port.to_string()];
+    let mut askers: Vec<Peer> = (0..2)
+        .map(|_| Peer::start("lease until killed", &arguments))
+        .collect();
+    for asker in &askers {
+        assert_eq!(asker.hear(), "started");
+    }
+    for _ in 0..stress(20_000) {
+        drop(bind_strictly(port.port()).expect("leased to us"));
+    }
+    askers.iter_mut().for_each(Peer::kill);
+}

@@ -1,0 +1,162 @@
+//! Many threads of one process: exclusive, bindable, and prompt while other
+//! threads start children.
+
+mod common;
+
+use std::{
+    io::{Read, Write},
+    net::{Shutdown, TcpListener, TcpStream},
+    process::Command,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    thread,
+};
+
+use common::{Block, LONG, listen_strictly, lock_dir, stress};
+use portlock::FreePort;
+use serial_test::serial;
+
+// All of these are serial: a child that one test starts inherits the sockets of
+// the others until it executes its program, and a strict bind would see them.
+
+/// Runs `test` while `n` threads start one child after the other.
+fn while_spawning(n: usize, test: impl FnOnce()) {
+    let done = AtomicBool::new(false);
+    let spawned = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..n {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    let status = Command::new("true").status().expect("true is installed");
+                    assert!(status.success());
+                    spawned.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        // Ends the spawning on a panic too.
+        struct Done<'a>(&'a AtomicBool);
+        impl Drop for Done<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let _done = Done(&done);
+        test();
+    });
+    println!("{} children meanwhile", spawned.into_inner());
+}
+
+#[test]
+#[serial]
+fn sixteen_threads_on_32_ports_never_overlap() {
+    let (dir, block) = (lock_dir(), Block::new(32));
+    let builder = FreePort::builder()
+        .ports(block.ports.clone())
+        .lock_dir(dir.path())
+        .timeout(LONG);
+    // The oracle is these flags and the strict binds, not portlock's registry.
+    let held = [const { AtomicBool::new(false) }; 32];
+    let (overlaps, failed_binds) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let leases = stress(2000);
+    let cycle = || {
+        let port = builder.acquire().expect("a port in time");
+        let held = &held[usize::from(port.port() - block.first())];
+        if held.swap(true, Ordering::SeqCst) {
+            overlaps.fetch_add(1, Ordering::SeqCst);
+        }
+        match listen_strictly(port.port()) {
+            Ok(listener) => drop(listener),
+            Err(_) => {
+                failed_binds.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+        held.store(false, Ordering::SeqCst);
+        port.release().expect("released");
+    };
+    thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| (0..leases).for_each(|_| cycle()));
+        }
+    });
+    assert_eq!((overlaps.into_inner(), failed_binds.into_inner()), (0, 0));
+}
+
+#[test]
+#[serial]
+fn a_released_port_can_be_leased_at_once_while_children_start() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let builder = FreePort::builder()
+        .ports(block.ports.clone())
+        .lock_dir(dir.path());
+    while_spawning(3, || {
+        for i in 0..stress(5000) {
+            let port = builder
+                .try_acquire()
+                .unwrap_or_else(|error| panic!("lease {i}: {error}"));
+            drop(port);
+        }
+    });
+}
+
+#[test]
+#[serial]
+fn a_leased_port_can_be_bound_at_once_while_children_start() {
+    let (dir, block) = (lock_dir(), Block::new(128));
+    let builder = FreePort::builder()
+        .ports(block.ports.clone())
+        .lock_dir(dir.path());
+    let mut failed = 0;
+    while_spawning(3, || {
+        for _ in 0..stress(20_000) {
+            let port = builder.acquire().expect("a free port");
+            // std sets SO_REUSEADDR, as most servers do on Unix.
+            if TcpListener::bind(("0.0.0.0", port.port())).is_err() {
+                failed += 1;
+            }
+        }
+    });
+    assert_eq!(failed, 0);
+}
+
+#[test]
+#[serial]
+fn a_listening_lease_has_no_gap_and_serves_both_families() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let builder = FreePort::builder()
+        .ports(block.ports.clone())
+        .lock_dir(dir.path());
+    let (port, listener) = builder.listen().expect("free");
+    for host in ["127.0.0.1", "::1"] {
+        let mut client = TcpStream::connect((host, port.port())).expect("it listens");
+        let (mut server, _) = listener.accept().expect("a connection");
+        server.write_all(b"x").expect("connected");
+        // The server closes first, and so the connection's TIME_WAIT is on its port.
+        server.shutdown(Shutdown::Both).expect("connected");
+        drop(server);
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).expect("connected");
+        assert_eq!(answer, b"x");
+    }
+    drop(listener);
+    TcpListener::bind(("0.0.0.0", port.port())).expect("TIME_WAIT does not keep the next server");
+}
+
+#[test]
+#[serial]
+fn a_thread_that_waits_is_given_what_another_releases() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let builder = FreePort::builder()
+        .ports(block.ports.clone())
+        .lock_dir(dir.path())
+        .timeout(LONG);
+    let first = builder.acquire().expect("free");
+    thread::scope(|scope| {
+        let waiters: Vec<_> = (0..8)
+            .map(|_| scope.spawn(|| builder.acquire().map(|port| port.port())))
+            .collect();
+        first.release().expect("released");
+        for waiter in waiters {
+            let port = waiter.join().expect("no panic").expect("in time");
+            assert_eq!(port, block.first());
+        }
+    });
+}

@@ -14,11 +14,11 @@ use std::{
 };
 
 use rustix::io::Errno;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Socket, Type};
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    ports::PortSet,
+    ports::{Order, PortSet},
     search::{Miss, search},
 };
 
@@ -68,9 +68,14 @@ impl BindFreePort {
     /// [`Probe`](ErrorKind::Probe) for any other error of the system.
     pub fn new(range: impl RangeBounds<u16>) -> Result<Self> {
         let ports = PortSet::from_range(range)?;
-        search(&ports, |port| Probe::bind(port, &[]))?
+        let endpoints = Endpoints::default();
+        let order = Order::random(&mut rand::rng());
+        search(&ports, order, |port| Probe::bind(port, &endpoints))?
             .map(|probe| Self { probe })
-            .map_err(|exhausted| exhausted.into_error(&ports, None, |_| None))
+            .map_err(|exhausted| {
+                let headline = format!("no free port in {}", ports.brief());
+                exhausted.into_error(headline, |_| None)
+            })
     }
 
     /// The port that is bound.
@@ -97,6 +102,57 @@ impl Drop for BindFreePort {
     }
 }
 
+/// The transport protocols for which a port must be free. TCP and UDP ports
+/// of the same number are different ports (RFC 9293, RFC 768).
+///
+/// A lease is of the number, whatever the protocol: two callers are never given
+/// the same one, not even one for TCP and one for UDP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Protocol {
+    /// The port must be free for TCP.
+    #[default]
+    Tcp,
+    /// The port must be free for UDP.
+    Udp,
+    /// The port must be free for both, as for a DNS or HTTP/3 server.
+    TcpAndUdp,
+}
+
+impl Protocol {
+    fn socket_types(self) -> &'static [Type] {
+        match self {
+            Self::Tcp => &[Type::STREAM],
+            Self::Udp => &[Type::DGRAM],
+            Self::TcpAndUdp => &[Type::STREAM, Type::DGRAM],
+        }
+    }
+}
+
+/// Where a port must be free.
+#[derive(Debug, Default)]
+pub(crate) struct Endpoints {
+    /// As [`distinct`] gives them; none means every address of this machine.
+    hosts: Vec<IpAddr>,
+    protocol: Protocol,
+    reuse_address: bool,
+}
+
+impl Endpoints {
+    pub(crate) fn new(hosts: &[IpAddr], protocol: Protocol, reuse_address: bool) -> Self {
+        Self {
+            hosts: distinct(hosts),
+            protocol,
+            reuse_address,
+        }
+    }
+
+    /// The addresses that are bound, none meaning all.
+    pub(crate) fn hosts(&self) -> &[IpAddr] {
+        &self.hosts
+    }
+}
+
 /// Sockets that hold a port, strictly bound.
 #[derive(Debug)]
 pub(crate) struct Probe {
@@ -109,27 +165,50 @@ pub(crate) struct Probe {
 const BACKLOG: i32 = 4096;
 
 impl Probe {
-    /// Binds `port` strictly on each of `hosts`, which are as [`distinct`]
-    /// gives them; none means every address of this machine.
+    /// Binds `port` strictly on each of the endpoints.
     ///
     /// A host of a family that this system lacks does not count, unless none
     /// is left: nobody can occupy the port there.
-    pub(crate) fn bind(port: u16, hosts: &[IpAddr]) -> Result<Result<Self, Miss>> {
-        const ANY: [IpAddr; 1] = [IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
-        const ANY_V4: [IpAddr; 1] = [IpAddr::V4(Ipv4Addr::UNSPECIFIED)];
-        let mut sockets = Vec::with_capacity(hosts.len().max(1));
+    pub(crate) fn bind(port: u16, endpoints: &Endpoints) -> Result<Result<Self, Miss>> {
+        const ANY: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+        const ANY_V4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        let bind = |hosts: &[IpAddr]| Self::bind_hosts(port, hosts, endpoints);
+        let outcome = match endpoints.hosts() {
+            [] => bind(&[ANY]).or_else(|failure| match failure {
+                Failure::AbsentFamily(_) => bind(&[ANY_V4]),
+                Failure::Other(_) => Err(failure),
+            }),
+            hosts => bind(hosts),
+        };
+        outcome.map_err(|(Failure::AbsentFamily(error) | Failure::Other(error))| error)
+    }
+
+    fn bind_hosts(
+        port: u16,
+        hosts: &[IpAddr],
+        endpoints: &Endpoints,
+    ) -> Result<Result<Self, Miss>, Failure> {
+        let types = endpoints.protocol.socket_types();
+        let mut sockets = Vec::with_capacity(hosts.len() * types.len());
         let mut absent = None;
-        for &host in if hosts.is_empty() { &ANY } else { hosts } {
-            match bind_strictly(host, port) {
+        for (&host, &ty) in hosts
+            .iter()
+            .flat_map(|host| types.iter().map(move |ty| (host, ty)))
+        {
+            let fail = |error| {
+                let name = if ty == Type::DGRAM { "UDP" } else { "TCP" };
+                let message = format!("cannot bind {name} {}", SocketAddr::new(host, port));
+                Error::with_cause(ErrorKind::Probe, message, error)
+            };
+            match bind_strictly(host, port, ty, endpoints.reuse_address) {
                 Ok(Ok(socket)) => sockets.push(socket),
                 Ok(Err(miss)) => return Ok(Err(miss)),
-                Err(error) if is_absent_family(host, &error) => absent = Some((host, error)),
-                Err(error) => return Err(fail_on(host, port, error)),
+                Err(error) if is_absent_family(host, &error) => absent = Some(fail(error)),
+                Err(error) => return Err(Failure::Other(fail(error))),
             }
         }
         match absent {
-            Some(_) if hosts.is_empty() => Self::bind(port, &ANY_V4),
-            Some((host, error)) if sockets.is_empty() => Err(fail_on(host, port, error)),
+            Some(error) if sockets.is_empty() => Err(Failure::AbsentFamily(error)),
             _ => Ok(Ok(Self { port, sockets })),
         }
     }
@@ -137,6 +216,16 @@ impl Probe {
     /// Frees the port and leaves nothing in the way of the server to come.
     pub(crate) fn close(self) -> Result<()> {
         self.neutralise()
+    }
+
+    /// Keeps the port bound, but out of the way of a server that sets
+    /// `SO_REUSEADDR`.
+    ///
+    /// A socket that was bound strictly, never listens and got the option
+    /// afterwards keeps the port from the kernel's own choice and from strict
+    /// binds (`inet_csk_get_port` and `__inet_hash_connect` on Linux).
+    pub(crate) fn hold(self) -> Result<Self> {
+        self.neutralise().map(|()| self)
     }
 
     /// Makes whatever may outlive the closing of the probe harmless.
@@ -181,7 +270,7 @@ impl Probe {
 ///
 /// `[::]` is bound dual-stack, as servers get it by default on Linux, and so
 /// covers IPv4 too (`IPV6_V6ONLY` in ipv6(7)).
-pub(crate) fn distinct(hosts: &[IpAddr]) -> Vec<IpAddr> {
+fn distinct(hosts: &[IpAddr]) -> Vec<IpAddr> {
     let mut hosts: Vec<IpAddr> = hosts.iter().map(IpAddr::to_canonical).collect();
     if hosts.contains(&IpAddr::V6(Ipv6Addr::UNSPECIFIED)) {
         return Vec::new();
@@ -195,23 +284,37 @@ pub(crate) fn distinct(hosts: &[IpAddr]) -> Vec<IpAddr> {
     hosts
 }
 
-/// A strict bind of one address.
-fn bind_strictly(host: IpAddr, port: u16) -> io::Result<Result<Socket, Miss>> {
+enum Failure {
+    /// This system has none of the address families that were asked for.
+    AbsentFamily(Error),
+    Other(Error),
+}
+
+/// A strict bind of one address; with `reuse_address`, one that is strict
+/// but for TCP connections in TIME_WAIT.
+fn bind_strictly(
+    host: IpAddr,
+    port: u16,
+    ty: Type,
+    reuse_address: bool,
+) -> io::Result<Result<Socket, Miss>> {
     let address = SocketAddr::new(host, port);
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::STREAM,
-        Some(Protocol::TCP),
-    )?;
+    let socket = Socket::new(Domain::for_address(address), ty, None)?;
     if address.is_ipv6() {
         // Its default is a setting of the system (net.ipv6.bindv6only).
         socket.set_only_v6(!host.is_unspecified())?;
+    }
+    // UDP has no TIME_WAIT: there the option would only hide other sockets.
+    let reuse_address = reuse_address && ty == Type::STREAM;
+    if reuse_address {
+        socket.set_reuse_address(true)?;
     }
     match socket.bind(&address.into()) {
         Ok(()) => Ok(Ok(socket)),
         Err(error) if is(&error, Errno::ACCESS) || is(&error, Errno::PERM) => {
             Ok(Err(Miss::NotPermitted))
         }
+        Err(error) if is(&error, Errno::ADDRINUSE) && reuse_address => Ok(Err(Miss::Bound)),
         Err(error) if is(&error, Errno::ADDRINUSE) => {
             // Whatever still refuses a socket with the option listens there,
             // or was bound without it. What does not is a neutralised probe in
@@ -248,11 +351,6 @@ fn fail(operation: &str, port: u16, cause: io::Error) -> Error {
         format!("cannot {operation} port {port}"),
         cause,
     )
-}
-
-fn fail_on(host: IpAddr, port: u16, cause: io::Error) -> Error {
-    let message = format!("cannot bind TCP {}", SocketAddr::new(host, port));
-    Error::with_cause(ErrorKind::Probe, message, cause)
 }
 
 #[cfg(test)]

@@ -1,32 +1,24 @@
-//! What is asked for, and the acquisition: claim, lock, probe, record.
+//! What is asked for.
 
 use std::{
+    borrow::Cow,
     net::{IpAddr, TcpListener},
     path::PathBuf,
-    process,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use rand::RngExt;
-
 use crate::{
-    bindfree::{self, Probe},
+    acquisition::Acquisition,
+    bindfree::{Endpoints, Protocol},
     error::{Error, ErrorKind, Result},
     freeport::FreePort,
-    lock::{self, PortLock},
-    lock_dir::{self, Trusted},
+    lock_dir,
     ports::PortSet,
-    registry,
-    search::{Miss, search},
+    system_ports::ephemeral_port_range,
 };
 
 /// How long a lease is waited for unless the builder is told otherwise.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// The pause before a second pass over the ports. It doubles up to
-/// [`LONGEST_PAUSE`]; half of it is random, so that waiters spread out.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
-const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
 /// A lease to be acquired: which ports, on which addresses, and how long to wait.
 ///
@@ -51,6 +43,10 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 pub struct Builder {
     ports: Option<PortSet>,
     hosts: Vec<IpAddr>,
+    protocol: Protocol,
+    reuse_address: bool,
+    hold_socket: bool,
+    prefer: Option<String>,
     timeout: Duration,
     lock_dir: Option<PathBuf>,
     label: Option<String>,
@@ -61,17 +57,21 @@ impl Builder {
         Self {
             ports: None,
             hosts: Vec::new(),
+            protocol: Protocol::default(),
+            reuse_address: false,
+            hold_socket: false,
+            prefer: None,
             timeout: DEFAULT_TIMEOUT,
             lock_dir: None,
             label: None,
         }
     }
 
-    /// The ports to choose from: a range of `u16` or a [`PortSet`].
+    /// The ports to choose from: a range of `u16` or a [`PortSet`]; by default
+    /// [`PortSet::server_ports`].
     ///
-    /// Port 0 is never among them. A range outside the ephemeral one (on
-    /// Linux 32768 to 60999 by default) is the better choice, for there the
-    /// kernel gives ports to clients of its own accord.
+    /// Port 0 is never among them. They are used as given, also where they
+    /// [overlap the ephemeral range](Self::overlaps_ephemeral).
     pub fn ports(mut self, ports: impl Into<PortSet>) -> Self {
         self.ports = Some(ports.into());
         self
@@ -86,6 +86,67 @@ impl Builder {
     /// that this system lacks does not count, unless it is the only one.
     pub fn host(mut self, host: impl Into<IpAddr>) -> Self {
         self.hosts.push(host.into());
+        self
+    }
+
+    /// The transport protocols for which the port must be free; TCP by default.
+    pub fn protocol(mut self, protocol: Protocol) -> Self {
+        self.protocol = protocol;
+        self
+    }
+
+    /// Whether a port counts as free while connections of an earlier server
+    /// are in TIME_WAIT there; by default it does not.
+    ///
+    /// That is for suites that start and stop many servers in a narrow range:
+    /// a server that closes connections keeps its port from *strict* binds
+    /// for a minute, but not from servers that set `SO_REUSEADDR`
+    /// (RFC 9293, section 3.4.2; socket(7)). Only such servers can use a port
+    /// that was leased in this way.
+    ///
+    /// Sockets in TIME_WAIT cannot be told from one that another program has
+    /// bound with `SO_REUSEADDR` and does not listen on yet: that port counts as
+    /// free too. It has no effect on UDP, which has no TIME_WAIT.
+    pub fn reuse_address(mut self, reuse_address: bool) -> Self {
+        self.reuse_address = reuse_address;
+        self
+    }
+
+    /// Whether the lease keeps the port bound too; by default only the lock is
+    /// kept.
+    ///
+    /// The socket is bound and does not listen. As long as the lease lives, it
+    /// keeps the port from the kernel's own choice, when a client connects or a
+    /// program binds port 0, and from programs that bind it strictly, while a
+    /// server that sets `SO_REUSEADDR`, as most do on Unix, can bind it and
+    /// listen. So a lease from the ephemeral range is as good as any other.
+    ///
+    /// It keeps out servers that bind strictly, your own included; it costs a
+    /// descriptor for each address and protocol; and with UDP, datagrams go to
+    /// the socket that was bound last (`udp4_lib_lookup2` in net/ipv4/udp.c), the
+    /// server's. It has no effect on [`listen`](Self::listen).
+    ///
+    /// # Platform-specific behavior
+    ///
+    /// Only on Linux. Other systems have no option that can be set after the
+    /// bind with this effect.
+    pub fn hold_socket(mut self, hold_socket: bool) -> Self {
+        self.hold_socket = hold_socket;
+        self
+    }
+
+    /// Starts the search at a port that belongs to `name`: the same name and the
+    /// same ports to choose from give the same port whenever it is free.
+    ///
+    /// Use the name of a worktree and a service, such as `"my-worktree/api"`, to
+    /// find a server at the same address tomorrow, without a file that says
+    /// so. If the port is taken, the search goes on with the others.
+    ///
+    /// The port is the one at index *h* modulo *n* in ascending order, where *n*
+    /// is the number of ports to choose from and *h* the 64-bit FNV-1a hash of
+    /// the name's UTF-8 bytes. That will not change.
+    pub fn prefer(mut self, name: impl Into<String>) -> Self {
+        self.prefer = Some(name.into());
         self
     }
 
@@ -125,18 +186,21 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// As for [`FreePort::new`].
+    /// As for [`FreePort::new`], and as for [`PortSet::server_ports`] if no
+    /// ports were given.
     pub fn acquire(&self) -> Result<FreePort> {
-        self.lease(self.timeout, close).map(|(port, ())| port)
+        self.begin()?.one()
     }
 
     /// Leases a free port if there is one now, whatever the timeout is.
     ///
     /// # Errors
     ///
-    /// As for [`FreePort::try_new`].
+    /// As for [`acquire`](Self::acquire).
     pub fn try_acquire(&self) -> Result<FreePort> {
-        self.lease(Duration::ZERO, close).map(|(port, ())| port)
+        let mut acquisition = self.begin()?;
+        acquisition.timeout = Duration::ZERO;
+        acquisition.one()
     }
 
     /// Leases a free port and listens on it, without a gap: the socket that
@@ -144,89 +208,130 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// As for [`FreePort::listen`]; and [`Unsupported`](ErrorKind::Unsupported)
-    /// if there are several [`host`](Self::host)s, which one listener cannot serve.
+    /// As for [`acquire`](Self::acquire); and [`Unsupported`](ErrorKind::Unsupported)
+    /// if there are several [`host`](Self::host)s or a [`protocol`](Self::protocol)
+    /// other than TCP, which one listener cannot serve.
     pub fn listen(&self) -> Result<(FreePort, TcpListener)> {
-        let hosts = bindfree::distinct(&self.hosts);
-        if hosts.len() > 1 {
-            let message = format!("one listener cannot listen on several hosts: {hosts:?}");
+        let acquisition = self.begin()?;
+        let hosts = acquisition.endpoints.hosts();
+        if hosts.len() > 1 || self.protocol != Protocol::Tcp {
+            let message = format!(
+                "a listener has one host and TCP, asked for were {hosts:?} and {:?}",
+                self.protocol
+            );
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
-        self.lease(self.timeout, Probe::listen)
+        acquisition.one_listening()
     }
 
-    /// Leases a port and does with its probe what `finish` does.
-    fn lease<T>(
-        &self,
-        timeout: Duration,
-        finish: impl Fn(Probe) -> Result<Result<T, Miss>>,
-    ) -> Result<(FreePort, T)> {
-        let ports = self.ports.as_ref().filter(|ports| !ports.is_empty());
-        let ports = ports.ok_or_else(|| {
-            let message = "no ports to choose from: the builder was given none from 1 to 65535";
-            Error::new(ErrorKind::InvalidPorts, message)
-        })?;
-        let dir = lock_dir::locate(self.lock_dir.as_deref())?;
-        let hosts = bindfree::distinct(&self.hosts);
-        let pid = process::id();
+    /// Leases `n` free ports at once, or none.
+    ///
+    /// While there are not enough it waits without holding any, so callers that
+    /// each want many never block each other for good. The ports come in the
+    /// order in which they were found.
+    ///
+    /// # Errors
+    ///
+    /// As for [`acquire`](Self::acquire); and
+    /// [`InvalidPorts`](ErrorKind::InvalidPorts) if there are fewer than `n` ports
+    /// to choose from.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use portlock::FreePort;
+    ///
+    /// let ports = FreePort::builder().ports(4000..=6000).acquire_many(3)?;
+    /// let [http, admin, metrics] = &ports[..] else { unreachable!() };
+    /// # Ok::<(), portlock::Error>(())
+    /// ```
+    pub fn acquire_many(&self, n: usize) -> Result<Vec<FreePort>> {
+        self.begin()?.many(n)
+    }
 
-        let start = Instant::now();
-        let mut longest = SHORTEST_PAUSE;
-        loop {
-            let releases = registry::releases();
-            let exhausted =
-                match search(ports, |port| self.attempt(&dir, &hosts, port, pid, &finish))? {
-                    Ok(found) => return Ok(found),
-                    Err(exhausted) => exhausted,
-                };
-            let left = timeout.saturating_sub(start.elapsed());
-            if left.is_zero() || !exhausted.may_change() {
-                let waited_since = (!timeout.is_zero()).then_some(start);
-                let owner_of = |port| lock::recorded_owner(&dir, port);
-                return Err(exhausted.into_error(ports, waited_since, owner_of));
-            }
-            let pause = rand::rng().random_range(longest / 2..=longest);
-            registry::wait_for_release(releases, pause.min(left));
-            longest = (longest * 2).min(LONGEST_PAUSE);
+    /// Leases `n` free ports that follow each other, in ascending order, or none.
+    ///
+    /// # Errors
+    ///
+    /// As for [`acquire`](Self::acquire); and
+    /// [`InvalidPorts`](ErrorKind::InvalidPorts) if no `n` of the ports to choose
+    /// from follow each other.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use portlock::FreePort;
+    ///
+    /// let ports = FreePort::builder().ports(4000..=6000).acquire_block(4)?;
+    /// assert_eq!(ports[3].port(), ports[0].port() + 3);
+    /// # Ok::<(), portlock::Error>(())
+    /// ```
+    pub fn acquire_block(&self, n: usize) -> Result<Vec<FreePort>> {
+        self.begin()?.block(n)
+    }
+
+    /// Leases, for one of the ports to choose from, the ports at all `offsets`
+    /// from it, in that order, or none.
+    ///
+    /// That is for servers that derive one port from another, as a Redis Cluster
+    /// node does: its bus listens 10000 above its port. Only the port that the
+    /// offsets are from must be one to choose from.
+    ///
+    /// # Errors
+    ///
+    /// As for [`acquire`](Self::acquire); and
+    /// [`InvalidPorts`](ErrorKind::InvalidPorts) if an offset is given twice, or
+    /// leads beyond 65535 from every port to choose from.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use portlock::FreePort;
+    ///
+    /// let ports = FreePort::builder()
+    ///     .ports(4000..=6000)
+    ///     .acquire_offsets(&[0, 10000])?;
+    /// assert_eq!(ports[1].port(), ports[0].port() + 10000);
+    /// # Ok::<(), portlock::Error>(())
+    /// ```
+    pub fn acquire_offsets(&self, offsets: &[u16]) -> Result<Vec<FreePort>> {
+        self.begin()?.offsets(offsets)
+    }
+
+    /// Whether some of the ports to choose from are in the
+    /// [ephemeral range](crate::ephemeral_port_range), from which the system gives
+    /// ports to any client, leased or not.
+    ///
+    /// # Errors
+    ///
+    /// As for [`ephemeral_port_range`] and, if no ports were given, for
+    /// [`PortSet::server_ports`].
+    pub fn overlaps_ephemeral(&self) -> Result<bool> {
+        let ephemeral = PortSet::from(ephemeral_port_range()?);
+        Ok(self.ports_to_choose_from()?.overlaps(&ephemeral))
+    }
+
+    fn ports_to_choose_from(&self) -> Result<Cow<'_, PortSet>> {
+        match &self.ports {
+            Some(ports) => Ok(Cow::Borrowed(ports)),
+            None => PortSet::server_ports().map(Cow::Owned),
         }
     }
 
-    /// Tries to lease one port: claim, lock, probe, record.
-    ///
-    /// The lock comes before the probe. In the other order everybody who only
-    /// looks at a leased port would bind it for a moment, and the holder's own
-    /// server, if it started just then, would find its port in use.
-    ///
-    /// On every way out but the last, what was taken is given back in the
-    /// opposite order, by being dropped.
-    fn attempt<T>(
-        &self,
-        dir: &Trusted,
-        hosts: &[IpAddr],
-        port: u16,
-        pid: u32,
-        finish: impl Fn(Probe) -> Result<Result<T, Miss>>,
-    ) -> Result<Result<(FreePort, T), Miss>> {
-        let Some(claim) = registry::claim(port, pid) else {
-            return Ok(Err(Miss::Leased));
-        };
-        let Some(lock) = PortLock::try_acquire(dir, port, pid)? else {
-            return Ok(Err(Miss::Leased));
-        };
-        let probe = match Probe::bind(port, hosts)? {
-            Ok(probe) => probe,
-            Err(miss) => return Ok(Err(miss)),
-        };
-        let finished = match finish(probe)? {
-            Ok(finished) => finished,
-            Err(miss) => return Ok(Err(miss)),
-        };
-        lock.write_owner(self.label.as_deref())?;
-        let host = hosts.first().copied();
-        Ok(Ok((FreePort::leased(port, host, lock, claim), finished)))
+    fn begin(&self) -> Result<Acquisition<'_>> {
+        let ports = self.ports_to_choose_from()?;
+        if ports.is_empty() {
+            let message = "no ports to choose from: the builder was given none from 1 to 65535";
+            return Err(Error::new(ErrorKind::InvalidPorts, message));
+        }
+        Ok(Acquisition {
+            ports,
+            dir: lock_dir::locate(self.lock_dir.as_deref())?,
+            endpoints: Endpoints::new(&self.hosts, self.protocol, self.reuse_address),
+            label: self.label.as_deref(),
+            prefer: self.prefer.as_deref(),
+            hold_socket: self.hold_socket,
+            timeout: self.timeout,
+        })
     }
-}
-
-fn close(probe: Probe) -> Result<Result<(), Miss>> {
-    probe.close().map(Ok)
 }

@@ -78,6 +78,12 @@ impl Error {
         }))
     }
 
+    /// The same error, as that of `origin`.
+    pub(crate) fn of(mut self, origin: &str) -> Self {
+        self.0.message = format!("{origin}: {}", self.0.message);
+        self
+    }
+
     /// Which case this error is.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {

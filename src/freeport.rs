@@ -6,7 +6,10 @@ use std::{
     ops::RangeBounds,
 };
 
-use crate::{builder::Builder, error::Result, lock::PortLock, ports::PortSet, registry::Claim};
+use crate::{
+    bindfree::Probe, builder::Builder, error::Result, lock::PortLock, ports::PortSet,
+    registry::Claim,
+};
 
 /// A leased port: nobody else who uses portlock can be given it, and nobody is
 /// bound to it when you get it.
@@ -49,7 +52,9 @@ use crate::{builder::Builder, error::Result, lock::PortLock, ports::PortSet, reg
 pub struct FreePort {
     port: u16,
     host: Option<IpAddr>,
-    // In this order: the claim wakes waiting threads, which must find the lock ended.
+    // Dropped in this order: who finds the lock ended must find the port unbound,
+    // and the claim wakes waiting threads, which must find the lock ended.
+    socket: Option<Probe>,
     lock: PortLock,
     claim: Claim,
 }
@@ -145,16 +150,22 @@ impl FreePort {
         Self::builder().ports(PortSet::from_range(range)?).listen()
     }
 
-    /// A lease with more to say about it than a range: hosts, timeout, lock
-    /// directory, label.
+    /// A lease with more to say about it than a range: hosts, protocols, several
+    /// ports, a stable choice, timeout, lock directory, label.
     pub fn builder() -> Builder {
         Builder::new()
     }
 
-    pub(crate) fn leased(port: u16, host: Option<IpAddr>, lock: PortLock, claim: Claim) -> Self {
+    pub(crate) fn leased(
+        host: Option<IpAddr>,
+        socket: Option<Probe>,
+        lock: PortLock,
+        claim: Claim,
+    ) -> Self {
         Self {
-            port,
+            port: claim.port(),
             host,
+            socket,
             lock,
             claim: claim.into_lease(),
         }
@@ -191,7 +202,13 @@ impl FreePort {
     /// this is a forked copy of the process that acquired the lease, which then
     /// goes on there.
     pub fn release(self) -> Result<()> {
-        let Self { lock, claim, .. } = self;
+        let Self {
+            socket,
+            lock,
+            claim,
+            ..
+        } = self;
+        drop(socket);
         let released = lock.release();
         drop(claim);
         released

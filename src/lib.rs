@@ -50,6 +50,7 @@ compile_error!(
     "portlock runs on Linux only so far: other systems need their own probe and lock directory"
 );
 
+mod acquisition;
 mod bindfree;
 mod builder;
 mod error;
@@ -60,12 +61,14 @@ mod owner;
 mod ports;
 mod registry;
 mod search;
+mod system_ports;
 
-pub use bindfree::BindFreePort;
+pub use bindfree::{BindFreePort, Protocol};
 pub use builder::Builder;
 pub use error::{Error, ErrorKind, Result};
 pub use freeport::FreePort;
 pub use ports::PortSet;
+pub use system_ports::ephemeral_port_range;
 
 /// The README's examples, run as doctests.
 #[cfg(doctest)]

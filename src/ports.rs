@@ -1,15 +1,28 @@
-//! Sets of port numbers, and the order in which a search visits them.
+//! Sets of port numbers, how they are written, and the order in which a search
+//! visits them.
 
 use std::{
     fmt,
     ops::{Bound, RangeBounds},
+    str::FromStr,
 };
 
-use rand::{Rng, RngExt};
+use rand::Rng;
 
 use crate::error::{Error, ErrorKind, Result};
 
 /// A set of TCP or UDP port numbers, 1 to 65535.
+///
+/// It is made from any range of `u16`, from an iterator of ports, or from text:
+///
+/// ```text
+/// 4000-4999,!4045,7000     # a range, without one of its ports, and one more
+/// ```
+///
+/// Parts are separated by commas, spaces or newlines; `#` starts a comment that
+/// ends with the line. A part is a port or a range `first-last` with both ends
+/// included; with `!` before it, it is excluded, wherever it stands. A set is
+/// written in the same form, in ascending order.
 ///
 /// Port 0 is never a member: to [`bind(2)`](https://man7.org/linux/man-pages/man7/ip.7.html)
 /// it means "choose one for me", so it cannot be leased. A range that contains
@@ -25,8 +38,13 @@ use crate::error::{Error, ErrorKind, Result};
 /// assert!(ports.contains(4009) && !ports.contains(4010));
 /// assert_eq!(ports.to_string(), "4000-4009");
 /// assert!(PortSet::from(0..1).is_empty());
+///
+/// let ports: PortSet = "4000-4999,!4045,7000".parse()?;
+/// assert_eq!(ports.to_string(), "4000-4044,4046-4999,7000");
+/// assert_eq!(ports.difference(&PortSet::from(4001..=6999)).to_string(), "4000,7000");
+/// # Ok::<(), portlock::Error>(())
 /// ```
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct PortSet {
     /// Ascending, disjoint and never touching, so that equal sets are equal.
     spans: Vec<Span>,
@@ -87,6 +105,83 @@ impl PortSet {
             .any(|span| (span.first..=span.last).contains(&port))
     }
 
+    /// The ports in ascending order.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = u16> {
+        self.spans.iter().flat_map(|span| span.first..=span.last)
+    }
+
+    /// The ports that are in this set, in `other`, or in both.
+    #[must_use]
+    pub fn union(&self, other: &Self) -> Self {
+        let mut spans = [&self.spans[..], &other.spans].concat();
+        spans.sort_unstable_by_key(|span| span.first);
+        let mut merged: Vec<Span> = Vec::with_capacity(spans.len());
+        for span in spans {
+            match merged.last_mut() {
+                Some(last) if u32::from(span.first) <= u32::from(last.last) + 1 => {
+                    last.last = last.last.max(span.last);
+                }
+                _ => merged.push(span),
+            }
+        }
+        Self { spans: merged }
+    }
+
+    /// The ports that are in this set and not in `other`.
+    #[must_use]
+    pub fn difference(&self, other: &Self) -> Self {
+        let mut spans = Vec::with_capacity(self.spans.len() + other.spans.len());
+        for &Span { first, last } in &self.spans {
+            // Where the part of this span starts that is not dealt with yet.
+            let mut next = Some(first);
+            for hole in &other.spans {
+                let Some(first) = next else { break };
+                if hole.last < first || hole.first > last {
+                    continue;
+                }
+                if hole.first > first {
+                    let last = hole.first - 1;
+                    spans.push(Span { first, last });
+                }
+                next = hole.last.checked_add(1).filter(|&next| next <= last);
+            }
+            if let Some(first) = next {
+                spans.push(Span { first, last });
+            }
+        }
+        Self { spans }
+    }
+
+    /// Whether the two sets have a port in common.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.spans.iter().any(|a| {
+            let mut others = other.spans.iter();
+            others.any(|b| a.first <= b.last && b.first <= a.last)
+        })
+    }
+
+    /// The ports that are in the set with all up to `offset` after them.
+    pub(crate) fn starts_of_blocks(&self, offset: u16) -> Self {
+        let start = |span: &Span| {
+            let last = span.last.checked_sub(offset)?;
+            (last >= span.first).then_some(Span { last, ..*span })
+        };
+        Self {
+            spans: self.spans.iter().filter_map(start).collect(),
+        }
+    }
+
+    /// The set as text for a message, cut after a few ranges.
+    pub(crate) fn brief(&self) -> String {
+        const SPANS: usize = 4;
+        if self.spans.len() <= SPANS {
+            return self.to_string();
+        }
+        let spans = self.spans[..SPANS].to_vec();
+        format!("{},… ({} ports)", Self { spans }, self.len())
+    }
+
     /// The port at `index` in ascending order.
     fn nth(&self, mut index: u32) -> Option<u16> {
         for span in &self.spans {
@@ -98,23 +193,19 @@ impl PortSet {
         None
     }
 
-    /// Every port exactly once, in a random order, without a list of them.
+    /// Every port exactly once, in the given order, without a list of them.
     ///
-    /// The order is that of a linear congruential generator modulo the next
+    /// It is the order of a linear congruential generator modulo the next
     /// power of two, leaving out what lies past the end. By the Hull-Dobell
-    /// theorem (SIAM Review 4, 1962) it has the full period whenever the
-    /// increment is odd and the multiplier is 1 modulo 4, so both can be drawn
-    /// at random. The first port is uniform over the set.
-    pub(crate) fn shuffled(&self, rng: &mut impl Rng) -> impl Iterator<Item = u16> {
+    /// theorem (SIAM Review 4, 1962) that has the full period whenever the
+    /// increment is odd and the multiplier is 1 modulo 4, so both can be any
+    /// such numbers.
+    pub(crate) fn in_order(&self, order: Order) -> impl Iterator<Item = u16> {
         let len: u32 = self.spans.iter().map(|span| span.len()).sum();
         let mask = len.next_power_of_two() - 1;
-        let multiplier = (rng.next_u32() & !3) | 1;
-        let increment = rng.next_u32() | 1;
-        let mut next = if len == 0 {
-            0
-        } else {
-            rng.random_range(0..len)
-        };
+        let multiplier = ((order.step >> 32) as u32 & !3) | 1;
+        let increment = order.step as u32 | 1;
+        let mut next = order.start.checked_rem(u64::from(len)).unwrap_or(0) as u32;
         (0..=mask)
             .map(move |_| {
                 let index = next;
@@ -122,6 +213,38 @@ impl PortSet {
                 index
             })
             .filter_map(|index| self.nth(index))
+    }
+}
+
+/// The order in which the ports of a set are tried.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Order {
+    /// Modulo the size of the set: the index of the first port.
+    start: u64,
+    /// How it goes on from there.
+    step: u64,
+}
+
+impl Order {
+    /// Any order. The first port is uniform over the set, but for a bias of
+    /// less than 2^-48.
+    pub(crate) fn random(rng: &mut impl Rng) -> Self {
+        Self {
+            start: rng.next_u64(),
+            step: rng.next_u64(),
+        }
+    }
+
+    /// The order that belongs to `name`, for ever: it starts from the 64-bit
+    /// FNV-1a hash of the name (<http://www.isthe.com/chongo/tech/comp/fnv/>).
+    pub(crate) fn of_name(name: &str) -> Self {
+        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+        Self {
+            start: hash,
+            step: hash,
+        }
     }
 }
 
@@ -144,6 +267,92 @@ impl<R: RangeBounds<u16>> From<R> for PortSet {
             _ => Vec::new(),
         };
         Self { spans }
+    }
+}
+
+impl FromIterator<u16> for PortSet {
+    /// The set of the given ports, in any order; port 0 is left out.
+    fn from_iter<I: IntoIterator<Item = u16>>(ports: I) -> Self {
+        let mut ports: Vec<u16> = ports.into_iter().filter(|&port| port > 0).collect();
+        ports.sort_unstable();
+        let mut spans: Vec<Span> = Vec::new();
+        for port in ports {
+            match spans.last_mut() {
+                Some(span) if port <= span.last.saturating_add(1) => span.last = port,
+                _ => spans.push(Span {
+                    first: port,
+                    last: port,
+                }),
+            }
+        }
+        Self { spans }
+    }
+}
+
+/// Reads a set as [`PortSet`] describes it. A text without any part is the
+/// empty set.
+///
+/// # Errors
+///
+/// [`InvalidPorts`](ErrorKind::InvalidPorts) with the part and its place, for
+/// a part that is neither a port from 1 to 65535 nor a range of them in
+/// ascending order, and for exclusions with nothing to exclude them from.
+impl FromStr for PortSet {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (mut included, mut excluded) = (Self::default(), Self::default());
+        let mut first_exclusion = None;
+        for (row, line) in text.lines().enumerate() {
+            let content = line.split('#').next().unwrap_or_default();
+            let separator = |c: char| c == ',' || c.is_whitespace();
+            for part in content.split(separator).filter(|part| !part.is_empty()) {
+                let invalid = |why: &str| {
+                    // Both point into the same text.
+                    let offset = part.as_ptr() as usize - line.as_ptr() as usize;
+                    let column = line[..offset].chars().count() + 1;
+                    let message = format!(
+                        "invalid port set: \"{}\" at line {}, column {column}: {why}",
+                        part.escape_debug(),
+                        row + 1
+                    );
+                    Error::new(ErrorKind::InvalidPorts, message)
+                };
+                let exclusion = part.strip_prefix('!');
+                let span = Span::parse(exclusion.unwrap_or(part)).map_err(invalid)?;
+                let set = if exclusion.is_some() {
+                    first_exclusion.get_or_insert_with(|| invalid("excluded from nothing"));
+                    &mut excluded
+                } else {
+                    &mut included
+                };
+                set.spans.push(span);
+            }
+        }
+        match first_exclusion {
+            Some(error) if included.is_empty() => Err(error),
+            _ => {
+                let sorted = |set: Self| set.union(&Self::default());
+                Ok(sorted(included).difference(&sorted(excluded)))
+            }
+        }
+    }
+}
+
+impl Span {
+    fn parse(text: &str) -> Result<Self, &'static str> {
+        let port = |text: &str| {
+            // `parse` alone would also take "+80".
+            let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+            let port = text.parse().ok().filter(|&port: &u16| digits && port > 0);
+            port.ok_or("not a port from 1 to 65535")
+        };
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        let (first, last) = (port(first)?, port(last)?);
+        if first > last {
+            return Err("the range is reversed");
+        }
+        Ok(Self { first, last })
     }
 }
 
@@ -172,6 +381,8 @@ impl fmt::Debug for PortSet {
 mod tests {
     use std::collections::HashSet;
 
+    use rand::RngExt;
+
     use super::*;
 
     #[test]
@@ -196,25 +407,143 @@ mod tests {
     }
 
     #[test]
-    fn shuffled_visits_each_port_exactly_once() {
+    fn in_order_visits_each_port_exactly_once() {
         let mut rng = rand::rng();
         for len in (0..70).chain([2000, 2001, 4095, 4096, 4097, 65535]) {
             let ports = PortSet::from((Bound::Excluded(0), Bound::Included(len)));
-            let visited: Vec<u16> = ports.shuffled(&mut rng).collect();
-            assert_eq!(visited.len(), usize::from(len));
-            let distinct: HashSet<u16> = visited.iter().copied().collect();
-            assert_eq!(distinct.len(), usize::from(len));
-            assert!(distinct.iter().all(|&port| ports.contains(port)));
+            let orders = [Order::random(&mut rng), Order::of_name("my-worktree/api")];
+            for order in orders {
+                let visited: Vec<u16> = ports.in_order(order).collect();
+                assert_eq!(visited.len(), usize::from(len));
+                let distinct: HashSet<u16> = visited.iter().copied().collect();
+                assert_eq!(distinct.len(), usize::from(len));
+                assert!(distinct.iter().all(|&port| ports.contains(port)));
+            }
         }
     }
 
     #[test]
-    fn shuffled_starts_anywhere() {
+    fn a_random_order_starts_anywhere() {
         let mut rng = rand::rng();
         let ports = PortSet::from(1..=8);
         let firsts: HashSet<u16> = (0..1000)
-            .filter_map(|_| ports.shuffled(&mut rng).next())
+            .filter_map(|_| ports.in_order(Order::random(&mut rng)).next())
             .collect();
         assert_eq!(firsts.len(), 8);
+    }
+
+    #[test]
+    fn the_order_of_a_name_never_changes() {
+        // From the reference implementation's test vectors for FNV-1a.
+        assert_eq!(Order::of_name("").start, 0xcbf2_9ce4_8422_2325);
+        assert_eq!(Order::of_name("foobar").start, 0x8594_4171_f739_67e8);
+        let ports = PortSet::from(4000..=6000);
+        let first: Vec<u16> = ports
+            .in_order(Order::of_name("my-worktree/api"))
+            .take(3)
+            .collect();
+        assert_eq!(first, [4320, 4157, 4078], "promised for all releases");
+    }
+
+    #[test]
+    fn blocks_start_where_they_fit() {
+        let ports: PortSet = "10-14,20-21,30,65534-65535".parse().expect("valid");
+        for (offset, starts) in [
+            (0, "10-14,20-21,30,65534-65535"),
+            (1, "10-13,20,65534"),
+            (4, "10"),
+            (5, ""),
+            (u16::MAX, ""),
+        ] {
+            assert_eq!(ports.starts_of_blocks(offset).to_string(), starts);
+        }
+    }
+
+    #[test]
+    fn a_long_set_is_cut_in_messages() {
+        let odd: PortSet = (1..=99).step_by(2).collect();
+        assert_eq!(odd.brief(), "1,3,5,7,… (50 ports)");
+        assert_eq!(PortSet::from(1..=99).brief(), "1-99");
+    }
+
+    #[test]
+    fn text_is_read_in_every_form() {
+        for (text, set) in [
+            ("", ""),
+            ("  # nothing\n,,", ""),
+            ("4000", "4000"),
+            ("1-65535", "1-65535"),
+            ("4000-4999,!4045,7000", "4000-4044,4046-4999,7000"),
+            ("!4045 4000-4999", "4000-4044,4046-4999"),
+            ("7000 4000-4001\t4002,4001-4003", "4000-4003,7000"),
+            ("1,3,5,2,4", "1-5"),
+            ("# servers\r\n4000-4002 # three\r\n!4001\r\n", "4000,4002"),
+            ("1-10,!1-3,!5,!9-20", "4,6-8"),
+            ("5,!1-10", ""),
+            ("65530-65535,!65535", "65530-65534"),
+        ] {
+            let parsed: PortSet = text.parse().expect(text);
+            assert_eq!(parsed.to_string(), set, "{text:?}");
+            assert_eq!(set.parse::<PortSet>().expect(set), parsed);
+        }
+    }
+
+    #[test]
+    fn errors_name_the_part_and_its_place() {
+        for (text, part, place, why) in [
+            ("0", "0", "line 1, column 1", "not a port"),
+            ("65536", "65536", "line 1, column 1", "not a port"),
+            (
+                "80,\n 8x,90",
+                "8x",
+                "line 2, column 2",
+                "not a port from 1 to 65535",
+            ),
+            ("ä,7", "ä", "line 1, column 1", "not a port"),
+            ("7 ä 99-98", "ä", "line 1, column 3", "not a port"),
+            ("7,99-98", "99-98", "line 1, column 3", "reversed"),
+            ("4000 - 4999", "-", "line 1, column 6", "not a port"),
+            ("+80", "+80", "line 1, column 1", "not a port"),
+            ("80-90-95", "80-90-95", "line 1, column 1", "not a port"),
+            ("!!80", "!!80", "line 1, column 1", "not a port"),
+            ("# x\n!80", "!80", "line 2, column 1", "from nothing"),
+        ] {
+            let error = text.parse::<PortSet>().expect_err(text);
+            assert_eq!(error.kind(), ErrorKind::InvalidPorts);
+            let message = error.to_string();
+            for expected in [&format!("\"{part}\""), place, why] {
+                assert!(message.contains(expected), "{message}");
+            }
+        }
+    }
+
+    #[test]
+    fn sets_agree_with_a_plain_list_of_ports() {
+        let mut rng = rand::rng();
+        let mut random_set = || -> (PortSet, HashSet<u16>) {
+            let mut set = PortSet::default();
+            for _ in 0..rng.random_range(0..6) {
+                let first: u16 = rng.random_range(65_500..=65_535);
+                set = set.union(&(first..=first.saturating_add(rng.random_range(0..5))).into());
+            }
+            let list = (65_490..=u16::MAX)
+                .filter(|&port| set.contains(port))
+                .collect();
+            (set, list)
+        };
+        for _ in 0..300 {
+            let ((a, list_a), (b, list_b)) = (random_set(), random_set());
+            let same = |set: &PortSet, list: &HashSet<u16>| {
+                assert_eq!(set.iter().collect::<HashSet<_>>(), *list, "{set}");
+                assert!(set.iter().is_sorted() && set.iter().rev().count() == list.len());
+                assert_eq!(set.len(), list.len());
+                assert_eq!(*set, list.iter().copied().collect(), "one form for one set");
+                assert_eq!(*set, set.to_string().parse().expect("our own text"));
+            };
+            same(&a, &list_a);
+            same(&a.union(&b), &(&list_a | &list_b));
+            same(&a.difference(&b), &(&list_a - &list_b));
+            assert_eq!(a.overlaps(&b), !list_a.is_disjoint(&list_b));
+        }
     }
 }

@@ -59,6 +59,10 @@ pub(crate) fn claim(port: u16, pid: u32) -> Option<Claim> {
 }
 
 impl Claim {
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Marks the claim as a lease: its end then wakes the waiting threads.
     ///
     /// A claim that ends without one, because the port turned out to be held

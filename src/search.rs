@@ -1,23 +1,19 @@
 //! One pass over a set of ports: each tried once in a random order, leftovers
 //! looked at again, the rest counted.
 
-use std::{
-    fmt::Write as _,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{fmt::Write as _, thread, time::Duration};
 
 use crate::{
     error::{Error, ErrorKind, Result},
     owner::Owner,
-    ports::PortSet,
+    ports::{Order, PortSet},
 };
 
 /// Why a port could not be had just now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Miss {
-    /// Somebody holds a lease on it.
-    Leased,
+    /// Somebody holds a lease on it, or on this other port that is wanted with it.
+    Leased(u16),
     /// Another program has bound it.
     Bound,
     /// Nobody listens on it, nor has bound it strictly, and still a strict bind
@@ -26,6 +22,8 @@ pub(crate) enum Miss {
     Leftover,
     /// This process may not bind it.
     NotPermitted,
+    /// It was had, but is only one of several that are wanted.
+    NotEnough,
 }
 
 /// The pauses before leftovers are tried again, 32 ms in all.
@@ -42,19 +40,20 @@ const PAUSES: [Duration; 7] = {
     pauses
 };
 
-/// Tries each port of `ports` once, in a random order, until an attempt
+/// Tries each port of `ports` once, in the given order, until an attempt
 /// succeeds; then those that were leftovers a few times more.
 pub(crate) fn search<T>(
     ports: &PortSet,
+    order: Order,
     mut attempt: impl FnMut(u16) -> Result<Result<T, Miss>>,
 ) -> Result<Result<T, Exhausted>> {
     let mut exhausted = Exhausted::default();
     let mut leftovers = Vec::new();
-    for port in ports.shuffled(&mut rand::rng()) {
+    for port in ports.in_order(order) {
         match attempt(port)? {
             Ok(found) => return Ok(Ok(found)),
             Err(Miss::Leftover) => leftovers.push(port),
-            Err(miss) => exhausted.count(port, miss),
+            Err(miss) => exhausted.count(miss),
         }
     }
     for pause in PAUSES {
@@ -66,12 +65,12 @@ pub(crate) fn search<T>(
             match attempt(port)? {
                 Ok(found) => return Ok(Ok(found)),
                 Err(Miss::Leftover) => leftovers.push(port),
-                Err(miss) => exhausted.count(port, miss),
+                Err(miss) => exhausted.count(miss),
             }
         }
     }
-    for port in leftovers {
-        exhausted.count(port, Miss::Leftover);
+    for _ in leftovers {
+        exhausted.count(Miss::Leftover);
     }
     Ok(Err(exhausted))
 }
@@ -85,23 +84,25 @@ pub(crate) struct Exhausted {
     bound: u32,
     leftover: u32,
     not_permitted: u32,
+    not_enough: u32,
 }
 
 /// So many holders are named in a message.
 const EXAMPLES: usize = 4;
 
 impl Exhausted {
-    fn count(&mut self, port: u16, miss: Miss) {
+    fn count(&mut self, miss: Miss) {
         match miss {
-            Miss::Leased => {
+            Miss::Leased(port) => {
                 self.leased += 1;
-                if self.examples.len() < EXAMPLES {
+                if self.examples.len() < EXAMPLES && !self.examples.contains(&port) {
                     self.examples.push(port);
                 }
             }
             Miss::Bound => self.bound += 1,
             Miss::Leftover => self.leftover += 1,
             Miss::NotPermitted => self.not_permitted += 1,
+            Miss::NotEnough => self.not_enough += 1,
         }
     }
 
@@ -110,26 +111,18 @@ impl Exhausted {
         self.leased + self.bound + self.leftover > 0
     }
 
-    /// The error that says so: with how long the caller `waited`, if it did,
-    /// and with the owners that `owner_of` knows of leased ports.
+    /// The error that says so, after a `headline` that says what was looked for
+    /// and how long, and with the owners that `owner_of` knows of leased ports.
     pub(crate) fn into_error(
         mut self,
-        ports: &PortSet,
-        waited_since: Option<Instant>,
+        headline: String,
         owner_of: impl Fn(u16) -> Option<Owner>,
     ) -> Error {
-        let waited = match waited_since {
-            Some(since) => format!(" after {:.1} s", since.elapsed().as_secs_f64()),
-            None => String::new(),
+        let kind = if self.may_change() || self.not_enough > 0 {
+            ErrorKind::Exhausted
+        } else {
+            ErrorKind::PermissionDenied
         };
-        if !self.may_change() {
-            let message = format!(
-                "not permitted to bind any port in {ports}{waited} (ports below \
-                 net.ipv4.ip_unprivileged_port_start need CAP_NET_BIND_SERVICE)"
-            );
-            return Error::new(ErrorKind::PermissionDenied, message);
-        }
-
         let mut reasons = Vec::new();
         if self.leased > 0 {
             let mut leased = format!("{} leased", self.leased);
@@ -162,10 +155,16 @@ impl Exhausted {
             ));
         }
         if self.not_permitted > 0 {
-            reasons.push(format!("{} not permitted", self.not_permitted));
+            reasons.push(format!(
+                "{} not permitted (ports below net.ipv4.ip_unprivileged_port_start need \
+                 CAP_NET_BIND_SERVICE)",
+                self.not_permitted
+            ));
         }
-        let message = format!("no free port in {ports}{waited}: {}", reasons.join(", "));
-        Error::new(ErrorKind::Exhausted, message)
+        if self.not_enough > 0 {
+            reasons.push(format!("only {} free", self.not_enough));
+        }
+        Error::new(kind, format!("{headline}: {}", reasons.join(", ")))
     }
 }
 
@@ -175,6 +174,10 @@ mod tests {
 
     use super::*;
 
+    fn order() -> Order {
+        Order::random(&mut rand::rng())
+    }
+
     fn message(exhausted: Exhausted) -> String {
         let owner_of = |port| {
             (port != 4001).then(|| Owner {
@@ -183,31 +186,32 @@ mod tests {
                 label: (port == 4003).then(|| "api".into()),
             })
         };
-        exhausted
-            .into_error(&PortSet::from(4000..=4009), None, owner_of)
-            .to_string()
+        let headline = "no free port in 4000-4009".to_owned();
+        exhausted.into_error(headline, owner_of).to_string()
     }
 
     #[test]
     fn exhaustion_counts_and_names_holders() {
         let missed = |port| match port {
-            4000..=4001 | 4003..=4006 => Miss::Leased,
+            4000..=4001 | 4003..=4006 => Miss::Leased(port),
             4007 => Miss::Bound,
             4008 => Miss::Leftover,
             _ => Miss::NotPermitted,
         };
-        let exhausted = search::<()>(&PortSet::from(4000..=4009), |port| Ok(Err(missed(port))))
-            .expect("no error")
-            .expect_err("nothing free");
+        let exhausted = search::<()>(&PortSet::from(4000..=4009), order(), |port| {
+            Ok(Err(missed(port)))
+        })
+        .expect("no error")
+        .expect_err("nothing free");
         let text = message(exhausted);
         assert!(
             text.starts_with("no free port in 4000-4009: 6 leased ("),
             "{text}"
         );
         assert!(
-            text.ends_with(
+            text.contains(
                 ", …), 1 bound by another program, 1 in TIME_WAIT or bound with SO_REUSEADDR, \
-                 2 not permitted"
+                 2 not permitted (ports below"
             ),
             "{text}"
         );
@@ -217,7 +221,7 @@ mod tests {
     fn holders_are_named_in_order_and_without_record_only_counted() {
         let mut exhausted = Exhausted::default();
         for port in [4003, 4001, 4000] {
-            exhausted.count(port, Miss::Leased);
+            exhausted.count(Miss::Leased(port));
         }
         assert_eq!(
             message(exhausted),
@@ -229,7 +233,7 @@ mod tests {
     #[test]
     fn only_leftovers_are_tried_again() {
         let tries = RefCell::new(HashMap::<u16, usize>::new());
-        let outcome = search(&PortSet::from(1..=10), |port| {
+        let outcome = search(&PortSet::from(1..=10), order(), |port| {
             let mut tries = tries.borrow_mut();
             let tries = tries.entry(port).or_default();
             *tries += 1;
@@ -248,7 +252,7 @@ mod tests {
     #[test]
     fn an_error_ends_the_search_at_once() {
         let mut tries = 0;
-        let outcome = search::<()>(&PortSet::from(1..=10), |_| {
+        let outcome = search::<()>(&PortSet::from(1..=10), order(), |_| {
             tries += 1;
             Err(Error::new(ErrorKind::Lock, "EMFILE"))
         });
@@ -259,8 +263,8 @@ mod tests {
     #[test]
     fn nothing_permitted_is_a_kind_of_its_own() {
         let mut exhausted = Exhausted::default();
-        exhausted.count(80, Miss::NotPermitted);
-        let error = exhausted.into_error(&PortSet::from(80..=80), None, |_| None);
+        exhausted.count(Miss::NotPermitted);
+        let error = exhausted.into_error("no free port in 80".to_owned(), |_| None);
         assert_eq!(error.kind(), ErrorKind::PermissionDenied);
         assert!(error.to_string().contains("80"), "{error}");
     }

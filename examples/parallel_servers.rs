@@ -34,7 +34,7 @@ use std::{
 use portlock::{FreePort, PortSet};
 use tempfile::TempDir;
 
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
+type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
 
 /// How long a process may take to get its servers ready, how long the parent
 /// waits for anything, and how long one step of talking to a server may take.
@@ -141,12 +141,12 @@ impl Args {
     }
 }
 
-fn count(text: &str) -> std::result::Result<u16, &'static str> {
+fn count(text: &str) -> Result<u16, &'static str> {
     let count = text.parse().map(NonZeroU16::get);
     count.map_err(|_| "processes and servers are numbers from 1 to 65535")
 }
 
-fn port_range(text: &str) -> std::result::Result<PortSet, &'static str> {
+fn port_range(text: &str) -> Result<PortSet, &'static str> {
     let ports = text.split_once('-').and_then(|(first, last)| {
         let (first, last): (u16, u16) = (first.parse().ok()?, last.parse().ok()?);
         Some(PortSet::from(first..=last))
@@ -173,7 +173,7 @@ enum Kind {
 }
 
 impl Kind {
-    fn named(name: &str) -> std::result::Result<Self, &'static str> {
+    fn named(name: &str) -> Result<Self, &'static str> {
         let mut kinds = [Self::Http, Self::Redis, Self::Nginx, Self::Python].into_iter();
         let kind = kinds.find(|kind| kind.name() == name);
         kind.ok_or("the server is http, redis, nginx or python")
@@ -386,10 +386,12 @@ impl Server {
         };
         let log = fs::read(dir.path().join("log")).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
-        let in_use = log.contains("Address already in use");
-        let what = if in_use { BIND_FAILURE } else { "server ended" };
-        let last = log.lines().last().unwrap_or("it said nothing");
-        Err(format!("{what}: port {}: {status}: {last}", self.lease).into())
+        let in_use = log
+            .lines()
+            .find(|line| line.contains("Address already in use"));
+        let what = in_use.map_or("server ended", |_| BIND_FAILURE);
+        let line = in_use.or(log.lines().last()).unwrap_or("it said nothing");
+        Err(format!("{what}: port {}: {status}: {line}", self.lease).into())
     }
 
     /// Stops the server, and only then gives its port back.
@@ -610,7 +612,10 @@ impl Worker {
         let outcome = match exit_status(&mut self.process, deadline) {
             Ok(Some(status)) if status.success() => return,
             Ok(Some(status)) => status.to_string(),
-            Ok(None) => "too late".to_owned(),
+            Ok(None) => {
+                let _ = self.process.kill();
+                "killed, for it was late".to_owned()
+            }
             Err(error) => error.to_string(),
         };
         tally.fail(format!("end of process {}: {outcome}", self.process.id()));

@@ -18,8 +18,12 @@
 //! * [`FreePort`] is the lease. [`FreePort::new`] waits for a port,
 //!   [`FreePort::try_new`] does not, [`FreePort::listen`] gives the listening
 //!   socket too.
-//! * [`Builder`] says more than a range: hosts, timeout, lock directory, label.
+//! * [`Builder`] says more than a range: hosts, protocols, timeout, lock
+//!   directory, a stable choice, and several ports at once.
+//! * [`PortSet`] is any set of ports, also as text such as `4000-4999,!4045`;
+//!   [`PortSet::server_ports`] are those that this machine has left for servers.
 //! * [`BindFreePort`] is the probe alone: bound, not leased.
+//! * [`compat`] has the helpers of CPython's test suite, by their names.
 //! * [`Error`] names the operation, the path or port, and the cause.
 //!
 //! # What is promised
@@ -53,6 +57,7 @@ compile_error!(
 mod acquisition;
 mod bindfree;
 mod builder;
+pub mod compat;
 mod error;
 mod freeport;
 mod lock;
@@ -65,10 +70,14 @@ mod system_ports;
 
 pub use bindfree::{BindFreePort, Protocol};
 pub use builder::Builder;
+pub use compat::{HOST, HOST_V6, bind_port, find_unused_port};
 pub use error::{Error, ErrorKind, Result};
 pub use freeport::FreePort;
 pub use ports::PortSet;
 pub use system_ports::ephemeral_port_range;
+
+/// The version of socket2 whose types [`bind_port`] and [`find_unused_port`] take.
+pub use socket2;
 
 /// The README's examples, run as doctests.
 #[cfg(doctest)]

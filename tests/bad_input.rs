@@ -8,18 +8,16 @@ use std::{
     fs::File,
     net::IpAddr,
     ops::RangeInclusive,
-    os::unix::{
-        fs::{PermissionsExt, chown, symlink},
-        process::CommandExt,
-    },
+    os::unix::fs::{PermissionsExt, chown, symlink},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
-use common::{Block, Parent, Peer, bind_strictly, command, lock_dir, run_child, text};
+use common::{
+    Block, NOBODY, Parent, Peer, am_root, bind_strictly, command, give_to_ordinary_user, lock_dir,
+    run_child, start_in_namespace, start_unprivileged, text,
+};
 use portlock::{BindFreePort, Builder, Error, ErrorKind, FreePort};
-
-const NOBODY: u32 = 65534;
 
 #[test]
 fn child() {
@@ -49,10 +47,6 @@ fn assert_error<T>(outcome: Result<T, Error>, kind: ErrorKind, parts: &[&str]) {
     for part in parts {
         assert!(message.contains(part), "no {part:?} in: {message}");
     }
-}
-
-fn am_root() -> bool {
-    rustix::process::geteuid().is_root()
 }
 
 fn mode(path: &Path, mode: u32) {
@@ -315,36 +309,6 @@ fn lock_files_that_are_something_else() {
 // ---------------------------------------------------------------------------
 // A system that fails. These need a process of their own, and some root.
 
-/// Starts a child in a mount namespace of its own in which `mounts` was run, or
-/// gives `None` where namespaces cannot be had.
-fn start_in_namespace(mounts: &str, role: &str, arguments: &[&str]) -> Option<Peer> {
-    let unshare = if am_root() {
-        &["unshare", "--mount"][..]
-    } else {
-        &["unshare", "--mount", "--user", "--map-root-user"]
-    };
-    let works = Command::new(unshare[0])
-        .args(&unshare[1..])
-        .args(["mount", "-t", "tmpfs", "none", "/mnt"])
-        .stderr(Stdio::null())
-        .status();
-    if !works.is_ok_and(|status| status.success()) {
-        eprintln!("left out: {unshare:?} may not mount here");
-        return None;
-    }
-    let script = format!("{mounts} && exec \"$0\" \"$@\"");
-    let prefix = [unshare, &["sh", "-c", &script]].concat();
-    let binary = env::current_exe().expect("this test binary");
-    Some(Peer::start_command(command(
-        &prefix, &binary, role, arguments,
-    )))
-}
-
-fn finish_well(peer: Peer) {
-    assert_eq!(peer.hear(), "done");
-    assert!(peer.finish().success());
-}
-
 /// Arguments: lock directory, on a file system of its own, and port.
 fn fill_the_file_system(parent: &Parent) {
     let dir = PathBuf::from(parent.argument::<String>(0));
@@ -386,8 +350,8 @@ fn a_full_file_system() {
     let dir = text(dir.path());
     let mount = format!("mount -t tmpfs -o size=64k,nr_inodes=64,mode=700 none {dir}");
     let arguments = [dir, &block.first().to_string()];
-    if let Some(peer) = start_in_namespace(&mount, "fill the file system", &arguments) {
-        finish_well(peer);
+    if let Some(peer) = start_in_namespace("--mount", &mount, "fill the file system", &arguments) {
+        peer.finish_well();
     }
 }
 
@@ -415,32 +379,10 @@ fn a_read_only_file_system() {
         "mount -t tmpfs -o mode=700 none {dir} && : > {dir}/{port} && \
          mount -o remount,ro {dir}"
     );
-    if let Some(peer) = start_in_namespace(&mount, "read-only file system", &[dir, &port]) {
-        finish_well(peer);
-    }
-}
-
-/// A child that is an ordinary user, whoever runs the tests.
-fn start_unprivileged(role: &str, arguments: &[&str]) -> Peer {
-    let binary = env::current_exe().expect("this test binary");
-    if !am_root() {
-        return Peer::start_command(command(&[], &binary, role, arguments));
-    }
-    // The build directory may be closed to others.
-    let open = lock_dir();
-    mode(open.path(), 0o755);
-    let copy = open.path().join("test");
-    fs::copy(&binary, &copy).expect("a copy of this test binary");
-    let mut command = command(&[], &copy, role, arguments);
-    command.uid(NOBODY).gid(NOBODY);
-    let peer = Peer::start_command(command);
-    assert_eq!(peer.hear(), "started");
-    peer
-}
-
-fn give_to_ordinary_user(path: &Path) {
-    if am_root() {
-        chown(path, Some(NOBODY), Some(NOBODY)).expect("root may");
+    if let Some(peer) =
+        start_in_namespace("--mount", &mount, "read-only file system", &[dir, &port])
+    {
+        peer.finish_well();
     }
 }
 
@@ -465,7 +407,7 @@ fn a_directory_that_we_may_not_write_to() {
     mode(dir.path(), 0o500);
     let arguments = [text(dir.path()), &block.first().to_string()];
     let peer = start_unprivileged("read-only directory", &arguments);
-    finish_well(peer);
+    peer.finish_well();
 }
 
 /// Arguments: lock directory.
@@ -501,7 +443,7 @@ fn ports_that_an_ordinary_user_may_not_bind() {
     let dir = lock_dir();
     give_to_ordinary_user(dir.path());
     let peer = start_unprivileged("privileged ports", &[text(dir.path())]);
-    finish_well(peer);
+    peer.finish_well();
 }
 
 fn open_descriptors() -> usize {
@@ -561,7 +503,7 @@ fn no_descriptors_left() {
     let limit = ["sh", "-c", "ulimit -n 64 && exec \"$0\" \"$@\""];
     let arguments = [text(dir.path()), &block.first().to_string()];
     let command = command(&limit, &binary, "run out of descriptors", &arguments);
-    finish_well(Peer::start_command(command));
+    Peer::start_command(command).finish_well();
 }
 
 /// Arguments: lock directory and port. Every other socket it makes, from the
@@ -606,7 +548,5 @@ fn no_ipv6_on_this_system() {
     let arguments = [text(dir.path()), &block.first().to_string()];
     let fail = "inject=socket:error=EAFNOSUPPORT:when=1+2";
     let prefix = [&strace[..], &["-e", "trace=socket", "-e", fail]].concat();
-    finish_well(Peer::start_command(command(
-        &prefix, &binary, "no IPv6", &arguments,
-    )));
+    Peer::start_command(command(&prefix, &binary, "no IPv6", &arguments)).finish_well();
 }

@@ -13,6 +13,10 @@ use std::{
     io::{self, BufRead, BufReader, Write},
     net::{Ipv6Addr, SocketAddr},
     ops::RangeInclusive,
+    os::unix::{
+        fs::{PermissionsExt, chown},
+        process::CommandExt,
+    },
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, ExitStatus, Stdio},
     str::FromStr,
@@ -171,11 +175,87 @@ impl Peer {
     }
 }
 
+impl Peer {
+    /// Waits until the child says "done" and ends.
+    pub fn finish_well(self) {
+        assert_eq!(self.hear(), "done");
+        assert!(self.finish().success());
+    }
+}
+
 impl Drop for Peer {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+// ---------------------------------------------------------------------------
+// Other users and namespaces.
+
+/// An ordinary user: "nobody".
+pub const NOBODY: u32 = 65534;
+
+pub fn am_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+pub fn give_to_ordinary_user(path: &Path) {
+    if am_root() {
+        chown(path, Some(NOBODY), Some(NOBODY)).expect("root may");
+    }
+}
+
+/// A copy of this test binary that every user can execute; the build directory
+/// may be closed to others.
+pub fn open_copy() -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("our own");
+    let copy = dir.path().join("test");
+    let binary = env::current_exe().expect("this test binary");
+    fs::copy(binary, &copy).expect("a copy of this test binary");
+    (dir, copy)
+}
+
+/// A child that is an ordinary user, whoever runs the tests. It must say "started".
+pub fn start_unprivileged(role: &str, arguments: &[&str]) -> Peer {
+    let (_dir, copy) = open_copy();
+    let mut command = command(&[], &copy, role, arguments);
+    if am_root() {
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    let peer = Peer::start_command(command);
+    assert_eq!(peer.hear(), "started");
+    peer
+}
+
+/// Starts a child in a namespace of the given `kind`, such as `--mount`, in which
+/// `script` was run, or gives `None` where namespaces cannot be had.
+pub fn start_in_namespace(
+    kind: &str,
+    script: &str,
+    role: &str,
+    arguments: &[&str],
+) -> Option<Peer> {
+    let binary = env::current_exe().expect("this test binary");
+    let script = format!("{script} && exec \"$0\" \"$@\"");
+    let unshare = if am_root() {
+        vec!["unshare", kind]
+    } else {
+        vec!["unshare", kind, "--user", "--map-root-user"]
+    };
+    let works = Command::new(unshare[0])
+        .args(&unshare[1..])
+        .arg("true")
+        .stderr(Stdio::null())
+        .status();
+    if !works.is_ok_and(|status| status.success()) {
+        eprintln!("left out: {unshare:?} is not permitted here");
+        return None;
+    }
+    let prefix = [&unshare[..], &["sh", "-c", &script]].concat();
+    let command = command(&prefix, &binary, role, arguments);
+    Some(Peer::start_command(command))
 }
 
 // ---------------------------------------------------------------------------

@@ -1,0 +1,77 @@
+//! The helpers of CPython's test suite.
+
+use std::net::{IpAddr, TcpListener, UdpSocket};
+
+use portlock::{ErrorKind, HOST, HOST_V6, bind_port, find_unused_port};
+use socket2::{Domain, Socket, Type};
+
+fn socket(domain: Domain, ty: Type) -> Socket {
+    Socket::new(domain, ty, None).expect("a socket")
+}
+
+#[test]
+fn bind_port_gives_the_port_it_bound() {
+    for (domain, host) in [
+        (Domain::IPV4, IpAddr::from(HOST)),
+        (Domain::IPV6, HOST_V6.into()),
+    ] {
+        for ty in [Type::STREAM, Type::DGRAM] {
+            let socket = socket(domain, ty);
+            let port = bind_port(&socket, host).expect("bound");
+            let address = socket.local_addr().expect("bound").as_socket();
+            assert_eq!(address, Some((host, port).into()));
+            assert_ne!(port, 0);
+        }
+    }
+}
+
+#[test]
+fn bind_port_refuses_tcp_sockets_that_could_share_their_port() {
+    for (domain, host) in [
+        (Domain::IPV4, IpAddr::from(HOST)),
+        (Domain::IPV6, HOST_V6.into()),
+    ] {
+        let reuse_address = socket(domain, Type::STREAM);
+        reuse_address.set_reuse_address(true).expect("unbound");
+        let reuse_port = socket(domain, Type::STREAM);
+        reuse_port.set_reuse_port(true).expect("unbound");
+        for (socket, name) in [
+            (reuse_address, "SO_REUSEADDR"),
+            (reuse_port, "SO_REUSEPORT"),
+        ] {
+            let error = bind_port(&socket, host).expect_err(name);
+            assert_eq!(error.kind(), ErrorKind::Unsupported);
+            assert!(error.to_string().contains(name), "{error}");
+            let address = socket.local_addr().expect("a socket").as_socket();
+            assert_eq!(address.map(|address| address.port()), Some(0), "not bound");
+        }
+        // Multicast receivers need it.
+        let udp = socket(domain, Type::DGRAM);
+        udp.set_reuse_address(true).expect("unbound");
+        bind_port(&udp, host).expect("UDP may");
+    }
+}
+
+#[test]
+fn bind_port_says_what_the_system_refused() {
+    let socket = socket(Domain::IPV4, Type::STREAM);
+    let error = bind_port(&socket, HOST_V6).expect_err("another family");
+    assert_eq!(error.kind(), ErrorKind::Probe);
+    assert!(error.to_string().contains("::1"), "{error}");
+    bind_port(&socket, HOST).expect("bound");
+    let error = bind_port(&socket, HOST).expect_err("bound before");
+    assert_eq!(error.kind(), ErrorKind::Probe);
+}
+
+#[test]
+fn find_unused_port_gives_a_port_that_can_be_bound() {
+    let tcp = find_unused_port(Domain::IPV4, Type::STREAM).expect("a port");
+    TcpListener::bind((HOST, tcp)).expect("unused");
+    let tcp = find_unused_port(Domain::IPV6, Type::STREAM).expect("a port");
+    TcpListener::bind((HOST_V6, tcp)).expect("unused");
+    let udp = find_unused_port(Domain::IPV4, Type::DGRAM).expect("a port");
+    UdpSocket::bind((HOST, udp)).expect("unused");
+
+    let error = find_unused_port(Domain::UNIX, Type::STREAM).expect_err("no ports");
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+}

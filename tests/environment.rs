@@ -1,0 +1,111 @@
+//! The ports that the environment names.
+
+mod common;
+
+use std::{env, ffi::OsStr, fs, os::unix::ffi::OsStrExt};
+
+use common::{Block, Parent, Peer, command, lock_dir, run_child, text};
+use portlock::{FreePort, PortSet};
+
+#[test]
+fn child() {
+    run_child(&[("server ports", server_ports)]);
+}
+
+fn server_ports(parent: &Parent) {
+    parent.say(match PortSet::server_ports() {
+        Ok(ports) => ports.to_string(),
+        Err(error) => format!("{:?} {error}", error.kind()).replace('\n', " "),
+    });
+    let leased = FreePort::builder()
+        .lock_dir(parent.argument::<String>(0))
+        .try_acquire();
+    parent.say(match leased.map(|port| port.port()) {
+        Ok(port) => port.to_string(),
+        Err(error) => format!("{:?}", error.kind()),
+    });
+}
+
+#[test]
+fn the_environment_names_ports_or_says_what_is_wrong() {
+    let (dir, block) = (lock_dir(), Block::new(3));
+    let binary = env::current_exe().expect("this test binary");
+    let said = |variables: &[(&str, &OsStr)]| {
+        let mut command = command(&[], &binary, "server ports", &[text(dir.path())]);
+        command
+            .env_remove("PORTLOCK_PORTS")
+            .env_remove("PORTLOCK_PORTS_FILE")
+            .envs(variables.iter().copied());
+        let peer = Peer::start_command(command);
+        (peer.hear(), peer.hear())
+    };
+    let (variable, file_variable) = ("PORTLOCK_PORTS", "PORTLOCK_PORTS_FILE");
+    let set = format!(
+        "{}-{},!{}",
+        block.first(),
+        block.first() + 2,
+        block.first() + 1
+    );
+    let read = format!("{},{}", block.first(), block.first() + 2);
+    let file = dir.path().join("ports");
+    fs::write(
+        &file,
+        format!("# ours\n{}\n\n{}\n", block.first(), block.first() + 2),
+    )
+    .expect("our own directory");
+
+    for variables in [
+        &[(variable, OsStr::new(&set))][..],
+        &[(file_variable, file.as_os_str())],
+        &[
+            (variable, OsStr::new("")),
+            (file_variable, file.as_os_str()),
+        ],
+        &[
+            (variable, OsStr::new(&set)),
+            (file_variable, OsStr::new("/nowhere")),
+        ],
+    ] {
+        let (ports, leased) = said(variables);
+        assert_eq!(ports, read, "{variables:?}");
+        assert!(read.split(',').any(|port| port == leased), "{leased}");
+    }
+
+    fs::write(&file, "4000\n40x0\n").expect("our own directory");
+    for (name, value, parts) in [
+        (
+            variable,
+            OsStr::new("40x0"),
+            &["PORTLOCK_PORTS=", "40x0", "column 1"][..],
+        ),
+        (
+            variable,
+            OsStr::new(" "),
+            &["PORTLOCK_PORTS=", "names no port"],
+        ),
+        (variable, OsStr::new("0"), &["\"0\""]),
+        (variable, OsStr::from_bytes(b"4000\xff"), &["not UTF-8"]),
+        (
+            file_variable,
+            OsStr::new("/nowhere"),
+            &["/nowhere", "No such file"],
+        ),
+        (
+            file_variable,
+            file.as_os_str(),
+            &[text(&file), "40x0", "line 2"],
+        ),
+        (
+            file_variable,
+            OsStr::new("/"),
+            &["PORTLOCK_PORTS_FILE=", "directory"],
+        ),
+    ] {
+        let (message, leased) = said(&[(name, value)]);
+        assert!(message.starts_with("InvalidPorts "), "{message}");
+        for part in parts {
+            assert!(message.contains(part), "no {part:?} in: {message}");
+        }
+        assert_eq!(leased, "InvalidPorts", "never a silent default");
+    }
+}

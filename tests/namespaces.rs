@@ -1,0 +1,215 @@
+//! Against the kernel's own choice of ports, in network namespaces with
+//! settings made for the purpose.
+
+mod common;
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{TcpListener, TcpStream, UdpSocket},
+    thread,
+};
+
+use common::{Parent, am_root, command, lock_dir, open_copy, run_child, start_in_namespace, text};
+use portlock::{FreePort, PortSet, Protocol, ephemeral_port_range};
+
+#[test]
+fn child() {
+    run_child(&[
+        ("held and not held", held_and_not_held),
+        ("server ports", server_ports),
+    ]);
+}
+
+/// Every port that the kernel gives to sockets bound to port 0.
+fn given_to_bind() -> Vec<u16> {
+    let mut listeners = Vec::new();
+    while let Ok(listener) = TcpListener::bind(("127.0.0.1", 0)) {
+        listeners.push(listener);
+    }
+    let port = |listener: &TcpListener| listener.local_addr().expect("bound").port();
+    listeners.iter().map(port).collect()
+}
+
+/// Every port that the kernel gives to clients of one server.
+fn given_to_connect() -> Vec<u16> {
+    let server = TcpListener::bind(("127.0.0.1", 5000)).expect("a namespace of our own");
+    let mut clients = Vec::new();
+    while let Ok(client) = TcpStream::connect(("127.0.0.1", 5000)) {
+        // The client is reset at its end, so that nothing stays in TIME_WAIT.
+        socket2::SockRef::from(&client)
+            .set_linger(Some(std::time::Duration::ZERO))
+            .expect("connected");
+        clients.push((client, server.accept().expect("a client")));
+    }
+    let port = |client: &TcpStream| client.local_addr().expect("connected").port();
+    clients.iter().map(|(client, _)| port(client)).collect()
+}
+
+/// Every port that the kernel gives to UDP sockets bound to port 0.
+fn given_to_udp() -> Vec<u16> {
+    let mut sockets = Vec::new();
+    while let Ok(socket) = UdpSocket::bind(("127.0.0.1", 0)) {
+        sockets.push(socket);
+    }
+    let port = |socket: &UdpSocket| socket.local_addr().expect("bound").port();
+    sockets.iter().map(port).collect()
+}
+
+/// Arguments: lock directory. The ephemeral range is 40000 to 40009.
+fn held_and_not_held(parent: &Parent) {
+    let builder = FreePort::builder()
+        .ports(40005..=40005)
+        .protocol(Protocol::TcpAndUdp)
+        .lock_dir(parent.argument::<String>(0));
+    assert_eq!(ephemeral_port_range().expect("set"), 40000..=40009);
+    assert!(builder.overlaps_ephemeral().expect("set"));
+    let outside = PortSet::from(..).difference(&(40000..=40009).into());
+    let outside = builder.clone().ports(outside);
+    assert!(!outside.overlaps_ephemeral().expect("set"));
+
+    let lease = builder.try_acquire().expect("free");
+    for given in [given_to_bind(), given_to_connect(), given_to_udp()] {
+        assert_eq!(given.len(), 10, "{given:?}");
+        assert!(given.contains(&40005), "the kernel knows nothing of leases");
+    }
+    drop(lease);
+
+    let lease = builder.hold_socket(true).try_acquire().expect("free");
+    for given in [given_to_bind(), given_to_connect(), given_to_udp()] {
+        assert_eq!(given.len(), 9, "{given:?}");
+        assert!(!given.contains(&40005), "held");
+    }
+    // The server for which it was leased is not kept out, nor are its clients.
+    let server = TcpListener::bind(lease.addr()).expect("std sets SO_REUSEADDR");
+    let client = thread::spawn(move || {
+        let mut answer = String::new();
+        let mut client = TcpStream::connect(lease.addr()).expect("it listens");
+        client.read_to_string(&mut answer).expect("connected");
+        (answer, lease)
+    });
+    let (mut connection, _) = server.accept().expect("a client");
+    connection.write_all(b"served").expect("connected");
+    drop(connection);
+    let (answer, lease) = client.join().expect("no panic");
+    assert_eq!(answer, "served");
+    drop(server);
+    // And when it is released, nothing of it is left.
+    let port = lease.port();
+    lease.release().expect("released");
+    UdpSocket::bind(("127.0.0.1", port)).expect("not held any more");
+    parent.say("done");
+}
+
+#[test]
+fn a_held_port_is_never_given_out_by_the_kernel() {
+    let dir = lock_dir();
+    let script = "ip link set lo up && echo 40000 40009 > /proc/sys/net/ipv4/ip_local_port_range";
+    let arguments = [text(dir.path())];
+    if let Some(peer) = start_in_namespace("--net", script, "held and not held", &arguments) {
+        peer.finish_well();
+    }
+}
+
+/// Whether the port is for servers, by another calculation than portlock's.
+fn is_for_servers(port: u16, privileged: bool) -> bool {
+    let setting = |name: &str| {
+        let path = format!("/proc/sys/net/ipv4/{name}");
+        fs::read_to_string(path)
+            .expect("Linux has it")
+            .trim()
+            .to_owned()
+    };
+    let ephemeral = setting("ip_local_port_range");
+    let (first, last) = ephemeral.split_once('\t').expect("two numbers");
+    let reserved = setting("ip_local_reserved_ports");
+    let is_reserved = reserved
+        .split(',')
+        .filter(|range| !range.is_empty())
+        .any(|range| {
+            let (first, last) = range.split_once('-').unwrap_or((range, range));
+            port >= first.parse().expect("a port") && port <= last.parse().expect("a port")
+        });
+    let unprivileged: u16 = setting("ip_unprivileged_port_start")
+        .parse()
+        .expect("a port");
+    // From the Fetch standard's table, those that are not below 1024.
+    let refused_by_browsers = matches!(
+        port,
+        1719 | 1720 | 1723 | 2049 | 3659 | 4045 | 4190 | 5060 | 5061 | 6000 | 6566 | 6665
+            ..=6669 | 6679 | 6697 | 10080
+    );
+    let is_ephemeral =
+        port >= first.parse().expect("a port") && port <= last.parse().expect("a port");
+    port >= 1024
+        && !is_ephemeral
+        && !is_reserved
+        && (privileged || port >= unprivileged)
+        && !refused_by_browsers
+}
+
+/// Arguments: whether this process may bind any port.
+fn server_ports(parent: &Parent) {
+    let privileged: bool = parent.argument(0);
+    let ports = PortSet::server_ports().expect("settings that can be read");
+    // Reading the settings 65535 times would take a while.
+    for port in (1000..1100).chain((1100..=65535).step_by(5)).chain([65535]) {
+        assert_eq!(
+            ports.contains(port),
+            is_for_servers(port, privileged),
+            "{port}"
+        );
+    }
+    for edge in [
+        1719, 3000, 4045, 8080, 9148, 9150, 10080, 20000, 29999, 32768, 60999,
+    ] {
+        for port in [edge - 1, edge, edge + 1] {
+            assert_eq!(
+                ports.contains(port),
+                is_for_servers(port, privileged),
+                "{port}"
+            );
+        }
+    }
+    parent.say("done");
+}
+
+#[test]
+fn server_ports_follow_the_settings_of_the_namespace() {
+    let set = |settings: &[(&str, &str)]| {
+        let write =
+            |(name, value): &(&str, &str)| format!(" && echo {value} > /proc/sys/net/ipv4/{name}");
+        let writes: String = settings.iter().map(write).collect();
+        format!("true{writes}")
+    };
+    let reserved = ("ip_local_reserved_ports", "8080,9148-9150,65535");
+    let ephemeral = ("ip_local_port_range", "20000 29999");
+    let unprivileged = ("ip_unprivileged_port_start", "3000");
+    for settings in [&[][..], &[ephemeral, reserved], &[unprivileged, reserved]] {
+        let script = set(settings);
+        if let Some(peer) = start_in_namespace("--net", &script, "server ports", &["true"]) {
+            peer.finish_well();
+        }
+    }
+    // Once more without privileges. Who starts without them keeps none in the
+    // namespace either, and so cannot prepare it.
+    if am_root() {
+        let (_dir, copy) = open_copy();
+        let script = set(&[unprivileged]) + " && exec \"$0\" \"$@\"";
+        let prefix = [
+            "unshare",
+            "--net",
+            "sh",
+            "-c",
+            &script,
+            "setpriv",
+            "--reuid",
+            "65534",
+            "--regid",
+            "65534",
+            "--clear-groups",
+        ];
+        let command = command(&prefix, &copy, "server ports", &["false"]);
+        common::Peer::start_command(command).finish_well();
+    }
+}

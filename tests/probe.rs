@@ -1,0 +1,212 @@
+//! What "free" means: every kind of request against every kind of occupant.
+
+mod common;
+
+use std::{
+    io::Read,
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+};
+
+use common::{Block, bind_strictly, lock_dir};
+use portlock::{BindFreePort, Builder, ErrorKind, FreePort, Protocol};
+use socket2::{Domain, Socket, Type};
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+fn bind(host: IpAddr, port: u16, ty: Type, only_v6: bool, reuse_address: bool) -> Socket {
+    let address = SocketAddr::new(host, port);
+    let socket = Socket::new(Domain::for_address(address), ty, None).expect("a socket");
+    if host.is_ipv6() {
+        socket.set_only_v6(only_v6).expect("unbound");
+    }
+    socket.set_reuse_address(reuse_address).expect("unbound");
+    let bound = socket.bind(&address.into());
+    bound.unwrap_or_else(|error| panic!("{address}: {error}"));
+    socket
+}
+
+/// Which addresses an occupant (row) and a request (column) have in common.
+const REQUESTS: [&str; 6] = ["any", "127.0.0.1", "127.0.0.2", "0.0.0.0", "::1", "::"];
+const OCCUPANTS: [(&str, [bool; 6]); 6] = {
+    const TAKEN: bool = true;
+    const FREE: bool = false;
+    [
+        ("127.0.0.1", [TAKEN, TAKEN, FREE, TAKEN, FREE, TAKEN]),
+        ("127.0.0.2", [TAKEN, FREE, TAKEN, TAKEN, FREE, TAKEN]),
+        ("0.0.0.0", [TAKEN, TAKEN, TAKEN, TAKEN, FREE, TAKEN]),
+        ("::1", [TAKEN, FREE, FREE, FREE, TAKEN, TAKEN]),
+        (":: only", [TAKEN, FREE, FREE, FREE, TAKEN, TAKEN]),
+        ("::", [TAKEN, TAKEN, TAKEN, TAKEN, TAKEN, TAKEN]),
+    ]
+};
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Listening,
+    ListeningWithReuseAddress,
+    Bound,
+    Udp,
+}
+
+const KINDS: [Kind; 4] = [
+    Kind::Listening,
+    Kind::ListeningWithReuseAddress,
+    Kind::Bound,
+    Kind::Udp,
+];
+
+fn occupy(name: &str, port: u16, kind: Kind) -> Socket {
+    let only_v6 = name == ":: only";
+    let host = ip(name.trim_end_matches(" only"));
+    match kind {
+        Kind::Bound => bind(host, port, Type::STREAM, only_v6, false),
+        Kind::Udp => bind(host, port, Type::DGRAM, only_v6, false),
+        Kind::Listening | Kind::ListeningWithReuseAddress => {
+            let reuse_address = kind == Kind::ListeningWithReuseAddress;
+            let socket = bind(host, port, Type::STREAM, only_v6, reuse_address);
+            socket.listen(1).expect("bound");
+            socket
+        }
+    }
+}
+
+fn builder(dir: &tempfile::TempDir, block: &Block) -> Builder {
+    FreePort::builder()
+        .ports(block.ports.clone())
+        .lock_dir(dir.path())
+}
+
+#[test]
+fn every_request_against_every_occupant() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let port = block.first();
+    let mut wrong = Vec::new();
+    let mut cells = 0;
+    for (occupant, row) in OCCUPANTS {
+        for kind in KINDS {
+            let _occupant = occupy(occupant, port, kind);
+            for (request, common_address) in REQUESTS.into_iter().zip(row) {
+                for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::TcpAndUdp] {
+                    let common_protocol = match protocol {
+                        Protocol::Udp => kind == Kind::Udp,
+                        Protocol::Tcp => kind != Kind::Udp,
+                        _ => true,
+                    };
+                    // For a leased port, even TIME_WAIT counts as free, but
+                    // nobody who is alive.
+                    for reuse_address in [false, true] {
+                        let mut builder = builder(&dir, &block)
+                            .protocol(protocol)
+                            .reuse_address(reuse_address);
+                        if request != "any" {
+                            builder = builder.host(ip(request));
+                        }
+                        let taken = match builder.try_acquire() {
+                            Ok(_) => false,
+                            Err(error) if error.kind() == ErrorKind::Exhausted => true,
+                            Err(error) => panic!("{occupant} {kind:?} {request}: {error}"),
+                        };
+                        cells += 1;
+                        if taken != (common_address && common_protocol) {
+                            wrong.push((occupant, kind, request, protocol, taken));
+                        }
+                    }
+                }
+            }
+        }
+    }
+    assert_eq!(cells, 6 * 4 * 6 * 3 * 2);
+    assert!(wrong.is_empty(), "{wrong:?}");
+}
+
+#[test]
+fn a_given_port_can_be_bound_strictly_wherever_it_was_asked_for() {
+    let (dir, block) = (lock_dir(), Block::new(4));
+    let _occupants = block
+        .ports
+        .clone()
+        .skip(1)
+        .zip(["127.0.0.1", "0.0.0.0", "::1"])
+        .map(|(port, host)| occupy(host, port, Kind::Listening))
+        .collect::<Vec<_>>();
+    for _ in 0..20 {
+        let port = builder(&dir, &block).acquire().expect("one is free");
+        assert_eq!(port.port(), block.first());
+        drop(bind_strictly(port.port()).expect("free on every address"));
+    }
+    let both = builder(&dir, &block)
+        .host(ip("127.0.0.2"))
+        .host(ip("::1"))
+        .protocol(Protocol::TcpAndUdp);
+    for _ in 0..20 {
+        let port = both.acquire().expect("one is free").port();
+        for host in ["127.0.0.2", "::1"] {
+            for ty in [Type::STREAM, Type::DGRAM] {
+                bind(ip(host), port, ty, true, false);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_probe_occupies_its_port_until_released() {
+    let block = Block::new(2);
+    let probe = BindFreePort::new(block.ports.clone()).expect("free");
+    let other = BindFreePort::new(block.ports.clone()).expect("one is left");
+    assert_ne!(probe.port(), other.port());
+    let error = BindFreePort::new(block.ports.clone()).expect_err("none is left");
+    assert_eq!(error.kind(), ErrorKind::Exhausted);
+    assert!(error.to_string().ends_with("2 bound by other programs"));
+
+    let port = probe.port();
+    for host in ["127.0.0.1", "127.0.0.2", "0.0.0.0", "::1", "::"] {
+        assert!(TcpListener::bind((host, port)).is_err(), "{host}");
+    }
+    UdpSocket::bind(("0.0.0.0", port)).expect("UDP ports are others");
+    probe.release().expect("released");
+    TcpListener::bind(("0.0.0.0", port)).expect("free again");
+}
+
+#[test]
+fn time_wait_counts_as_free_only_if_asked_for() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let address = (Ipv4Addr::LOCALHOST, block.first());
+    let listener = TcpListener::bind(address).expect("free");
+    let mut client = TcpStream::connect(address).expect("it listens");
+    // The server closes first, and so the connection's TIME_WAIT is on its port.
+    drop(listener.accept().expect("a connection"));
+    drop(listener);
+    let end = client.read(&mut [0]).expect("connected");
+    assert_eq!(end, 0);
+    drop(client);
+
+    let builder = builder(&dir, &block);
+    let error = builder.try_acquire().expect_err("strictly, it is in use");
+    assert_eq!(error.kind(), ErrorKind::Exhausted);
+    assert!(error.to_string().contains("1 in TIME_WAIT"), "{error}");
+    let port = builder.reuse_address(true).try_acquire();
+    let _port = port.expect("free for servers that set SO_REUSEADDR");
+    TcpListener::bind(address).expect("std sets it");
+}
+
+#[test]
+fn the_address_to_connect_to() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    for (host, address) in [
+        (None, "127.0.0.1"),
+        (Some("0.0.0.0"), "127.0.0.1"),
+        (Some("127.0.0.2"), "127.0.0.2"),
+        (Some("::1"), "::1"),
+    ] {
+        let builder = builder(&dir, &block);
+        let builder = match host {
+            Some(host) => builder.host(ip(host)),
+            None => builder,
+        };
+        let (port, _listener) = builder.listen().expect("free");
+        assert_eq!(port.addr(), SocketAddr::new(ip(address), block.first()));
+        TcpStream::connect(port.addr()).expect("it listens there");
+    }
+}

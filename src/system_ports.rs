@@ -84,8 +84,9 @@ impl PortSet {
     /// # Errors
     ///
     /// [`InvalidPorts`](ErrorKind::InvalidPorts) if a variable is set to something
-    /// that is no set of ports, or a set without any, or if the file cannot be
-    /// read; [`Unsupported`](ErrorKind::Unsupported) if a setting of the
+    /// that is no set of ports, or a set without any, if the file cannot be
+    /// read, or if the system leaves no port for servers;
+    /// [`Unsupported`](ErrorKind::Unsupported) if a setting of the
     /// system cannot be read or understood.
     ///
     /// # Examples
@@ -114,10 +115,21 @@ impl PortSet {
             unprivileged_port_start()?.max(1024)
         };
         let refused = REFUSED_BY_BROWSERS.into_iter().collect();
-        Ok(Self::from(first..)
-            .difference(&ephemeral_port_range()?.into())
+        let ephemeral = ephemeral_port_range()?;
+        let (from, to) = (*ephemeral.start(), *ephemeral.end());
+        let ports = Self::from(first..)
+            .difference(&ephemeral.into())
             .difference(&reserved_ports()?)
-            .difference(&refused))
+            .difference(&refused);
+        if ports.is_empty() {
+            // To take some all the same would be a silent clash with clients.
+            let message = format!(
+                "no ports are left for servers from {first} on: the ephemeral range is {from} to \
+                 {to}; name some in {PORTS}"
+            );
+            return Err(Error::new(ErrorKind::InvalidPorts, message));
+        }
+        Ok(ports)
     }
 }
 

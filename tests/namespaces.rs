@@ -18,6 +18,7 @@ fn child() {
     run_child(&[
         ("held and not held", held_and_not_held),
         ("server ports", server_ports),
+        ("no server ports", no_server_ports),
     ]);
 }
 
@@ -211,5 +212,20 @@ fn server_ports_follow_the_settings_of_the_namespace() {
         ];
         let command = command(&prefix, &copy, "server ports", &["false"]);
         common::Peer::start_command(command).finish_well();
+    }
+}
+
+fn no_server_ports(parent: &Parent) {
+    let error = PortSet::server_ports().expect_err("all are ephemeral");
+    assert_eq!(error.kind(), portlock::ErrorKind::InvalidPorts);
+    assert!(error.to_string().contains("1024 to 65535"), "{error}");
+    parent.say("done");
+}
+
+#[test]
+fn a_system_that_leaves_no_port_for_servers_says_so() {
+    let script = "echo 1024 65535 > /proc/sys/net/ipv4/ip_local_port_range";
+    if let Some(peer) = start_in_namespace("--net", script, "no server ports", &[]) {
+        peer.finish_well();
     }
 }

@@ -1,0 +1,26 @@
+//! The helpers of CPython's test suite, by their names.
+//!
+//! ```console
+//! $ cargo run --example cpython_helpers
+//! ```
+
+use portlock::{HOST, bind_port, find_unused_port};
+use socket2::{Domain, Socket, Type};
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    let port = bind_port(&socket, HOST)?;
+    socket.listen(1)?;
+    println!("listening on {HOST}:{port}");
+
+    let shared = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    shared.set_reuse_address(true)?;
+    if let Err(error) = bind_port(&shared, HOST) {
+        println!("{error}");
+    }
+
+    // Unused a moment ago, and anybody's: a lease is the better choice.
+    let port = find_unused_port(Domain::IPV4, Type::STREAM)?;
+    println!("{port} was unused");
+    Ok(())
+}

@@ -60,8 +60,8 @@ Usage: parallel_servers [OPTIONS]
 Options:
   --processes P       how many processes (default: 8)
   --servers S         how many servers each of them starts (default: 25)
-  --ports FIRST-LAST  the range (default: from 21000, a quarter more ports
-                      than servers)
+  --ports SET         such as 21000-21249,!21080 (default: from 21000, a
+                      quarter more ports than servers)
   --server KIND       http (a thread of the process), redis, nginx or python
                       (default: http)
   --help              this text
@@ -115,7 +115,7 @@ impl Args {
             match arg {
                 Long("processes") => processes = parser.value()?.parse_with(count)?,
                 Long("servers") => servers = parser.value()?.parse_with(count)?,
-                Long("ports") => ports = Some(parser.value()?.parse_with(port_range)?),
+                Long("ports") => ports = Some(parser.value()?.parse::<PortSet>()?),
                 Long("server") => kind = parser.value()?.parse_with(Kind::named)?,
                 Long("child") => child = true,
                 Long("help") => return Ok(None),
@@ -144,15 +144,6 @@ impl Args {
 fn count(text: &str) -> Result<u16, &'static str> {
     let count = text.parse().map(NonZeroU16::get);
     count.map_err(|_| "processes and servers are numbers from 1 to 65535")
-}
-
-fn port_range(text: &str) -> Result<PortSet, &'static str> {
-    let ports = text.split_once('-').and_then(|(first, last)| {
-        let (first, last): (u16, u16) = (first.parse().ok()?, last.parse().ok()?);
-        Some(PortSet::from(first..=last))
-    });
-    let ports = ports.filter(|ports| !ports.is_empty());
-    ports.ok_or("ports are FIRST-LAST, such as 21000-21249")
 }
 
 /// Few ports more than `wanted`, so that the processes often try the same one.
@@ -677,7 +668,7 @@ impl Tally {
         let rows = [
             ("server", args.kind.name()),
             ("processes", args.processes.to_string()),
-            ("range", format!("{ports} ({} ports)", ports.len())),
+            ("ports", format!("{ports} ({} ports)", ports.len())),
             ("servers started", self.started.len().to_string()),
             ("distinct ports", self.distinct().to_string()),
             ("bind failures", binds.to_string()),

@@ -16,7 +16,8 @@ use crate::{
     error::{Error, ErrorKind, Result},
     freeport::FreePort,
     lock::{self, PortLock},
-    lock_dir::Trusted,
+    lock_dir::LockDir,
+    owner,
     ports::{Order, PortSet},
     registry::{self, Claim},
     search::{Exhausted, Miss, search},
@@ -35,7 +36,7 @@ const PASSES_PER_PAUSE: u32 = 8;
 #[derive(Debug)]
 pub(crate) struct Acquisition<'a> {
     pub(crate) ports: Cow<'a, PortSet>,
-    pub(crate) dir: Trusted,
+    pub(crate) dir: LockDir,
     pub(crate) endpoints: Endpoints,
     pub(crate) label: Option<&'a str>,
     pub(crate) prefer: Option<&'a str>,
@@ -241,7 +242,7 @@ impl Acquisition<'_> {
             Ok(socket) => socket,
             Err(miss) => return Ok(Err(miss)),
         };
-        lock.write_owner(self.label)?;
+        lock.write_owner(&owner::held(self.label))?;
         Ok(Ok(Taken {
             socket,
             lock,

@@ -9,8 +9,10 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
     ops::RangeBounds,
+    thread,
+    time::{Duration, Instant},
 };
 
 use rustix::io::Errno;
@@ -282,6 +284,48 @@ fn distinct(hosts: &[IpAddr]) -> Vec<IpAddr> {
     hosts.sort_unstable();
     hosts.dedup();
     hosts
+}
+
+/// Waits until something accepts a connection at `address`.
+pub(crate) fn wait_until_listening(address: SocketAddr, timeout: Duration) -> Result<()> {
+    /// One that is not answered may have been lost; it is made again.
+    const PATIENCE: Duration = Duration::from_secs(1);
+    const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+    let start = Instant::now();
+    let mut pause = Duration::from_millis(1);
+    loop {
+        let left = timeout.saturating_sub(start.elapsed());
+        // Zero is not a valid timeout for connecting.
+        let patience = left.clamp(Duration::from_millis(1), PATIENCE);
+        match TcpStream::connect_timeout(&address, patience) {
+            // A client that is given the very port it connects to is connected
+            // with itself (RFC 9293, section 3.5: simultaneous open).
+            Ok(stream) if stream.local_addr().is_ok_and(|local| local == address) => {}
+            Ok(_) => return Ok(()),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::ConnectionRefused
+                        | io::ErrorKind::ConnectionReset
+                        | io::ErrorKind::ConnectionAborted
+                        | io::ErrorKind::Interrupted
+                        | io::ErrorKind::TimedOut
+                        | io::ErrorKind::WouldBlock
+                ) => {}
+            Err(error) => {
+                let message = format!("cannot connect to {address}");
+                return Err(Error::with_cause(ErrorKind::Probe, message, error));
+            }
+        }
+        let left = timeout.saturating_sub(start.elapsed());
+        if left.is_zero() {
+            let waited = start.elapsed().as_secs_f64();
+            let message = format!("nothing accepts connections at {address} after {waited:.1} s");
+            return Err(Error::new(ErrorKind::Timeout, message));
+        }
+        thread::sleep(pause.min(left));
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
 }
 
 enum Failure {

@@ -50,6 +50,10 @@ pub enum ErrorKind {
     /// A socket could not be made, bound or listened on, for another reason
     /// than that the port is in use.
     Probe,
+    /// What was waited for did not happen in time.
+    Timeout,
+    /// The process that a lease should belong to does not exist.
+    Process,
     /// The system permits this process none of the ports asked for.
     PermissionDenied,
     /// What was asked for cannot be done on this system, or not in this
@@ -127,8 +131,9 @@ impl From<Error> for io::Error {
             ErrorKind::InvalidPorts => io::ErrorKind::InvalidInput,
             ErrorKind::Exhausted => io::ErrorKind::AddrInUse,
             ErrorKind::PermissionDenied => io::ErrorKind::PermissionDenied,
+            ErrorKind::Timeout => io::ErrorKind::TimedOut,
             ErrorKind::Unsupported => io::ErrorKind::Unsupported,
-            ErrorKind::LockDir | ErrorKind::Lock | ErrorKind::Probe => {
+            ErrorKind::LockDir | ErrorKind::Lock | ErrorKind::Probe | ErrorKind::Process => {
                 cause.unwrap_or(io::ErrorKind::Other)
             }
         };

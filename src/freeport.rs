@@ -4,10 +4,18 @@ use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     ops::RangeBounds,
+    os::fd::OwnedFd,
+    time::Duration,
 };
 
 use crate::{
-    bindfree::Probe, builder::Builder, error::Result, lock::PortLock, ports::PortSet,
+    bindfree::{self, Probe},
+    builder::Builder,
+    error::Result,
+    lock::PortLock,
+    owner::{self, Owner},
+    ports::PortSet,
+    process,
     registry::Claim,
 };
 
@@ -212,6 +220,91 @@ impl FreePort {
         let released = lock.release();
         drop(claim);
         released
+    }
+
+    /// Gives the lease to the process `pid`: it then lives as long as that one,
+    /// whatever becomes of this one. Gives the port's number.
+    ///
+    /// That is for programs that start a server and end, or that only look for a
+    /// port. No lock is held for such a lease and no daemon is needed: the
+    /// owner record in the lock file says which process it is, by its pid, start
+    /// time and boot id, and whoever wants the port looks whether that process
+    /// still lives. So a pid that is given out again keeps no port.
+    ///
+    /// # Errors
+    ///
+    /// [`Process`](crate::ErrorKind::Process) if there is no such process;
+    /// [`Lock`](crate::ErrorKind::Lock) if the record cannot be written. The
+    /// lease has then ended.
+    ///
+    /// # Platform-specific behavior
+    ///
+    /// `pid` is as this process sees it. For another caller in a pid namespace
+    /// from which that process cannot be seen, such as another container that
+    /// shares the lock directory, the lease lives on for good: rather a port too
+    /// few than one given twice. [`LockDir::release`](crate::LockDir::release) with
+    /// force, or any caller that can see that the process is gone, ends it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use portlock::{ErrorKind, FreePort};
+    ///
+    /// let number = FreePort::new(4000..=6000)?.delegate_to(std::process::id())?;
+    /// let error = FreePort::try_new(number..=number).unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::Exhausted);
+    /// # Ok::<(), portlock::Error>(())
+    /// ```
+    pub fn delegate_to(self, pid: u32) -> Result<u16> {
+        let (process, program) = process::find(pid)?;
+        let owner = self.lock.read_owner()?;
+        let label = owner.as_ref().and_then(Owner::label);
+        let record = owner::delegated(&process, &program, label);
+        self.lock.write_owner(&record)?;
+        let port = self.port;
+        self.release()?;
+        Ok(port)
+    }
+
+    /// The descriptor that holds the lease, for a process that shall inherit it.
+    ///
+    /// The lease then lives until the last duplicate of that descriptor is
+    /// closed: in this process and in every one that inherits it, and in what
+    /// they start. It is close-on-exec, and has to be mapped or made inheritable
+    /// for a child. A socket that was [held](Builder::hold_socket) is closed.
+    ///
+    /// # Errors
+    ///
+    /// [`Lock`](crate::ErrorKind::Lock) if the descriptor cannot be duplicated, for
+    /// want of descriptors. The lease has then ended.
+    pub fn into_fd(self) -> Result<OwnedFd> {
+        self.lock.into_fd()
+    }
+
+    /// Waits until a server accepts connections at [`addr`](Self::addr).
+    ///
+    /// It connects, and closes the connection at once.
+    ///
+    /// # Errors
+    ///
+    /// [`Timeout`](crate::ErrorKind::Timeout) if none does within `timeout`;
+    /// [`Probe`](crate::ErrorKind::Probe) for an error other than a refused or
+    /// unanswered connection.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::{net::TcpListener, thread, time::Duration};
+    ///
+    /// let port = portlock::FreePort::new(4000..=6000)?;
+    /// let addr = port.addr();
+    /// let server = thread::spawn(move || TcpListener::bind(addr));
+    /// port.wait_until_listening(Duration::from_secs(5))?;
+    /// # server.join().unwrap()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn wait_until_listening(&self, timeout: Duration) -> Result<()> {
+        bindfree::wait_until_listening(self.addr(), timeout)
     }
 }
 

@@ -28,7 +28,7 @@ use rustix::{
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    lock_dir::{Trusted, identity},
+    lock_dir::{LockDir, identity},
     owner::{self, Owner},
 };
 
@@ -47,34 +47,74 @@ const OPEN: OFlags = OFlags::NOFOLLOW
 /// A held lock on one port's file. Dropping it ends the lock.
 #[derive(Debug)]
 pub(crate) struct PortLock {
-    /// `None` only once the lock has been ended.
-    file: Option<File>,
+    file: File,
+    /// The lock was ended, or goes on without this value.
+    ended: bool,
     port: u16,
     dir: Arc<Path>,
     pid: u32,
 }
 
+/// What came of locking a file that may not exist.
+#[derive(Debug)]
+pub(crate) enum Try {
+    Locked(PortLock),
+    Held,
+    Missing,
+}
+
 impl PortLock {
-    /// Locks the file of `port` without waiting, or gives `None` if someone
-    /// else holds it. `pid` is the caller's own.
-    pub(crate) fn try_acquire(dir: &Trusted, port: u16, pid: u32) -> Result<Option<Self>> {
+    /// Locks the file of `port`, made if it is missing, without waiting, or gives
+    /// `None` if someone else holds it or has it delegated. `pid` is the caller's own.
+    pub(crate) fn try_acquire(dir: &LockDir, port: u16, pid: u32) -> Result<Option<Self>> {
+        let Try::Locked(lock) = Self::try_lock(dir, port, pid, open_or_make)? else {
+            return Ok(None);
+        };
+        let owner = lock.read_owner()?;
+        let delegated = owner.is_some_and(|owner| owner.is_delegated_to_the_living());
+        Ok(if delegated { None } else { Some(lock) })
+    }
+
+    /// Locks the file of `port` if there is one, without waiting, whoever it is
+    /// delegated to.
+    pub(crate) fn try_existing(dir: &LockDir, port: u16) -> Result<Try> {
+        Self::try_lock(dir, port, process::id(), |dir, port, _| open(dir, port))
+    }
+
+    fn try_lock(
+        dir: &LockDir,
+        port: u16,
+        pid: u32,
+        open: impl Fn(&LockDir, u16, u32) -> Result<Option<OwnedFd>>,
+    ) -> Result<Try> {
         for _ in 0..TRIES {
-            let file = File::from(open_or_make(dir, port, pid)?);
+            let Some(fd) = open(dir, port, pid)? else {
+                return Ok(Try::Missing);
+            };
+            let file = File::from(fd);
             if !try_lock(&file).map_err(|error| fail("lock", dir.path(), port, error))? {
-                return Ok(None);
+                return Ok(Try::Held);
             }
             let lock = Self {
-                file: Some(file),
+                file,
+                ended: false,
                 port,
-                dir: Arc::clone(dir.path()),
+                dir: Arc::clone(dir.shared_path()),
                 pid,
             };
             if lock.is_at_its_path(dir)? {
-                return Ok(Some(lock));
+                return Ok(Try::Locked(lock));
             }
         }
         let error = io::Error::other(format!("it was replaced {TRIES} times while being locked"));
         Err(fail("lock", dir.path(), port, error))
+    }
+
+    /// Removes the file, with the lock held: who waits to open it will make a
+    /// new one, and who has it open will notice.
+    pub(crate) fn remove(&self, dir: &LockDir) -> io::Result<()> {
+        let name = DecInt::new(self.port);
+        Ok(rustix::fs::unlinkat(dir.fd(), name, AtFlags::empty())?)
     }
 
     /// Whether the file locked is still the one that others find at its path.
@@ -82,12 +122,9 @@ impl PortLock {
     /// # Errors
     ///
     /// It is no file that may be written to.
-    fn is_at_its_path(&self, dir: &Trusted) -> Result<bool> {
-        let Some(file) = &self.file else {
-            return Ok(false);
-        };
+    fn is_at_its_path(&self, dir: &LockDir) -> Result<bool> {
         let fail = |error: Errno| fail("stat", dir.path(), self.port, error.into());
-        let locked = rustix::fs::fstat(file).map_err(fail)?;
+        let locked = rustix::fs::fstat(&self.file).map_err(fail)?;
         if FileType::from_raw_mode(locked.st_mode) != FileType::RegularFile {
             return Err(self.refuse("it is not a regular file"));
         }
@@ -110,15 +147,19 @@ impl PortLock {
         Error::new(ErrorKind::Lock, message)
     }
 
-    /// Writes who holds the lock into the file.
+    /// Who had the lock before, or has the port without one.
+    pub(crate) fn read_owner(&self) -> Result<Option<Owner>> {
+        read_owner(&self.file)
+            .map_err(|error| fail("read owner record of", &self.dir, self.port, error))
+    }
+
+    /// Writes an owner record into the file.
     ///
     /// In place and always of the same length: truncating would cost more than
     /// writing, and could fail for want of space where overwriting cannot.
-    pub(crate) fn write_owner(&self, label: Option<&str>) -> Result<()> {
-        let Some(file) = &self.file else {
-            return Ok(());
-        };
-        file.write_all_at(&owner::record(self.pid, label), 0)
+    pub(crate) fn write_owner(&self, record: &[u8; owner::LEN]) -> Result<()> {
+        self.file
+            .write_all_at(record, 0)
             .map_err(|error| fail("write owner record to", &self.dir, self.port, error))
     }
 
@@ -132,7 +173,18 @@ impl PortLock {
         self.unlock()
     }
 
-    /// Unlocks explicitly, then closes.
+    /// A descriptor that has the lock too, and has it alone from now on: the
+    /// lock lives until that and its duplicates are closed.
+    pub(crate) fn into_fd(mut self) -> Result<OwnedFd> {
+        let file = self
+            .file
+            .try_clone()
+            .map_err(|error| fail("duplicate the descriptor of", &self.dir, self.port, error))?;
+        self.ended = true;
+        Ok(file.into())
+    }
+
+    /// Unlocks explicitly.
     ///
     /// Closing alone is not enough. The lock belongs to the open file
     /// description, and a child that another thread is just starting has a
@@ -141,9 +193,10 @@ impl PortLock {
     /// (flock(2)). For the same reason a copy of this value in a forked child
     /// must only close: to unlock there would end the parent's lease.
     fn unlock(&mut self) -> Result<()> {
-        let Some(file) = self.file.take() else {
+        if self.ended {
             return Ok(());
-        };
+        }
+        self.ended = true;
         let us = process::id();
         if us != self.pid {
             let path = file_path(&self.dir, self.port);
@@ -155,7 +208,7 @@ impl PortLock {
             );
             return Err(Error::new(ErrorKind::Lock, message));
         }
-        unlock(&file).map_err(|error| fail("unlock", &self.dir, self.port, error))
+        unlock(&self.file).map_err(|error| fail("unlock", &self.dir, self.port, error))
     }
 }
 
@@ -168,34 +221,64 @@ impl Drop for PortLock {
 }
 
 /// What the file of `port` says of its holder, if it says anything.
-pub(crate) fn recorded_owner(dir: &Trusted, port: u16) -> Option<Owner> {
+pub(crate) fn recorded_owner(dir: &LockDir, port: u16) -> Option<Owner> {
     let name = DecInt::new(port);
     let fd = rustix::fs::openat(dir.fd(), name, OPEN | OFlags::RDONLY, Mode::empty()).ok()?;
+    read_owner(&File::from(fd)).ok()?
+}
+
+fn read_owner(file: &File) -> io::Result<Option<Owner>> {
     let mut record = [0; owner::LEN];
-    let len = File::from(fd).read_at(&mut record, 0).ok()?;
-    owner::parse(&record[..len])
+    let mut len = file.read_at(&mut record, 0);
+    for _ in 0..TRIES {
+        match &len {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                len = file.read_at(&mut record, 0);
+            }
+            _ => break,
+        }
+    }
+    Ok(Owner::parse(&record[..len?]))
 }
 
 /// Opens the file of `port`, and makes it first if it is missing.
-///
-/// It is opened without O_CREAT: in a sticky directory `fs.protected_regular`
-/// refuses that flag for files of other users (proc_sys_fs(5)).
-fn open_or_make(dir: &Trusted, port: u16, pid: u32) -> Result<OwnedFd> {
+fn open_or_make(dir: &LockDir, port: u16, pid: u32) -> Result<Option<OwnedFd>> {
     for _ in 0..TRIES {
-        let name = DecInt::new(port);
-        match rustix::fs::openat(dir.fd(), name, OPEN | OFlags::RDWR, Mode::empty()) {
-            Err(Errno::NOENT) => {}
-            Err(Errno::INTR) => continue,
-            Err(error) => return Err(fail("open", dir.path(), port, error.into())),
-            Ok(fd) => return Ok(fd),
+        if let Some(fd) = open(dir, port)? {
+            return Ok(Some(fd));
         }
         if let Some(fd) = make(dir, port, pid)? {
-            return Ok(fd);
+            return Ok(Some(fd));
         }
     }
     let error = io::Error::other(format!("it was made and removed {TRIES} times"));
     Err(fail("open", dir.path(), port, error))
 }
+
+/// Opens the file of `port` if there is one.
+///
+/// Without O_CREAT: in a sticky directory `fs.protected_regular` refuses that
+/// flag for files of other users (proc_sys_fs(5)).
+fn open(dir: &LockDir, port: u16) -> Result<Option<OwnedFd>> {
+    let mut interrupted = 0;
+    loop {
+        let name = DecInt::new(port);
+        match rustix::fs::openat(dir.fd(), name, OPEN | OFlags::RDWR, Mode::empty()) {
+            Ok(fd) => return Ok(Some(fd)),
+            Err(Errno::NOENT) => return Ok(None),
+            Err(Errno::INTR) if interrupted < TRIES => interrupted += 1,
+            Err(error) => return Err(fail("open", dir.path(), port, error.into())),
+        }
+    }
+}
+
+/// Whether a file of this name was being made by [`make`]. A maker that was killed
+/// leaves it.
+pub(crate) fn is_stray_name(name: &str) -> bool {
+    name.starts_with(STRAY_PREFIX)
+}
+
+const STRAY_PREFIX: &str = ".new.";
 
 /// Makes the file of `port`, open, or gives `None` if another process was faster.
 ///
@@ -203,9 +286,9 @@ fn open_or_make(dir: &Trusted, port: u16, pid: u32) -> Result<OwnedFd> {
 /// right: a maker that is killed in between then leaves a stray file, but never
 /// a lock file that other users, or with a harsh umask even its owner, could
 /// not open.
-fn make(dir: &Trusted, port: u16, pid: u32) -> Result<Option<OwnedFd>> {
+fn make(dir: &LockDir, port: u16, pid: u32) -> Result<Option<OwnedFd>> {
     let fail = |error: Errno| fail("make", dir.path(), port, error.into());
-    let stray = format!(".{port}.{pid}.{:08x}", rand::random::<u32>());
+    let stray = format!("{STRAY_PREFIX}{port}.{pid}.{:08x}", rand::random::<u32>());
     let flags = OPEN | OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
     let fd = rustix::fs::openat(dir.fd(), &stray, flags, dir.file_mode()).map_err(fail)?;
     let made = rustix::fs::fchmod(&fd, dir.file_mode()).and_then(|()| {

@@ -14,7 +14,7 @@
 //!   EPERM). Files in it are made 0666 whatever the umask.
 
 use std::{
-    env,
+    env, fmt,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -31,23 +31,112 @@ use crate::error::{Error, ErrorKind, Result};
 /// The environment variable that names the lock directory.
 pub(crate) const VARIABLE: &str = "PORTLOCK_DIR";
 
-/// A lock directory that has been checked, and is open.
+/// A directory that has been checked, and is open.
 #[derive(Debug)]
-pub(crate) struct LockDir {
+struct OpenDir {
     path: Arc<Path>,
     fd: OwnedFd,
     identity: (u64, u64),
 }
 
-/// A lock directory as of one acquisition.
+/// The directory with one lock file per port, checked to be trustworthy.
+///
+/// Only callers that use the same lock directory exclude each other. To lease
+/// ports, no value of this type is needed: [`Builder`](crate::Builder) finds the
+/// directory by the same rules. It is for looking after it.
+///
+/// # Examples
+///
+/// ```
+/// use portlock::LockDir;
+///
+/// let dir = LockDir::locate(None)?;
+/// println!("locks are in {} ({})", dir.path().display(), dir.origin());
+/// for lease in dir.leases()? {
+///     println!("{}: {:?}", lease.port, lease.state);
+/// }
+/// # Ok::<(), portlock::Error>(())
+/// ```
 #[derive(Clone, Debug)]
-pub(crate) struct Trusted {
-    dir: Arc<LockDir>,
-    file_mode: Mode,
+pub struct LockDir {
+    dir: Arc<OpenDir>,
+    shared: bool,
+    origin: Origin,
 }
 
-impl Trusted {
-    pub(crate) fn path(&self) -> &Arc<Path> {
+/// Why a lock directory is the one in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Origin {
+    /// The program named it.
+    Given,
+    /// The environment variable `PORTLOCK_DIR` names it.
+    Variable,
+    /// It is in the user's runtime directory.
+    RuntimeDir,
+    /// The user has no runtime directory.
+    Fallback,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Given => "named by the caller",
+            Self::Variable => "named by PORTLOCK_DIR",
+            Self::RuntimeDir => "in this user's runtime directory",
+            Self::Fallback => "this user has no runtime directory",
+        })
+    }
+}
+
+impl LockDir {
+    /// The lock directory to use: `chosen` if there is one, else the one that
+    /// `PORTLOCK_DIR` names, else this user's own, which is made if it is missing.
+    ///
+    /// # Errors
+    ///
+    /// [`LockDir`](ErrorKind::LockDir) if it is missing, cannot be made or
+    /// opened, or is not to be trusted, with the reason.
+    pub fn locate(chosen: Option<&Path>) -> Result<Self> {
+        // A directory that was named must exist. To make it would need a guess
+        // at its kind, and a misspelt path would give its caller an empty
+        // directory of its own, in which every port is free.
+        if let Some(path) = chosen {
+            return open(path, Missing::Refuse, Origin::Given);
+        }
+        // As in the XDG base directory specification, empty means unset.
+        let Some(value) = env::var_os(VARIABLE).filter(|value| !value.is_empty()) else {
+            let (path, origin) = default_path();
+            return open(&path, Missing::Make, origin);
+        };
+        let path = Path::new(&value);
+        if path.is_relative() {
+            // It would mean another directory in each working directory.
+            let message = format!("{VARIABLE}={} is not an absolute path", path.display());
+            return Err(Error::new(ErrorKind::LockDir, message));
+        }
+        open(path, Missing::Refuse, Origin::Variable)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.dir.path
+    }
+
+    /// Why it is this one.
+    #[must_use]
+    pub fn origin(&self) -> Origin {
+        self.origin
+    }
+
+    /// Whether other users may lease ports in it too.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.shared
+    }
+
+    pub(crate) fn shared_path(&self) -> &Arc<Path> {
         &self.dir.path
     }
 
@@ -55,33 +144,13 @@ impl Trusted {
         self.dir.fd.as_fd()
     }
 
-    /// The mode that lock files in this directory have.
+    /// The mode that lock files in it have.
     pub(crate) fn file_mode(&self) -> Mode {
-        self.file_mode
-    }
-}
-
-/// The lock directory to use: `chosen` by the program if it was, else the one
-/// that `PORTLOCK_DIR` names, else this user's own.
-///
-/// A directory that was named must exist. To make it would need a guess at
-/// its kind, and a misspelt path would give its caller an empty directory of
-/// its own, in which every port is free.
-pub(crate) fn locate(chosen: Option<&Path>) -> Result<Trusted> {
-    if let Some(path) = chosen {
-        return open(path, Missing::Refuse);
-    }
-    // As in the XDG base directory specification, empty means unset.
-    match env::var_os(VARIABLE).filter(|value| !value.is_empty()) {
-        None => open(&default_path(), Missing::Make),
-        Some(value) => {
-            let path = Path::new(&value);
-            if path.is_relative() {
-                // It would mean another directory in each working directory.
-                let message = format!("{VARIABLE}={} is not an absolute path", path.display());
-                return Err(Error::new(ErrorKind::LockDir, message));
-            }
-            open(path, Missing::Refuse)
+        let own = Mode::RUSR | Mode::WUSR;
+        if self.shared {
+            own | Mode::RGRP | Mode::WGRP | Mode::ROTH | Mode::WOTH
+        } else {
+            own
         }
     }
 }
@@ -93,15 +162,15 @@ pub(crate) fn locate(chosen: Option<&Path>) -> Result<Trusted> {
 /// was. `/run/user/<uid>` is the same directory for a caller without that
 /// variable, such as a cron job. `TMPDIR` is not looked at: test runners and
 /// build systems rewrite it, and two callers would not see each other.
-fn default_path() -> PathBuf {
+fn default_path() -> (PathBuf, Origin) {
     let uid = geteuid().as_raw();
     let by_uid = || PathBuf::from(format!("/run/user/{uid}"));
     let runtime_dir = dirs::runtime_dir()
         .filter(|dir| is_own_dir(dir))
         .or_else(|| Some(by_uid()).filter(|dir| is_own_dir(dir)));
     match runtime_dir {
-        Some(dir) => dir.join("portlock"),
-        None => PathBuf::from(format!("/tmp/portlock-{uid}")),
+        Some(dir) => (dir.join("portlock"), Origin::RuntimeDir),
+        None => (format!("/tmp/portlock-{uid}").into(), Origin::Fallback),
     }
 }
 
@@ -118,15 +187,15 @@ enum Missing {
 
 /// The directory opened last, so that a process that leases from one directory
 /// opens it once. Only one is kept, for each costs a descriptor.
-static OPENED: Mutex<Option<Arc<LockDir>>> = Mutex::new(None);
+static OPENED: Mutex<Option<Arc<OpenDir>>> = Mutex::new(None);
 
-fn opened() -> MutexGuard<'static, Option<Arc<LockDir>>> {
+fn opened() -> MutexGuard<'static, Option<Arc<OpenDir>>> {
     OPENED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Opens the directory at `path` and checks it, or only checks it again if it
 /// is still the one opened last.
-fn open(path: &Path, missing: Missing) -> Result<Trusted> {
+fn open(path: &Path, missing: Missing, origin: Origin) -> Result<LockDir> {
     // Without a trailing slash, with which a symbolic link would be followed
     // in spite of lstat and O_NOFOLLOW (path_resolution(7)).
     let path: &Path = &path.components().collect::<PathBuf>();
@@ -134,11 +203,15 @@ fn open(path: &Path, missing: Missing) -> Result<Trusted> {
         Err(Errno::NOENT) if missing == Missing::Make => make_private(path)?,
         found => found.map_err(|error| cannot("use", path, error))?,
     };
-    let file_mode = check(path, &found)?;
+    let shared = check(path, &found)?;
 
     let last = opened().clone();
     if let Some(dir) = last.filter(|dir| *dir.path == *path && dir.identity == identity(&found)) {
-        return Ok(Trusted { dir, file_mode });
+        return Ok(LockDir {
+            dir,
+            shared,
+            origin,
+        });
     }
 
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -146,14 +219,18 @@ fn open(path: &Path, missing: Missing) -> Result<Trusted> {
         .map_err(|error| cannot("open", path, error))?;
     // What was checked above may have been replaced since.
     let stat = rustix::fs::fstat(&fd).map_err(|error| cannot("stat", path, error))?;
-    let file_mode = check(path, &stat)?;
-    let dir = Arc::new(LockDir {
+    let shared = check(path, &stat)?;
+    let dir = Arc::new(OpenDir {
         path: path.into(),
         fd,
         identity: identity(&stat),
     });
     *opened() = Some(Arc::clone(&dir));
-    Ok(Trusted { dir, file_mode })
+    Ok(LockDir {
+        dir,
+        shared,
+        origin,
+    })
 }
 
 /// Makes the directory at `path` with mode 0700, or finds that another process
@@ -171,9 +248,9 @@ fn make_private(path: &Path) -> Result<Stat> {
     .map_err(|error| cannot("make", path, error))
 }
 
-/// Refuses the directory unless it is of one of the two kinds; gives the mode
-/// that lock files in it have.
-fn check(path: &Path, stat: &Stat) -> Result<Mode> {
+/// Refuses the directory unless it is of one of the two kinds; gives whether it
+/// is shared.
+fn check(path: &Path, stat: &Stat) -> Result<bool> {
     let refuse = |why: String| {
         let message = format!("refusing lock directory {}: {why}", path.display());
         Err(Error::new(ErrorKind::LockDir, message))
@@ -198,11 +275,7 @@ fn check(path: &Path, stat: &Stat) -> Result<Mode> {
             "it is owned by user {owner} (mode {octal:04o}), this process runs as user {us}"
         ));
     }
-    Ok(if shared {
-        Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::WGRP | Mode::ROTH | Mode::WOTH
-    } else {
-        Mode::RUSR | Mode::WUSR
-    })
+    Ok(shared)
 }
 
 fn is_dir(stat: &Stat) -> bool {
@@ -238,17 +311,17 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory");
         for private in [0o700, 0o755, 0o1700] {
             mode(dir.path(), private);
-            let trusted = open(dir.path(), Missing::Refuse).expect("trusted");
+            let trusted = open(dir.path(), Missing::Refuse, Origin::Given).expect("trusted");
             assert_eq!(trusted.file_mode().as_raw_mode(), 0o600, "{private:o}");
         }
         for shared in [0o1777, 0o1770] {
             mode(dir.path(), shared);
-            let trusted = open(dir.path(), Missing::Refuse).expect("trusted");
+            let trusted = open(dir.path(), Missing::Refuse, Origin::Given).expect("trusted");
             assert_eq!(trusted.file_mode().as_raw_mode(), 0o666, "{shared:o}");
         }
         for refused in [0o777, 0o770, 0o702] {
             mode(dir.path(), refused);
-            let error = open(dir.path(), Missing::Refuse).expect_err("not sticky");
+            let error = open(dir.path(), Missing::Refuse, Origin::Given).expect_err("not sticky");
             assert_eq!(error.kind(), ErrorKind::LockDir);
             assert!(error.to_string().contains("not sticky"), "{error}");
         }
@@ -258,9 +331,9 @@ mod tests {
     fn a_directory_that_was_replaced_is_opened_again() {
         let parent = tempfile::tempdir().expect("a temporary directory");
         let path = parent.path().join("locks");
-        let first = open(&path, Missing::Make).expect("made");
+        let first = open(&path, Missing::Make, Origin::Given).expect("made");
         fs::rename(&path, parent.path().join("elsewhere")).expect("our own directory");
-        let second = open(&path, Missing::Make).expect("made again");
+        let second = open(&path, Missing::Make, Origin::Given).expect("made again");
         assert_ne!(first.dir.identity, second.dir.identity);
     }
 
@@ -268,11 +341,11 @@ mod tests {
     fn a_trailing_slash_does_not_let_a_symbolic_link_through() {
         let parent = tempfile::tempdir().expect("a temporary directory");
         let target = parent.path().join("target");
-        open(&target, Missing::Make).expect("made");
+        open(&target, Missing::Make, Origin::Given).expect("made");
         let link = parent.path().join("link");
         std::os::unix::fs::symlink(&target, &link).expect("our own directory");
         for path in [link.clone(), link.join(""), link.join(".")] {
-            let error = open(&path, Missing::Refuse).expect_err("a symbolic link");
+            let error = open(&path, Missing::Refuse, Origin::Given).expect_err("a symbolic link");
             assert!(error.to_string().contains("symbolic link"), "{error}");
         }
     }

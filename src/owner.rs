@@ -1,56 +1,135 @@
-//! The owner record: who holds a lease, for people to read.
+//! The owner record: who holds a lease.
 //!
 //! A lock file begins with one line of [`LEN`] bytes of ASCII, padded with spaces:
 //!
 //! ```text
-//! held 812 8123456 6e1f7a4e-0c55-4f3e-a1d0-3e9b3c1f0a77 1763683200 orders-test api%20under%20test
+//! held 812 8123456 6e1f7a4e-0c55-4f3e-a1d0-3e9b3c1f0a77 4026531836 1763683200 orders-test api%20tests
 //! ```
 //!
-//! kind, pid, start time of that process (clock ticks since boot, field 22 of
-//! proc_pid_stat(5)), boot id, time of the lease (seconds since 1970), program,
-//! label. What is unknown or absent is `-`; in program and label every byte
-//! outside printable ASCII, the space and `%` are written as `%XX`.
+//! * kind: `held` or `delegated`;
+//! * pid, start time in clock ticks since boot, boot id and pid namespace of the
+//!   process that the lease belongs to;
+//! * when the lease began, in seconds since 1970;
+//! * program and label, in which every byte outside printable ASCII, the space
+//!   and `%` are written as `%XX`.
 //!
-//! The record only informs. The lock is the truth: a file that nobody has
-//! locked is a free port, whatever its record says. That is why it can be
-//! overwritten in place and never truncated, and why a torn or foreign record
-//! does no harm.
+//! What is unknown or absent is `-`. Whatever follows these fields is to be
+//! ignored, and a line that does not begin like this is no record.
+//!
+//! The record of a *held* lease only informs. The lock is the truth: a file that
+//! nobody has locked is a free port, whatever such a record says. That is why it
+//! can be overwritten in place and never truncated, and why a stale, torn or
+//! foreign record does no harm.
+//!
+//! A *delegated* lease has no lock. It lives as long as the process in its
+//! record, and whoever gets the lock of such a file must let go of it again
+//! while that process lives, or may live. It is written under the lock.
 
 use std::{
-    borrow::Cow,
-    ffi::OsStr,
     fmt::{self, Write as _},
-    fs,
-    os::unix::ffi::OsStrExt,
-    path::Path,
-    str,
-    sync::OnceLock,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
+
+use crate::process::{self, Identity, Liveness};
 
 /// The length of an owner record in bytes, newline included.
 pub(crate) const LEN: usize = 256;
 
 /// Of the program's name at most this many encoded bytes are kept; the label
-/// has what is left of the line, about 110.
+/// has what is left of the line, about 100.
 const PROGRAM_MAX: usize = 48;
 
-const HELD: &str = "held";
 const UNKNOWN: &str = "-";
 
-/// What a record says of the process that holds a lease.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Owner {
-    pub(crate) pid: u32,
-    pub(crate) program: Option<String>,
-    pub(crate) label: Option<String>,
+/// How a lease is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// By the lock, for the process that has it.
+    Held,
+    /// By the record alone, for the process that it names.
+    Delegated,
 }
 
-/// `pid 812 "orders-test" (api under test)`, with nothing in it that a
-/// terminal would obey.
+impl Kind {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Held => "held",
+            Self::Delegated => "delegated",
+        }
+    }
+}
+
+/// Whom a lease belongs to, as its owner record says.
+///
+/// For a lease that is held this is only what its holder wrote: the lock
+/// decides. In messages nothing of it can drive a terminal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    pub(crate) kind: Kind,
+    pub(crate) process: Identity,
+    since: Option<u64>,
+    program: Option<String>,
+    label: Option<String>,
+}
+
+impl Owner {
+    /// The process, by its pid in its own pid namespace.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.pid
+    }
+
+    /// The file name of the process's program.
+    #[must_use]
+    pub fn program(&self) -> Option<&str> {
+        self.program.as_deref()
+    }
+
+    /// What the lease is for: the [`Builder::label`](crate::Builder::label).
+    #[must_use]
+    pub fn label(&self) -> Option<&str> {
+        self.label.as_deref()
+    }
+
+    /// When the lease began, to the second.
+    #[must_use]
+    pub fn since(&self) -> Option<SystemTime> {
+        UNIX_EPOCH.checked_add(Duration::from_secs(self.since?))
+    }
+
+    /// Whether this record alone keeps the port leased.
+    ///
+    /// A process that cannot be seen from here counts as alive: exclusive comes
+    /// before available.
+    pub(crate) fn is_delegated_to_the_living(&self) -> bool {
+        self.kind == Kind::Delegated && self.process.liveness() != Liveness::Gone
+    }
+
+    /// Reads a record, or nothing where there is none that makes sense.
+    pub(crate) fn parse(record: &[u8]) -> Option<Self> {
+        let line = record.split(|&byte| byte == b'\n').next()?;
+        let line = std::str::from_utf8(line).ok()?;
+        let mut words = line.split_ascii_whitespace();
+        let word = words.next()?;
+        let mut kinds = [Kind::Held, Kind::Delegated].into_iter();
+        let kind = kinds.find(|kind| kind.word() == word)?;
+        let process = Identity::parse(&mut words)?;
+        let since = words.next()?.parse().ok();
+        let mut text = || words.next().filter(|&text| text != UNKNOWN).map(decode);
+        Some(Self {
+            kind,
+            process,
+            since,
+            program: text(),
+            label: text(),
+        })
+    }
+}
+
+/// `pid 812 "orders-test" (api under test)`.
 impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "pid {}", self.pid)?;
+        write!(f, "pid {}", self.process.pid)?;
         if let Some(program) = &self.program {
             write!(f, " \"{}\"", program.escape_debug())?;
         }
@@ -61,89 +140,35 @@ impl fmt::Display for Owner {
     }
 }
 
-/// The record of a lease that the process `pid`, the caller's own, holds from now on.
-pub(crate) fn record(pid: u32, label: Option<&str>) -> [u8; LEN] {
-    let own = this_process(pid);
+/// The record of a lease that this process holds from now on.
+pub(crate) fn held(label: Option<&str>) -> [u8; LEN] {
+    let this = process::this();
+    let (identity, program) = &*this;
+    record(Kind::Held, identity, program, label)
+}
+
+/// The record of a lease that lives from now on as long as the given process.
+pub(crate) fn delegated(identity: &Identity, program: &[u8], label: Option<&str>) -> [u8; LEN] {
+    record(Kind::Delegated, identity, program, label)
+}
+
+/// A line that is no record.
+pub(crate) fn nobody() -> [u8; LEN] {
+    Line::new().finish()
+}
+
+fn record(kind: Kind, identity: &Identity, program: &[u8], label: Option<&str>) -> [u8; LEN] {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs());
     let mut line = Line::new();
     // A line that is full keeps what it has: the label comes last, and only
     // program and label are of any length.
-    let _ = write!(line, "{HELD} {pid} {} {since} ", own.start_and_boot);
-    line.push_encoded(own.program.as_bytes(), PROGRAM_MAX);
+    let _ = write!(line, "{} {identity} {since} ", kind.word());
+    line.push_encoded(program, PROGRAM_MAX);
     let _ = line.write_str(" ");
     line.push_encoded(label.unwrap_or_default().as_bytes(), LEN);
     line.finish()
-}
-
-/// Reads a record back, or nothing where there is none that makes sense.
-pub(crate) fn parse(record: &[u8]) -> Option<Owner> {
-    let line = record.split(|&byte| byte == b'\n').next()?;
-    let line = str::from_utf8(line).ok()?;
-    let mut fields = line.split_ascii_whitespace();
-    if fields.next()? != HELD {
-        return None;
-    }
-    let pid = fields.next()?.parse().ok()?;
-    let (_start, _boot, _since) = (fields.next()?, fields.next()?, fields.next()?);
-    let mut text = || fields.next().filter(|&text| text != UNKNOWN).map(decode);
-    Some(Owner {
-        pid,
-        program: text(),
-        label: text(),
-    })
-}
-
-/// What a record says of this process, apart from its pid.
-#[derive(Clone)]
-struct Process {
-    start_and_boot: String,
-    program: String,
-}
-
-/// Read once per process: the two files in /proc would cost more than the
-/// whole rest of a lease. A forked child, told by its pid, reads its own.
-fn this_process(pid: u32) -> Cow<'static, Process> {
-    static FIRST: OnceLock<(u32, Process)> = OnceLock::new();
-    let (first_pid, first) = FIRST.get_or_init(|| (pid, read_this_process()));
-    if *first_pid == pid {
-        Cow::Borrowed(first)
-    } else {
-        Cow::Owned(read_this_process())
-    }
-}
-
-fn read_this_process() -> Process {
-    let start = fs::read("/proc/self/stat").ok();
-    let start = start.as_deref().and_then(start_time);
-    let start = start.map_or_else(|| UNKNOWN.to_owned(), |ticks| ticks.to_string());
-    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let boot = match boot.trim() {
-        id if id.len() == 36 && id.is_ascii() => id,
-        _ => UNKNOWN,
-    };
-    let program = std::env::args_os().next().unwrap_or_default();
-    let program = Path::new(&program).file_name().unwrap_or(OsStr::new(""));
-    let mut encoded = Line::new();
-    encoded.push_encoded(program.as_bytes(), PROGRAM_MAX);
-    Process {
-        start_and_boot: format!("{start} {boot}"),
-        program: decode(encoded.text()),
-    }
-}
-
-/// The start time in clock ticks since boot out of `/proc/<pid>/stat`. The
-/// program's name before it may itself contain spaces and parentheses.
-fn start_time(stat: &[u8]) -> Option<u64> {
-    let name_end = stat.iter().rposition(|&byte| byte == b')')?;
-    let after_name = str::from_utf8(&stat[name_end + 1..]).ok()?;
-    // Field 3 is the first one after the name.
-    after_name
-        .split_ascii_whitespace()
-        .nth(22 - 3)?
-        .parse()
-        .ok()
 }
 
 /// The record while it is written: never longer than it may be, and on the stack.
@@ -158,10 +183,6 @@ impl Line {
             bytes: [b' '; LEN],
             len: 0,
         }
-    }
-
-    fn text(&self) -> &str {
-        str::from_utf8(&self.bytes[..self.len]).unwrap_or_default()
     }
 
     /// Appends `text` percent-encoded, or `-` for none, but no more than `max` bytes.
@@ -208,7 +229,7 @@ fn decode(text: &str) -> String {
     let mut rest = text.as_bytes();
     while let Some((&byte, after)) = rest.split_first() {
         let escaped = after.get(..2).and_then(|digits| {
-            let digits = str::from_utf8(digits).ok()?;
+            let digits = std::str::from_utf8(digits).ok()?;
             u8::from_str_radix(digits, 16).ok()
         });
         match escaped {
@@ -235,39 +256,66 @@ mod tests {
         str::from_utf8(record).expect("ASCII")
     }
 
+    fn owner(record: &[u8]) -> Owner {
+        Owner::parse(record).expect("a record")
+    }
+
     #[test]
     fn a_record_names_this_process() {
-        let pid = std::process::id();
-        let record = record(pid, Some("api under test"));
+        let record = held(Some("api under test"));
         let fields: Vec<&str> = line(&record).split_ascii_whitespace().collect();
-        assert_eq!(fields.len(), 7, "{fields:?}");
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("Linux has /proc");
-        let (_, after_name) = stat.rsplit_once(") ").expect("a name in parentheses");
-        let start = after_name.split(' ').nth(19).expect("field 22");
-        assert_eq!((fields[0], fields[2]), ("held", start));
-        assert_eq!(fields[3].len(), 36);
-        assert_eq!(fields[6], "api%20under%20test");
+        assert_eq!(fields.len(), 8, "{fields:?}");
+        assert_eq!((fields[0], fields[7]), ("held", "api%20under%20test"));
 
-        let owner = parse(&record).expect("our own record");
-        assert_eq!(owner.pid, pid);
-        assert_eq!(owner.label.as_deref(), Some("api under test"));
-        assert!(owner.program.is_some_and(|name| name.contains("portlock")));
+        let owner = owner(&record);
+        assert_eq!(owner.pid(), std::process::id());
+        assert_eq!(owner.label(), Some("api under test"));
+        assert!(
+            owner
+                .program()
+                .is_some_and(|name| name.contains("portlock"))
+        );
+        let age = owner.since().expect("now").elapsed().expect("not later");
+        assert!(age < Duration::from_secs(60));
+    }
+
+    #[test]
+    fn only_a_delegated_record_of_a_living_process_counts_by_itself() {
+        let (identity, program) = process::this().into_owned();
+        assert!(!owner(&held(None)).is_delegated_to_the_living());
+        let delegated_to = |identity: &Identity| owner(&delegated(identity, &program, Some("x")));
+        let ours = delegated_to(&identity);
+        assert!(ours.is_delegated_to_the_living());
+        assert_eq!((ours.process.clone(), ours.label()), (identity, Some("x")));
+        for (process, counts) in [
+            // Nobody has this pid, and nobody can.
+            ("8388608 1 - -", false),
+            // Of another boot.
+            ("1 1 6e1f7a4e-0c55-4f3e-a1d0-3e9b3c1f0a77 -", false),
+            // Of a pid namespace that cannot be seen.
+            ("1 1 - 1", true),
+        ] {
+            let record = format!("delegated {process} 1763683200 - -\n");
+            assert_eq!(
+                owner(record.as_bytes()).is_delegated_to_the_living(),
+                counts
+            );
+        }
+        assert_eq!(Owner::parse(&nobody()), None);
     }
 
     #[test]
     fn labels_of_any_kind_come_back_or_are_cut() {
         for label in ["-", "--", "%", "%41", "a b\nheld 1", "größe", "\u{1b}[31m"] {
-            let record = record(1, Some(label));
+            let record = held(Some(label));
             line(&record);
-            let owner = parse(&record).expect("a record");
-            assert_eq!(owner.label.as_deref(), Some(label));
+            assert_eq!(owner(&record).label(), Some(label));
         }
         for none in [None, Some("")] {
-            assert_eq!(parse(&record(1, none)).expect("a record").label, None);
+            assert_eq!(owner(&held(none)).label(), None);
         }
-        let long = "ß".repeat(1000);
-        let owner = parse(&record(1, Some(&long))).expect("a record");
-        let kept = owner.label.expect("a label");
+        let long = owner(&held(Some(&"ß".repeat(1000))));
+        let kept = long.label().expect("a label");
         assert!(kept.chars().filter(|&c| c == 'ß').count() > 10);
     }
 
@@ -278,28 +326,21 @@ mod tests {
             b"\n",
             b"812",
             b"held",
-            b"held x 1 - 1 a b",
-            b"held 99999999999 1 - 1 a b",
-            b"held 812 1 -",
+            b"held x 1 - - 1 a b",
+            b"held 99999999999 1 - - 1 a b",
+            b"held 812 1 - -",
+            b"borrowed 812 1 - - 1 a b",
             b"\xff\xfe",
             &[0; LEN],
             &[b'%'; 4096],
         ] {
-            assert_eq!(parse(bytes), None, "{bytes:?}");
+            assert_eq!(Owner::parse(bytes), None, "{bytes:?}");
         }
     }
 
     #[test]
     fn a_hostile_record_cannot_drive_the_terminal() {
-        let owner = parse(b"held 7 - - - a%1B]0;x%07 b%0Ac\n").expect("readable");
+        let owner = owner(b"held 7 - - - - a%1B]0;x%07 b%0Ac\n");
         assert!(!owner.to_string().chars().any(char::is_control));
-    }
-
-    #[test]
-    fn start_time_is_found_behind_any_program_name() {
-        let stat = b"7 (a) b (c) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4242 20 21";
-        assert_eq!(start_time(stat), Some(4242));
-        assert_eq!(start_time(b"7 (a) S 1"), None);
-        assert_eq!(start_time(b""), None);
     }
 }

@@ -180,11 +180,9 @@ mod tests {
 
     fn message(exhausted: Exhausted) -> String {
         let owner_of = |port| {
-            (port != 4001).then(|| Owner {
-                pid: 812,
-                program: Some("orders-test".into()),
-                label: (port == 4003).then(|| "api".into()),
-            })
+            let label = if port == 4003 { "api" } else { "-" };
+            let record = format!("held 812 1 - - 1 orders-test {label}");
+            Owner::parse(record.as_bytes()).filter(|_| port != 4001)
         };
         let headline = "no free port in 4000-4009".to_owned();
         exhausted.into_error(headline, owner_of).to_string()

@@ -13,6 +13,7 @@ use std::{
     io::{self, Read, Write},
     ops::RangeInclusive,
     os::unix::{fs::MetadataExt, process::CommandExt},
+    path::Path,
     process::Command,
     sync::{Arc, Mutex},
     thread,
@@ -23,7 +24,7 @@ use common::{
     Block, LONG, Oracle, Parent, Peer, bind_strictly, listen_strictly, lock_dir, run_child, stress,
     text,
 };
-use portlock::{Builder, ErrorKind, FreePort};
+use portlock::{Builder, ErrorKind, FreePort, LockDir};
 use serial_test::{parallel, serial};
 
 // Serial are the tests that fork: their children inherit the sockets of other
@@ -90,8 +91,11 @@ fn lease_and_bind(parent: &Parent) {
 fn remove_lock_files(parent: &Parent) {
     let dir: String = parent.argument(0);
     let ports = parent.argument::<u16>(1)..=parent.argument(2);
+    let own = LockDir::locate(Some(Path::new(&dir))).expect("trusted");
     thread::spawn(move || {
         loop {
+            // By our own cleaner, and by one that only knows the protocol.
+            own.clean().expect("our own directory");
             for port in ports.clone() {
                 let path = format!("{dir}/{port}");
                 let Ok(file) = File::open(&path) else {

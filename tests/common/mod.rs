@@ -229,7 +229,7 @@ pub fn start_unprivileged(role: &str, arguments: &[&str]) -> Peer {
     peer
 }
 
-/// Starts a child in a namespace of the given `kind`, such as `--mount`, in which
+/// Starts a child in a namespace of the given kind, such as `--mount`, in which
 /// `script` was run, or gives `None` where namespaces cannot be had.
 pub fn start_in_namespace(
     kind: &str,
@@ -239,11 +239,11 @@ pub fn start_in_namespace(
 ) -> Option<Peer> {
     let binary = env::current_exe().expect("this test binary");
     let script = format!("{script} && exec \"$0\" \"$@\"");
-    let unshare = if am_root() {
-        vec!["unshare", kind]
-    } else {
-        vec!["unshare", kind, "--user", "--map-root-user"]
-    };
+    let mut unshare = vec!["unshare"];
+    unshare.extend(kind.split(' '));
+    if !am_root() {
+        unshare.extend(["--user", "--map-root-user"]);
+    }
     let works = Command::new(unshare[0])
         .args(&unshare[1..])
         .arg("true")

@@ -1,0 +1,301 @@
+//! What is in a lock directory: who holds which port, and what is only left over.
+
+use std::{
+    collections::HashSet,
+    fs,
+    os::unix::fs::MetadataExt,
+    time::{Duration, SystemTime},
+};
+
+use rustix::{
+    fs::{AtFlags, major, minor},
+    io::Errno,
+};
+
+use crate::{
+    error::{Error, ErrorKind, Result},
+    lock::{self, PortLock, Try},
+    lock_dir::LockDir,
+    owner::{self, Kind, Owner},
+    process::Liveness,
+};
+
+/// A lock file, and what it says of its port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Lease {
+    /// The port.
+    pub port: u16,
+    /// Whether it is leased.
+    pub state: LeaseState,
+    /// Who has it, or had it last. For a held lease it is what the holder wrote
+    /// of itself.
+    pub owner: Option<Owner>,
+}
+
+/// Whether a port is leased, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum LeaseState {
+    /// It is leased: the lock is held.
+    Held,
+    /// It is leased to a process that lives, or may live, by the record alone.
+    Delegated,
+    /// It is not leased. The file is left from an earlier lease, and does no harm.
+    Stale,
+}
+
+/// What [`LockDir::clean`] did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Cleaned {
+    /// How many files were removed.
+    pub removed: usize,
+    /// How many are in use, or not this user's to remove.
+    pub kept: usize,
+}
+
+/// How old the file of a maker that was killed must be before it is removed. A
+/// maker that lives needs microseconds.
+const STRAY: Duration = Duration::from_secs(3600);
+
+impl LockDir {
+    /// Every lock file in the directory, by port.
+    ///
+    /// To look takes no lock, so that nobody is kept from leasing meanwhile: the
+    /// kernel lists the locks that are held (proc_locks(5)). Only for files whose
+    /// last holder is in another pid namespace, whose locks it does not list,
+    /// the lock is tried for a moment.
+    ///
+    /// # Errors
+    ///
+    /// [`LockDir`](ErrorKind::LockDir) if the directory cannot be read;
+    /// [`Lock`](ErrorKind::Lock) if a lock file cannot be.
+    pub fn leases(&self) -> Result<Vec<Lease>> {
+        let listed = ListedLocks::read();
+        let mut leases = Vec::new();
+        for port in self.ports()? {
+            let owner = lock::recorded_owner(self, port);
+            let held = match listed
+                .as_ref()
+                .and_then(|listed| listed.has(self, port, &owner))
+            {
+                Some(held) => held,
+                None => matches!(PortLock::try_existing(self, port)?, Try::Held),
+            };
+            let delegated = owner
+                .as_ref()
+                .is_some_and(Owner::is_delegated_to_the_living);
+            let state = match (held, delegated) {
+                (true, _) => LeaseState::Held,
+                (_, true) => LeaseState::Delegated,
+                _ => LeaseState::Stale,
+            };
+            leases.push(Lease { port, state, owner });
+        }
+        Ok(leases)
+    }
+
+    /// Ends the delegated lease of `port`. What is no lease any more is no error.
+    ///
+    /// Without `force`, only if the process it is delegated to runs as this user.
+    /// With it, also if that is another's, or cannot be seen from here.
+    ///
+    /// # Errors
+    ///
+    /// [`Lock`](ErrorKind::Lock) if the port is not leased by delegation, or is not
+    /// this user's and there is no `force`, or the lock file cannot be written.
+    pub fn release(&self, port: u16, force: bool) -> Result<()> {
+        let refuse = |why: String| {
+            let path = self.path().join(port.to_string());
+            let message = format!("cannot release port {port} ({}): {why}", path.display());
+            Err(Error::new(ErrorKind::Lock, message))
+        };
+        let lock = match PortLock::try_existing(self, port)? {
+            Try::Locked(lock) => lock,
+            Try::Missing => return refuse("it is not leased".into()),
+            Try::Held => {
+                return refuse(match lock::recorded_owner(self, port) {
+                    Some(owner) => format!("it is held by {owner}, and ends with that process"),
+                    None => "it is held, and ends with the process that holds it".into(),
+                });
+            }
+        };
+        let Some(owner) = lock
+            .read_owner()?
+            .filter(|owner| owner.kind == Kind::Delegated)
+        else {
+            return refuse("it is not leased".into());
+        };
+        let process = &owner.process;
+        if !force && process.liveness() != Liveness::Gone && !process.is_of_this_user() {
+            return refuse(format!(
+                "it is delegated to {owner}, which is not this user's or cannot be seen from here"
+            ));
+        }
+        lock.write_owner(&owner::nobody())
+    }
+
+    /// Removes the lock files of ports that are not leased.
+    ///
+    /// There is no need to: they do no harm. Each is removed with its lock held,
+    /// so whoever is just about to lock it notices and makes a new one. For that
+    /// moment the port counts as leased.
+    ///
+    /// # Errors
+    ///
+    /// [`LockDir`](ErrorKind::LockDir) if the directory cannot be read;
+    /// [`Lock`](ErrorKind::Lock) if a lock file cannot be locked or removed for
+    /// another reason than that it is in use, or another user's.
+    pub fn clean(&self) -> Result<Cleaned> {
+        let mut cleaned = Cleaned::default();
+        for port in self.ports()? {
+            let Try::Locked(lock) = PortLock::try_existing(self, port)? else {
+                cleaned.kept += 1;
+                continue;
+            };
+            let owner = lock.read_owner()?;
+            if owner.is_some_and(|owner| owner.is_delegated_to_the_living()) {
+                cleaned.kept += 1;
+                continue;
+            }
+            self.count_removal(lock.remove(self), &mut cleaned, &port.to_string())?;
+        }
+        for (name, metadata) in self.entries()? {
+            let age = metadata
+                .modified()
+                .map(|time| SystemTime::now().duration_since(time));
+            let is_old = matches!(age, Ok(Ok(age)) if age > STRAY);
+            if lock::is_stray_name(&name) && metadata.is_file() && is_old {
+                let removed = rustix::fs::unlinkat(self.fd(), &name, AtFlags::empty());
+                self.count_removal(removed.map_err(Into::into), &mut cleaned, &name)?;
+            }
+        }
+        Ok(cleaned)
+    }
+
+    fn count_removal(
+        &self,
+        removed: std::io::Result<()>,
+        cleaned: &mut Cleaned,
+        name: &str,
+    ) -> Result<()> {
+        match removed {
+            Ok(()) => cleaned.removed += 1,
+            // In a sticky directory only its owner may remove a file (unlink(2)).
+            Err(error)
+                if [Errno::PERM, Errno::ACCESS]
+                    .contains(&Errno::from_io_error(&error).unwrap_or(Errno::IO)) =>
+            {
+                cleaned.kept += 1;
+            }
+            Err(error) => {
+                let path = self.path().join(name);
+                let message = format!("cannot remove lock file {}", path.display());
+                return Err(Error::with_cause(ErrorKind::Lock, message, error));
+            }
+        }
+        Ok(())
+    }
+
+    /// The ports that have a lock file, in ascending order. Whatever else is in the
+    /// directory, under a port's name or not, is no lock file.
+    fn ports(&self) -> Result<Vec<u16>> {
+        let port = |(name, metadata): (String, fs::Metadata)| {
+            let port = name
+                .parse()
+                .ok()
+                .filter(|port: &u16| *port > 0 && port.to_string() == name)?;
+            (metadata.is_file() && metadata.nlink() == 1).then_some(port)
+        };
+        let mut ports: Vec<u16> = self.entries()?.into_iter().filter_map(port).collect();
+        ports.sort_unstable();
+        Ok(ports)
+    }
+
+    /// What is in the directory, but for what is gone in the meantime.
+    fn entries(&self) -> Result<Vec<(String, fs::Metadata)>> {
+        let entries = fs::read_dir(self.path()).map_err(|error| {
+            let message = format!("cannot read lock directory {}", self.path().display());
+            Error::with_cause(ErrorKind::LockDir, message, error)
+        })?;
+        let entry = |entry: std::io::Result<fs::DirEntry>| {
+            let entry = entry.ok()?;
+            Some((
+                entry.file_name().into_string().ok()?,
+                entry.metadata().ok()?,
+            ))
+        };
+        Ok(entries.filter_map(entry).collect())
+    }
+}
+
+/// The locks by flock(2) that the kernel lists.
+struct ListedLocks {
+    /// Each as device, inode number and pid of the process that took it.
+    locks: HashSet<(u32, u32, u64, u32)>,
+}
+
+impl ListedLocks {
+    /// `None` where they cannot be read.
+    fn read() -> Option<Self> {
+        let text = fs::read_to_string("/proc/locks").ok()?;
+        let locks = text.lines().filter_map(Self::parse).collect();
+        Some(Self { locks })
+    }
+
+    /// A line such as `1: FLOCK  ADVISORY  WRITE 812 fe:00:5505 0 EOF`.
+    fn parse(line: &str) -> Option<(u32, u32, u64, u32)> {
+        let mut words = line.split_ascii_whitespace().skip(1);
+        if words.next()? != "FLOCK" {
+            return None;
+        }
+        let pid = words.nth(2)?.parse().ok()?;
+        let mut file = words.next()?.split(':');
+        let major = u32::from_str_radix(file.next()?, 16).ok()?;
+        let minor = u32::from_str_radix(file.next()?, 16).ok()?;
+        Some((major, minor, file.next()?.parse().ok()?, pid))
+    }
+
+    /// Whether the file of `port` is locked, or `None` if the list does not tell.
+    fn has(&self, dir: &LockDir, port: u16, owner: &Option<Owner>) -> Option<bool> {
+        let name = port.to_string();
+        let stat = rustix::fs::statat(dir.fd(), &name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+        let device = (major(stat.st_dev), minor(stat.st_dev));
+        // Some file systems (btrfs, overlayfs) have another device number in the
+        // list than stat tells; the pid in the record then has to agree.
+        let pid = owner.as_ref().map(|owner| owner.process.pid);
+        let is_this = |&(major, minor, inode, holder): &(u32, u32, u64, u32)| {
+            inode == stat.st_ino && ((major, minor) == device || Some(holder) == pid)
+        };
+        if self.locks.iter().any(is_this) {
+            return Some(true);
+        }
+        let complete = owner
+            .as_ref()
+            .is_none_or(|owner| owner.process.is_of_this_namespace());
+        complete.then_some(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_list_is_read() {
+        let parse = ListedLocks::parse;
+        let line = "1: FLOCK  ADVISORY  WRITE 812 fe:0a:5505 0 EOF";
+        assert_eq!(parse(line), Some((0xfe, 0x0a, 5505, 812)));
+        assert_eq!(
+            parse("2: POSIX  ADVISORY  WRITE 812 fe:00:5505 0 EOF"),
+            None
+        );
+        assert_eq!(
+            parse("1: -> FLOCK  ADVISORY  WRITE 812 fe:00:5505 0 EOF"),
+            None
+        );
+        assert_eq!(parse("1: FLOCK"), None);
+        assert_eq!(parse(""), None);
+    }
+}

@@ -1,0 +1,384 @@
+//! Leases that are handed to another process, and what is left in the directory.
+
+mod common;
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    os::fd::OwnedFd,
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use common::{
+    Block, LONG, Parent, Peer, am_root, lock_dir, run_child, start_in_namespace,
+    start_unprivileged, text,
+};
+use portlock::{Builder, ErrorKind, FreePort, LeaseState, LockDir};
+
+#[test]
+fn child() {
+    run_child(&[
+        ("delegate", delegate),
+        ("delegate within", delegate_within),
+        ("release", release),
+    ]);
+}
+
+fn builder(dir: &Path, port: u16) -> Builder {
+    FreePort::builder().ports(port..=port).lock_dir(dir)
+}
+
+#[track_caller]
+fn assert_leased(builder: &Builder) -> String {
+    let error = builder.try_acquire().expect_err("still leased");
+    assert_eq!(error.kind(), ErrorKind::Exhausted, "{error}");
+    error.to_string()
+}
+
+/// A process that ends when its input is closed.
+struct Cat(Child);
+
+impl Cat {
+    fn start() -> Self {
+        let mut command = Command::new("cat");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("cat is installed");
+        // Once it answers, it has executed its program.
+        let mut line = String::new();
+        let stdin = child.stdin.as_mut().expect("piped");
+        stdin.write_all(b"!\n").expect("it reads");
+        let stdout = child.stdout.as_mut().expect("piped");
+        BufReader::new(stdout)
+            .read_line(&mut line)
+            .expect("it answers");
+        Self(child)
+    }
+
+    fn end(mut self) {
+        self.0.kill().expect("our own child");
+        self.0.wait().expect("our own child");
+    }
+}
+
+impl Drop for Cat {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Arguments: lock directory, port, pid.
+fn delegate(parent: &Parent) {
+    let dir: String = parent.argument(0);
+    let port = builder(Path::new(&dir), parent.argument(1))
+        .label("handed on")
+        .acquire();
+    let number = port.expect("free").delegate_to(parent.argument(2));
+    parent.say(number.expect("it runs"));
+}
+
+#[test]
+fn a_delegated_lease_lives_as_long_as_that_process() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let builder = builder(dir.path(), block.first());
+    let server = Cat::start();
+    let pid = server.0.id().to_string();
+    let port = block.first().to_string();
+    let delegator = Peer::start("delegate", &[text(dir.path()), &port, &pid]);
+    assert_eq!(delegator.hear(), port);
+    assert_leased(&builder);
+    assert!(delegator.finish().success());
+
+    let message = assert_leased(&builder);
+    assert!(
+        message.contains(&format!("pid {pid} \"cat\" (handed on)")),
+        "{message}"
+    );
+    let locks = LockDir::locate(Some(dir.path())).expect("trusted");
+    let lease = &locks.leases().expect("readable")[0];
+    assert_eq!(
+        (lease.port, lease.state),
+        (block.first(), LeaseState::Delegated)
+    );
+    let owner = lease.owner.as_ref().expect("a record");
+    assert_eq!(owner.pid().to_string(), pid);
+    assert_eq!(
+        (owner.program(), owner.label()),
+        (Some("cat"), Some("handed on"))
+    );
+
+    server.end();
+    assert_eq!(
+        locks.leases().expect("readable")[0].state,
+        LeaseState::Stale
+    );
+    builder
+        .try_acquire()
+        .map(drop)
+        .expect("its process has ended");
+}
+
+#[test]
+fn a_process_that_ended_and_was_not_waited_for_keeps_nothing() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let builder = builder(dir.path(), block.first());
+    let mut server = Cat::start();
+    let port = builder.try_acquire().expect("free");
+    port.delegate_to(server.0.id()).expect("it runs");
+    server.0.kill().expect("our own child");
+    let deadline = Instant::now() + LONG;
+    while builder.try_acquire().is_err() {
+        assert!(Instant::now() < deadline, "the zombie keeps the port");
+    }
+}
+
+#[test]
+fn a_process_that_is_none_is_refused() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let builder = builder(dir.path(), block.first());
+    for pid in [0, 1 << 23, u32::MAX] {
+        let port = builder.try_acquire().expect("free");
+        let error = port.delegate_to(pid).expect_err("no such process");
+        assert_eq!(error.kind(), ErrorKind::Process);
+        assert!(error.to_string().contains(&pid.to_string()), "{error}");
+    }
+    builder.try_acquire().map(drop).expect("given back");
+}
+
+/// Replaces word `index` of the port's record.
+fn forge(dir: &Path, port: u16, index: usize, word: &str) {
+    let path = dir.join(port.to_string());
+    let record = fs::read_to_string(&path).expect("a lock file");
+    let mut words: Vec<&str> = record.split_ascii_whitespace().collect();
+    words[index] = word;
+    let line = format!("{:255}\n", words.join(" "));
+    fs::write(&path, line).expect("our own file");
+}
+
+#[test]
+fn a_recycled_pid_keeps_nothing_and_a_living_process_everything() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let (port, own) = (block.first(), std::process::id());
+    let builder = builder(dir.path(), port);
+    let (start, boot) = (2, 3);
+    for (index, word) in [(start, "1"), (boot, "6e1f7a4e-0c55-4f3e-a1d0-3e9b3c1f0a77")] {
+        let lease = builder.try_acquire().expect("free");
+        lease.delegate_to(own).expect("this process lives");
+        for _ in 0..3 {
+            assert_leased(&builder);
+        }
+        forge(dir.path(), port, index, word);
+        builder.try_acquire().map(drop).expect("another process");
+    }
+    // Who held a lease, by the record, and did not end well, keeps nothing.
+    let lease = builder.try_acquire().expect("free");
+    lease.delegate_to(own).expect("this process lives");
+    forge(dir.path(), port, 0, "held");
+    builder.try_acquire().map(drop).expect("the lock decides");
+}
+
+#[test]
+fn a_process_that_cannot_be_seen_counts_as_alive() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let (port, namespace) = (block.first(), 4);
+    let builder = builder(dir.path(), port);
+    let lease = builder.try_acquire().expect("free");
+    lease.delegate_to(std::process::id()).expect("it lives");
+    forge(dir.path(), port, namespace, "1");
+    assert_leased(&builder);
+    let locks = LockDir::locate(Some(dir.path())).expect("trusted");
+    assert_eq!(locks.clean().expect("readable").removed, 0);
+    locks.release(port, true).expect("by force");
+    builder.try_acquire().map(drop).expect("free");
+}
+
+/// Arguments: lock directory and port. This process is the first of its namespace.
+fn delegate_within(parent: &Parent) {
+    let dir: String = parent.argument(0);
+    let builder = builder(Path::new(&dir), parent.argument(1));
+    let server = Cat::start();
+    let lease = builder.acquire().expect("free");
+    lease.delegate_to(server.0.id()).expect("it runs");
+    parent.say(server.0.id());
+    parent.hear();
+    server.end();
+    parent.say("ended");
+    parent.hear();
+    drop(builder.acquire().expect("free"));
+    let server = Cat::start();
+    let lease = builder.acquire().expect("free");
+    lease.delegate_to(server.0.id()).expect("it runs");
+    parent.say("again");
+    parent.hear();
+}
+
+#[test]
+fn a_process_in_a_namespace_below_is_found_by_its_pid_there() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let port = block.first().to_string();
+    let arguments = [text(dir.path()), &port];
+    let kind = "--pid --fork --kill-child --mount-proc";
+    let Some(mut peer) = start_in_namespace(kind, "true", "delegate within", &arguments) else {
+        return;
+    };
+    let builder = builder(dir.path(), block.first());
+    let locks = LockDir::locate(Some(dir.path())).expect("trusted");
+    let pid: u32 = peer.hear().parse().expect("a pid");
+    assert!(pid < 100, "of a namespace of its own");
+    assert_leased(&builder);
+
+    peer.say("end it");
+    assert_eq!(peer.hear(), "ended");
+    builder.try_acquire().map(drop).expect("seen to be gone");
+
+    // When the whole namespace is gone, nobody can tell any more.
+    peer.say("once more");
+    assert_eq!(peer.hear(), "again");
+    peer.kill();
+    let deadline = Instant::now() + LONG;
+    let state = || locks.leases().expect("readable")[0].state;
+    while state() != LeaseState::Delegated {
+        assert!(Instant::now() < deadline);
+    }
+    assert_leased(&builder);
+    let error = locks.release(block.first(), false).expect_err("not seen");
+    assert!(error.to_string().contains("cannot be seen"), "{error}");
+    locks.release(block.first(), true).expect("by force");
+    builder.try_acquire().map(drop).expect("free");
+}
+
+#[test]
+fn only_delegated_leases_can_be_released_by_others() {
+    let (dir, block) = (lock_dir(), Block::new(2));
+    let port = block.first();
+    let builder = builder(dir.path(), port);
+    let locks = LockDir::locate(Some(dir.path())).expect("trusted");
+    let refused = |part: &str| {
+        for force in [false, true] {
+            let error = locks.release(port, force).expect_err(part);
+            assert_eq!(error.kind(), ErrorKind::Lock);
+            assert!(error.to_string().contains(part), "{error}");
+        }
+    };
+    refused("not leased");
+    let held = builder.try_acquire().expect("free");
+    refused("is held by pid");
+    drop(held);
+    refused("not leased");
+
+    let lease = builder.try_acquire().expect("free");
+    lease.delegate_to(std::process::id()).expect("it lives");
+    locks.release(port, false).expect("our own");
+    builder.try_acquire().map(drop).expect("free");
+    refused("not leased");
+}
+
+/// Arguments: lock directory and port.
+fn release(parent: &Parent) {
+    parent.say("started");
+    let dir: String = parent.argument(0);
+    let locks = LockDir::locate(Some(Path::new(&dir))).expect("trusted");
+    let error = locks
+        .release(parent.argument(1), false)
+        .expect_err("another user's");
+    assert!(error.to_string().contains("not this user's"), "{error}");
+    locks.release(parent.argument(1), true).expect("by force");
+    parent.say("done");
+}
+
+#[test]
+fn a_lease_of_another_user_needs_force() {
+    if !am_root() {
+        eprintln!("left out: only root can run this as two users");
+        return;
+    }
+    use std::os::unix::fs::PermissionsExt;
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let shared = fs::Permissions::from_mode(0o1777);
+    fs::set_permissions(dir.path(), shared).expect("our own");
+    let builder = builder(dir.path(), block.first());
+    let lease = builder.try_acquire().expect("free");
+    lease.delegate_to(std::process::id()).expect("it lives");
+    let arguments = [text(dir.path()), &block.first().to_string()];
+    start_unprivileged("release", &arguments).finish_well();
+    builder.try_acquire().map(drop).expect("released by force");
+}
+
+#[test]
+fn clean_removes_what_nobody_leases() {
+    let (dir, block) = (lock_dir(), Block::new(3));
+    let builder = |n| builder(dir.path(), block.first() + n);
+    let locks = LockDir::locate(Some(dir.path())).expect("trusted");
+    let held = builder(0).acquire().expect("free");
+    let delegated = builder(1).acquire().expect("free");
+    delegated.delegate_to(std::process::id()).expect("it lives");
+    builder(2).acquire().map(drop).expect("free");
+    // None of these is a lock file.
+    fs::write(dir.path().join("notes"), "").expect("our own directory");
+    fs::write(dir.path().join("04000"), "").expect("our own directory");
+    fs::create_dir(dir.path().join("1")).expect("our own directory");
+    std::os::unix::fs::symlink("notes", dir.path().join("2")).expect("our own directory");
+    fs::write(dir.path().join(".new.3.1.0"), "").expect("our own directory");
+
+    let states: Vec<_> = locks.leases().expect("readable");
+    let states: Vec<_> = states.iter().map(|lease| lease.state).collect();
+    assert_eq!(
+        states,
+        [LeaseState::Held, LeaseState::Delegated, LeaseState::Stale]
+    );
+    let cleaned = locks.clean().expect("ours");
+    assert_eq!((cleaned.removed, cleaned.kept), (1, 2));
+    assert_eq!(locks.leases().expect("readable").len(), 2);
+    assert_eq!(fs::read_dir(dir.path()).expect("ours").count(), 7);
+    assert_leased(&builder(0));
+    assert_leased(&builder(1));
+    drop(held);
+
+    // A maker that was killed long ago is no maker any more.
+    let stray = fs::File::open(dir.path().join(".new.3.1.0")).expect("ours");
+    let long_ago = std::time::SystemTime::now() - Duration::from_secs(7200);
+    stray.set_modified(long_ago).expect("ours");
+    assert_eq!(locks.clean().expect("ours").removed, 2);
+}
+
+#[test]
+fn a_lease_lives_as_long_as_its_descriptor() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let builder = builder(dir.path(), block.first());
+    let lease = builder.try_acquire().expect("free");
+    let fd: OwnedFd = lease.into_fd().expect("descriptors left");
+    assert_leased(&builder);
+    // As its input, the child inherits it.
+    let copy = fd.try_clone().expect("descriptors left");
+    let mut command = Command::new("sleep");
+    let child = command.arg("1000").stdin(Stdio::from(copy)).spawn();
+    let server = Cat(child.expect("sleep is installed"));
+    drop((command, fd));
+    assert_leased(&builder);
+    server.end();
+    builder
+        .try_acquire()
+        .map(drop)
+        .expect("the last copy is closed");
+}
+
+#[test]
+fn waiting_for_a_server() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let port = builder(dir.path(), block.first()).acquire().expect("free");
+    let error = port
+        .wait_until_listening(Duration::from_millis(50))
+        .expect_err("nobody listens");
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    assert!(
+        error.to_string().contains(&port.addr().to_string()),
+        "{error}"
+    );
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| port.wait_until_listening(LONG));
+        let _server = std::net::TcpListener::bind(port.addr()).expect("leased to us");
+        waiter.join().expect("no panic").expect("it listens");
+    });
+}

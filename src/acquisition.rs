@@ -75,23 +75,43 @@ impl Acquisition<'_> {
     }
 
     /// Leases `n` ports or none.
+    pub(crate) fn many(&self, n: usize) -> Result<Vec<FreePort>> {
+        let all = self.take_many(n, |probe| self.settle(probe))?;
+        Ok(all.into_iter().map(|taken| self.lease(taken)).collect())
+    }
+
+    /// Leases `n` ports or none, and their probes become listeners.
+    pub(crate) fn many_listening(&self, n: usize) -> Result<Vec<(FreePort, TcpListener)>> {
+        let all = self.take_many(n, Probe::listen)?;
+        let listening = |taken: Taken<TcpListener>| {
+            let lease = FreePort::leased(self.host(), None, taken.lock, taken.claim);
+            (lease, taken.socket)
+        };
+        Ok(all.into_iter().map(listening).collect())
+    }
+
+    /// Takes `n` ports or none.
     ///
     /// Nobody waits while holding a part of what is wanted, so callers cannot
     /// wait for each other in a circle: a pass that does not find enough gives
     /// everything back before the pause.
-    pub(crate) fn many(&self, n: usize) -> Result<Vec<FreePort>> {
+    fn take_many<T>(
+        &self,
+        n: usize,
+        finish: impl Fn(Probe) -> Result<Result<T, Miss>>,
+    ) -> Result<Vec<Taken<T>>> {
         if n == 0 {
             return Ok(Vec::new());
         }
         if n > self.ports.len() {
             return Err(self.too_few(&format!("{n} ports")));
         }
-        let all = self.repeat(
+        self.repeat(
             || format!("no {n} free ports in {}", self.ports.brief()),
             |order| {
                 let mut all = Vec::with_capacity(n);
                 search(&self.ports, order, |port| {
-                    match self.attempt(port, |probe| self.settle(probe))? {
+                    match self.attempt(port, &finish)? {
                         Ok(taken) => all.push(taken),
                         Err(miss) => return Ok(Err(miss)),
                     }
@@ -101,8 +121,7 @@ impl Acquisition<'_> {
                     Ok(Ok(mem::take(&mut all)))
                 })
             },
-        )?;
-        Ok(all.into_iter().map(|taken| self.lease(taken)).collect())
+        )
     }
 
     /// Leases `n` contiguous ports, all in the set.

@@ -286,8 +286,26 @@ fn distinct(hosts: &[IpAddr]) -> Vec<IpAddr> {
     hosts
 }
 
-/// Waits until something accepts a connection at `address`.
-pub(crate) fn wait_until_listening(address: SocketAddr, timeout: Duration) -> Result<()> {
+/// Waits until something accepts connections at `address`.
+///
+/// It connects, and closes the connection at once.
+///
+/// # Errors
+///
+/// [`Timeout`](ErrorKind::Timeout) if nothing does within `timeout`;
+/// [`Probe`](ErrorKind::Probe) for an error other than a refused or unanswered
+/// connection.
+///
+/// # Examples
+///
+/// ```
+/// use std::{net::TcpListener, time::Duration};
+///
+/// let server = TcpListener::bind("127.0.0.1:0")?;
+/// portlock::wait_until_listening(server.local_addr()?, Duration::from_secs(5))?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn wait_until_listening(address: SocketAddr, timeout: Duration) -> Result<()> {
     /// One that is not answered may have been lost; it is made again.
     const PATIENCE: Duration = Duration::from_secs(1);
     const LONGEST_PAUSE: Duration = Duration::from_millis(50);

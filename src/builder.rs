@@ -212,6 +212,20 @@ impl Builder {
     /// if there are several [`host`](Self::host)s or a [`protocol`](Self::protocol)
     /// other than TCP, which one listener cannot serve.
     pub fn listen(&self) -> Result<(FreePort, TcpListener)> {
+        self.begin_listening()?.one_listening()
+    }
+
+    /// Leases `n` free ports at once, or none, and listens on each as
+    /// [`listen`](Self::listen) does.
+    ///
+    /// # Errors
+    ///
+    /// As for [`listen`](Self::listen) and [`acquire_many`](Self::acquire_many).
+    pub fn listen_many(&self, n: usize) -> Result<Vec<(FreePort, TcpListener)>> {
+        self.begin_listening()?.many_listening(n)
+    }
+
+    fn begin_listening(&self) -> Result<Acquisition<'_>> {
         let acquisition = self.begin()?;
         let hosts = acquisition.endpoints.hosts();
         if hosts.len() > 1 || self.protocol != Protocol::Tcp {
@@ -221,7 +235,7 @@ impl Builder {
             );
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
-        acquisition.one_listening()
+        Ok(acquisition)
     }
 
     /// Leases `n` free ports at once, or none.

@@ -31,6 +31,26 @@ struct Inner {
     kind: ErrorKind,
     message: String,
     cause: Option<io::Error>,
+    exhaustion: Option<Exhaustion>,
+}
+
+/// How many ports could not be leased, by reason: [`Error::exhaustion`].
+///
+/// Where several ports were wanted together, it counts the places that were
+/// tried for them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Exhaustion {
+    /// Leased by somebody.
+    pub leased: u32,
+    /// Bound by programs outside any lease.
+    pub bound: u32,
+    /// In TIME_WAIT, or bound with `SO_REUSEADDR` and not listening.
+    pub leftover: u32,
+    /// Not permitted to this process.
+    pub not_permitted: u32,
+    /// Free, but not enough of them.
+    pub not_enough: u32,
 }
 
 /// The case an [`Error`] belongs to.
@@ -67,6 +87,7 @@ impl Error {
             kind,
             message: message.into(),
             cause: None,
+            exhaustion: None,
         }))
     }
 
@@ -79,6 +100,7 @@ impl Error {
             kind,
             message: message.into(),
             cause: Some(cause.into()),
+            exhaustion: None,
         }))
     }
 
@@ -88,10 +110,23 @@ impl Error {
         self
     }
 
+    pub(crate) fn with_exhaustion(mut self, exhaustion: Exhaustion) -> Self {
+        self.0.exhaustion = Some(exhaustion);
+        self
+    }
+
     /// Which case this error is.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
+    }
+
+    /// Why no port could be had, where that is the error:
+    /// [`Exhausted`](ErrorKind::Exhausted) or
+    /// [`PermissionDenied`](ErrorKind::PermissionDenied).
+    #[must_use]
+    pub fn exhaustion(&self) -> Option<Exhaustion> {
+        self.0.exhaustion
     }
 
     /// The operating system's error number, where the cause was a failed

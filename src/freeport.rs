@@ -281,9 +281,8 @@ impl FreePort {
         self.lock.into_fd()
     }
 
-    /// Waits until a server accepts connections at [`addr`](Self::addr).
-    ///
-    /// It connects, and closes the connection at once.
+    /// Waits until a server accepts connections at [`addr`](Self::addr), as
+    /// [`wait_until_listening`](crate::wait_until_listening) does.
     ///
     /// # Errors
     ///

@@ -73,27 +73,36 @@ impl LockDir {
     /// [`Lock`](ErrorKind::Lock) if a lock file cannot be.
     pub fn leases(&self) -> Result<Vec<Lease>> {
         let listed = ListedLocks::read();
-        let mut leases = Vec::new();
-        for port in self.ports()? {
-            let owner = lock::recorded_owner(self, port);
-            let held = match listed
-                .as_ref()
-                .and_then(|listed| listed.has(self, port, &owner))
-            {
-                Some(held) => held,
-                None => matches!(PortLock::try_existing(self, port)?, Try::Held),
-            };
-            let delegated = owner
-                .as_ref()
-                .is_some_and(Owner::is_delegated_to_the_living);
-            let state = match (held, delegated) {
-                (true, _) => LeaseState::Held,
-                (_, true) => LeaseState::Delegated,
-                _ => LeaseState::Stale,
-            };
-            leases.push(Lease { port, state, owner });
-        }
-        Ok(leases)
+        let lease = |port| self.lease_by(port, listed.as_ref());
+        self.ports()?.into_iter().map(lease).collect()
+    }
+
+    /// The lock file of one port, if it has one, as [`leases`](Self::leases) tells it.
+    ///
+    /// # Errors
+    ///
+    /// As for [`leases`](Self::leases).
+    pub fn lease(&self, port: u16) -> Result<Option<Lease>> {
+        let is_there = self.ports()?.binary_search(&port).is_ok();
+        let lease = || self.lease_by(port, ListedLocks::read().as_ref());
+        is_there.then(lease).transpose()
+    }
+
+    fn lease_by(&self, port: u16, listed: Option<&ListedLocks>) -> Result<Lease> {
+        let owner = lock::recorded_owner(self, port);
+        let held = match listed.and_then(|listed| listed.has(self, port, &owner)) {
+            Some(held) => held,
+            None => matches!(PortLock::try_existing(self, port)?, Try::Held),
+        };
+        let delegated = owner
+            .as_ref()
+            .is_some_and(Owner::is_delegated_to_the_living);
+        let state = match (held, delegated) {
+            (true, _) => LeaseState::Held,
+            (_, true) => LeaseState::Delegated,
+            _ => LeaseState::Stale,
+        };
+        Ok(Lease { port, state, owner })
     }
 
     /// Ends the delegated lease of `port`. What is no lease any more is no error.

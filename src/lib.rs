@@ -70,10 +70,10 @@ mod registry;
 mod search;
 mod system_ports;
 
-pub use bindfree::{BindFreePort, Protocol};
+pub use bindfree::{BindFreePort, Protocol, wait_until_listening};
 pub use builder::Builder;
 pub use compat::{HOST, HOST_V6, bind_port, find_unused_port};
-pub use error::{Error, ErrorKind, Result};
+pub use error::{Error, ErrorKind, Exhaustion, Result};
 pub use freeport::FreePort;
 pub use leases::{Cleaned, Lease, LeaseState};
 pub use lock_dir::{LockDir, Origin};

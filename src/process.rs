@@ -112,12 +112,24 @@ pub(crate) fn find(pid: u32) -> Result<(Identity, Vec<u8>)> {
         start,
         ..this.0.clone()
     };
+    Ok((identity, program_of(pid)))
+}
+
+/// The file name of what the process was started as, or what it calls itself if it
+/// has no arguments, as in the moment when it executes another program.
+fn program_of(pid: u32) -> Vec<u8> {
     let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let program = arguments
+    let first = arguments
         .split(|&byte| byte == 0)
         .next()
         .unwrap_or_default();
-    Ok((identity, file_name(program)))
+    match file_name(first) {
+        name if name.is_empty() => {
+            let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+            name.trim_ascii().to_vec()
+        }
+        name => name,
+    }
 }
 
 impl Identity {

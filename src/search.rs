@@ -4,7 +4,7 @@
 use std::{fmt::Write as _, thread, time::Duration};
 
 use crate::{
-    error::{Error, ErrorKind, Result},
+    error::{Error, ErrorKind, Exhaustion, Result},
     owner::Owner,
     ports::{Order, PortSet},
 };
@@ -75,16 +75,12 @@ pub(crate) fn search<T>(
     Ok(Err(exhausted))
 }
 
-/// How many ports were missed, by reason, when none was left.
+/// What was missed when none was left.
 #[derive(Debug, Default)]
 pub(crate) struct Exhausted {
-    leased: u32,
-    /// The first few of those, for the message.
+    counts: Exhaustion,
+    /// The first few leased ports, for the message.
     examples: Vec<u16>,
-    bound: u32,
-    leftover: u32,
-    not_permitted: u32,
-    not_enough: u32,
 }
 
 /// So many holders are named in a message.
@@ -94,21 +90,21 @@ impl Exhausted {
     fn count(&mut self, miss: Miss) {
         match miss {
             Miss::Leased(port) => {
-                self.leased += 1;
+                self.counts.leased += 1;
                 if self.examples.len() < EXAMPLES && !self.examples.contains(&port) {
                     self.examples.push(port);
                 }
             }
-            Miss::Bound => self.bound += 1,
-            Miss::Leftover => self.leftover += 1,
-            Miss::NotPermitted => self.not_permitted += 1,
-            Miss::NotEnough => self.not_enough += 1,
+            Miss::Bound => self.counts.bound += 1,
+            Miss::Leftover => self.counts.leftover += 1,
+            Miss::NotPermitted => self.counts.not_permitted += 1,
+            Miss::NotEnough => self.counts.not_enough += 1,
         }
     }
 
     /// Whether a later pass may find what this one did not.
     pub(crate) fn may_change(&self) -> bool {
-        self.leased + self.bound + self.leftover > 0
+        self.counts.leased + self.counts.bound + self.counts.leftover > 0
     }
 
     /// The error that says so, after a `headline` that says what was looked for
@@ -118,14 +114,15 @@ impl Exhausted {
         headline: String,
         owner_of: impl Fn(u16) -> Option<Owner>,
     ) -> Error {
-        let kind = if self.may_change() || self.not_enough > 0 {
+        let counts = self.counts;
+        let kind = if self.may_change() || counts.not_enough > 0 {
             ErrorKind::Exhausted
         } else {
             ErrorKind::PermissionDenied
         };
         let mut reasons = Vec::new();
-        if self.leased > 0 {
-            let mut leased = format!("{} leased", self.leased);
+        if counts.leased > 0 {
+            let mut leased = format!("{} leased", counts.leased);
             self.examples.sort_unstable();
             let mut separator = " (";
             for &port in &self.examples {
@@ -137,34 +134,35 @@ impl Exhausted {
                 };
                 separator = ", ";
             }
-            if self.leased as usize > self.examples.len() {
+            if counts.leased as usize > self.examples.len() {
                 leased.push_str(", …");
             }
             leased.push(')');
             reasons.push(leased);
         }
-        match self.bound {
+        match counts.bound {
             0 => {}
             1 => reasons.push("1 bound by another program".to_owned()),
             bound => reasons.push(format!("{bound} bound by other programs")),
         }
-        if self.leftover > 0 {
-            let leftover = self.leftover;
+        if counts.leftover > 0 {
+            let leftover = counts.leftover;
             reasons.push(format!(
                 "{leftover} in TIME_WAIT or bound with SO_REUSEADDR"
             ));
         }
-        if self.not_permitted > 0 {
+        if counts.not_permitted > 0 {
             reasons.push(format!(
                 "{} not permitted (ports below net.ipv4.ip_unprivileged_port_start need \
                  CAP_NET_BIND_SERVICE)",
-                self.not_permitted
+                counts.not_permitted
             ));
         }
-        if self.not_enough > 0 {
-            reasons.push(format!("only {} free", self.not_enough));
+        if counts.not_enough > 0 {
+            reasons.push(format!("only {} free", counts.not_enough));
         }
-        Error::new(kind, format!("{headline}: {}", reasons.join(", ")))
+        let message = format!("{headline}: {}", reasons.join(", "));
+        Error::new(kind, message).with_exhaustion(counts)
     }
 }
 

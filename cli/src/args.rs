@@ -1,0 +1,317 @@
+//! The command line.
+
+use std::{ffi::OsString, net::IpAddr, path::PathBuf, time::Duration};
+
+use clap::{Parser, Subcommand};
+use portlock::{PortSet, Protocol};
+
+const AFTER_HELP: &str = "\
+Exit status: 0 on success, 75 if no port could be had in time, 124 if what was
+waited for did not happen in time, 125 if portlock itself failed; `run` ends as
+CMD does, with 126 if CMD could not be executed and 127 if it was not found;
+`check` tells by 1 that a port is leased and by 3 that it is bound.
+
+Environment: PORTLOCK_DIR names the lock directory; PORTLOCK_PORTS, as a set such
+as 4000-4999,!4045, or PORTLOCK_PORTS_FILE, as a file with one, names the ports to
+choose from; NO_COLOR turns colours off.";
+
+/// Free ports as leases, shared by all processes of this machine.
+///
+/// A leased port is given to nobody else until its holder ends. There is no
+/// daemon, and nothing to clean up.
+#[derive(Debug, Parser)]
+#[command(version, name = "portlock", after_long_help = AFTER_HELP, max_term_width = 100)]
+pub(crate) struct Args {
+    /// The lock directory; only callers with the same one share leases
+    /// [default: as `portlock dir` tells].
+    #[arg(long, global = true, value_name = "PATH")]
+    pub(crate) lock_dir: Option<PathBuf>,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Run(Run),
+    Pick(Pick),
+    List(List),
+    Check(Check),
+    Wait(Wait),
+    Release(Release),
+    /// Remove the lock files of ports that are not leased.
+    ///
+    /// There is no need to: they do no harm.
+    Clean,
+    Ports(Ports),
+    /// Say which lock directory is in use and why, and check it.
+    Dir(Json),
+    /// Print shell completions.
+    Completions {
+        /// For which shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the man page, or write one for each command into a directory.
+    Man {
+        /// Where to write them, as portlock.1, portlock-run.1 and so on.
+        dir: Option<PathBuf>,
+    },
+}
+
+/// Which ports to lease, how many, and how long to wait for them.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Selection {
+    /// The ports to choose from, such as 4000-4999,!4045,7000
+    /// [default: as `portlock ports` tells].
+    #[arg(long, value_name = "SET")]
+    pub(crate) ports: Option<PortSet>,
+
+    /// How many ports: all or none.
+    #[arg(short = 'n', long = "number", value_name = "N", value_parser = number)]
+    number: Option<usize>,
+
+    /// The ports must follow each other.
+    #[arg(long)]
+    pub(crate) contiguous: bool,
+
+    /// The port must be free for UDP [default: for TCP].
+    #[arg(long, conflicts_with = "tcp_and_udp")]
+    udp: bool,
+
+    /// The port must be free for TCP and UDP.
+    #[arg(long)]
+    tcp_and_udp: bool,
+
+    /// The port must be free on this address; may be given several times
+    /// [default: on every address].
+    #[arg(long = "host", value_name = "ADDRESS")]
+    pub(crate) hosts: Vec<IpAddr>,
+
+    /// A port in TIME_WAIT counts as free.
+    #[arg(long)]
+    pub(crate) reuse_address: bool,
+
+    /// The same name gets the same port, whenever it is free.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) prefer: Option<String>,
+
+    /// How long to wait while no port is free; 0: try once.
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    pub(crate) timeout: Duration,
+
+    /// What the lease is for, shown by `portlock list`.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) label: Option<String>,
+}
+
+impl Selection {
+    pub(crate) fn number(&self) -> usize {
+        self.number.unwrap_or(1)
+    }
+
+    pub(crate) fn protocol(&self) -> Protocol {
+        match (self.udp, self.tcp_and_udp) {
+            (true, _) => Protocol::Udp,
+            (_, true) => Protocol::TcpAndUdp,
+            _ => Protocol::Tcp,
+        }
+    }
+}
+
+/// Lease ports and become CMD: the lease lasts as long as CMD.
+///
+/// CMD finds the first port in PORT, and if there are several, all of them in
+/// PORT_1, PORT_2 and so on; or it finds them in the variables named with --env. In
+/// its arguments, {port} or {port1} is replaced by the first, {port2} by the second,
+/// and {NAME} by that of the variable NAME.
+///
+/// portlock does not stay: it executes CMD in its place, which keeps the locks. So
+/// signals and exit status are CMD's own, and the lease ends when the last
+/// process has ended that inherited its descriptors.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Run {
+    #[command(flatten)]
+    pub(crate) selection: Selection,
+
+    /// The variable for the port; may be given several times, for as many ports.
+    #[arg(long = "env", value_name = "NAME", conflicts_with = "number", value_parser = variable)]
+    pub(crate) env: Vec<String>,
+
+    /// Pass listening sockets to CMD as systemd does (LISTEN_FDS, LISTEN_PID and
+    /// LISTEN_FDNAMES; sd_listen_fds(3)): there is no gap at all.
+    #[arg(long, conflicts_with_all = ["udp", "tcp_and_udp", "contiguous"])]
+    pub(crate) listen: bool,
+
+    /// The command, and its arguments.
+    #[arg(
+        required = true,
+        value_name = "CMD",
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// Lease ports for a process that is already running, and print them.
+///
+/// The lease lives as long as that process: by default the one that called
+/// portlock. In a shell script, TEST_PORT=$(portlock pick) is leased until the
+/// script ends. In a pipeline or in a subshell in parentheses, the caller is that
+/// subshell, which may end at once: there, say --pid $$.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Pick {
+    #[command(flatten)]
+    pub(crate) selection: Selection,
+
+    /// The process that the lease shall belong to [default: the caller].
+    #[arg(long, value_name = "PID")]
+    pub(crate) pid: Option<u32>,
+
+    #[command(flatten)]
+    pub(crate) json: Json,
+}
+
+/// List every lease.
+///
+/// A lock file that is left from an earlier lease is shown as stale. It does no
+/// harm, and its port is free.
+#[derive(Debug, clap::Args)]
+pub(crate) struct List {
+    /// Also show the lock files of ports that are not leased.
+    #[arg(long, short)]
+    pub(crate) all: bool,
+
+    /// Draw the ports as a map.
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) map: bool,
+
+    /// Which ports to show [default: those with a lock file; with --map, as
+    /// `portlock ports` tells].
+    #[arg(long, value_name = "SET")]
+    pub(crate) ports: Option<PortSet>,
+
+    /// Again every second, until interrupted.
+    #[arg(long, short)]
+    pub(crate) watch: bool,
+
+    #[command(flatten)]
+    pub(crate) json: Json,
+}
+
+/// Say whether ports are free, leased or bound.
+///
+/// The exit status is 0 if all are free, 1 if one is leased, and 3 if one is bound
+/// by a program without a lease, or may not be bound.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Check {
+    /// The ports.
+    #[arg(required = true, value_name = "PORT", value_parser = port)]
+    pub(crate) ports: Vec<u16>,
+
+    #[command(flatten)]
+    pub(crate) json: Json,
+}
+
+/// Wait until something accepts connections on a port, or until it is free.
+///
+/// The exit status is 124 if that does not happen in time.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Wait {
+    /// The port.
+    #[arg(value_name = "PORT", value_parser = port)]
+    pub(crate) port: u16,
+
+    /// Until it can be leased.
+    #[arg(long)]
+    pub(crate) free: bool,
+
+    /// On which address [default: 127.0.0.1; with --free: on every one].
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) host: Option<IpAddr>,
+
+    /// How long to wait.
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    pub(crate) timeout: Duration,
+}
+
+/// End the lease of a port that was picked.
+///
+/// A lease that a running process holds itself ends with that process.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Release {
+    /// The ports.
+    #[arg(required = true, value_name = "PORT", value_parser = port)]
+    pub(crate) ports: Vec<u16>,
+
+    /// Also if it belongs to a process of another user, or one that cannot be seen.
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// Print sets of ports: by default those that are left for servers here.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Ports {
+    /// The range from which the system gives ports to clients.
+    #[arg(long, conflicts_with_all = ["server", "set"])]
+    pub(crate) ephemeral: bool,
+
+    /// What is left for servers, or what the environment names (the default).
+    #[arg(long, conflicts_with = "set")]
+    pub(crate) server: bool,
+
+    /// A set such as 4000-4999,!4045,7000, to be checked and written in order.
+    #[arg(value_name = "SET")]
+    pub(crate) set: Option<PortSet>,
+
+    #[command(flatten)]
+    pub(crate) json: Json,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Json {
+    /// Print JSON, for programs.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn port(text: &str) -> Result<u16, String> {
+    let port = text.parse().ok().filter(|&port| port > 0);
+    port.ok_or_else(|| "not a port from 1 to 65535".to_owned())
+}
+
+fn number(text: &str) -> Result<usize, String> {
+    let number = text
+        .parse()
+        .ok()
+        .filter(|number| (1..=65535).contains(number));
+    number.ok_or_else(|| "not a number from 1 to 65535".to_owned())
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().map(Duration::try_from_secs_f64);
+    match seconds {
+        Some(Ok(seconds)) => Ok(seconds),
+        _ => Err("not a number of seconds".to_owned()),
+    }
+}
+
+/// As a shell can use it: letters, digits and underscores, no digit first.
+fn variable(text: &str) -> Result<String, String> {
+    let word = |c: char| c == '_' || c.is_ascii_alphanumeric();
+    if text.chars().all(word) && !text.starts_with(|c: char| c.is_ascii_digit()) && !text.is_empty()
+    {
+        Ok(text.to_owned())
+    } else {
+        Err("not the name of a variable".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_well_defined() {
+        super::Args::command().debug_assert();
+    }
+}

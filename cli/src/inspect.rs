@@ -1,0 +1,158 @@
+//! The commands that look at ports and at the lock directory, and tidy up.
+
+use std::{
+    fmt::Write as _,
+    net::{Ipv4Addr, SocketAddr},
+    path::Path,
+};
+
+use portlock::{
+    Exhaustion, FreePort, Lease, LockDir, Owner, PortSet, ephemeral_port_range,
+    wait_until_listening,
+};
+use serde_json::{Value, json};
+
+use crate::{
+    args::{Check, Json, Ports, Release, Wait},
+    failure::{Failure, TIMED_OUT},
+    lease::is_busy,
+    output::{print, print_json},
+};
+
+const LEASED: u8 = 1;
+const BOUND: u8 = 3;
+
+/// To find out, it leases the port and gives it back: that is what "free" means.
+pub(crate) fn check(args: &Check, dir: Option<&Path>) -> Result<u8, Failure> {
+    let locks = LockDir::locate(dir)?;
+    let (mut status, mut text, mut rows) = (0, String::new(), Vec::new());
+    for &port in &args.ports {
+        let builder = FreePort::builder()
+            .ports(port..=port)
+            .lock_dir(locks.path());
+        let busy = match builder.try_acquire() {
+            Ok(_) => None,
+            Err(error) if is_busy(&error) => Some(error.exhaustion().unwrap_or_default()),
+            Err(error) => return Err(error.into()),
+        };
+        let (state, this_status) = state(busy);
+        status = status.max(this_status);
+        let lease = locks.lease(port)?.filter(|_| this_status == LEASED);
+        let owner = lease
+            .as_ref()
+            .and_then(|lease: &Lease| lease.owner.as_ref());
+        let by = owner
+            .map(|owner| format!(" by {owner}"))
+            .unwrap_or_default();
+        let _ = writeln!(text, "{port} {state}{by}");
+        rows.push(json!({
+            "port": port,
+            "state": state,
+            "pid": owner.map(Owner::pid),
+            "program": owner.and_then(Owner::program),
+            "label": owner.and_then(Owner::label),
+        }));
+    }
+    if args.json.json {
+        print_json(&Value::from(rows))?;
+    } else {
+        print(&text)?;
+    }
+    Ok(status)
+}
+
+fn state(busy: Option<Exhaustion>) -> (&'static str, u8) {
+    match busy {
+        None => ("free", 0),
+        Some(busy) if busy.leased > 0 => ("leased", LEASED),
+        Some(busy) if busy.not_permitted > 0 => ("not permitted", BOUND),
+        Some(busy) if busy.leftover > 0 => ("in TIME_WAIT, or bound and not listening", BOUND),
+        Some(_) => ("bound", BOUND),
+    }
+}
+
+pub(crate) fn wait(args: &Wait, dir: Option<&Path>) -> Result<u8, Failure> {
+    if !args.free {
+        let host = args.host.unwrap_or(Ipv4Addr::LOCALHOST.into());
+        wait_until_listening(SocketAddr::new(host, args.port), args.timeout)?;
+        return Ok(0);
+    }
+    let mut builder = FreePort::builder()
+        .ports(args.port..=args.port)
+        .timeout(args.timeout);
+    if let Some(host) = args.host {
+        builder = builder.host(host);
+    }
+    if let Some(dir) = dir {
+        builder = builder.lock_dir(dir);
+    }
+    match builder.acquire() {
+        Ok(lease) => lease.release()?,
+        Err(error) if is_busy(&error) => return Err(Failure::new(TIMED_OUT, error.to_string())),
+        Err(error) => return Err(error.into()),
+    }
+    Ok(0)
+}
+
+pub(crate) fn release(args: &Release, dir: Option<&Path>) -> Result<u8, Failure> {
+    let locks = LockDir::locate(dir)?;
+    for &port in &args.ports {
+        locks.release(port, args.force)?;
+    }
+    Ok(0)
+}
+
+pub(crate) fn clean(dir: Option<&Path>) -> Result<u8, Failure> {
+    let cleaned = LockDir::locate(dir)?.clean()?;
+    print(&format!(
+        "{} lock files removed, {} kept\n",
+        cleaned.removed, cleaned.kept
+    ))?;
+    Ok(0)
+}
+
+pub(crate) fn ports(args: &Ports) -> Result<u8, Failure> {
+    let ports = match &args.set {
+        Some(ports) => ports.clone(),
+        None if args.ephemeral => ephemeral_port_range()?.into(),
+        None => PortSet::server_ports()?,
+    };
+    if args.json.json {
+        let text = ports.to_string();
+        let ranges: Vec<Value> = text.split_terminator(',').map(range).collect();
+        print_json(&json!({ "ports": text, "count": ports.len(), "ranges": ranges }))?;
+    } else {
+        print(&format!("{ports}\n"))?;
+    }
+    Ok(0)
+}
+
+/// `[first, last]` out of `first-last`, or `[port, port]`.
+fn range(text: &str) -> Value {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let number = |text: &str| text.parse::<u16>().ok();
+    json!([number(first), number(last)])
+}
+
+pub(crate) fn dir(args: &Json, dir: Option<&Path>) -> Result<u8, Failure> {
+    let dir = LockDir::locate(dir)?;
+    let kind = if dir.is_shared() {
+        "shared with other users"
+    } else {
+        "private to this user"
+    };
+    if args.json {
+        print_json(&json!({
+            "path": dir.path().to_string_lossy(),
+            "origin": dir.origin().to_string(),
+            "shared": dir.is_shared(),
+        }))?;
+    } else {
+        print(&format!(
+            "{}\n{}; {kind}\n",
+            dir.path().display(),
+            dir.origin()
+        ))?;
+    }
+    Ok(0)
+}

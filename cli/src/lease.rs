@@ -1,0 +1,298 @@
+//! `run` and `pick`: the commands that lease.
+
+use std::{
+    ffi::{OsStr, OsString},
+    io,
+    net::TcpListener,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{
+            ffi::{OsStrExt, OsStringExt},
+            process::CommandExt,
+        },
+    },
+    path::Path,
+    process,
+};
+
+use command_fds::{CommandFdExt, FdMapping};
+use portlock::{Builder, ErrorKind, FreePort, LockDir};
+use serde_json::json;
+
+use crate::{
+    args::{Pick, Run, Selection},
+    failure::{FAILED, Failure, NOT_EXECUTABLE, NOT_FOUND},
+    output::{print_to_somebody, unprintable},
+};
+
+/// The first descriptor that is passed by the socket activation protocol
+/// (SD_LISTEN_FDS_START in sd_listen_fds(3)).
+const FIRST_PASSED: i32 = 3;
+
+fn builder(selection: &Selection, dir: Option<&Path>) -> Result<Builder, Failure> {
+    let mut builder = FreePort::builder()
+        .protocol(selection.protocol())
+        .reuse_address(selection.reuse_address)
+        .timeout(selection.timeout);
+    if let Some(ports) = &selection.ports {
+        builder = builder.ports(ports.clone());
+    }
+    for &host in &selection.hosts {
+        builder = builder.host(host);
+    }
+    if let Some(name) = &selection.prefer {
+        builder = builder.prefer(name);
+    }
+    if let Some(label) = &selection.label {
+        builder = builder.label(label);
+    }
+    if let Some(dir) = dir {
+        builder = builder.lock_dir(dir);
+    }
+    // Ports that were named are taken as they are; that they are ephemeral may
+    // not have been meant.
+    if selection.ports.is_some() && builder.overlaps_ephemeral()? {
+        eprint(
+            "portlock: warning: some of these ports are ephemeral: the system may give them to \
+             clients although they are leased\n",
+        );
+    }
+    Ok(builder)
+}
+
+/// Unlike `eprint!`, this does not panic when standard error is closed.
+fn eprint(text: &str) {
+    use io::Write as _;
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+fn acquire(builder: &Builder, selection: &Selection, n: usize) -> portlock::Result<Vec<FreePort>> {
+    if selection.contiguous {
+        builder.acquire_block(n)
+    } else {
+        builder.acquire_many(n)
+    }
+}
+
+/// Leases, and becomes the command. Returns only if that fails.
+pub(crate) fn run(args: &Run, dir: Option<&Path>) -> Result<u8, Failure> {
+    let [program, arguments @ ..] = &args.command[..] else {
+        return Err(Failure::new(FAILED, "no command was given"));
+    };
+    let selection = &args.selection;
+    let mut builder = builder(selection, dir)?;
+    if selection.label.is_none() {
+        // After exec, the lease's process is this command.
+        let name = Path::new(program).file_name().unwrap_or(program);
+        builder = builder.label(name.to_string_lossy());
+    }
+    let n = match args.env.len() {
+        0 => selection.number(),
+        named => named,
+    };
+    let (leases, listeners): (Vec<FreePort>, Vec<TcpListener>) = if args.listen {
+        builder.listen_many(n)?.into_iter().unzip()
+    } else {
+        (acquire(&builder, selection, n)?, Vec::new())
+    };
+
+    let ports: Vec<u16> = leases.iter().map(FreePort::port).collect();
+    let variables = variables(&args.env, &ports);
+    let mut command = process::Command::new(program);
+    command
+        .args(
+            arguments
+                .iter()
+                .map(|text| replace(text, &ports, &variables)),
+        )
+        .envs(
+            variables
+                .iter()
+                .map(|(name, port)| (name, port.to_string())),
+        );
+    pass_on(&mut command, &variables, leases, listeners)?;
+
+    let error = command.exec();
+    let status = match error.kind() {
+        io::ErrorKind::NotFound => NOT_FOUND,
+        _ => NOT_EXECUTABLE,
+    };
+    let message = format!("cannot execute {}: {error}", Path::new(program).display());
+    Err(Failure::new(status, message))
+}
+
+/// The variables that the command finds the ports in.
+fn variables(names: &[String], ports: &[u16]) -> Vec<(String, u16)> {
+    if !names.is_empty() {
+        return names.iter().cloned().zip(ports.iter().copied()).collect();
+    }
+    let first = ports.iter().map(|&port| ("PORT".to_owned(), port)).take(1);
+    let numbered = ports.iter().enumerate();
+    let numbered = numbered.map(|(i, &port)| (format!("PORT_{}", i + 1), port));
+    first.chain(numbered.filter(|_| ports.len() > 1)).collect()
+}
+
+/// Replaces `{port}`, `{port2}` and `{NAME}` in an argument, whatever else is in
+/// it, UTF-8 or not. Other text in braces stays as it is.
+fn replace(text: &OsStr, ports: &[u16], variables: &[(String, u16)]) -> OsString {
+    let value = |name: &[u8]| -> Option<u16> {
+        let name = std::str::from_utf8(name).ok()?;
+        if let Some((_, port)) = variables.iter().find(|(variable, _)| variable == name) {
+            return Some(*port);
+        }
+        let number = match name.strip_prefix("port")? {
+            "" => 1,
+            number => number.parse::<usize>().ok()?,
+        };
+        ports.get(number.checked_sub(1)?).copied()
+    };
+    let mut replaced = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&byte, after)) = rest.split_first() {
+        let end = (byte == b'{')
+            .then(|| after.iter().position(|&byte| byte == b'}'))
+            .flatten();
+        match end.and_then(|end| Some((end, value(&after[..end])?))) {
+            Some((end, port)) => {
+                replaced.extend_from_slice(port.to_string().as_bytes());
+                rest = &after[end + 1..];
+            }
+            None => {
+                replaced.push(byte);
+                rest = after;
+            }
+        }
+    }
+    OsString::from_vec(replaced)
+}
+
+/// Lets the command inherit the locks, and the listeners by the socket activation
+/// protocol.
+fn pass_on(
+    command: &mut process::Command,
+    variables: &[(String, u16)],
+    leases: Vec<FreePort>,
+    listeners: Vec<TcpListener>,
+) -> Result<(), Failure> {
+    let after_passed = FIRST_PASSED + i32::try_from(listeners.len()).unwrap_or(i32::MAX);
+    let mut locks = Vec::with_capacity(leases.len());
+    for lease in leases {
+        let fd = lease.into_fd()?;
+        // Where the command expects listeners there must be no lock.
+        let fd = rustix::io::fcntl_dupfd_cloexec(fd.as_fd(), after_passed);
+        locks.push(fd.map_err(|error| cannot_pass(&error))?);
+    }
+    command.preserved_fds(locks);
+    if listeners.is_empty() {
+        return Ok(());
+    }
+
+    // `PORT` and `PORT_1` may name the same one.
+    let names = &variables[variables.len().saturating_sub(listeners.len())..];
+    let names: Vec<&str> = names.iter().map(|(name, _)| name.as_str()).collect();
+    command
+        .env("LISTEN_FDS", listeners.len().to_string())
+        .env("LISTEN_FDNAMES", names.join(":"))
+        // exec keeps the pid.
+        .env("LISTEN_PID", process::id().to_string());
+    let mappings = listeners.into_iter().zip(FIRST_PASSED..);
+    let mappings = mappings.map(|(listener, child_fd)| FdMapping {
+        parent_fd: OwnedFd::from(listener),
+        child_fd,
+    });
+    let mapped = command.fd_mappings(mappings.collect());
+    mapped.map(drop).map_err(|error| cannot_pass(&error))
+}
+
+fn cannot_pass(error: &dyn std::error::Error) -> Failure {
+    let message = format!("cannot pass the lease on to the command: {error}");
+    Failure::new(FAILED, message)
+}
+
+/// Leases for another process, and prints the ports.
+pub(crate) fn pick(args: &Pick, dir: Option<&Path>) -> Result<u8, Failure> {
+    let pid = match args.pid {
+        Some(pid) => pid,
+        None => caller()?,
+    };
+    let selection = &args.selection;
+    let leases = acquire(&builder(selection, dir)?, selection, selection.number())?;
+    let mut ports = Vec::with_capacity(leases.len());
+    let given = leases.into_iter().try_for_each(|lease| {
+        ports.push(lease.delegate_to(pid)?);
+        Ok::<(), Failure>(())
+    });
+    let printed = given.and_then(|()| {
+        let text = if args.json.json {
+            format!("{:#}\n", json!({ "pid": pid, "ports": ports }))
+        } else {
+            ports.iter().map(|port| format!("{port}\n")).collect()
+        };
+        print_to_somebody(&text).map_err(|error| unprintable(&error))
+    });
+    if printed.is_err() {
+        // All or none; and of what nobody is told, nobody can make use.
+        let dir = LockDir::locate(dir)?;
+        for port in ports {
+            dir.release(port, true)?;
+        }
+    }
+    printed.map(|()| 0)
+}
+
+/// The process that called this one.
+fn caller() -> Result<u32, Failure> {
+    let parent = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get());
+    match parent.map(u32::try_from) {
+        // To whom orphans are given: the caller may have ended already, and the
+        // lease would live until the machine goes down.
+        Some(Ok(pid)) if pid != 1 => Ok(pid),
+        _ => Err(Failure::new(
+            FAILED,
+            "cannot tell who called: name the process that the lease shall belong to with --pid",
+        )),
+    }
+}
+
+/// Whether an error says that ports are busy rather than that something failed.
+pub(crate) fn is_busy(error: &portlock::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::Exhausted | ErrorKind::PermissionDenied
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_replaced_wherever_they_are_named() {
+        let ports = [4000, 4001];
+        let variables = [("HTTP_PORT".to_owned(), 4000), ("ADMIN".to_owned(), 4001)];
+        for (text, replaced) in [
+            ("--port={port}", "--port=4000"),
+            ("{port1}{port2}", "40004001"),
+            ("{HTTP_PORT}:{ADMIN}", "4000:4001"),
+            ("{port3} {port0} {x} {} {", "{port3} {port0} {x} {} {"),
+            ("{{port}}", "{4000}"),
+            ("{\"a\": {port}}", "{\"a\": 4000}"),
+            ("", ""),
+        ] {
+            let result = replace(OsStr::new(text), &ports, &variables);
+            assert_eq!(result, OsStr::new(replaced));
+        }
+        let bytes = OsStr::from_bytes(b"\xff{port}\xfe");
+        assert_eq!(replace(bytes, &ports, &[]).as_bytes(), b"\xff4000\xfe");
+    }
+
+    #[test]
+    fn one_port_has_one_variable_and_several_have_numbers_too() {
+        let names = |variables: Vec<(String, u16)>| -> Vec<String> {
+            variables.into_iter().map(|(name, _)| name).collect()
+        };
+        assert_eq!(names(variables(&[], &[4000])), ["PORT"]);
+        assert_eq!(names(variables(&[], &[1, 2])), ["PORT", "PORT_1", "PORT_2"]);
+        assert_eq!(names(variables(&["A".to_owned()], &[1])), ["A"]);
+    }
+}

@@ -1,0 +1,166 @@
+//! `list`: who holds which port.
+
+use std::{
+    collections::HashSet,
+    fmt::Write as _,
+    io::{self, IsTerminal as _},
+    path::Path,
+    thread,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use comfy_table::{Table, presets};
+use portlock::{Lease, LeaseState, LockDir, Owner, PortSet};
+use serde_json::{Value, json};
+
+use crate::{
+    args::List,
+    failure::Failure,
+    map,
+    output::{print_to_somebody, unprintable},
+    sockets::ports_in_use,
+};
+
+/// What is known of the ports at one moment.
+pub(crate) struct Snapshot {
+    pub(crate) leases: Vec<Lease>,
+    /// Ports with a server, leased or not.
+    pub(crate) in_use: HashSet<u16>,
+}
+
+impl Snapshot {
+    fn take(dir: &LockDir) -> Result<Self, Failure> {
+        Ok(Self {
+            leases: dir.leases()?,
+            in_use: ports_in_use(),
+        })
+    }
+}
+
+pub(crate) fn list(args: &List, dir: Option<&Path>) -> Result<u8, Failure> {
+    let dir = LockDir::locate(dir)?;
+    let to_terminal = io::stdout().is_terminal();
+    loop {
+        let snapshot = Snapshot::take(&dir)?;
+        let mut text = if args.map {
+            let ports = match &args.ports {
+                Some(ports) => ports.clone(),
+                None => PortSet::server_ports()?,
+            };
+            map::draw(&ports, &snapshot)?
+        } else {
+            rows(args, &snapshot)
+        };
+        if args.watch && to_terminal {
+            // Cursor home, and clear what is below (ECMA-48: CUP, ED).
+            text.insert_str(0, "\x1b[H\x1b[J");
+        }
+        match print_to_somebody(&text) {
+            Ok(()) if args.watch => thread::sleep(Duration::from_secs(1)),
+            Ok(()) => return Ok(0),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(0),
+            Err(error) => return Err(unprintable(&error)),
+        }
+    }
+}
+
+fn rows(args: &List, snapshot: &Snapshot) -> String {
+    let is_asked_for = |lease: &&Lease| {
+        let ports = args.ports.as_ref();
+        ports.is_none_or(|ports| ports.contains(lease.port))
+    };
+    let (stale, leased): (Vec<&Lease>, Vec<&Lease>) = snapshot
+        .leases
+        .iter()
+        .filter(is_asked_for)
+        .partition(|lease| lease.state == LeaseState::Stale);
+    let mut shown = leased;
+    if args.all {
+        shown.extend(&stale);
+        shown.sort_unstable_by_key(|lease| lease.port);
+    }
+
+    if args.json.json {
+        let rows: Vec<Value> = shown.iter().map(|lease| row(lease, snapshot)).collect();
+        return format!("{:#}\n", Value::from(rows));
+    }
+    let mut text = if shown.is_empty() {
+        "no port is leased\n".to_owned()
+    } else {
+        table(&shown, snapshot)
+    };
+    if !args.all && !stale.is_empty() {
+        let files = if stale.len() == 1 {
+            "file is"
+        } else {
+            "files are"
+        };
+        let _ = writeln!(
+            text,
+            "{} lock {files} left from earlier leases (--all shows them)",
+            stale.len()
+        );
+    }
+    text
+}
+
+fn table(leases: &[&Lease], snapshot: &Snapshot) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table.set_header(["PORT", "STATE", "PID", "PROGRAM", "SINCE", "LABEL"]);
+    for lease in leases {
+        let bound = snapshot.in_use.contains(&lease.port);
+        let state = match (lease.state, bound) {
+            (LeaseState::Held, true) => "leased, bound",
+            (LeaseState::Held, false) => "leased, not bound yet",
+            (LeaseState::Delegated, true) => "delegated, bound",
+            (LeaseState::Delegated, false) => "delegated, not bound yet",
+            (_, true) => "not leased, bound",
+            (_, false) => "stale file",
+        };
+        let owner = lease.owner.as_ref();
+        // What others wrote must not drive the terminal.
+        let text = |text: Option<&str>| text.unwrap_or_default().escape_debug().to_string();
+        table.add_row([
+            lease.port.to_string(),
+            state.to_owned(),
+            owner
+                .map(|owner| owner.pid().to_string())
+                .unwrap_or_default(),
+            text(owner.and_then(Owner::program)),
+            owner.and_then(since).unwrap_or_default(),
+            text(owner.and_then(Owner::label)),
+        ]);
+    }
+    let lines = table.lines().map(|line| format!("{}\n", line.trim()));
+    lines.collect()
+}
+
+/// How long ago, such as `3m 12s`.
+fn since(owner: &Owner) -> Option<String> {
+    let age = SystemTime::now()
+        .duration_since(owner.since()?)
+        .unwrap_or_default();
+    let seconds = Duration::from_secs(age.as_secs());
+    Some(humantime::format_duration(seconds).to_string())
+}
+
+fn row(lease: &Lease, snapshot: &Snapshot) -> Value {
+    let state = match lease.state {
+        LeaseState::Held => "leased",
+        LeaseState::Delegated => "delegated",
+        _ => "stale",
+    };
+    let owner = lease.owner.as_ref();
+    let since = owner.and_then(Owner::since);
+    let since = since.and_then(|since| since.duration_since(UNIX_EPOCH).ok());
+    json!({
+        "port": lease.port,
+        "state": state,
+        "bound": snapshot.in_use.contains(&lease.port),
+        "pid": owner.map(Owner::pid),
+        "program": owner.and_then(Owner::program),
+        "since": since.map(|since| since.as_secs()),
+        "label": owner.and_then(Owner::label),
+    })
+}

@@ -1,0 +1,100 @@
+//! `list --map`: a set of ports as a grid, so that one sees where the crowd is.
+
+use std::{collections::HashMap, fmt::Write as _};
+
+use anstyle::{AnsiColor, Style};
+use portlock::{LeaseState, PortSet, ephemeral_port_range};
+
+use crate::{failure::Failure, listing::Snapshot};
+
+const CELLS_PER_ROW: usize = 64;
+const MOST_ROWS: usize = 32;
+
+/// What a cell shows. Where a cell stands for several ports, the first of these
+/// that holds for any of them.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Mark {
+    LeasedAndBound,
+    Leased,
+    Bound,
+    Ephemeral,
+    Free,
+}
+
+impl Mark {
+    const ALL: [Self; 5] = [
+        Self::LeasedAndBound,
+        Self::Leased,
+        Self::Bound,
+        Self::Ephemeral,
+        Self::Free,
+    ];
+
+    fn look(self) -> (char, &'static str, Style) {
+        let color = |color: AnsiColor| color.on_default();
+        match self {
+            Self::LeasedAndBound => ('#', "leased and bound", color(AnsiColor::Green).bold()),
+            Self::Leased => (
+                'o',
+                "leased, not bound yet",
+                color(AnsiColor::Yellow).bold(),
+            ),
+            Self::Bound => ('x', "bound without a lease", color(AnsiColor::Red)),
+            Self::Ephemeral => ('~', "free, but ephemeral", color(AnsiColor::Blue)),
+            Self::Free => ('.', "free", Style::new().dimmed()),
+        }
+    }
+}
+
+pub(crate) fn draw(ports: &PortSet, snapshot: &Snapshot) -> Result<String, Failure> {
+    let ephemeral = ephemeral_port_range()?;
+    let leased = |state| state != LeaseState::Stale;
+    let leases: HashMap<u16, LeaseState> = snapshot
+        .leases
+        .iter()
+        .map(|lease| (lease.port, lease.state))
+        .collect();
+    let mark = |port: u16| {
+        let is_leased = leases.get(&port).copied().is_some_and(leased);
+        match (is_leased, snapshot.in_use.contains(&port)) {
+            (true, true) => Mark::LeasedAndBound,
+            (true, false) => Mark::Leased,
+            (false, true) => Mark::Bound,
+            (false, false) if ephemeral.contains(&port) => Mark::Ephemeral,
+            (false, false) => Mark::Free,
+        }
+    };
+
+    let all: Vec<u16> = ports.iter().collect();
+    let per_cell = all.len().div_ceil(CELLS_PER_ROW * MOST_ROWS).max(1);
+    let mut text = String::new();
+    for row in all.chunks(CELLS_PER_ROW * per_cell) {
+        let _ = write!(text, "{:>5} ", row[0]);
+        for cell in row.chunks(per_cell) {
+            let Some(mark) = cell.iter().map(|&port| mark(port)).min() else {
+                continue;
+            };
+            let (character, _, style) = mark.look();
+            let _ = write!(text, "{style}{character}{style:#}");
+        }
+        text.push('\n');
+    }
+
+    let count = |wanted: Mark| all.iter().filter(|&&port| mark(port) == wanted).count();
+    let each = match per_cell {
+        1 => "each character is one port".to_owned(),
+        n => {
+            format!("each character is {n} ports, and shows the first of these that one of them is")
+        }
+    };
+    let _ = writeln!(text, "\n{} ports; {each}:", all.len());
+    for mark in Mark::ALL {
+        let (character, name, style) = mark.look();
+        let _ = writeln!(
+            text,
+            "  {style}{character}{style:#} {name}: {}",
+            count(mark)
+        );
+    }
+    Ok(text)
+}

@@ -1,7 +1,6 @@
 //! `list`: who holds which port.
 
 use std::{
-    collections::HashSet,
     fmt::Write as _,
     io::{self, IsTerminal as _},
     path::Path,
@@ -18,24 +17,8 @@ use crate::{
     failure::Failure,
     map,
     output::{print_to_somebody, unprintable},
-    sockets::ports_in_use,
+    snapshot::Snapshot,
 };
-
-/// What is known of the ports at one moment.
-pub(crate) struct Snapshot {
-    pub(crate) leases: Vec<Lease>,
-    /// Ports with a server, leased or not.
-    pub(crate) in_use: HashSet<u16>,
-}
-
-impl Snapshot {
-    fn take(dir: &LockDir) -> Result<Self, Failure> {
-        Ok(Self {
-            leases: dir.leases()?,
-            in_use: ports_in_use(),
-        })
-    }
-}
 
 pub(crate) fn list(args: &List, dir: Option<&Path>) -> Result<u8, Failure> {
     let dir = LockDir::locate(dir)?;

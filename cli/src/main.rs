@@ -9,6 +9,7 @@ mod lease;
 mod listing;
 mod map;
 mod output;
+mod snapshot;
 mod sockets;
 
 use std::process::ExitCode;

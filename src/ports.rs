@@ -19,8 +19,8 @@ use crate::error::{Error, ErrorKind, Result};
 /// 4000-4999,!4045,7000     # a range, without one of its ports, and one more
 /// ```
 ///
-/// Parts are separated by commas, spaces or newlines; `#` starts a comment that
-/// ends with the line. A part is a port or a range `first-last` with both ends
+/// Parts are separated by commas, white space or newlines; `#` starts a comment
+/// that ends with the line. A part is a port or a range `first-last` with both ends
 /// included; with `!` before it, it is excluded, wherever it stands. A set is
 /// written in the same form, in ascending order.
 ///

@@ -1,17 +1,29 @@
 //! Helpers under the names that other tools gave them.
 //!
-//! They are here so that tests can be moved over line by line. What they
-//! give is a number that was free a moment ago, not a lease: to keep it free,
-//! use [`FreePort`](crate::FreePort).
+//! They are here so that tests can be moved over line by line.
+//!
+//! * CPython's [`bind_port`] and [`find_unused_port`]. The latter gives a number that
+//!   was free a moment ago, not a lease: to keep it free, use [`FreePort`].
+//! * portpicker's [`pick_unused_port`] and its kin. Here the port is leased, for the
+//!   rest of this process's life.
 
 use std::{
+    env::{self, VarError},
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    process,
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use socket2::{Domain, Socket, Type};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::{
+    bindfree::Protocol,
+    builder::Builder,
+    error::{Error, ErrorKind, Result},
+    freeport::FreePort,
+    portserver::get_port_from_port_server,
+};
 
 /// The host of CPython's `test.support.socket_helper.HOST`: the IPv4 loopback
 /// address.
@@ -88,7 +100,7 @@ pub fn bind_port(socket: &Socket, host: impl Into<IpAddr>) -> Result<u16> {
 /// The system chooses it from the ephemeral range, on the loopback address of
 /// the family, and it is anybody's again when this returns. Use it for what
 /// CPython recommends it for, a program outside that must be told a number, only
-/// where a [`FreePort`](crate::FreePort) cannot be kept.
+/// where a [`FreePort`] cannot be kept.
 ///
 /// # Errors
 ///
@@ -127,4 +139,147 @@ pub fn find_unused_port(domain: Domain, ty: Type) -> Result<u16> {
         .set_reuse_address(true)
         .map_err(fail("set SO_REUSEADDR on"))?;
     Ok(port)
+}
+
+/// The environment variable that names a port server.
+const PORT_SERVER: &str = "PORTSERVER_ADDRESS";
+
+/// The ports that this process has picked, by number: with its lease, or with
+/// none if a port server has given it.
+static PICKED: Mutex<Picked> = Mutex::new(Picked {
+    in_use: Vec::new(),
+    returned: Vec::new(),
+});
+
+struct Picked {
+    in_use: Vec<(u16, Option<FreePort>)>,
+    /// Still this process's, to be given out again before any other.
+    returned: Vec<(u16, Option<FreePort>)>,
+}
+
+fn picked() -> MutexGuard<'static, Picked> {
+    PICKED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Picks a port that is free for TCP and UDP, for the rest of this process's life:
+/// portpicker's `pick_unused_port()`.
+///
+/// If the environment variable `PORTSERVER_ADDRESS` is set, the port server there is
+/// asked. Where it cannot be reached or refuses, and where there is none, the
+/// port is leased from [`PortSet::server_ports`](crate::PortSet::server_ports); never
+/// is it only a number that happened to be free. A server that failed is told of
+/// through the [`log`] crate, as a warning.
+///
+/// Ports that were returned, or added with [`add_reserved_port`], come first.
+///
+/// # Errors
+///
+/// As for [`Builder::acquire`].
+///
+/// # Examples
+///
+/// ```
+/// use portlock::{pick_unused_port, return_port};
+///
+/// let port = pick_unused_port()?;
+/// return_port(port)?;
+/// # Ok::<(), portlock::Error>(())
+/// ```
+pub fn pick_unused_port() -> Result<u16> {
+    let reused = picked().returned.pop();
+    if let Some((port, lease)) = reused {
+        picked().in_use.push((port, lease));
+        return Ok(port);
+    }
+    let served = match env::var(PORT_SERVER) {
+        Ok(address) if address.is_empty() => None,
+        Ok(address) => Some(get_port_from_port_server(&address, process::id())),
+        Err(VarError::NotPresent) => None,
+        Err(VarError::NotUnicode(address)) => {
+            let message = format!("{PORT_SERVER}={address:?} is not UTF-8");
+            Some(Err(Error::new(ErrorKind::PortServer, message)))
+        }
+    };
+    let (port, lease) = match served {
+        Some(Ok(port)) => (port, None),
+        failed => {
+            let lease = any_protocol().acquire()?;
+            if let Some(Err(error)) = failed {
+                log::warn!("{error}; leased port {lease} without it");
+            }
+            (lease.port(), Some(lease))
+        }
+    };
+    picked().in_use.push((port, lease));
+    Ok(port)
+}
+
+/// Gives a port back that [`pick_unused_port`] has given: portpicker's
+/// `return_port(port)`.
+///
+/// If it was leased, the lease ends and anybody can have it. If a port server gave
+/// it, it stays this process's, for the protocol has no way to give it back; it
+/// is the next one to be picked here.
+///
+/// # Errors
+///
+/// [`InvalidPorts`](ErrorKind::InvalidPorts) if the port was not picked by this
+/// process, or was returned already; otherwise as for [`FreePort::release`].
+pub fn return_port(port: u16) -> Result<()> {
+    let found = {
+        let mut picked = picked();
+        let index = picked.in_use.iter().position(|(number, _)| *number == port);
+        index.map(|index| picked.in_use.swap_remove(index))
+    };
+    match found {
+        Some((_, Some(lease))) => lease.release(),
+        Some((_, None)) => {
+            picked().returned.push((port, None));
+            Ok(())
+        }
+        None => {
+            let message = format!("cannot return port {port}: this process has not picked it");
+            Err(Error::new(ErrorKind::InvalidPorts, message))
+        }
+    }
+}
+
+/// Adds a port to those that [`pick_unused_port`] gives first: portpicker's
+/// `add_reserved_port(port)`.
+///
+/// portpicker takes the caller's word that the port is reserved. Here it is
+/// leased, now, and stays so until it is picked and returned.
+///
+/// # Errors
+///
+/// As for [`FreePort::try_new`]: [`Exhausted`](ErrorKind::Exhausted) if it is leased
+/// or bound.
+pub fn add_reserved_port(port: u16) -> Result<()> {
+    let lease = any_protocol().ports(port..=port).try_acquire()?;
+    picked().returned.push((port, Some(lease)));
+    Ok(())
+}
+
+/// Whether a port is free for TCP and UDP, and leased by nobody: portpicker's
+/// `is_port_free(port)`.
+///
+/// The answer may be wrong a moment later. To make use of it, lease the port:
+/// [`FreePort::try_new`] finds out the same, and keeps it.
+///
+/// # Errors
+///
+/// As for [`FreePort::try_new`], but that the port is in use, leased or not
+/// permitted is no error.
+pub fn is_port_free(port: u16) -> Result<bool> {
+    match any_protocol().ports(port..=port).try_acquire() {
+        Ok(lease) => lease.release().map(|()| true),
+        Err(error) => match error.kind() {
+            ErrorKind::Exhausted | ErrorKind::PermissionDenied => Ok(false),
+            _ => Err(error),
+        },
+    }
+}
+
+fn any_protocol() -> Builder {
+    FreePort::builder().protocol(Protocol::TcpAndUdp)
 }

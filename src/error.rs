@@ -70,6 +70,8 @@ pub enum ErrorKind {
     /// A socket could not be made, bound or listened on, for another reason
     /// than that the port is in use.
     Probe,
+    /// A port server cannot be reached, does not answer, or refuses.
+    PortServer,
     /// What was waited for did not happen in time.
     Timeout,
     /// The process that a lease should belong to does not exist.
@@ -168,9 +170,11 @@ impl From<Error> for io::Error {
             ErrorKind::PermissionDenied => io::ErrorKind::PermissionDenied,
             ErrorKind::Timeout => io::ErrorKind::TimedOut,
             ErrorKind::Unsupported => io::ErrorKind::Unsupported,
-            ErrorKind::LockDir | ErrorKind::Lock | ErrorKind::Probe | ErrorKind::Process => {
-                cause.unwrap_or(io::ErrorKind::Other)
-            }
+            ErrorKind::LockDir
+            | ErrorKind::Lock
+            | ErrorKind::PortServer
+            | ErrorKind::Probe
+            | ErrorKind::Process => cause.unwrap_or(io::ErrorKind::Other),
         };
         io::Error::new(kind, error)
     }

@@ -83,7 +83,8 @@ impl LockDir {
     ///
     /// As for [`leases`](Self::leases).
     pub fn lease(&self, port: u16) -> Result<Option<Lease>> {
-        let is_there = self.ports()?.binary_search(&port).is_ok();
+        let metadata = fs::symlink_metadata(self.path().join(port.to_string()));
+        let is_there = metadata.is_ok_and(|metadata| is_lock_file(&metadata));
         let lease = || self.lease_by(port, ListedLocks::read().as_ref());
         is_there.then(lease).transpose()
     }
@@ -215,7 +216,7 @@ impl LockDir {
                 .parse()
                 .ok()
                 .filter(|port: &u16| *port > 0 && port.to_string() == name)?;
-            (metadata.is_file() && metadata.nlink() == 1).then_some(port)
+            is_lock_file(&metadata).then_some(port)
         };
         let mut ports: Vec<u16> = self.entries()?.into_iter().filter_map(port).collect();
         ports.sort_unstable();
@@ -237,6 +238,10 @@ impl LockDir {
         };
         Ok(entries.filter_map(entry).collect())
     }
+}
+
+fn is_lock_file(metadata: &fs::Metadata) -> bool {
+    metadata.is_file() && metadata.nlink() == 1
 }
 
 /// The locks by flock(2) that the kernel lists.

@@ -65,6 +65,7 @@ mod lock;
 mod lock_dir;
 mod owner;
 mod ports;
+mod portserver;
 mod process;
 mod registry;
 mod search;
@@ -72,13 +73,17 @@ mod system_ports;
 
 pub use bindfree::{BindFreePort, Protocol, wait_until_listening};
 pub use builder::Builder;
-pub use compat::{HOST, HOST_V6, bind_port, find_unused_port};
+pub use compat::{
+    HOST, HOST_V6, add_reserved_port, bind_port, find_unused_port, is_port_free, pick_unused_port,
+    return_port,
+};
 pub use error::{Error, ErrorKind, Exhaustion, Result};
 pub use freeport::FreePort;
 pub use leases::{Cleaned, Lease, LeaseState};
 pub use lock_dir::{LockDir, Origin};
 pub use owner::Owner;
 pub use ports::PortSet;
+pub use portserver::get_port_from_port_server;
 pub use system_ports::ephemeral_port_range;
 
 /// The version of socket2 whose types [`bind_port`] and [`find_unused_port`] take.

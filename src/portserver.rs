@@ -1,0 +1,124 @@
+//! The client of a port server: portpicker's protocol.
+//!
+//! A stream socket, one request per connection: the pid that the port shall
+//! belong to, in decimal, and a newline. The answer is the port in decimal and a
+//! newline, or nothing where the server refuses; then it closes. There is no
+//! message to give a port back: it is free again when that process has ended.
+
+use std::{
+    io::{self, Read, Write},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::io::Errno;
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// How long a port server may take for everything.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// No port is longer than 5 digits and a line end. What is longer is no answer.
+const LONGEST_ANSWER: usize = 16;
+
+/// Asks the port server at `address` for a port that belongs to the process `pid`.
+///
+/// An address that begins with `@` is a name in Linux's abstract namespace
+/// (unix(7)), any other is a path.
+///
+/// The server decides what the port is leased against: `portlock serve` leases it
+/// from its lock directory, for as long as that process lives; the Python
+/// `portserver.py` remembers it, and knows nothing of leases.
+///
+/// # Errors
+///
+/// [`PortServer`](ErrorKind::PortServer), with a message that tells which: the
+/// server cannot be reached, does not answer within 10 seconds, refuses, or
+/// answers something that is no port.
+///
+/// # Examples
+///
+/// ```no_run
+/// let port = portlock::get_port_from_port_server("@unittest-portserver", std::process::id())?;
+/// # Ok::<(), portlock::Error>(())
+/// ```
+pub fn get_port_from_port_server(address: &str, pid: u32) -> Result<u16> {
+    let fail = |what: &str, cause: io::Error| {
+        let message = match cause.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                let seconds = DEADLINE.as_secs();
+                let message = format!("port server {address} does not answer in {seconds} s");
+                return Error::new(ErrorKind::PortServer, message);
+            }
+            _ => format!("cannot {what} port server {address}"),
+        };
+        Error::with_cause(ErrorKind::PortServer, message, cause)
+    };
+    let deadline = Instant::now() + DEADLINE;
+    let mut socket = connect(address, deadline).map_err(|error| fail("connect to", error))?;
+    let answer =
+        exchange(&mut socket, &format!("{pid}\n"), deadline).map_err(|error| fail("ask", error))?;
+    let text = answer.trim_ascii();
+    // Both mean no: some servers answer 0 rather than nothing.
+    if text.is_empty() || text == b"0" {
+        let message = format!("port server {address} has no port for process {pid}");
+        return Err(Error::new(ErrorKind::PortServer, message));
+    }
+    let port = std::str::from_utf8(text)
+        .ok()
+        .and_then(|text| text.parse().ok());
+    port.ok_or_else(|| {
+        let answer = String::from_utf8_lossy(&answer);
+        let message = format!("port server {address} answers {answer:?}, which is no port");
+        Error::new(ErrorKind::PortServer, message)
+    })
+}
+
+fn connect(address: &str, deadline: Instant) -> io::Result<Socket> {
+    let path = match address.strip_prefix('@') {
+        Some(name) => format!("\0{name}"),
+        None => address.to_owned(),
+    };
+    let address = SockAddr::unix(path)?;
+    loop {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        match socket.connect_timeout(&address, left(deadline)?) {
+            Ok(()) => return Ok(socket),
+            // Its queue of connections is full (connect(2)): as many wait already.
+            Err(error) if error.raw_os_error() == Some(Errno::AGAIN.raw_os_error()) => {
+                thread::sleep(Duration::from_millis(5).min(left(deadline)?));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn exchange(socket: &mut Socket, request: &str, deadline: Instant) -> io::Result<Vec<u8>> {
+    socket.set_write_timeout(Some(left(deadline)?))?;
+    socket.write_all(request.as_bytes())?;
+    let mut answer = Vec::new();
+    while answer.len() < LONGEST_ANSWER {
+        socket.set_read_timeout(Some(left(deadline)?))?;
+        let mut bytes = [0; LONGEST_ANSWER];
+        match socket.read(&mut bytes) {
+            Ok(0) => break,
+            Ok(len) => answer.extend_from_slice(&bytes[..len]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+        if answer.ends_with(b"\n") {
+            break;
+        }
+    }
+    Ok(answer)
+}
+
+/// What is left until the deadline, never zero.
+fn left(deadline: Instant) -> io::Result<Duration> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    Ok(left)
+}

@@ -1,0 +1,248 @@
+//! portpicker's functions, and the client of a port server.
+
+mod common;
+
+use std::{
+    collections::HashSet,
+    env, fs,
+    io::{Read, Write},
+    net::TcpListener,
+    os::unix::net::UnixListener,
+    path::Path,
+    thread::{self, JoinHandle},
+};
+
+use common::{Block, Parent, Peer, bind_strictly, command, lock_dir, run_child, text};
+use portlock::{
+    ErrorKind, FreePort, LockDir, add_reserved_port, get_port_from_port_server, is_port_free,
+    pick_unused_port, return_port,
+};
+
+#[test]
+fn child() {
+    run_child(&[("pick", pick), ("reserved", reserved)]);
+}
+
+/// A port server that gives these answers, one connection each, and tells what
+/// it was asked.
+fn server(path: &Path, answers: &[&'static str]) -> JoinHandle<Vec<String>> {
+    let listener = UnixListener::bind(path).expect("our own directory");
+    let answers = answers.to_vec();
+    thread::spawn(move || {
+        let answer = |answer: &str| {
+            let (mut connection, _) = listener.accept().expect("a client");
+            let mut request = [0; 20];
+            let len = connection.read(&mut request).expect("a request");
+            // The client need not read an answer that is no answer to the end.
+            let _ = connection.write_all(answer.as_bytes());
+            String::from_utf8_lossy(&request[..len]).into_owned()
+        };
+        answers.into_iter().map(answer).collect()
+    })
+}
+
+#[test]
+fn the_client_tells_every_failure_from_the_others() {
+    let dir = lock_dir();
+    let path = dir.path().join("socket");
+    let address = text(&path);
+    let ask = || get_port_from_port_server(address, 812);
+    let refused = |part: &str| {
+        let error = ask().expect_err(part);
+        assert_eq!(error.kind(), ErrorKind::PortServer);
+        let message = error.to_string();
+        assert!(
+            message.contains(address) && message.contains(part),
+            "{message}"
+        );
+    };
+    refused("No such file");
+    fs::write(&path, "").expect("our own directory");
+    refused("Connection refused");
+    fs::remove_file(&path).expect("our own directory");
+
+    let answers = [
+        "15000\n",
+        "15001",
+        "",
+        "0\n",
+        "abc\n",
+        "70000\n",
+        "1234567890123456789\n",
+    ];
+    let server = server(&path, &answers);
+    assert_eq!(ask().expect("a port"), 15000);
+    assert_eq!(ask().expect("a port"), 15001);
+    refused("no port for process 812");
+    refused("no port for process 812");
+    refused("\"abc\\n\"");
+    refused("\"70000\\n\"");
+    refused("no port");
+    let requests = server.join().expect("no panic");
+    assert!(
+        requests.iter().all(|request| request == "812\n"),
+        "{requests:?}"
+    );
+
+    let long = format!("{address}{}", "x".repeat(200));
+    let error = get_port_from_port_server(&long, 812).expect_err("too long for a socket");
+    assert_eq!(error.kind(), ErrorKind::PortServer);
+}
+
+fn start(role: &str, dir: &Path, server: &str, ports: &str) -> Peer {
+    let binary = env::current_exe().expect("this test binary");
+    let mut command = command(&[], &binary, role, &[]);
+    command
+        .env("PORTLOCK_DIR", dir)
+        .env("PORTLOCK_PORTS", ports)
+        .env("PORTSERVER_ADDRESS", server);
+    Peer::start_command(command)
+}
+
+fn set(block: &Block) -> String {
+    format!("{}-{}", block.ports.start(), block.ports.end())
+}
+
+/// Collects the warnings of the log crate.
+struct Warnings;
+
+impl log::Log for Warnings {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.level() <= log::Level::Warn
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        println!("\n@{}", record.args());
+    }
+
+    fn flush(&self) {}
+}
+
+/// Picks as long as it is told to, and says what.
+fn pick(parent: &Parent) {
+    log::set_logger(&Warnings).expect("the only one");
+    log::set_max_level(log::LevelFilter::Warn);
+    loop {
+        match parent.hear().split_once(' ') {
+            None => match pick_unused_port() {
+                Ok(port) => parent.say(port),
+                Err(error) => parent.say(format!("{:?}", error.kind())),
+            },
+            Some((_, port)) => match return_port(port.parse().expect("a port")) {
+                Ok(()) => parent.say("returned"),
+                Err(error) => parent.say(format!("{:?}", error.kind())),
+            },
+        }
+    }
+}
+
+#[test]
+fn a_picked_port_is_leased_until_returned_or_until_the_process_ends() {
+    let (dir, block) = (lock_dir(), Block::new(3));
+    let mut peer = start("pick", dir.path(), "", &set(&block));
+    let mut ask = |line: &str| {
+        peer.say(line);
+        peer.hear()
+    };
+    let ports: HashSet<String> = (0..3).map(|_| ask("pick")).collect();
+    assert_eq!(ports.len(), 3);
+    for port in &ports {
+        let port: u16 = port.parse().expect("a port");
+        let builder = FreePort::builder().ports(port..=port).lock_dir(dir.path());
+        let error = builder.try_acquire().expect_err("leased");
+        assert_eq!(error.kind(), ErrorKind::Exhausted);
+        drop(bind_strictly(port).expect("and not bound"));
+    }
+    let one = ports.iter().next().expect("three");
+    assert_eq!(ask(&format!("return {one}")), "returned");
+    assert_eq!(ask(&format!("return {one}")), "InvalidPorts");
+    assert_eq!(ask("return 1"), "InvalidPorts");
+    assert_eq!(&ask("pick"), one);
+
+    peer.kill();
+    let builder = FreePort::builder()
+        .ports(block.ports.clone())
+        .lock_dir(dir.path());
+    let all = builder.timeout(std::time::Duration::ZERO).acquire_many(3);
+    assert_eq!(all.expect("the process has ended").len(), 3);
+}
+
+#[test]
+fn a_server_that_fails_is_replaced_by_a_lease_and_told_of() {
+    let (dir, block) = (lock_dir(), Block::new(2));
+    let path = dir.path().join("socket");
+    let mut peer = start("pick", dir.path(), text(&path), &set(&block));
+    peer.say("pick");
+    let warning = peer.hear();
+    assert!(
+        warning.contains("cannot connect to port server"),
+        "{warning}"
+    );
+    assert!(warning.contains(text(&path)), "{warning}");
+    let port: u16 = peer.hear().parse().expect("a port");
+    assert!(
+        warning.ends_with(&format!("leased port {port} without it")),
+        "{warning}"
+    );
+    let leased = LockDir::locate(Some(dir.path()))
+        .expect("trusted")
+        .lease(port);
+    let owner = leased.expect("readable").expect("leased").owner;
+    assert_eq!(owner.expect("a record").pid(), peer.id());
+
+    let server = server(&path, &[""]);
+    peer.say("pick");
+    assert!(peer.hear().contains("has no port for process"));
+    let other: u16 = peer.hear().parse().expect("a port");
+    assert_ne!(port, other);
+    assert_eq!(
+        server.join().expect("no panic"),
+        [format!("{}\n", peer.id())]
+    );
+    fs::remove_file(&path).expect("our own directory");
+}
+
+#[test]
+fn a_served_port_is_given_out_again_when_it_is_returned() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let path = dir.path().join("socket");
+    let server = server(&path, &["15000\n", "15001\n"]);
+    let mut peer = start("pick", dir.path(), text(&path), &set(&block));
+    let mut ask = |line: &str| {
+        peer.say(line);
+        peer.hear()
+    };
+    assert_eq!(ask("pick"), "15000");
+    assert_eq!(ask("return 15000"), "returned");
+    assert_eq!(ask("pick"), "15000", "without asking");
+    assert_eq!(ask("pick"), "15001");
+    server.join().expect("no panic");
+}
+
+/// Arguments: none; the ports of the environment are two.
+fn reserved(parent: &Parent) {
+    let ports = portlock::PortSet::server_ports().expect("two");
+    let [first, second] = ports.iter().collect::<Vec<_>>()[..] else {
+        unreachable!("two ports")
+    };
+    assert!(is_port_free(first).expect("no failure"));
+    add_reserved_port(first).expect("free");
+    assert!(!is_port_free(first).expect("no failure"), "leased");
+    let error = add_reserved_port(first).expect_err("leased already");
+    assert_eq!(error.kind(), ErrorKind::Exhausted);
+    assert_eq!(pick_unused_port().expect("the reserved one"), first);
+
+    let occupant = TcpListener::bind(("127.0.0.1", second)).expect("free");
+    assert!(!is_port_free(second).expect("no failure"), "bound");
+    drop(occupant);
+    assert!(is_port_free(second).expect("no failure"));
+    return_port(first).expect("picked");
+    assert!(is_port_free(first).expect("no failure"));
+    parent.say("done");
+}
+
+#[test]
+fn reserved_ports_are_leased_and_come_first() {
+    let (dir, block) = (lock_dir(), Block::new(2));
+    start("reserved", dir.path(), "", &set(&block)).finish_well();
+}

@@ -1,6 +1,7 @@
 //! What is in a lock directory: who holds which port, and what is only left over.
 
 use std::{
+    cell::OnceCell,
     collections::HashSet,
     fs,
     os::unix::fs::MetadataExt,
@@ -72,8 +73,8 @@ impl LockDir {
     /// [`LockDir`](ErrorKind::LockDir) if the directory cannot be read;
     /// [`Lock`](ErrorKind::Lock) if a lock file cannot be.
     pub fn leases(&self) -> Result<Vec<Lease>> {
-        let listed = ListedLocks::read();
-        let lease = |port| self.lease_by(port, listed.as_ref());
+        let listed = OnceCell::new();
+        let lease = |port| self.lease_by(port, &listed);
         self.ports()?.into_iter().map(lease).collect()
     }
 
@@ -85,23 +86,28 @@ impl LockDir {
     pub fn lease(&self, port: u16) -> Result<Option<Lease>> {
         let metadata = fs::symlink_metadata(self.path().join(port.to_string()));
         let is_there = metadata.is_ok_and(|metadata| is_lock_file(&metadata));
-        let lease = || self.lease_by(port, ListedLocks::read().as_ref());
+        let lease = || self.lease_by(port, &OnceCell::new());
         is_there.then(lease).transpose()
     }
 
-    fn lease_by(&self, port: u16, listed: Option<&ListedLocks>) -> Result<Lease> {
+    fn lease_by(&self, port: u16, listed: &OnceCell<Option<ListedLocks>>) -> Result<Lease> {
         let owner = lock::recorded_owner(self, port);
-        let held = match listed.and_then(|listed| listed.has(self, port, &owner)) {
-            Some(held) => held,
-            None => matches!(PortLock::try_existing(self, port)?, Try::Held),
-        };
-        let delegated = owner
+        let state = if owner
             .as_ref()
-            .is_some_and(Owner::is_delegated_to_the_living);
-        let state = match (held, delegated) {
-            (true, _) => LeaseState::Held,
-            (_, true) => LeaseState::Delegated,
-            _ => LeaseState::Stale,
+            .is_some_and(Owner::is_delegated_to_the_living)
+        {
+            LeaseState::Delegated
+        } else {
+            let listed = listed.get_or_init(ListedLocks::read).as_ref();
+            let held = match listed.and_then(|listed| listed.has(self, port, &owner)) {
+                Some(held) => held,
+                None => matches!(PortLock::try_existing(self, port)?, Try::Held),
+            };
+            if held {
+                LeaseState::Held
+            } else {
+                LeaseState::Stale
+            }
         };
         Ok(Lease { port, state, owner })
     }

@@ -291,7 +291,7 @@ fn make(dir: &LockDir, port: u16, pid: u32) -> Result<Option<OwnedFd>> {
     let stray = format!("{STRAY_PREFIX}{port}.{pid}.{:08x}", rand::random::<u32>());
     let flags = OPEN | OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
     let fd = rustix::fs::openat(dir.fd(), &stray, flags, dir.file_mode()).map_err(fail)?;
-    let made = rustix::fs::fchmod(&fd, dir.file_mode()).and_then(|()| {
+    let made = set_mode(&fd, dir.file_mode()).and_then(|()| {
         let name = DecInt::new(port);
         rustix::fs::renameat_with(dir.fd(), &stray, dir.fd(), name, RenameFlags::NOREPLACE)
     });
@@ -303,6 +303,16 @@ fn make(dir: &LockDir, port: u16, pid: u32) -> Result<Option<OwnedFd>> {
         Errno::EXIST => removed.map(|()| None).map_err(fail),
         error => Err(fail(error)),
     }
+}
+
+/// Sets the mode of a file unless the umask has left it as it should be. To look
+/// costs a tenth of setting it again.
+fn set_mode(fd: &OwnedFd, mode: Mode) -> rustix::io::Result<()> {
+    let stat = rustix::fs::fstat(fd)?;
+    if Mode::from_raw_mode(stat.st_mode) == mode {
+        return Ok(());
+    }
+    rustix::fs::fchmod(fd, mode)
 }
 
 /// Takes the exclusive lock, or says that someone else has it.

@@ -8,7 +8,9 @@
 use std::{
     borrow::Cow,
     ffi::OsStr,
-    fmt, fs, io,
+    fmt,
+    fs::{self, File},
+    io::{self, Read as _},
     os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::Path,
     process, str,
@@ -118,7 +120,11 @@ pub(crate) fn find(pid: u32) -> Result<(Identity, Vec<u8>)> {
 /// The file name of what the process was started as, or what it calls itself if it
 /// has no arguments, as in the moment when it executes another program.
 fn program_of(pid: u32) -> Vec<u8> {
-    let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    // Of a longer path the end would be missing, and with it the file name.
+    let mut arguments = [0; 4096];
+    let read =
+        File::open(format!("/proc/{pid}/cmdline")).and_then(|mut file| file.read(&mut arguments));
+    let arguments = &arguments[..read.unwrap_or(0)];
     let first = arguments
         .split(|&byte| byte == 0)
         .next()
@@ -267,8 +273,11 @@ struct Stat {
 
 impl Stat {
     fn read(process: &str) -> io::Result<Self> {
-        let text = fs::read(format!("/proc/{process}/stat"))?;
-        Self::parse(&text).ok_or_else(|| io::ErrorKind::InvalidData.into())
+        // One read gets all of it: the kernel makes it up at that moment, and it
+        // has about 300 bytes.
+        let mut text = [0; 1024];
+        let len = File::open(format!("/proc/{process}/stat"))?.read(&mut text)?;
+        Self::parse(&text[..len]).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
     /// The program's name, field 2, may itself contain spaces and parentheses.

@@ -46,6 +46,7 @@ pub(crate) enum Command {
     Ports(Ports),
     /// Say which lock directory is in use and why, and check it.
     Dir(Json),
+    Serve(Serve),
     /// Print shell completions.
     Completions {
         /// For which shell.
@@ -265,6 +266,48 @@ pub(crate) struct Ports {
 
     #[command(flatten)]
     pub(crate) json: Json,
+}
+
+/// Serve ports to portpicker and all who speak its protocol.
+///
+/// Programs that are started with PORTSERVER_ADDRESS set to the same address ask
+/// this server. Each port that it grants is leased from the lock directory for as
+/// long as the client that it is for lives, so they never collide with other
+/// users of portlock; and the server can be killed and started again at any time.
+///
+/// A client names a process by its pid, without proof: it gets ports for
+/// processes of its own user only, unless it is root. SIGUSR1 prints statistics.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Serve {
+    /// Where to listen: @NAME in Linux's abstract namespace, or a path.
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        default_value = "@unittest-portserver",
+        aliases = ["portserver_address", "portserver_unix_socket_address"]
+    )]
+    pub(crate) address: String,
+
+    /// The ports to grant.
+    #[arg(
+        long,
+        value_name = "SET",
+        default_value = "15000-24999",
+        alias = "portserver_static_pool"
+    )]
+    pub(crate) ports: PortSet,
+
+    /// Print only what is wrong.
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+
+    /// Accepted because the reference has it.
+    #[arg(long, hide = true)]
+    pub(crate) verbose: bool,
+
+    /// Print each grant too.
+    #[arg(long)]
+    pub(crate) debug: bool,
 }
 
 #[derive(Debug, clap::Args)]

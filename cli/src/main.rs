@@ -9,6 +9,8 @@ mod lease;
 mod listing;
 mod map;
 mod output;
+mod pool;
+mod serve;
 mod snapshot;
 mod sockets;
 
@@ -53,6 +55,7 @@ fn run(args: &Args) -> Result<u8, Failure> {
         Command::Clean => inspect::clean(dir),
         Command::Ports(ports) => inspect::ports(ports),
         Command::Dir(json) => inspect::dir(json, dir),
+        Command::Serve(serve) => serve::serve(serve, dir),
         Command::Completions { shell } => output::completions(*shell),
         Command::Man { dir } => output::man(dir.as_deref()),
     }

@@ -202,6 +202,8 @@ fn delegate_within(parent: &Parent) {
     let lease = builder.acquire().expect("free");
     lease.delegate_to(server.0.id()).expect("it runs");
     parent.say(server.0.id());
+    let namespace = fs::read_link("/proc/self/ns/pid").expect("Linux has it");
+    parent.say(namespace.display());
     parent.hear();
     server.end();
     parent.say("ended");
@@ -227,6 +229,7 @@ fn a_process_in_a_namespace_below_is_found_by_its_pid_there() {
     let locks = LockDir::locate(Some(dir.path())).expect("trusted");
     let pid: u32 = peer.hear().parse().expect("a pid");
     assert!(pid < 100, "of a namespace of its own");
+    let namespace = peer.hear();
     assert_leased(&builder);
 
     peer.say("end it");
@@ -237,10 +240,18 @@ fn a_process_in_a_namespace_below_is_found_by_its_pid_there() {
     peer.say("once more");
     assert_eq!(peer.hear(), "again");
     peer.kill();
+    let is_member = |entry: fs::DirEntry| {
+        fs::read_link(entry.path().join("ns/pid")).is_ok_and(|link| link == Path::new(&namespace))
+    };
+    let lives = || {
+        fs::read_dir("/proc")
+            .expect("Linux has it")
+            .flatten()
+            .any(is_member)
+    };
     let deadline = Instant::now() + LONG;
-    let state = || locks.leases().expect("readable")[0].state;
-    while state() != LeaseState::Delegated {
-        assert!(Instant::now() < deadline);
+    while lives() {
+        assert!(Instant::now() < deadline, "the namespace does not end");
     }
     assert_leased(&builder);
     let error = locks.release(block.first(), false).expect_err("not seen");

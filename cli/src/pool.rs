@@ -12,6 +12,10 @@ use std::{
 };
 
 use portlock::{Builder, FreePort, LeaseState, LockDir, PortSet, Protocol};
+use rustix::{
+    io::Errno,
+    process::{Pid, test_kill_process},
+};
 
 use crate::lease::is_busy;
 
@@ -75,6 +79,10 @@ impl Pool {
     /// Leases a port for the process `pid`. Blocks for as long as the system calls
     /// of that take, and no lock is held meanwhile.
     pub(crate) fn grant(&self, pid: u32) -> Result<u16, Denial> {
+        let process = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        if process.is_none_or(|process| test_kill_process(process) == Err(Errno::SRCH)) {
+            return Err(Denial::Process);
+        }
         let (mut checked, mut looked) = (0, false);
         let granted = loop {
             let next = self.state().free.pop_front();

@@ -261,7 +261,7 @@ impl Acquisition<'_> {
             Ok(socket) => socket,
             Err(miss) => return Ok(Err(miss)),
         };
-        lock.write_owner(&owner::held(self.label))?;
+        lock.write_owner(&owner::held(pid, self.label))?;
         Ok(Ok(Taken {
             socket,
             lock,

@@ -23,7 +23,7 @@ use std::{
 use rustix::{
     fs::{CWD, FileType, Mode, OFlags, Stat},
     io::Errno,
-    process::geteuid,
+    process::{Uid, geteuid},
 };
 
 use crate::error::{Error, ErrorKind, Result};
@@ -101,13 +101,14 @@ impl LockDir {
         // A directory that was named must exist. To make it would need a guess
         // at its kind, and a misspelt path would give its caller an empty
         // directory of its own, in which every port is free.
+        let us = geteuid();
         if let Some(path) = chosen {
-            return open(path, Missing::Refuse, Origin::Given);
+            return open(path, Missing::Refuse, Origin::Given, us);
         }
         // As in the XDG base directory specification, empty means unset.
         let Some(value) = env::var_os(VARIABLE).filter(|value| !value.is_empty()) else {
-            let (path, origin) = default_path();
-            return open(&path, Missing::Make, origin);
+            let (path, origin) = default_path(us);
+            return open(&path, Missing::Make, origin, us);
         };
         let path = Path::new(&value);
         if path.is_relative() {
@@ -115,7 +116,7 @@ impl LockDir {
             let message = format!("{VARIABLE}={} is not an absolute path", path.display());
             return Err(Error::new(ErrorKind::LockDir, message));
         }
-        open(path, Missing::Refuse, Origin::Variable)
+        open(path, Missing::Refuse, Origin::Variable, us)
     }
 
     /// Where it is.
@@ -162,20 +163,20 @@ impl LockDir {
 /// was. `/run/user/<uid>` is the same directory for a caller without that
 /// variable, such as a cron job. `TMPDIR` is not looked at: test runners and
 /// build systems rewrite it, and two callers would not see each other.
-fn default_path() -> (PathBuf, Origin) {
-    let uid = geteuid().as_raw();
+fn default_path(us: Uid) -> (PathBuf, Origin) {
+    let uid = us.as_raw();
     let by_uid = || PathBuf::from(format!("/run/user/{uid}"));
     let runtime_dir = dirs::runtime_dir()
-        .filter(|dir| is_own_dir(dir))
-        .or_else(|| Some(by_uid()).filter(|dir| is_own_dir(dir)));
+        .filter(|dir| is_dir_of(us, dir))
+        .or_else(|| Some(by_uid()).filter(|dir| is_dir_of(us, dir)));
     match runtime_dir {
         Some(dir) => (dir.join("portlock"), Origin::RuntimeDir),
         None => (format!("/tmp/portlock-{uid}").into(), Origin::Fallback),
     }
 }
 
-fn is_own_dir(path: &Path) -> bool {
-    rustix::fs::lstat(path).is_ok_and(|stat| is_dir(&stat) && stat.st_uid == geteuid().as_raw())
+fn is_dir_of(us: Uid, path: &Path) -> bool {
+    rustix::fs::lstat(path).is_ok_and(|stat| is_dir(&stat) && stat.st_uid == us.as_raw())
 }
 
 /// What to do when there is nothing at the path.
@@ -195,7 +196,7 @@ fn opened() -> MutexGuard<'static, Option<Arc<OpenDir>>> {
 
 /// Opens the directory at `path` and checks it, or only checks it again if it
 /// is still the one opened last.
-fn open(path: &Path, missing: Missing, origin: Origin) -> Result<LockDir> {
+fn open(path: &Path, missing: Missing, origin: Origin, us: Uid) -> Result<LockDir> {
     // Without a trailing slash, with which a symbolic link would be followed
     // in spite of lstat and O_NOFOLLOW (path_resolution(7)).
     let path: &Path = &path.components().collect::<PathBuf>();
@@ -203,7 +204,7 @@ fn open(path: &Path, missing: Missing, origin: Origin) -> Result<LockDir> {
         Err(Errno::NOENT) if missing == Missing::Make => make_private(path)?,
         found => found.map_err(|error| cannot("use", path, error))?,
     };
-    let shared = check(path, &found)?;
+    let shared = check(path, &found, us)?;
 
     let last = opened().clone();
     if let Some(dir) = last.filter(|dir| *dir.path == *path && dir.identity == identity(&found)) {
@@ -219,7 +220,7 @@ fn open(path: &Path, missing: Missing, origin: Origin) -> Result<LockDir> {
         .map_err(|error| cannot("open", path, error))?;
     // What was checked above may have been replaced since.
     let stat = rustix::fs::fstat(&fd).map_err(|error| cannot("stat", path, error))?;
-    let shared = check(path, &stat)?;
+    let shared = check(path, &stat, us)?;
     let dir = Arc::new(OpenDir {
         path: path.into(),
         fd,
@@ -250,7 +251,7 @@ fn make_private(path: &Path) -> Result<Stat> {
 
 /// Refuses the directory unless it is of one of the two kinds; gives whether it
 /// is shared.
-fn check(path: &Path, stat: &Stat) -> Result<bool> {
+fn check(path: &Path, stat: &Stat, us: Uid) -> Result<bool> {
     let refuse = |why: String| {
         let message = format!("refusing lock directory {}: {why}", path.display());
         Err(Error::new(ErrorKind::LockDir, message))
@@ -261,7 +262,7 @@ fn check(path: &Path, stat: &Stat) -> Result<bool> {
         _ => return refuse("it is not a directory".into()),
     }
     let mode = Mode::from_raw_mode(stat.st_mode);
-    let (owner, us) = (stat.st_uid, geteuid().as_raw());
+    let (owner, us) = (stat.st_uid, us.as_raw());
     let shared = mode.intersects(Mode::WGRP | Mode::WOTH);
     let octal = mode.as_raw_mode();
     if shared && !mode.contains(Mode::SVTX) {
@@ -311,17 +312,20 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory");
         for private in [0o700, 0o755, 0o1700] {
             mode(dir.path(), private);
-            let trusted = open(dir.path(), Missing::Refuse, Origin::Given).expect("trusted");
+            let trusted =
+                open(dir.path(), Missing::Refuse, Origin::Given, geteuid()).expect("trusted");
             assert_eq!(trusted.file_mode().as_raw_mode(), 0o600, "{private:o}");
         }
         for shared in [0o1777, 0o1770] {
             mode(dir.path(), shared);
-            let trusted = open(dir.path(), Missing::Refuse, Origin::Given).expect("trusted");
+            let trusted =
+                open(dir.path(), Missing::Refuse, Origin::Given, geteuid()).expect("trusted");
             assert_eq!(trusted.file_mode().as_raw_mode(), 0o666, "{shared:o}");
         }
         for refused in [0o777, 0o770, 0o702] {
             mode(dir.path(), refused);
-            let error = open(dir.path(), Missing::Refuse, Origin::Given).expect_err("not sticky");
+            let error = open(dir.path(), Missing::Refuse, Origin::Given, geteuid())
+                .expect_err("not sticky");
             assert_eq!(error.kind(), ErrorKind::LockDir);
             assert!(error.to_string().contains("not sticky"), "{error}");
         }
@@ -331,9 +335,9 @@ mod tests {
     fn a_directory_that_was_replaced_is_opened_again() {
         let parent = tempfile::tempdir().expect("a temporary directory");
         let path = parent.path().join("locks");
-        let first = open(&path, Missing::Make, Origin::Given).expect("made");
+        let first = open(&path, Missing::Make, Origin::Given, geteuid()).expect("made");
         fs::rename(&path, parent.path().join("elsewhere")).expect("our own directory");
-        let second = open(&path, Missing::Make, Origin::Given).expect("made again");
+        let second = open(&path, Missing::Make, Origin::Given, geteuid()).expect("made again");
         assert_ne!(first.dir.identity, second.dir.identity);
     }
 
@@ -341,11 +345,12 @@ mod tests {
     fn a_trailing_slash_does_not_let_a_symbolic_link_through() {
         let parent = tempfile::tempdir().expect("a temporary directory");
         let target = parent.path().join("target");
-        open(&target, Missing::Make, Origin::Given).expect("made");
+        open(&target, Missing::Make, Origin::Given, geteuid()).expect("made");
         let link = parent.path().join("link");
         std::os::unix::fs::symlink(&target, &link).expect("our own directory");
         for path in [link.clone(), link.join(""), link.join(".")] {
-            let error = open(&path, Missing::Refuse, Origin::Given).expect_err("a symbolic link");
+            let error = open(&path, Missing::Refuse, Origin::Given, geteuid())
+                .expect_err("a symbolic link");
             assert!(error.to_string().contains("symbolic link"), "{error}");
         }
     }

@@ -140,9 +140,9 @@ impl fmt::Display for Owner {
     }
 }
 
-/// The record of a lease that this process holds from now on.
-pub(crate) fn held(label: Option<&str>) -> [u8; LEN] {
-    let this = process::this();
+/// The record of a lease that this process, `pid`, holds from now on.
+pub(crate) fn held(pid: u32, label: Option<&str>) -> [u8; LEN] {
+    let this = process::this_as(pid);
     let (identity, program) = &*this;
     record(Kind::Held, identity, program, label)
 }
@@ -250,6 +250,10 @@ fn decode(text: &str) -> String {
 mod tests {
     use super::*;
 
+    fn own() -> u32 {
+        std::process::id()
+    }
+
     fn line(record: &[u8; LEN]) -> &str {
         assert_eq!(record[LEN - 1], b'\n');
         assert!(!record[..LEN - 1].contains(&b'\n'));
@@ -262,7 +266,7 @@ mod tests {
 
     #[test]
     fn a_record_names_this_process() {
-        let record = held(Some("api under test"));
+        let record = held(own(), Some("api under test"));
         let fields: Vec<&str> = line(&record).split_ascii_whitespace().collect();
         assert_eq!(fields.len(), 8, "{fields:?}");
         assert_eq!((fields[0], fields[7]), ("held", "api%20under%20test"));
@@ -282,7 +286,7 @@ mod tests {
     #[test]
     fn only_a_delegated_record_of_a_living_process_counts_by_itself() {
         let (identity, program) = process::this().into_owned();
-        assert!(!owner(&held(None)).is_delegated_to_the_living());
+        assert!(!owner(&held(own(), None)).is_delegated_to_the_living());
         let delegated_to = |identity: &Identity| owner(&delegated(identity, &program, Some("x")));
         let ours = delegated_to(&identity);
         assert!(ours.is_delegated_to_the_living());
@@ -307,14 +311,14 @@ mod tests {
     #[test]
     fn labels_of_any_kind_come_back_or_are_cut() {
         for label in ["-", "--", "%", "%41", "a b\nheld 1", "größe", "\u{1b}[31m"] {
-            let record = held(Some(label));
+            let record = held(own(), Some(label));
             line(&record);
             assert_eq!(owner(&record).label(), Some(label));
         }
         for none in [None, Some("")] {
-            assert_eq!(owner(&held(none)).label(), None);
+            assert_eq!(owner(&held(own(), none)).label(), None);
         }
-        let long = owner(&held(Some(&"ß".repeat(1000))));
+        let long = owner(&held(own(), Some(&"ß".repeat(1000))));
         let kept = long.label().expect("a label");
         assert!(kept.chars().filter(|&c| c == 'ß').count() > 10);
     }

@@ -58,9 +58,14 @@ enum Seen {
 /// This process, with the name of its program. Read once: it would cost more than
 /// the whole rest of a lease. A forked child, told by its pid, reads its own.
 pub(crate) fn this() -> Cow<'static, (Identity, Vec<u8>)> {
+    this_as(process::id())
+}
+
+/// The same for a caller that knows its own pid, and need not ask again.
+pub(crate) fn this_as(pid: u32) -> Cow<'static, (Identity, Vec<u8>)> {
     static FIRST: OnceLock<(Identity, Vec<u8>)> = OnceLock::new();
     let first = FIRST.get_or_init(read_this);
-    if first.0.pid == process::id() {
+    if first.0.pid == pid {
         Cow::Borrowed(first)
     } else {
         Cow::Owned(read_this())

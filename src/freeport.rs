@@ -229,7 +229,8 @@ impl FreePort {
     /// port. No lock is held for such a lease and no daemon is needed: the
     /// owner record in the lock file says which process it is, by its pid, start
     /// time and boot id, and whoever wants the port looks whether that process
-    /// still lives. So a pid that is given out again keeps no port.
+    /// still lives. So a pid that is given out again keeps no port. A socket that
+    /// was [held](Builder::hold_socket) is closed.
     ///
     /// # Errors
     ///

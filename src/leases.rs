@@ -1,15 +1,15 @@
 //! What is in a lock directory: who holds which port, and what is only left over.
 
 use std::{
-    cell::OnceCell,
     collections::HashSet,
     fs,
     os::unix::fs::MetadataExt,
+    thread,
     time::{Duration, SystemTime},
 };
 
 use rustix::{
-    fs::{AtFlags, major, minor},
+    fs::{AtFlags, Stat, major, minor},
     io::Errno,
 };
 
@@ -18,7 +18,7 @@ use crate::{
     lock::{self, PortLock, Try},
     lock_dir::LockDir,
     owner::{self, Kind, Owner},
-    process::Liveness,
+    process::{Identity, Liveness},
 };
 
 /// A lock file, and what it says of its port.
@@ -60,11 +60,16 @@ pub struct Cleaned {
 /// maker that lives needs microseconds.
 const STRAY: Duration = Duration::from_secs(3600);
 
+/// How often, and with which pause, a delegated lease is tried to be released
+/// while others look at it.
+const LOOKS: u32 = 200;
+const LOOK: Duration = Duration::from_millis(1);
+
 impl LockDir {
     /// Every lock file in the directory, by port.
     ///
     /// To look takes no lock, so that nobody is kept from leasing meanwhile: the
-    /// kernel lists the locks that are held (proc_locks(5)). Only for files whose
+    /// kernel lists the locks that are held (proc_locks(5), proc_pid_fdinfo(5)). Only for files whose
     /// last holder is in another pid namespace, whose locks it does not list,
     /// the lock is tried for a moment.
     ///
@@ -73,8 +78,8 @@ impl LockDir {
     /// [`LockDir`](ErrorKind::LockDir) if the directory cannot be read;
     /// [`Lock`](ErrorKind::Lock) if a lock file cannot be.
     pub fn leases(&self) -> Result<Vec<Lease>> {
-        let listed = OnceCell::new();
-        let lease = |port| self.lease_by(port, &listed);
+        let mut listed = ListedLocks::default();
+        let lease = |port| self.lease_by(port, &mut listed);
         self.ports()?.into_iter().map(lease).collect()
     }
 
@@ -86,11 +91,11 @@ impl LockDir {
     pub fn lease(&self, port: u16) -> Result<Option<Lease>> {
         let metadata = fs::symlink_metadata(self.path().join(port.to_string()));
         let is_there = metadata.is_ok_and(|metadata| is_lock_file(&metadata));
-        let lease = || self.lease_by(port, &OnceCell::new());
+        let lease = || self.lease_by(port, &mut ListedLocks::default());
         is_there.then(lease).transpose()
     }
 
-    fn lease_by(&self, port: u16, listed: &OnceCell<Option<ListedLocks>>) -> Result<Lease> {
+    fn lease_by(&self, port: u16, listed: &mut ListedLocks) -> Result<Lease> {
         let owner = lock::recorded_owner(self, port);
         let state = if owner
             .as_ref()
@@ -98,8 +103,7 @@ impl LockDir {
         {
             LeaseState::Delegated
         } else {
-            let listed = listed.get_or_init(ListedLocks::read).as_ref();
-            let held = match listed.and_then(|listed| listed.has(self, port, &owner)) {
+            let held = match listed.has(self, port, owner.as_ref()) {
                 Some(held) => held,
                 None => matches!(PortLock::try_existing(self, port)?, Try::Held),
             };
@@ -127,15 +131,25 @@ impl LockDir {
             let message = format!("cannot release port {port} ({}): {why}", path.display());
             Err(Error::new(ErrorKind::Lock, message))
         };
-        let lock = match PortLock::try_existing(self, port)? {
-            Try::Locked(lock) => lock,
-            Try::Missing => return refuse("it is not leased".into()),
-            Try::Held => {
-                return refuse(match lock::recorded_owner(self, port) {
-                    Some(owner) => format!("it is held by {owner}, and ends with that process"),
-                    None => "it is held, and ends with the process that holds it".into(),
-                });
+        let mut tries = 0;
+        let lock = loop {
+            match PortLock::try_existing(self, port)? {
+                Try::Locked(lock) => break lock,
+                Try::Missing => return refuse("it is not leased".into()),
+                Try::Held => {}
             }
+            let owner = lock::recorded_owner(self, port);
+            let is_delegated = |owner: &Owner| owner.kind == Kind::Delegated;
+            // Whoever wants the port locks the file for a moment to look.
+            if owner.as_ref().is_some_and(is_delegated) && tries < LOOKS {
+                tries += 1;
+                thread::sleep(LOOK);
+                continue;
+            }
+            return refuse(match owner {
+                Some(owner) => format!("it is held by {owner}, and ends with that process"),
+                None => "it is held, and ends with the process that holds it".into(),
+            });
         };
         let Some(owner) = lock
             .read_owner()?
@@ -250,18 +264,68 @@ fn is_lock_file(metadata: &fs::Metadata) -> bool {
     metadata.is_file() && metadata.nlink() == 1
 }
 
-/// The locks by flock(2) that the kernel lists.
+/// The locks by flock(2) that the kernel lists, read as far as they are needed.
+#[derive(Default)]
 struct ListedLocks {
     /// Each as device, inode number and pid of the process that took it.
     locks: HashSet<(u32, u32, u64, u32)>,
+    /// Whether the list of all locks was read, and could be.
+    all: Option<bool>,
+    /// The processes whose own lists were read.
+    processes: HashSet<u32>,
 }
 
 impl ListedLocks {
-    /// `None` where they cannot be read.
-    fn read() -> Option<Self> {
-        let text = fs::read_to_string("/proc/locks").ok()?;
-        let locks = text.lines().filter_map(Self::parse).collect();
-        Some(Self { locks })
+    /// Whether the file of `port` is locked, or `None` if the lists do not tell.
+    fn has(&mut self, dir: &LockDir, port: u16, owner: Option<&Owner>) -> Option<bool> {
+        let name = port.to_string();
+        let stat = rustix::fs::statat(dir.fd(), &name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+        let process = owner.map(|owner| &owner.process);
+        let readable = *self.all.get_or_insert_with(|| {
+            let text = fs::read_to_string("/proc/locks");
+            self.locks.extend(
+                text.iter()
+                    .flat_map(|text| text.lines())
+                    .filter_map(Self::parse),
+            );
+            text.is_ok()
+        });
+        if self.lists(&stat, process) {
+            return Some(true);
+        }
+        if !readable || !process.is_none_or(Identity::is_of_this_namespace) {
+            return None;
+        }
+        // While many locks come and go, the list leaves some out: it is read a
+        // page at a time, and an entry that moves across is missed (seq_file).
+        // That of a process has its own locks only, each with its descriptor.
+        if let Some(process) = process {
+            self.read_process(process.pid);
+        }
+        Some(self.lists(&stat, process))
+    }
+
+    fn lists(&self, stat: &Stat, process: Option<&Identity>) -> bool {
+        let device = (major(stat.st_dev), minor(stat.st_dev));
+        // Some file systems (btrfs, overlayfs) have another device number in the
+        // list than stat tells; the pid in the record then has to agree.
+        let pid = process.map(|process| process.pid);
+        self.locks.iter().any(|&(major, minor, inode, holder)| {
+            inode == stat.st_ino && ((major, minor) == device || Some(holder) == pid)
+        })
+    }
+
+    /// Adds the locks on the files that a process has open (proc_pid_fdinfo(5)).
+    fn read_process(&mut self, pid: u32) {
+        if !self.processes.insert(pid) {
+            return;
+        }
+        let entries = fs::read_dir(format!("/proc/{pid}/fdinfo"));
+        for entry in entries.into_iter().flatten().flatten() {
+            let text = fs::read_to_string(entry.path()).unwrap_or_default();
+            let locks = text.lines().filter_map(|line| line.strip_prefix("lock:"));
+            self.locks.extend(locks.filter_map(Self::parse));
+        }
     }
 
     /// A line such as `1: FLOCK  ADVISORY  WRITE 812 fe:00:5505 0 EOF`.
@@ -275,26 +339,6 @@ impl ListedLocks {
         let major = u32::from_str_radix(file.next()?, 16).ok()?;
         let minor = u32::from_str_radix(file.next()?, 16).ok()?;
         Some((major, minor, file.next()?.parse().ok()?, pid))
-    }
-
-    /// Whether the file of `port` is locked, or `None` if the list does not tell.
-    fn has(&self, dir: &LockDir, port: u16, owner: &Option<Owner>) -> Option<bool> {
-        let name = port.to_string();
-        let stat = rustix::fs::statat(dir.fd(), &name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
-        let device = (major(stat.st_dev), minor(stat.st_dev));
-        // Some file systems (btrfs, overlayfs) have another device number in the
-        // list than stat tells; the pid in the record then has to agree.
-        let pid = owner.as_ref().map(|owner| owner.process.pid);
-        let is_this = |&(major, minor, inode, holder): &(u32, u32, u64, u32)| {
-            inode == stat.st_ino && ((major, minor) == device || Some(holder) == pid)
-        };
-        if self.locks.iter().any(is_this) {
-            return Some(true);
-        }
-        let complete = owner
-            .as_ref()
-            .is_none_or(|owner| owner.process.is_of_this_namespace());
-        complete.then_some(false)
     }
 }
 

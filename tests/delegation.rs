@@ -23,6 +23,7 @@ fn child() {
         ("delegate", delegate),
         ("delegate within", delegate_within),
         ("release", release),
+        ("look", look),
     ]);
 }
 
@@ -284,6 +285,36 @@ fn only_delegated_leases_can_be_released_by_others() {
     locks.release(port, false).expect("our own");
     builder.try_acquire().map(drop).expect("free");
     refused("not leased");
+}
+
+#[test]
+fn a_lease_can_be_released_while_others_look_at_it() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let builder = builder(dir.path(), block.first());
+    let locks = LockDir::locate(Some(dir.path())).expect("trusted");
+    let port = block.first().to_string();
+    let mut looker = Peer::start("look", &[text(dir.path()), &port]);
+    assert_eq!(looker.hear(), "looking");
+    for _ in 0..200 {
+        // The looker may have it for a moment, when it is nobody's.
+        let lease = builder.acquire().expect("soon");
+        lease.delegate_to(std::process::id()).expect("it lives");
+        locks.release(block.first(), false).expect("our own");
+    }
+    looker.kill();
+}
+
+/// Arguments: lock directory and port.
+fn look(parent: &Parent) {
+    let dir: String = parent.argument(0);
+    let builder = builder(Path::new(&dir), parent.argument(1));
+    parent.say("looking");
+    std::thread::spawn(move || {
+        loop {
+            drop(builder.try_acquire());
+        }
+    });
+    parent.hear();
 }
 
 /// Arguments: lock directory and port.

@@ -316,9 +316,7 @@ pub fn wait_until_listening(address: SocketAddr, timeout: Duration) -> Result<()
         // Zero is not a valid timeout for connecting.
         let patience = left.clamp(Duration::from_millis(1), PATIENCE);
         match TcpStream::connect_timeout(&address, patience) {
-            // A client that is given the very port it connects to is connected
-            // with itself (RFC 9293, section 3.5: simultaneous open).
-            Ok(stream) if stream.local_addr().is_ok_and(|local| local == address) => {}
+            Ok(stream) if is_connected_with_itself(&stream) => {}
             Ok(_) => return Ok(()),
             Err(error)
                 if matches!(
@@ -343,6 +341,15 @@ pub fn wait_until_listening(address: SocketAddr, timeout: Duration) -> Result<()
         }
         thread::sleep(pause.min(left));
         pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// A client that is given the very port it connects to is connected with itself
+/// (RFC 9293, section 3.5: simultaneous open).
+fn is_connected_with_itself(stream: &TcpStream) -> bool {
+    match (stream.local_addr(), stream.peer_addr()) {
+        (Ok(local), Ok(peer)) => local == peer,
+        _ => false,
     }
 }
 

@@ -18,7 +18,7 @@ use crate::{
     lock::{self, PortLock, Try},
     lock_dir::LockDir,
     owner::{self, Kind, Owner},
-    process::{Identity, Liveness},
+    process::{Identity, Liveness, in_first_namespace},
 };
 
 /// A lock file, and what it says of its port.
@@ -69,7 +69,8 @@ impl LockDir {
     /// Every lock file in the directory, by port.
     ///
     /// To look takes no lock, so that nobody is kept from leasing meanwhile: the
-    /// kernel lists the locks that are held (proc_locks(5), proc_pid_fdinfo(5)). Only for files whose
+    /// kernel lists the locks that are held (proc_locks(5), proc_pid_fdinfo(5)).
+    /// Only for files whose
     /// last holder is in another pid namespace, whose locks it does not list,
     /// the lock is tried for a moment.
     ///
@@ -302,7 +303,15 @@ impl ListedLocks {
         if let Some(process) = process {
             self.read_process(process.pid);
         }
-        Some(self.lists(&stat, process))
+        if self.lists(&stat, process) {
+            return Some(true);
+        }
+        // In a pid namespace below the first, locks are listed only while the
+        // process that took them lives, and not if others have inherited them
+        // (`locks_translate_pid` in fs/locks.c).
+        let may_be_hidden =
+            |process: &Identity| process.liveness() == Liveness::Gone && !in_first_namespace();
+        (!process.is_some_and(may_be_hidden)).then_some(false)
     }
 
     fn lists(&self, stat: &Stat, process: Option<&Identity>) -> bool {

@@ -245,6 +245,12 @@ impl fmt::Display for Identity {
     }
 }
 
+/// Whether this process is in the pid namespace that the system started with, whose
+/// inode number is fixed (PROC_PID_INIT_INO in the kernel's linux/proc_ns.h).
+pub(crate) fn in_first_namespace() -> bool {
+    this().0.namespace == Some(0xEFFF_FFFC)
+}
+
 fn differ<T: PartialEq>(a: &Option<T>, b: &Option<T>) -> bool {
     matches!((a, b), (Some(a), Some(b)) if a != b)
 }

@@ -144,12 +144,7 @@ pub(crate) struct Run {
     pub(crate) listen: bool,
 
     /// The command, and its arguments.
-    #[arg(
-        required = true,
-        value_name = "CMD",
-        trailing_var_arg = true,
-        allow_hyphen_values = true
-    )]
+    #[arg(required = true, value_name = "CMD", trailing_var_arg = true)]
     pub(crate) command: Vec<OsString>,
 }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use portlock::{
-    Exhaustion, FreePort, Lease, LockDir, Owner, PortSet, ephemeral_port_range,
+    ErrorKind, Exhaustion, FreePort, Lease, LockDir, Owner, PortSet, ephemeral_port_range,
     wait_until_listening,
 };
 use serde_json::{Value, json};
@@ -88,7 +88,9 @@ pub(crate) fn wait(args: &Wait, dir: Option<&Path>) -> Result<u8, Failure> {
     }
     match builder.acquire() {
         Ok(lease) => lease.release()?,
-        Err(error) if is_busy(&error) => return Err(Failure::new(TIMED_OUT, error.to_string())),
+        Err(error) if error.kind() == ErrorKind::Exhausted => {
+            return Err(Failure::new(TIMED_OUT, error.to_string()));
+        }
         Err(error) => return Err(error.into()),
     }
     Ok(0)

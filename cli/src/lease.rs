@@ -79,6 +79,11 @@ pub(crate) fn run(args: &Run, dir: Option<&Path>) -> Result<u8, Failure> {
     let [program, arguments @ ..] = &args.command[..] else {
         return Err(Failure::new(FAILED, "no command was given"));
     };
+    let mut names = args.env.iter().enumerate();
+    if let Some((_, twice)) = names.find(|(i, name)| args.env[..*i].contains(name)) {
+        let message = format!("--env names the variable {twice} twice");
+        return Err(Failure::new(FAILED, message));
+    }
     let selection = &args.selection;
     let mut builder = builder(selection, dir)?;
     if selection.label.is_none() {

@@ -16,7 +16,7 @@ use crate::{
     args::List,
     failure::Failure,
     map,
-    output::{print_to_somebody, unprintable},
+    output::{json_text, print_to_somebody, unprintable},
     snapshot::Snapshot,
 };
 
@@ -65,7 +65,7 @@ fn rows(args: &List, snapshot: &Snapshot) -> String {
 
     if args.json.json {
         let rows: Vec<Value> = shown.iter().map(|lease| row(lease, snapshot)).collect();
-        return format!("{:#}\n", Value::from(rows));
+        return json_text(&Value::from(rows));
     }
     let mut text = if shown.is_empty() {
         "no port is leased\n".to_owned()

@@ -1,11 +1,14 @@
 //! What goes to standard output.
 
 use std::{
+    fmt::Write as _,
     io::{self, Write},
+    os::fd::AsFd,
     path::Path,
 };
 
 use clap::CommandFactory as _;
+use rustix::fs::{FileType, OFlags, makedev};
 
 use crate::{
     args::Args,
@@ -24,9 +27,26 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
 
 /// Prints `text`, which is of no use if nobody reads it.
 pub(crate) fn print_to_somebody(text: &str) -> io::Result<()> {
+    if was_closed(&io::stdout())? {
+        return Err(rustix::io::Errno::BADF.into());
+    }
     let mut out = anstream::stdout();
     out.write_all(text.as_bytes())?;
     out.flush()
+}
+
+/// Whether a standard descriptor was closed when this program started. Rust's
+/// runtime has then opened /dev/null there, for reading and writing, which no
+/// redirection of a shell does for standard output.
+fn was_closed(standard: &impl AsFd) -> io::Result<bool> {
+    let stat = rustix::fs::fstat(standard)?;
+    let mode = rustix::fs::fcntl_getfl(standard)? & OFlags::RWMODE;
+    // Major 1, minor 3: /dev/null (null(4)).
+    Ok(
+        FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+            && stat.st_rdev == makedev(1, 3)
+            && mode == OFlags::RDWR,
+    )
 }
 
 pub(crate) fn unprintable(error: &io::Error) -> Failure {
@@ -34,7 +54,23 @@ pub(crate) fn unprintable(error: &io::Error) -> Failure {
 }
 
 pub(crate) fn print_json(value: &serde_json::Value) -> Result<(), Failure> {
-    print(&format!("{value:#}\n"))
+    print(&json_text(value))
+}
+
+/// The value as JSON that a terminal cannot be driven by: the controls that JSON
+/// itself lets through, DEL and U+0080 to U+009F, are escaped too. They can stand
+/// in strings only, where that means the same (RFC 8259, section 7).
+pub(crate) fn json_text(value: &serde_json::Value) -> String {
+    let mut text = String::new();
+    for c in format!("{value:#}\n").chars() {
+        match c {
+            '\u{7f}'..='\u{9f}' => {
+                let _ = write!(text, "\\u{:04x}", u32::from(c));
+            }
+            c => text.push(c),
+        }
+    }
+    text
 }
 
 pub(crate) fn completions(shell: clap_complete::Shell) -> Result<u8, Failure> {
@@ -53,7 +89,8 @@ pub(crate) fn man(dir: Option<&Path>) -> Result<u8, Failure> {
         return Ok(0);
     }
     let mut page = Vec::new();
-    clap_mangen::Man::new(Args::command())
+    // As in the pages that are written into a directory.
+    clap_mangen::Man::new(Args::command().disable_help_subcommand(true))
         .render(&mut page)
         .map_err(|error| unprintable(&error))?;
     print(&String::from_utf8_lossy(&page))?;

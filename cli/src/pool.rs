@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use portlock::{Builder, FreePort, LeaseState, LockDir, PortSet, Protocol};
+use portlock::{Builder, FreePort, Lease, LeaseState, LockDir, PortSet, Protocol};
 use rustix::{
     io::Errno,
     process::{Pid, test_kill_process},
@@ -148,8 +148,10 @@ impl Pool {
             return true;
         }
         let State { free, granted, .. } = &mut *state;
-        granted.retain(|_, ports| {
-            let lives = ports.first().is_some_and(|&port| self.is_granted(port));
+        granted.retain(|&pid, ports| {
+            let lives = ports
+                .first()
+                .is_some_and(|&port| self.is_granted(port, pid));
             if !lives {
                 free.extend(ports.drain(..));
             }
@@ -166,11 +168,15 @@ impl Pool {
         !state.free.is_empty()
     }
 
-    /// Whether the port's lease is still that of its client. In doubt not: the
-    /// lease itself decides.
-    fn is_granted(&self, port: u16) -> bool {
+    /// Whether the port's lease is still that of the client with this pid. In doubt
+    /// not: the lease itself decides.
+    fn is_granted(&self, port: u16, pid: u32) -> bool {
         let lease = LockDir::locate(self.lock_dir.as_deref()).and_then(|dir| dir.lease(port));
-        lease.is_ok_and(|lease| lease.is_some_and(|lease| lease.state == LeaseState::Delegated))
+        let is_clients = |lease: Lease| {
+            lease.state == LeaseState::Delegated
+                && lease.owner.is_some_and(|owner| owner.pid() == pid)
+        };
+        lease.is_ok_and(|lease| lease.is_some_and(is_clients))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

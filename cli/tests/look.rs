@@ -1,0 +1,633 @@
+//! `portlock list` and `portlock check`: who has which port.
+
+mod common;
+
+use std::{
+    collections::HashMap,
+    fs,
+    net::TcpListener,
+    os::unix::process::ExitStatusExt,
+    process::id,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use common::{BOUND, LEASED, Running, Said, Scene, answer, ephemeral, listen_strictly, set};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+/// The cells of a table's line. They are two spaces apart, if not empty.
+fn cells(line: &str) -> Vec<&str> {
+    let cells = line.split("  ").map(str::trim);
+    cells.filter(|cell| !cell.is_empty()).collect()
+}
+
+/// The line of a port.
+#[track_caller]
+fn line_of(table: &str, port: u16) -> Vec<&str> {
+    let port = port.to_string();
+    let mut lines = table.lines().map(cells);
+    let line = lines.find(|cells| cells.first() == Some(&port.as_str()));
+    line.unwrap_or_else(|| panic!("no {port}: {table}"))
+}
+
+/// A port of every kind; the children live as long as this.
+struct Crowd {
+    scene: Scene,
+    held: u16,
+    held_and_bound: u16,
+    delegated: u16,
+    delegated_and_bound: u16,
+    stale: u16,
+    stale_and_bound: u16,
+    /// Without a lock file.
+    only_bound: u16,
+    children: Vec<Running>,
+    _servers: Vec<portlock::socket2::Socket>,
+}
+
+impl Crowd {
+    fn new() -> Self {
+        let scene = Scene::new(20);
+        let mut ports = scene.ports();
+        let mut next = || ports.next().expect("enough");
+        let (held, held_and_bound) = (next(), next());
+        let (delegated, delegated_and_bound) = (next(), next());
+        let (stale, stale_and_bound, only_bound) = (next(), next(), next());
+        let mut children = Vec::new();
+        for port in [held, held_and_bound] {
+            let port = port.to_string();
+            let options = ["--label=a server", "--ports", &port];
+            children.push(scene.hold(&options).0);
+        }
+        for port in [delegated, delegated_and_bound] {
+            let port = port.to_string();
+            let pick = scene.portlock(["pick", "--label=größe", "--ports", &port]);
+            pick.code(0);
+        }
+        for port in [stale, stale_and_bound] {
+            let port = port.to_string();
+            let run = ["run", "--label=past", "--ports", &port, "true"];
+            scene.portlock(run).code(0);
+        }
+        let bound = [
+            held_and_bound,
+            delegated_and_bound,
+            stale_and_bound,
+            only_bound,
+        ];
+        let _servers = bound.map(listen_strictly).into();
+        Self {
+            scene,
+            held,
+            held_and_bound,
+            delegated,
+            delegated_and_bound,
+            stale,
+            stale_and_bound,
+            only_bound,
+            children,
+            _servers,
+        }
+    }
+}
+
+#[test]
+fn the_table_shows_every_lease() {
+    let crowd = Crowd::new();
+    let list = crowd.scene.portlock(["list"]).code(0).warns_of_nothing();
+    let mut lines = list.out().lines();
+    let header = lines.next().map(cells).expect("a header");
+    assert_eq!(
+        header,
+        ["PORT", "STATE", "PID", "PROGRAM", "SINCE", "LABEL"]
+    );
+    let pid = |n: usize| crowd.children[n].id().to_string();
+    let us = id().to_string();
+    for (port, state, pid, label) in [
+        (crowd.held, "leased, not bound yet", &pid(0), "a server"),
+        (crowd.held_and_bound, "leased, bound", &pid(1), "a server"),
+        (crowd.delegated, "delegated, not bound yet", &us, "größe"),
+        (crowd.delegated_and_bound, "delegated, bound", &us, "größe"),
+    ] {
+        let line = line_of(list.out(), port);
+        assert_eq!((line[1], line[2], line[5]), (state, &pid[..], label));
+        assert!(line[4].ends_with('s'), "{line:?}");
+    }
+    assert_eq!(lines.clone().count(), 5, "{}", list.out());
+    let footer = lines.last().expect("a footer");
+    assert_eq!(
+        footer,
+        "2 lock files are left from earlier leases (--all shows them)"
+    );
+}
+
+#[test]
+fn the_table_shows_what_is_left_over_if_asked_for() {
+    let crowd = Crowd::new();
+    for option in ["--all", "-a"] {
+        let list = crowd.scene.portlock(["list", option]).code(0);
+        for (port, state) in [
+            (crowd.stale, "stale file"),
+            (crowd.stale_and_bound, "not leased, bound"),
+        ] {
+            let line = line_of(list.out(), port);
+            assert_eq!((line[1], line[5]), (state, "past"));
+        }
+        let ports: Vec<&str> = list
+            .out()
+            .lines()
+            .skip(1)
+            .map(|line| cells(line)[0])
+            .collect();
+        let expected: Vec<String> = crowd.scene.ports().take(6).map(|p| p.to_string()).collect();
+        assert_eq!(ports, expected);
+    }
+}
+
+#[test]
+fn the_table_shows_the_ports_that_are_asked_for() {
+    let crowd = Crowd::new();
+    let scene = &crowd.scene;
+    let ports = format!("{},{}", crowd.held, crowd.stale);
+    let list = scene.portlock(["list", "--ports", &ports]).code(0);
+    assert_eq!(list.out().lines().count(), 3, "{}", list.out());
+    line_of(list.out(), crowd.held);
+    assert!(
+        list.out()
+            .ends_with("\n1 lock file is left from earlier leases (--all shows them)\n")
+    );
+    let list = scene.portlock(["list", "--all", "--ports", &ports]).code(0);
+    assert_eq!(list.out().lines().count(), 3, "{}", list.out());
+    line_of(list.out(), crowd.stale);
+    // A set without any is a set.
+    for ports in ["1-9", ""] {
+        let list = scene.portlock(["list", "--ports", ports]).code(0);
+        list.prints_just("no port is leased\n");
+    }
+}
+
+#[test]
+fn the_list_is_there_as_json() {
+    let crowd = Crowd::new();
+    let list = crowd
+        .scene
+        .portlock(["list", "--json", "--all"])
+        .code(0)
+        .json();
+    let list = list.as_array().expect("an array");
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("later");
+    let row = |port: u16| -> Value {
+        let mut rows = list.iter();
+        let row = rows.find(|row| row["port"] == port).expect("a row");
+        let since = row["since"].as_u64().expect("seconds");
+        assert!(now.as_secs().abs_diff(since) < 600, "{since}");
+        let mut row = row.clone();
+        assert!(row["program"].take().is_string());
+        row["since"].take();
+        row
+    };
+    let expected = |port: u16, state: &str, bound: bool, pid: Value, label: &str| {
+        json!({
+            "port": port, "state": state, "bound": bound, "pid": pid,
+            "program": null, "since": null, "label": label,
+        })
+    };
+    let pid = |n: usize| crowd.children[n].id().into();
+    for row_expected in [
+        expected(crowd.held, "leased", false, pid(0), "a server"),
+        expected(crowd.held_and_bound, "leased", true, pid(1), "a server"),
+        expected(crowd.delegated, "delegated", false, id().into(), "größe"),
+        expected(
+            crowd.delegated_and_bound,
+            "delegated",
+            true,
+            id().into(),
+            "größe",
+        ),
+    ] {
+        let port = row_expected["port"].as_u64().expect("a port");
+        assert_eq!(row(u16::try_from(port).expect("a port")), row_expected);
+    }
+    for (port, bound) in [(crowd.stale, false), (crowd.stale_and_bound, true)] {
+        let row = row(port);
+        assert_eq!(
+            (&row["state"], &row["bound"]),
+            (&json!("stale"), &json!(bound))
+        );
+    }
+    assert_eq!(list.len(), 6);
+    let leased = crowd.scene.list();
+    assert_eq!(leased.len(), 4);
+    let only = crowd.held.to_string();
+    let list = crowd.scene.portlock(["list", "--json", "--ports", &only]);
+    assert_eq!(list.json().as_array().map(Vec::len), Some(1));
+}
+
+#[test]
+fn an_empty_list_says_so() {
+    let scene = Scene::new(1);
+    scene
+        .portlock(["list"])
+        .code(0)
+        .prints_just("no port is leased\n");
+    scene
+        .portlock(["list", "--json"])
+        .code(0)
+        .prints_just("[]\n");
+}
+
+#[test]
+fn the_list_is_made_again_and_again_until_interrupted() {
+    let scene = Scene::new(1);
+    let mut watch = Running::start(scene.program(["list", "--watch"]));
+    assert_eq!(watch.hear(), "no port is leased");
+    let port = scene.pick().to_string();
+    while !watch.hear().starts_with(&port) {}
+    scene.portlock(["release", &port]).code(0);
+    while !watch.hear().starts_with("no port is leased") {}
+    assert!(!watch.has_ended());
+    watch.signal(Signal::INT);
+    assert_eq!(watch.wait().signal(), Some(2));
+
+    let scene = Scene::new(1);
+    for (option, line) in [
+        ("--all", "no port is leased"),
+        ("--json", "[]"),
+        ("--map", "  . free: 1"),
+    ] {
+        let watch = Running::start(scene.program(["list", "--ports", &scene.set(), option, "-w"]));
+        for _ in 0..2 {
+            while watch.hear() != line {}
+        }
+    }
+}
+
+/// What the legend of a map counts, by its mark.
+fn legend(map: &str) -> HashMap<char, u32> {
+    let (_, legend) = map.split_once("\n\n").expect("a legend");
+    let line = |line: &str| {
+        let mark = line.trim_start().chars().next().expect("a mark");
+        let (_, count) = line.rsplit_once(": ").expect("a number");
+        (mark, count.parse().expect("a number"))
+    };
+    legend.lines().skip(1).map(line).collect()
+}
+
+/// How often each mark stands in a map.
+fn marks(map: &str) -> HashMap<char, u32> {
+    let (rows, _) = map.split_once("\n\n").expect("a legend");
+    let mut marks = HashMap::new();
+    for row in rows.lines() {
+        let (_, cells) = row
+            .trim_start()
+            .split_once(' ')
+            .expect("a port and its row");
+        assert!(cells.chars().count() <= 64, "{row}");
+        for mark in cells.chars() {
+            *marks.entry(mark).or_default() += 1;
+        }
+    }
+    marks
+}
+
+#[test]
+fn the_map_shows_what_is() {
+    let crowd = Crowd::new();
+    let set = crowd.scene.set();
+    for args in [&["list", "--map", "--ports", &set][..], &["list", "--map"]] {
+        let map = crowd.scene.portlock(args).code(0).warns_of_nothing();
+        let row = format!("{:>5} o#o#.xx.............\n\n20 ports; ", crowd.held);
+        assert!(map.out().starts_with(&row), "{}", map.out());
+        let expected = [('#', 2), ('o', 2), ('x', 2), ('~', 0), ('.', 14)];
+        assert_eq!(legend(map.out()), HashMap::from(expected));
+    }
+}
+
+#[test]
+fn the_map_of_many_ports_fits_on_a_screen() {
+    let scene = Scene::new(300);
+    scene.portlock(["pick", "-n", "7"]).code(0);
+    let map = scene.portlock(["list", "--map"]).code(0);
+    let (legend_of_all, marks_of_all) = (legend(map.out()), marks(map.out()));
+    assert_eq!(legend_of_all[&'o'], 7);
+    assert_eq!(marks_of_all[&'o'], 7);
+    assert_eq!(legend_of_all.values().sum::<u32>(), 300);
+    assert_eq!(marks_of_all.values().sum::<u32>(), 300);
+    assert!(map.out().contains("each character is one port"));
+    assert_eq!(map.out().lines().position(str::is_empty), Some(5));
+
+    let map = scene.portlock(["list", "--map", "--ports=1-65535"]).code(0);
+    assert!(
+        map.out()
+            .contains("65535 ports; each character is 32 ports")
+    );
+    assert_eq!(map.out().lines().position(str::is_empty), Some(32));
+    let (legend, marks) = (legend(map.out()), marks(map.out()));
+    assert_eq!(legend[&'o'], 7);
+    assert!((1..=7).contains(&marks[&'o']), "{marks:?}");
+    assert_eq!(legend.values().sum::<u32>(), 65535);
+    assert_eq!(marks.values().sum::<u32>(), 2048);
+    let ephemeral = u32::try_from(ephemeral().count()).expect("at most 65535");
+    assert!((1..=ephemeral).contains(&legend[&'~']));
+}
+
+#[test]
+fn the_map_tells_ephemeral_ports_from_others() {
+    let scene = Scene::new(1);
+    let (first, last) = ephemeral().into_inner();
+    let (from, to) = (first.saturating_sub(1).max(1), last.saturating_add(1));
+    let map = scene.portlock(["list", "--map", "--ports", &set(from..=to)]);
+    let legend = legend(map.code(0).out());
+    // Some of them may be bound.
+    let ephemeral = u32::from(last - first) + 1;
+    assert!(legend[&'~'] <= ephemeral && legend[&'~'] >= ephemeral / 2);
+    assert!(legend[&'.'] <= 2);
+    // A lease is shown as one, there too.
+    let port = scene
+        .portlock(["pick", "--ports", &set(first..=last)])
+        .ports()[0];
+    let map = scene.portlock(["list", "--map", "--ports", &port.to_string()]);
+    assert_eq!(
+        map.out()
+            .trim_start()
+            .chars()
+            .nth(port.to_string().len() + 1),
+        Some('o')
+    );
+}
+
+// ---------------------------------------------------------------------------
+// What others have written.
+
+/// Nothing in it can drive a terminal.
+#[track_caller]
+fn assert_harmless(text: &str) {
+    let control = |c: &char| c.is_control() && *c != '\n';
+    assert_eq!(text.chars().find(control), None, "{text:?}");
+}
+
+/// Every way to look at the ports from the first on.
+fn looks(scene: &Scene, n: usize) -> Vec<Vec<String>> {
+    let ports: Vec<String> = scene.ports().take(n).map(|port| port.to_string()).collect();
+    let set = scene.set();
+    let look = |args: &[&str]| args.iter().map(|&arg| arg.to_owned()).collect::<Vec<_>>();
+    vec![
+        look(&["list"]),
+        look(&["list", "--all"]),
+        look(&["list", "--all", "--json"]),
+        look(&["list", "--map", "--ports", &set]),
+        [look(&["check"]), ports.clone()].concat(),
+        [look(&["check", "--json"]), ports].concat(),
+        look(&["wait", "--free", "--timeout=0", &scene.port().to_string()]),
+        look(&["run", "--timeout=0", "true"]),
+        look(&["release", &scene.port().to_string()]),
+        look(&["clean"]),
+    ]
+}
+
+#[test]
+fn hostile_records_cannot_drive_the_terminal() {
+    let scene = Scene::new(3);
+    let start = fs::read_to_string("/proc/self/stat").expect("Linux");
+    let start = start
+        .rsplit(") ")
+        .next()
+        .expect("fields")
+        .split(' ')
+        .nth(19);
+    let start = start.expect("a start time");
+    // ESC, BEL, newline, CR, DEL; and the same as C1 controls, CSI, OSC and ST.
+    for text in [
+        "a%1B]0;x%07 b%0Ac%0D%1B[31m%7F%00",
+        "a%C2%9B31m%C2%9D0;x%C2%9C b%C2%85%7F",
+        "%FF%1B%ZZ%1 %",
+    ] {
+        for record in [
+            format!("delegated {} {start} - - 1763683200 {text}", id()),
+            format!("held 7 - - - 1763683200 {text}"),
+        ] {
+            for port in scene.ports() {
+                scene.forge(port, format!("{record:255}\n"));
+            }
+            let leased = record.starts_with("delegated");
+            let check = scene.check(scene.port());
+            check.code(if leased { LEASED } else { 0 });
+            for args in looks(&scene, 3) {
+                let look = scene.portlock(&args);
+                assert_harmless(look.out());
+                assert_harmless(look.err());
+            }
+        }
+    }
+}
+
+#[test]
+fn json_tells_hostile_records_as_they_are() {
+    let scene = Scene::new(1);
+    let pick = [
+        "pick",
+        "--label",
+        "a\u{1b}[31m\u{7f}\u{9b}31m\u{85}\"\\\u{fffd}z",
+    ];
+    scene.portlock(pick).code(0);
+    let port = scene.port().to_string();
+    for args in [&["list", "--json"][..], &["check", "--json", &port]] {
+        let look = scene.portlock(args);
+        assert_harmless(look.out());
+        assert_eq!(look.json()[0]["label"], pick[2]);
+    }
+}
+
+#[test]
+fn garbage_is_no_lease_and_does_no_harm() {
+    let scene = Scene::new(8);
+    let garbage: [&[u8]; 8] = [
+        b"",
+        b"\n",
+        b"garbage \x1b[31m\x07\xff\n",
+        b"delegated 1",
+        b"delegated -1 0 - - 0 - -\n",
+        b"delegated 99999999999999999999 1 - - 1 a b\n",
+        &[0; 256],
+        &[b'%'; 70_000],
+    ];
+    for (port, garbage) in scene.ports().zip(garbage) {
+        scene.forge(port, garbage);
+    }
+    for name in ["0", "65536", "04000", "-1", "4000x", "\x1b[31m"] {
+        fs::write(scene.dir().join(name), "garbage").expect("our own directory");
+    }
+    scene
+        .portlock(["list"])
+        .code(0)
+        .prints("no port is leased\n8 lock files");
+    let list = scene.portlock(["list", "--all", "--json"]).code(0).json();
+    let list = list.as_array().expect("an array");
+    assert_eq!(list.len(), 8);
+    for lease in list {
+        assert_eq!(
+            (&lease["state"], &lease["pid"]),
+            (&json!("stale"), &Value::Null)
+        );
+    }
+    let table = scene.portlock(["list", "--all"]).code(0);
+    assert_harmless(table.out());
+    for port in scene.ports() {
+        assert_eq!(line_of(table.out(), port)[1], "stale file");
+        scene.assert_leasable(port);
+    }
+}
+
+#[test]
+fn times_beyond_all_bounds_are_told_or_left_out() {
+    let scene = Scene::new(1);
+    for since in [
+        "0",
+        "9223372036854775807",
+        "18446744073709551615",
+        "99999999999999999999",
+        "-1",
+        "x",
+    ] {
+        let record = format!("delegated {} - - - {since} a b", id());
+        scene.forge(scene.port(), format!("{record:255}\n"));
+        let list = scene.portlock(["list"]).code(0);
+        assert_eq!(
+            line_of(list.out(), scene.port())[1],
+            "delegated, not bound yet"
+        );
+        assert_eq!(scene.list().len(), 1);
+    }
+}
+
+// ---------------------------------------------------------------------------
+// In a container.
+
+#[test]
+fn a_lease_that_a_grandchild_keeps_is_listed_in_a_container_too() {
+    let scene = Scene::new(1);
+    // There the kernel does not list the locks of processes that have ended.
+    let script = "portlock run -- sh -c 'sleep 1000 >/dev/null & echo $PORT'
+        portlock list --json; portlock check {}; portlock list --map";
+    let script = script.replace("{}", &scene.port().to_string());
+    let kind = "--pid --fork --kill-child --mount-proc";
+    let Some(shell) = scene.in_namespace(kind, &script) else {
+        return;
+    };
+    let shell = answer(shell).code(0);
+    let expected = format!("{0}\n[\n  {{\n", scene.port());
+    let told = shell.prints(&expected);
+    assert!(
+        told.out().contains("\"state\": \"leased\""),
+        "{}",
+        told.out()
+    );
+    let leased = format!("\n{} leased by pid ", scene.port());
+    assert!(told.out().contains(&leased), "{}", told.out());
+    assert!(
+        told.out().contains("leased, not bound yet: 1"),
+        "{}",
+        told.out()
+    );
+}
+
+// ---------------------------------------------------------------------------
+// `check`.
+
+#[test]
+fn check_tells_what_each_port_is() {
+    let crowd = Crowd::new();
+    let scene = &crowd.scene;
+    let free = crowd.only_bound + 1;
+    let held = format!(
+        "leased by pid {} \"portlock\" (a server)",
+        crowd.children[0].id()
+    );
+    for (port, status, told) in [
+        (free, 0, "free"),
+        (crowd.stale, 0, "free"),
+        (crowd.held, LEASED, &held),
+        (crowd.delegated, LEASED, "leased by pid "),
+        (crowd.delegated_and_bound, LEASED, "leased by pid "),
+        (crowd.stale_and_bound, BOUND, "bound"),
+        (crowd.only_bound, BOUND, "bound"),
+    ] {
+        let check = scene.check(port).code(status).warns_of_nothing();
+        let line = format!("{port} {told}");
+        let line = if told.ends_with(' ') {
+            line
+        } else {
+            line + "\n"
+        };
+        check.prints(&line);
+    }
+    // To look has taken nothing away.
+    scene.assert_leased(crowd.held);
+    scene.assert_leased(crowd.delegated);
+    assert_eq!(scene.list().len(), 4);
+}
+
+#[test]
+fn check_of_several_tells_the_worst() {
+    let crowd = Crowd::new();
+    let free = crowd.only_bound + 1;
+    for (ports, status) in [
+        (&[free, crowd.stale][..], 0),
+        (&[free, crowd.held], LEASED),
+        (&[crowd.held, free], LEASED),
+        (&[crowd.only_bound, free], BOUND),
+        (&[crowd.held, crowd.only_bound, free], BOUND),
+        (&[crowd.only_bound, crowd.held], BOUND),
+        (&[free, free], 0),
+    ] {
+        let names: Vec<String> = ports.iter().map(u16::to_string).collect();
+        let args = ["check"]
+            .into_iter()
+            .chain(names.iter().map(String::as_str));
+        let check = crowd.scene.portlock(args).code(status);
+        let told = check
+            .out()
+            .lines()
+            .map(|line| line.split_once(' ').expect("words").0);
+        assert!(told.eq(&names), "{}", check.out());
+    }
+}
+
+#[test]
+fn check_is_there_as_json() {
+    let crowd = Crowd::new();
+    let ports = [crowd.held, crowd.delegated, crowd.only_bound, crowd.stale].map(|p| p.to_string());
+    let args = ["check", "--json"]
+        .into_iter()
+        .chain(ports.iter().map(String::as_str));
+    let mut check = crowd.scene.portlock(args).code(BOUND).json();
+    assert!(check[1]["program"].take().is_string());
+    let expected = json!([
+        {
+            "port": crowd.held, "state": "leased", "pid": crowd.children[0].id(),
+            "program": "portlock", "label": "a server",
+        },
+        {
+            "port": crowd.delegated, "state": "leased", "pid": id(),
+            "program": null, "label": "größe",
+        },
+        {
+            "port": crowd.only_bound, "state": "bound", "pid": null,
+            "program": null, "label": null,
+        },
+        {
+            "port": crowd.stale, "state": "free", "pid": null,
+            "program": null, "label": null,
+        },
+    ]);
+    assert_eq!(check, expected);
+}
+
+#[test]
+fn a_port_that_is_bound_on_one_address_is_bound() {
+    let scene = Scene::new(1);
+    let server = TcpListener::bind(("127.0.0.1", scene.port())).expect("a free port");
+    let check = scene.check(scene.port()).code(BOUND);
+    check.prints_just(&format!("{} bound\n", scene.port()));
+    drop(server);
+}

@@ -1,0 +1,302 @@
+//! `portlock pick`: leases for processes that are already running.
+
+mod common;
+
+use std::{
+    collections::HashSet,
+    fs::OpenOptions,
+    os::unix::net::UnixStream,
+    process::{Command, Stdio, id},
+};
+
+use common::{
+    EXHAUSTED, FAILED, LEASED, OrdinaryUser, Running, Said, Scene, am_root, answer, is_installed,
+    open_to_all, stress, until,
+};
+
+#[test]
+fn the_lease_belongs_to_the_caller() {
+    let scene = Scene::new(1);
+    let pick = scene.portlock(["pick"]).code(0).warns_of_nothing();
+    pick.prints_just(&format!("{}\n", scene.port()));
+    scene.assert_leased(scene.port());
+    let list = scene.list();
+    assert_eq!(list[0]["pid"], id());
+    assert_eq!(list[0]["state"], "delegated");
+}
+
+#[test]
+fn in_a_shell_script_the_lease_lasts_as_long_as_the_script() {
+    for shell in ["sh", "bash"] {
+        if !is_installed(shell) {
+            continue;
+        }
+        for script in [
+            "port=$(portlock pick)",
+            "port=`portlock pick`",
+            "port=$(portlock pick) || exit",
+            "set -e; trap 'echo over' EXIT; port=$(portlock pick)",
+            "trap true INT TERM; port=$(portlock pick --label 'a b')",
+            "export port=$(portlock pick)",
+            "if port=$(portlock pick); then true; fi",
+            "f() { local p=$(portlock pick); port=$p; }; f",
+            // In these, the caller is a shell of its own.
+            "port=$(portlock pick --pid $$ | cat)",
+            "port=$(portlock pick --pid $$ 2>/dev/null || true)",
+            "(portlock pick --pid $$) >port; read port <port",
+        ] {
+            let scene = Scene::new(1);
+            let script = format!("{script}; echo $port; read line");
+            let mut command = scene.script(shell, &script);
+            command.current_dir(scene.dir());
+            let mut shell = Running::start(command);
+            assert_eq!(shell.hear(), scene.port().to_string(), "{script}");
+            for _ in 0..2 {
+                scene.assert_leased(scene.port());
+            }
+            assert_eq!(scene.list()[0]["pid"], shell.id(), "{script}");
+            shell.say("end");
+            shell.wait();
+            scene.assert_leasable(scene.port());
+        }
+    }
+}
+
+#[test]
+fn the_lease_lasts_as_long_as_the_process_that_is_named() {
+    let scene = Scene::new(3);
+    for n in 1..=3 {
+        let idle = scene.idle();
+        let pid = format!("--pid={}", idle.id());
+        let pick = scene.portlock(["pick", &pid, &format!("-n{n}"), "--label=x y"]);
+        let ports = pick.code(0).ports();
+        assert_eq!(ports.iter().collect::<HashSet<_>>().len(), n);
+        for lease in scene.list() {
+            assert_eq!(lease["pid"], idle.id());
+            assert_eq!(lease["label"], "x y");
+            assert_eq!(lease["program"], "cat");
+        }
+        assert_eq!(scene.list().len(), n);
+        for &port in &ports {
+            scene.assert_leased(port);
+        }
+        idle.kill();
+        let all = ["run", "--timeout=0", "-n", "3", "true"];
+        scene.portlock(all).code(0);
+    }
+}
+
+#[test]
+fn it_tells_its_ports_as_json() {
+    let scene = Scene::new(9);
+    let idle = scene.idle();
+    let pid = idle.id().to_string();
+    let pick = scene.portlock(["pick", "--json", "--pid", &pid]).code(0);
+    let json = pick.json();
+    assert_eq!(json["pid"], idle.id());
+    assert_eq!(json["ports"].as_array().map(Vec::len), Some(1));
+
+    let args = ["pick", "--json", "-n3", "--contiguous", "--pid", &pid];
+    let json = scene.portlock(args).code(0).json();
+    let ports = json["ports"].as_array().expect("an array");
+    let ports: Vec<u64> = ports.iter().map(|p| p.as_u64().expect("a port")).collect();
+    assert_eq!(ports, [ports[0], ports[0] + 1, ports[0] + 2]);
+    assert_eq!(json.as_object().map(serde_json::Map::len), Some(2));
+}
+
+#[test]
+fn all_ports_or_none() {
+    let scene = Scene::new(3);
+    scene.pick();
+    let pick = scene.portlock(["pick", "-n3", "--timeout=0"]);
+    pick.code(EXHAUSTED).prints_just("");
+    assert_eq!(scene.list().len(), 1);
+    let pick = scene.portlock(["pick", "-n2", "--timeout=0"]);
+    assert_eq!(pick.code(0).ports().len(), 2);
+}
+
+#[test]
+fn a_process_that_has_ended_gets_nothing() {
+    let scene = Scene::new(1);
+    // Ended, and not waited for: its pid is still its own.
+    let mut ended = Command::new("true").spawn().expect("true is installed");
+    let pid = ended.id().to_string();
+    until("the child's end", || {
+        let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("a child");
+        state.contains(") Z ").then_some(())
+    });
+    let pick = || scene.portlock(["pick", "--pid", &pid]).code(FAILED);
+    pick().prints_just("").warns(&pid);
+    ended.wait().expect("our own child");
+    pick().prints_just("").warns(&pid);
+    scene.assert_no_lease();
+    scene.assert_leasable(scene.port());
+}
+
+#[test]
+fn a_process_that_ends_as_a_zombie_keeps_nothing() {
+    let scene = Scene::new(1);
+    let mut idle = scene.command("cat");
+    let mut idle = idle
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("cat is installed");
+    let pid = idle.id().to_string();
+    scene.portlock(["pick", "--pid", &pid]).code(0);
+    scene.assert_leased(scene.port());
+    drop(idle.stdin.take());
+    until("the zombie to let go", || {
+        let check = scene.check(scene.port());
+        (check.get_output().status.code() == Some(0)).then_some(())
+    });
+    scene.assert_leasable(scene.port());
+    idle.wait().expect("our own child");
+}
+
+#[test]
+fn a_pid_that_was_given_out_again_keeps_nothing() {
+    let scene = Scene::new(1);
+    let (port, idle) = (scene.port(), scene.idle());
+    let pid = idle.id().to_string();
+    let (start, boot) = (2, 3);
+    for (index, word) in [(start, "1"), (boot, "6e1f7a4e-0c55-4f3e-a1d0-3e9b3c1f0a77")] {
+        scene.portlock(["pick", "--pid", &pid]).code(0);
+        for _ in 0..3 {
+            scene.assert_leased(port);
+            scene.portlock(["clean"]).code(0).prints("0 lock files");
+        }
+        scene.forge_word(port, index, word);
+        assert_eq!(scene.list().len(), 0);
+        scene.assert_leasable(port);
+    }
+    // The process itself is not touched.
+    assert!(idle.finish().success());
+}
+
+#[test]
+fn orphans_have_to_say_whom_they_pick_for() {
+    let scene = Scene::new(1);
+    // Its first process adopts orphans in a pid namespace; the shell is that one.
+    let kind = "--pid --fork --kill-child --mount-proc";
+    let script = "portlock pick; echo $?; portlock pick --pid 1; true";
+    let Some(shell) = scene.in_namespace(kind, script) else {
+        return;
+    };
+    let shell = answer(shell).code(0).warns("--pid");
+    shell.prints_just(&format!("{FAILED}\n{}\n", scene.port()));
+}
+
+/// Nothing was printed, and so nothing is leased, not even for a moment longer.
+#[track_caller]
+fn assert_took_nothing(scene: &Scene, mut pick: Command) {
+    let child = pick.stderr(Stdio::piped()).spawn().expect("it starts");
+    let output = child.wait_with_output().expect("our own child");
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(FAILED), "{err}");
+    let says = "portlock: cannot write to standard output: ";
+    assert!(err.starts_with(says) && !err.contains("panicked"), "{err}");
+    scene.assert_no_lease();
+    for port in scene.ports() {
+        scene.assert_leasable(port);
+    }
+}
+
+const UNHEARD: [&[&str]; 3] = [&["pick"], &["pick", "--json"], &["pick", "-n2"]];
+
+#[test]
+fn ports_that_nobody_can_be_told_of_are_not_leased() {
+    let scene = Scene::new(2);
+    for args in UNHEARD {
+        let mut pick = scene.program(args);
+        let full = OpenOptions::new().write(true).open("/dev/full");
+        pick.stdout(full.expect("Linux has it"));
+        assert_took_nothing(&scene, pick);
+
+        // A pipe would be held open, for a moment, by what another test is just
+        // starting; to shut a socket down is for all copies of its descriptor.
+        let (reader, writer) = UnixStream::pair().expect("descriptors left");
+        reader.shutdown(std::net::Shutdown::Both).expect("ours");
+        let mut pick = scene.program(args);
+        pick.stdout(std::os::fd::OwnedFd::from(writer));
+        assert_took_nothing(&scene, pick);
+    }
+}
+
+#[test]
+fn ports_are_not_leased_when_standard_output_is_closed() {
+    let scene = Scene::new(2);
+    for args in UNHEARD {
+        let script = format!("portlock {} --pid $PPID >&-", args.join(" "));
+        assert_took_nothing(&scene, scene.script("sh", &script));
+    }
+}
+
+#[test]
+fn two_shells_pick_at_once_and_never_the_same() {
+    if !is_installed("bash") {
+        return;
+    }
+    let each = stress(200).min(400);
+    let scene = Scene::new(u16::try_from(2 * each + 20).expect("at most 820"));
+    let script = format!(
+        "for ((i = 0; i < {each}; i++)); do portlock pick --pid $$ || exit; done
+        echo done; read line"
+    );
+    let shells = [(); 2].map(|()| Running::start(scene.script("bash", &script)));
+    let picked = shells.each_ref().map(|shell| -> Vec<String> {
+        let lines = std::iter::from_fn(|| shell.hear_or_end());
+        lines.take_while(|line| line != "done").collect()
+    });
+    let all: HashSet<&String> = picked.iter().flatten().collect();
+    assert_eq!(all.len(), 2 * each);
+    let ports = all.iter().map(|port| port.parse().expect("a port"));
+    assert!(ports.into_iter().all(|port| scene.ports().contains(&port)));
+
+    let leased = |ports: &[String]| {
+        let check = ["check"]
+            .into_iter()
+            .chain(ports.iter().map(String::as_str));
+        let check = scene.portlock(check);
+        let leased = check
+            .out()
+            .lines()
+            .filter(|line| line.contains(" leased by pid "));
+        (leased.count(), check.get_output().status.code())
+    };
+    assert_eq!(scene.list().len(), 2 * each);
+    for ports in &picked {
+        assert_eq!(leased(ports), (each, Some(LEASED)));
+    }
+    let [a, b] = shells;
+    a.finish();
+    assert_eq!(leased(&picked[0]), (0, Some(0)));
+    assert_eq!(leased(&picked[1]), (each, Some(LEASED)));
+    b.finish();
+    assert_eq!(leased(&picked[1]), (0, Some(0)));
+
+    // They can be leased at once, all together, though their files are there.
+    assert!(scene.lock_files() >= 2 * each);
+    let (set, n) = (picked.concat().join(","), (2 * each).to_string());
+    let run = ["run", "--timeout=0", "--ports", &set, "-n", &n, "true"];
+    scene.portlock(run).code(0);
+}
+
+#[test]
+fn a_lease_can_be_given_to_a_process_of_another_user() {
+    if !am_root() {
+        eprintln!("left out: only root can run this as two users");
+        return;
+    }
+    let (scene, user) = (Scene::new(1), OrdinaryUser::new());
+    open_to_all(scene.dir(), 0o1777);
+    let idle = scene.idle();
+    let pid = idle.id().to_string();
+    user.portlock(&scene, &["pick", "--pid", &pid]).code(0);
+    scene.assert_leased(scene.port());
+    let check = user.portlock(&scene, &["check", &scene.port().to_string()]);
+    check.code(LEASED);
+    idle.kill();
+    user.portlock(&scene, &["run", "--timeout=0", "true"])
+        .code(0);
+    scene.assert_leasable(scene.port());
+}

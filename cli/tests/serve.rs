@@ -1,0 +1,1166 @@
+//! `portlock serve`: the protocol, the promises that its grants make, and
+//! portpicker itself as client and as server.
+
+#![allow(
+    clippy::incompatible_msrv,
+    reason = "tests need a newer Rust than the program"
+)]
+
+use std::{
+    collections::HashSet,
+    env,
+    ffi::OsString,
+    fmt::Write as _,
+    fs::{self, File},
+    io::{self, BufRead, BufReader, Read, Write},
+    net::{Ipv6Addr, SocketAddr, TcpListener},
+    os::{
+        linux::net::SocketAddrExt,
+        unix::{
+            fs::PermissionsExt,
+            net::{self as unix_net, UnixListener, UnixStream},
+            process::CommandExt,
+        },
+    },
+    path::{Path, PathBuf},
+    process::{self, Child, ChildStdin, Command, ExitStatus, Stdio},
+    sync::mpsc::{self, Receiver, RecvTimeoutError, Sender},
+    thread,
+    time::{Duration, Instant},
+};
+
+use portlock::{
+    ErrorKind, FreePort, LockDir, PortSet, Protocol, get_port_from_port_server,
+    socket2::{Domain, Socket, Type},
+};
+use rustix::process::{Pid, Resource, Signal, getrlimit, kill_process, setrlimit};
+use tempfile::TempDir;
+
+/// Longer than anything takes on a crowded machine; a test that waits so long has failed.
+const LONG: Duration = Duration::from_secs(60);
+/// The exit status that says that portlock itself failed.
+const FAILED: i32 = 125;
+/// An ordinary user: "nobody".
+const NOBODY: u32 = 65534;
+
+// ---------------------------------------------------------------------------
+// Ports and lock directories of a test's own.
+
+/// Free ports that no other test uses as long as this lives, in this process or another.
+struct Ports {
+    numbers: Vec<u16>,
+    _reservations: Vec<File>,
+}
+
+impl Ports {
+    /// Exactly `n` ports, each of which was free for TCP and UDP on every address.
+    ///
+    /// The other tests of the workspace reserve in the same steps and the same
+    /// directory.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "must not depend on what is tested"
+    )]
+    fn new(n: usize) -> Self {
+        const STEP: u16 = 128;
+        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("port-blocks");
+        fs::create_dir_all(&directory).expect("the target directory");
+        let (mut numbers, mut reservations) = (Vec::new(), Vec::new());
+        for _ in 0..10_000 {
+            if numbers.len() == n {
+                return Self {
+                    numbers,
+                    _reservations: reservations,
+                };
+            }
+            let first = rand::random_range(10_000 / STEP..31_000 / STEP) * STEP;
+            let file = File::create(directory.join(first.to_string()));
+            let file = file.expect("the target directory");
+            // A second lock of the same file by this process fails too.
+            if file.try_lock().is_err() {
+                continue;
+            }
+            let block = first..first + STEP;
+            if block.clone().all(is_strictly_free) {
+                numbers.extend(block.take(n - numbers.len()));
+                reservations.push(file);
+            }
+        }
+        panic!("no {n} free ports on this machine");
+    }
+
+    /// As the program takes them.
+    fn text(&self) -> String {
+        let mut text = String::new();
+        for port in &self.numbers {
+            let _ = write!(text, ",{port}-{port}");
+        }
+        text.split_off(1)
+    }
+
+    fn contains(&self, port: u16) -> bool {
+        self.numbers.contains(&port)
+    }
+}
+
+fn is_strictly_free(port: u16) -> bool {
+    let bind = |ty| -> io::Result<()> {
+        let socket = Socket::new(Domain::IPV6, ty, None)?;
+        socket.set_only_v6(false)?;
+        socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into())
+    };
+    bind(Type::STREAM).is_ok() && bind(Type::DGRAM).is_ok()
+}
+
+fn lock_dir() -> TempDir {
+    tempfile::tempdir().expect("a temporary directory")
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a UTF-8 path")
+}
+
+/// The kind of error with which the library refuses to lease the port, if it does.
+fn lease_error(dir: &Path, port: u16) -> Option<ErrorKind> {
+    let builder = FreePort::builder().ports(port..=port).lock_dir(dir);
+    let leased = builder.protocol(Protocol::TcpAndUdp).try_acquire();
+    leased.err().map(|error| error.kind())
+}
+
+/// The process that a port is leased to.
+fn owner(dir: &Path, port: u16) -> u32 {
+    let lease = LockDir::locate(Some(dir)).expect("trusted").lease(port);
+    let lease = lease.expect("readable").expect("leased");
+    lease.owner.expect("a record").pid()
+}
+
+/// Looks again and again until there is something to see.
+#[track_caller]
+fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + LONG;
+    loop {
+        if let Some(seen) = look() {
+            return seen;
+        }
+        assert!(Instant::now() < deadline, "{what}: not within {LONG:?}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Each of these ports can be leased again, soon.
+fn assert_all_come_back(dir: &Path, ports: &[u16]) {
+    for &port in ports {
+        until("the port comes back", || {
+            lease_error(dir, port).is_none().then_some(())
+        });
+    }
+}
+
+fn all_distinct(ports: &[u16]) -> bool {
+    ports.iter().collect::<HashSet<_>>().len() == ports.len()
+}
+
+/// How many times each process asks: `few`, or `many` with `PORTLOCK_STRESS` set.
+fn rounds(few: usize, many: usize) -> usize {
+    match env::var_os("PORTLOCK_STRESS") {
+        Some(_) => many,
+        None => few,
+    }
+}
+
+fn am_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+// ---------------------------------------------------------------------------
+// Processes.
+
+/// A child process, killed and waited for when dropped.
+struct Guard(Child);
+
+impl Guard {
+    fn spawn(mut command: Command) -> Self {
+        Self(until("it starts", || match command.spawn() {
+            Ok(child) => Some(child),
+            // A program that this process has just written: a child of another
+            // thread still has it open for writing, until that one executes.
+            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => None,
+            Err(error) => panic!("cannot start {command:?}: {error}"),
+        }))
+    }
+
+    fn id(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// SIGKILL, and wait until it is gone.
+    fn kill(&mut self) {
+        self.0.kill().expect("our own child");
+        self.0.wait().expect("our own child");
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A process that ports can be asked for, and that does nothing.
+fn client() -> Guard {
+    let mut command = Command::new("sleep");
+    command.arg("1000");
+    Guard::spawn(command)
+}
+
+/// The pid of a process that has ended. It is given to another one only after
+/// all other pids were.
+fn dead_pid() -> u32 {
+    let mut client = client();
+    client.kill();
+    client.id()
+}
+
+/// Sends what is written there line by line, as it comes.
+fn lines(from: impl Read + Send + 'static) -> Receiver<String> {
+    let (sender, lines): (Sender<String>, _) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(from).lines().map_while(Result::ok) {
+            // Even if nobody listens the writer must not be stopped.
+            let _ = sender.send(line);
+        }
+    });
+    lines
+}
+
+/// A process that writes a log on standard error.
+struct Logging {
+    process: Guard,
+    log: Receiver<String>,
+}
+
+impl Logging {
+    fn start(mut command: Command) -> Self {
+        command.stderr(Stdio::piped());
+        let mut process = Guard::spawn(command);
+        let log = lines(process.0.stderr.take().expect("piped"));
+        Self { process, log }
+    }
+
+    /// The log up to and with the first line that contains `part`.
+    #[track_caller]
+    fn logged(&self, part: &str) -> Vec<String> {
+        let mut log = Vec::new();
+        loop {
+            match self.log.recv_timeout(LONG) {
+                Ok(line) => log.push(line),
+                Err(error) => panic!("no {part:?} in the log: {error}: {log:#?}"),
+            }
+            if log.last().is_some_and(|line| line.contains(part)) {
+                return log;
+            }
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.process.id())
+            .ok()
+            .and_then(Pid::from_raw);
+        kill_process(pid.expect("a pid"), signal).expect("our own child");
+    }
+
+    /// Waits for the end, and gives the rest of the log.
+    #[track_caller]
+    fn end(mut self) -> (ExitStatus, Vec<String>) {
+        let mut log = Vec::new();
+        loop {
+            match self.log.recv_timeout(LONG) {
+                Ok(line) => log.push(line),
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => panic!("it does not end: {log:#?}"),
+            }
+        }
+        (self.process.0.wait().expect("our own child"), log)
+    }
+}
+
+/// `portlock serve` with these arguments.
+fn serve(dir: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_portlock"));
+    command.arg("serve").args(args).env("PORTLOCK_DIR", dir);
+    command
+}
+
+/// An address in the abstract namespace, which all users of this machine share.
+fn abstract_address(name: &str) -> String {
+    format!("@portlock-test-{}-{name}", process::id())
+}
+
+/// A server that listens.
+struct Server {
+    logging: Logging,
+    address: String,
+}
+
+impl Server {
+    fn start(dir: &Path, address: &str, ports: &Ports) -> Self {
+        let ports = ports.text();
+        let command = serve(dir, &["--address", address, "--ports", &ports]);
+        Self::start_command(command, address)
+    }
+
+    fn start_command(command: Command, address: &str) -> Self {
+        let logging = Logging::start(command);
+        let log = logging.logged("Serving on");
+        let line = log.last().expect("that one");
+        assert!(line.ends_with(&format!("Serving on {address}")), "{line}");
+        let address = address.to_owned();
+        Self { logging, address }
+    }
+
+    fn connect(&self) -> UnixStream {
+        connect(&self.address).expect("the server listens")
+    }
+
+    /// The answer to a request that is sent at once.
+    fn answer(&self, request: impl AsRef<[u8]>) -> String {
+        let mut connection = self.connect();
+        // It may have seen enough before it has read all.
+        let _ = connection.write_all(request.as_ref());
+        answer(connection).expect("it closes the connection")
+    }
+
+    fn ask(&self, pid: u32) -> Option<u16> {
+        port(&self.answer(format!("{pid}\n")))
+    }
+
+    /// SIGKILL: it has no chance to tidy up.
+    fn kill(mut self) {
+        self.logging.process.kill();
+    }
+
+    /// SIGTERM, and the end.
+    #[track_caller]
+    fn stop(self) -> Vec<String> {
+        self.logging.signal(Signal::TERM);
+        let (status, log) = self.logging.end();
+        assert_eq!(status.code(), Some(0), "{status}: {log:#?}");
+        log
+    }
+}
+
+fn connect(address: &str) -> io::Result<UnixStream> {
+    let address = match address.strip_prefix('@') {
+        Some(name) => unix_net::SocketAddr::from_abstract_name(name)?,
+        None => unix_net::SocketAddr::from_pathname(address)?,
+    };
+    let connection = UnixStream::connect_addr(&address)?;
+    connection.set_read_timeout(Some(LONG))?;
+    Ok(connection)
+}
+
+/// All that comes until the server closes the connection.
+fn answer(mut connection: UnixStream) -> io::Result<String> {
+    let mut answer = String::new();
+    match connection.read_to_string(&mut answer) {
+        // It was closed with a part of the request unread (unix(7)).
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
+        outcome => {
+            outcome?;
+        }
+    }
+    Ok(answer)
+}
+
+/// The port of an answer, which is a number and a newline or nothing at all.
+#[track_caller]
+fn port(answer: &str) -> Option<u16> {
+    if answer.is_empty() {
+        return None;
+    }
+    let number = answer.strip_suffix('\n').expect("a newline behind it");
+    let port: u16 = number.parse().expect("a port");
+    assert_eq!(number, port.to_string());
+    Some(port)
+}
+
+// ---------------------------------------------------------------------------
+// Children that do something: this test binary again, or a script.
+
+const ROLE: &str = "PORTLOCK_TEST_ROLE";
+const ARGUMENTS: &str = "PORTLOCK_TEST_ARGUMENTS";
+
+/// A child process that is spoken with over pipes, line by line.
+struct Peer {
+    process: Guard,
+    to: ChildStdin,
+    from: Receiver<String>,
+}
+
+impl Peer {
+    fn start(mut command: Command) -> Self {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = Guard::spawn(command);
+        let to = process.0.stdin.take().expect("piped");
+        let from = lines(process.0.stdout.take().expect("piped"));
+        Self { process, to, from }
+    }
+
+    fn say(&mut self, line: impl std::fmt::Display) {
+        writeln!(self.to, "{line}").expect("the child listens");
+    }
+
+    /// What is behind the mark on the child's next line that has one: the test
+    /// harness prints too.
+    #[track_caller]
+    fn hear(&self) -> String {
+        loop {
+            let line = self.from.recv_timeout(LONG);
+            let line = line.expect("the child says something");
+            if let Some((_, line)) = line.split_once('>') {
+                return line.to_owned();
+            }
+        }
+    }
+}
+
+/// This test binary as a child that has a role.
+fn role(binary: &Path, role: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(binary);
+    command
+        .args(["child", "--exact", "--nocapture", "--test-threads=1"])
+        .env(ROLE, role)
+        .env(ARGUMENTS, arguments.join("\n"));
+    command
+}
+
+fn say(line: impl std::fmt::Display) {
+    let mut out = io::stdout().lock();
+    // If the parent is gone, `hear` ends this process.
+    let _ = writeln!(out, "\n>{line}").and_then(|()| out.flush());
+}
+
+fn hear() -> String {
+    let mut line = String::new();
+    match io::stdin().read_line(&mut line) {
+        Ok(len) if len > 0 => line.trim_end().to_owned(),
+        _ => process::exit(0),
+    }
+}
+
+/// What the children do; nothing in the parent.
+#[test]
+fn child() {
+    let Ok(role) = env::var(ROLE) else { return };
+    let arguments = env::var(ARGUMENTS).expect("set together with the role");
+    let arguments: Vec<&str> = arguments.split('\n').collect();
+    match (&role[..], &arguments[..]) {
+        // For the pids that it is told, as long as it is told any.
+        ("ask", [address]) => loop {
+            let request = hear();
+            let mut connection = connect(address).expect("the server listens");
+            let _ = connection.write_all(format!("{request}\n").as_bytes());
+            let answer = answer(connection).expect("it closes the connection");
+            say(port(&answer).unwrap_or(0));
+        },
+        ("lease", [dir, ports, number]) => {
+            let ports: PortSet = ports.parse().expect("a set");
+            let builder = FreePort::builder().ports(ports).lock_dir(dir);
+            let builder = builder.protocol(Protocol::TcpAndUdp);
+            say("ready");
+            hear();
+            let leases: Vec<FreePort> = (0..number.parse().expect("a number"))
+                .map(|_| builder.acquire().expect("there are enough"))
+                .collect();
+            for lease in &leases {
+                say(lease.port());
+            }
+            // Holds them until the parent closes the pipe.
+            hear();
+        }
+        _ => panic!("no role {role}"),
+    }
+}
+
+// ---------------------------------------------------------------------------
+// Requests.
+
+#[test]
+fn what_is_no_request_gets_no_answer() {
+    let (dir, ports) = (lock_dir(), Ports::new(4));
+    let server = Server::start(dir.path(), &abstract_address("malformed"), &ports);
+    let requests: [&[u8]; 12] = [
+        b"\n",
+        b" \r\n",
+        b"99Z\n",
+        b"99 8\n",
+        b"0x63\n",
+        b"-\n",
+        b"\xff\xfe\n",
+        b"\0\n",
+        b"12345678901234567890123456789012345\n",
+        b"12345678901234567890123456789012345",
+        b"1\n2\n",
+        &[b'7'; 4096],
+    ];
+    for request in requests {
+        let text = String::from_utf8_lossy(request);
+        assert_eq!(server.answer(request), "", "{text:?}");
+    }
+    let nobody = [
+        -1_i64,
+        -812,
+        0,
+        1,
+        i64::from(dead_pid()),
+        i64::from(u32::MAX),
+    ];
+    for pid in nobody {
+        assert_eq!(server.answer(format!("{pid}\n")), "", "{pid}");
+    }
+    // More than any pid can be, with as many digits as a request may have.
+    assert_eq!(server.answer("99999999999999999999"), "");
+
+    let connection = server.connect();
+    connection
+        .shutdown(std::net::Shutdown::Write)
+        .expect("connected");
+    assert_eq!(answer(connection).expect("closed"), "");
+    // Gone without a word: there is nobody to be answered.
+    drop(server.connect());
+
+    for _ in 0..4 {
+        let port = server.ask(process::id()).expect("all are still there");
+        assert!(ports.contains(port));
+    }
+    let log = server.stop();
+    // 12 requests that are none, and two connections without any.
+    assert_statistics(&log, [14, 7, 4, 1, 4]);
+}
+
+#[test]
+fn the_writing_of_a_request_does_not_matter() {
+    let (dir, ports) = (lock_dir(), Ports::new(16));
+    let server = Server::start(dir.path(), &abstract_address("writing"), &ports);
+    let own = process::id();
+    let mut granted = Vec::new();
+    let mut grant = |answer: &str| {
+        let port = port(answer).expect("a port");
+        assert!(ports.contains(port));
+        assert_eq!(owner(dir.path(), port), own);
+        granted.push(port);
+    };
+    for request in [
+        format!("{own}\n"),
+        format!("{own}\r\n"),
+        format!("  {own} \n"),
+        format!("\t{own}\n"),
+        format!("0{own}\n"),
+    ] {
+        grant(&server.answer(&request));
+    }
+
+    let mut connection = server.connect();
+    write!(connection, "{own}").expect("connected");
+    connection
+        .shutdown(std::net::Shutdown::Write)
+        .expect("connected");
+    grant(&answer(connection).expect("an answer"));
+
+    // It may still be writing, so this one waits a moment.
+    let mut connection = server.connect();
+    write!(connection, "{own}").expect("connected");
+    let start = Instant::now();
+    grant(&answer(connection).expect("an answer"));
+    // What counts is that it is well below the time for a silent client.
+    assert!(
+        start.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        start.elapsed()
+    );
+    assert!(all_distinct(&granted));
+}
+
+#[test]
+fn a_request_in_pieces_is_one_request() {
+    let (dir, ports) = (lock_dir(), Ports::new(16));
+    let server = Server::start(dir.path(), &abstract_address("pieces"), &ports);
+    let own = process::id();
+    let request = format!("{own}\n");
+    let (first, second) = request.split_at(1);
+    // On a crowded machine the moment may become as long as the quiet time, which
+    // ends a request. That one does not tell anything.
+    let answer = until("two writes shortly after each other", || {
+        let mut connection = server.connect();
+        let start = Instant::now();
+        connection.write_all(first.as_bytes()).expect("connected");
+        thread::sleep(Duration::from_millis(50));
+        let _ = connection.write_all(second.as_bytes());
+        (start.elapsed() < Duration::from_millis(150))
+            .then(|| answer(connection).expect("an answer"))
+    });
+    let port = port(&answer).expect("a port");
+    assert_eq!(owner(dir.path(), port), own, "and not for another process");
+}
+
+#[test]
+fn a_port_is_leased_until_its_client_has_ended() {
+    let (dir, ports) = (lock_dir(), Ports::new(2));
+    let server = Server::start(dir.path(), &abstract_address("ended"), &ports);
+    let mut client = client();
+    let granted = [(); 2].map(|()| server.ask(client.id()).expect("a port"));
+    assert_ne!(granted[0], granted[1]);
+    for port in granted {
+        assert!(ports.contains(port));
+        assert_eq!(owner(dir.path(), port), client.id());
+        assert_eq!(lease_error(dir.path(), port), Some(ErrorKind::Exhausted));
+    }
+    assert_eq!(server.ask(process::id()), None, "both are in use");
+
+    client.kill();
+    let again = [(); 2].map(|()| until("a port", || server.ask(process::id())));
+    assert!(again.iter().all(|port| granted.contains(port)));
+    assert_ne!(again[0], again[1]);
+    assert_eq!(server.ask(process::id()), None, "both are in use again");
+}
+
+#[test]
+fn a_port_that_is_bound_or_leased_by_others_is_not_granted() {
+    let (dir, ports) = (lock_dir(), Ports::new(4));
+    let [bound, bound_udp, leased, free] = ports.numbers[..] else {
+        unreachable!("four ports")
+    };
+    let listener = TcpListener::bind(("127.0.0.1", bound)).expect("free");
+    let socket = std::net::UdpSocket::bind(("127.0.0.1", bound_udp)).expect("free");
+    let builder = FreePort::builder().ports(leased..=leased);
+    let lease = builder.lock_dir(dir.path()).try_acquire().expect("free");
+    let server = Server::start(dir.path(), &abstract_address("others"), &ports);
+    assert_eq!(server.ask(process::id()), Some(free));
+    assert_eq!(server.ask(process::id()), None);
+    drop((listener, socket, lease));
+    let mut rest = [(); 3].map(|()| until("a port", || server.ask(process::id())));
+    let mut expected = [bound, bound_udp, leased];
+    rest.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(rest, expected);
+}
+
+/// A client's first port may be another's already when the server looks; that
+/// must not hide that its other ports are free.
+#[test]
+fn all_ports_of_an_ended_client_come_back_whoever_has_one_of_them() {
+    let (dir, ports) = (lock_dir(), Ports::new(3));
+    let server = Server::start(dir.path(), &abstract_address("partly"), &ports);
+    let mut client = client();
+    let granted = [(); 3].map(|()| server.ask(client.id()).expect("a port"));
+    client.kill();
+    let builder = FreePort::builder().ports(granted[0]..=granted[0]);
+    let lease = builder.lock_dir(dir.path()).acquire().expect("free");
+    lease.delegate_to(process::id()).expect("it lives");
+    let again = [(); 2].map(|()| until("a port", || server.ask(process::id())));
+    assert!(again.iter().all(|port| granted[1..].contains(port)));
+    assert_eq!(server.ask(process::id()), None);
+}
+
+// ---------------------------------------------------------------------------
+// Statistics.
+
+/// What the log says of it, in the order of the reference.
+#[track_caller]
+fn assert_statistics(log: &[String], expected: [usize; 5]) {
+    let names = [
+        "client-request-errors",
+        "denied-allocations",
+        "num-ports-managed",
+        "num-ports-checked-for-last-request",
+        "total-allocations",
+    ];
+    let found = names.map(|name| {
+        let value = log.iter().find_map(|line| {
+            let (_, value) = line.split_once(&format!(" {name} "))?;
+            value.parse::<usize>().ok()
+        });
+        value.unwrap_or_else(|| panic!("no {name}: {log:#?}"))
+    });
+    assert_eq!(found, expected, "{names:?}");
+}
+
+#[test]
+fn statistics_are_printed_on_demand_and_at_the_end() {
+    for (name, signal) in [("term", Signal::TERM), ("int", Signal::INT)] {
+        let (dir, ports) = (lock_dir(), Ports::new(2));
+        let server = Server::start(dir.path(), &abstract_address(name), &ports);
+        let dump = || {
+            server.logging.signal(Signal::USR1);
+            server.logging.logged("total-allocations")
+        };
+        assert_statistics(&dump(), [0, 0, 2, 0, 0]);
+        assert!(server.ask(process::id()).is_some());
+        assert_statistics(&dump(), [0, 0, 2, 1, 1]);
+        assert_eq!(server.answer("99Z\n"), "");
+        assert_eq!(server.answer("\n"), "");
+        assert_eq!(server.ask(0), None);
+        assert_statistics(&dump(), [2, 1, 2, 1, 1]);
+        assert!(server.ask(process::id()).is_some());
+        assert_eq!(server.ask(process::id()), None);
+        server.logging.signal(signal);
+        let (status, log) = server.logging.end();
+        assert_eq!(status.code(), Some(0), "{status}: {log:#?}");
+        assert_statistics(&log, [2, 2, 2, 0, 2]);
+    }
+}
+
+// ---------------------------------------------------------------------------
+// Addresses and arguments.
+
+/// The message of a server that does not start.
+#[track_caller]
+fn refusal(dir: &Path, args: &[&str]) -> String {
+    let (status, log) = Logging::start(serve(dir, args)).end();
+    assert_eq!(status.code(), Some(FAILED), "{args:?}: {log:#?}");
+    log.join("\n")
+}
+
+#[test]
+fn a_server_that_listens_already_is_left_alone() {
+    let (dir, ports) = (lock_dir(), Ports::new(4));
+    let path = dir.path().join("socket");
+    for address in [&abstract_address("live")[..], text(&path)] {
+        let server = Server::start(dir.path(), address, &ports);
+        let args = ["--address", address, "--ports", &ports.text()];
+        let message = refusal(dir.path(), &args).to_lowercase();
+        assert!(message.contains(&address.to_lowercase()), "{message}");
+        let is_clear = ["already listening", "already in use"];
+        assert!(
+            is_clear.iter().any(|part| message.contains(part)),
+            "{message}"
+        );
+        assert!(server.ask(process::id()).is_some(), "it still listens");
+        server.stop();
+    }
+    assert!(!path.exists(), "its own file is removed at the end");
+}
+
+#[test]
+fn a_dead_socket_is_replaced_and_nothing_else_is() {
+    let (dir, ports) = (lock_dir(), Ports::new(4));
+    let path = dir.path().join("socket");
+    // The file stays when the listener is closed, as when a server is killed.
+    drop(UnixListener::bind(&path).expect("our own directory"));
+    let server = Server::start(dir.path(), text(&path), &ports);
+    assert!(server.ask(process::id()).is_some());
+    server.kill();
+    assert!(path.exists(), "killed");
+    let server = Server::start(dir.path(), text(&path), &ports);
+    assert!(server.ask(process::id()).is_some());
+    server.stop();
+    assert!(!path.exists());
+
+    let args = ["--address", text(&path), "--ports", &ports.text()];
+    fs::write(&path, "precious").expect("our own directory");
+    let message = refusal(dir.path(), &args);
+    assert!(message.contains(text(&path)), "{message}");
+    assert!(message.contains("no socket"), "{message}");
+    assert_eq!(fs::read(&path).expect("still there"), b"precious");
+
+    // Nor is what a link points to.
+    let link = dir.path().join("link");
+    std::os::unix::fs::symlink(&path, &link).expect("our own directory");
+    refusal(dir.path(), &["--address", text(&link)]);
+    assert_eq!(fs::read(&link).expect("still there"), b"precious");
+
+    let missing = dir.path().join("missing").join("socket");
+    let message = refusal(dir.path(), &["--address", text(&missing)]);
+    assert!(message.contains("No such file"), "{message}");
+    let long = format!("{}{}", text(&path), "x".repeat(200));
+    refusal(dir.path(), &["--address", &long]);
+}
+
+#[test]
+fn a_socket_that_somebody_else_made_since_is_not_removed() {
+    let (dir, ports) = (lock_dir(), Ports::new(1));
+    let path = dir.path().join("socket");
+    let server = Server::start(dir.path(), text(&path), &ports);
+    fs::remove_file(&path).expect("our own directory");
+    let _theirs = UnixListener::bind(&path).expect("our own directory");
+    server.stop();
+    UnixStream::connect(&path).expect("theirs is still there");
+
+    fs::remove_file(&path).expect("our own directory");
+    let server = Server::start(dir.path(), text(&path), &ports);
+    fs::remove_file(&path).expect("our own directory");
+    server.stop();
+    assert!(!path.exists());
+}
+
+#[test]
+fn the_flags_of_the_reference_work() {
+    let (dir, ports) = (lock_dir(), Ports::new(4));
+    let (first, last) = (ports.numbers[0], ports.numbers[3]);
+    let pool = format!("{first}-{},{last}-{last}", first + 1);
+    for flag in ["--portserver_address", "--portserver_unix_socket_address"] {
+        let address = abstract_address(flag);
+        let lock_dir = dir.path().join(flag);
+        fs::create_dir(&lock_dir).expect("our own directory");
+        let flag = format!("{flag}={address}");
+        let args = [
+            &flag[..],
+            "--portserver_static_pool",
+            &pool,
+            "--verbose",
+            "--debug",
+        ];
+        let server = Server::start_command(serve(&lock_dir, &args), &address);
+        let mut granted: Vec<u16> = (0..3)
+            .map(|_| server.ask(process::id()).expect("a port"))
+            .collect();
+        granted.sort_unstable();
+        assert_eq!(granted, [first, first + 1, last]);
+        assert_eq!(server.ask(process::id()), None);
+        assert_statistics(&server.stop(), [0, 1, 3, 0, 3]);
+    }
+}
+
+#[test]
+fn what_is_no_pool_is_refused() {
+    let dir = lock_dir();
+    let address = abstract_address("refused");
+    for flag in ["--portserver_static_pool", "--ports"] {
+        for pool in [
+            "",
+            "abc",
+            "15000-",
+            "16000-15000",
+            "0-70000",
+            "15000-15010,x",
+        ] {
+            let message = refusal(dir.path(), &["--address", &address, flag, pool]);
+            assert!(
+                !message.is_empty() && !message.contains("panic"),
+                "{message}"
+            );
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------
+// Promises.
+
+#[test]
+fn a_server_that_was_killed_keeps_its_promises() {
+    let (dir, ports) = (lock_dir(), Ports::new(8));
+    let address = abstract_address("killed");
+    let start = || Server::start(dir.path(), &address, &ports);
+    let server = start();
+    let mut clients: Vec<(Guard, u16)> = Vec::new();
+    for _ in 0..6 {
+        let client = client();
+        let port = server.ask(client.id()).expect("a port");
+        clients.push((client, port));
+    }
+    server.kill();
+
+    let server = start();
+    let rest = [(); 2].map(|()| server.ask(process::id()).expect("two are left"));
+    let mut all: Vec<u16> = clients.iter().map(|(_, port)| *port).collect();
+    all.extend(rest);
+    assert!(all_distinct(&all), "{all:?}");
+    assert_eq!(server.ask(process::id()), None, "all belong to the living");
+
+    // Nor does it keep more than it has promised.
+    let (mut client, port) = clients.swap_remove(0);
+    client.kill();
+    assert_eq!(until("a port", || server.ask(process::id())), port);
+    server.kill();
+    assert_eq!(start().ask(process::id()), None);
+}
+
+#[test]
+fn a_server_that_is_killed_while_it_grants_keeps_its_promises() {
+    let (dir, ports) = (lock_dir(), Ports::new(256));
+    let address = abstract_address("interrupted");
+    let mut client = client();
+    let pid = client.id();
+    let mut granted = Vec::new();
+    for _ in 0..10 {
+        let server = Server::start(dir.path(), &address, &ports);
+        let (sender, answers) = mpsc::channel();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let sender = sender;
+                while let Ok(mut connection) = connect(&address) {
+                    let _ = connection.write_all(format!("{pid}\n").as_bytes());
+                    match answer(connection).ok().as_deref().and_then(port) {
+                        Some(port) => {
+                            let _ = sender.send(port);
+                        }
+                        None => break,
+                    }
+                }
+            });
+            let first = answers.recv_timeout(LONG).expect("not all are granted yet");
+            granted.push(first);
+            server.kill();
+            granted.extend(answers);
+        });
+        assert!(all_distinct(&granted), "{granted:?}");
+    }
+    assert!(granted.iter().all(|&port| owner(dir.path(), port) == pid));
+    client.kill();
+    assert_all_come_back(dir.path(), &ports.numbers);
+}
+
+#[test]
+fn two_servers_never_grant_the_same_port() {
+    const EACH: usize = 100;
+    let (dir, ports) = (lock_dir(), Ports::new(2 * EACH));
+    let mut clients = [client(), client()];
+    let servers =
+        ["one", "other"].map(|name| Server::start(dir.path(), &abstract_address(name), &ports));
+    let granted: Vec<u16> = thread::scope(|scope| {
+        let ask = |(server, client): (&Server, &Guard)| {
+            let (address, pid) = (server.address.clone(), client.id());
+            scope.spawn(move || -> Vec<u16> {
+                let ask = || get_port_from_port_server(&address, pid);
+                (0..EACH).map(|_| until("a port", || ask().ok())).collect()
+            })
+        };
+        let threads: Vec<_> = servers.iter().zip(&clients).map(ask).collect();
+        let joined = threads.into_iter().map(|thread| thread.join());
+        joined.flat_map(|ports| ports.expect("no panic")).collect()
+    });
+    assert_eq!(granted.len(), 2 * EACH);
+    assert!(all_distinct(&granted), "{granted:?}");
+    for server in &servers {
+        assert_eq!(server.ask(process::id()), None, "none is left");
+    }
+    clients[0].kill();
+    // Either server may give what the other one had granted.
+    let again: Vec<u16> = (0..EACH)
+        .map(|_| until("a port", || servers[1].ask(process::id())))
+        .collect();
+    let mut expected = granted[..EACH].to_vec();
+    let mut again = again;
+    expected.sort_unstable();
+    again.sort_unstable();
+    assert_eq!(again, expected);
+}
+
+// ---------------------------------------------------------------------------
+// Other clients.
+
+#[test]
+fn silent_connections_keep_nobody_waiting() {
+    const SILENT: usize = 1000;
+    /// For whatever else is open, here and in the server.
+    const OTHERS: usize = 500;
+    let mut limit = getrlimit(Resource::Nofile);
+    let needed = u64::try_from(SILENT + OTHERS).expect("not that many");
+    if limit.maximum.is_some_and(|maximum| maximum < needed) {
+        eprintln!("left out: no process may open {needed} files here");
+        return;
+    }
+    if limit.current.is_some_and(|current| current < needed) {
+        limit.current = Some(needed);
+        setrlimit(Resource::Nofile, limit).expect("within the hard limit");
+    }
+    let (dir, ports) = (lock_dir(), Ports::new(64));
+    let server = Server::start(dir.path(), &abstract_address("silent"), &ports);
+    let silent: Vec<UnixStream> = (0..SILENT).map(|_| server.connect()).collect();
+    let mut longest = Duration::ZERO;
+    for _ in 0..50 {
+        let start = Instant::now();
+        assert!(server.ask(process::id()).is_some());
+        longest = longest.max(start.elapsed());
+    }
+    assert!(longest < Duration::from_secs(2), "{longest:?}");
+    drop(silent);
+    // That they went without a word is counted, but is no denial.
+    assert!(server.ask(process::id()).is_some());
+}
+
+/// A copy that every user can execute; the build directory may be closed to others.
+fn open_copy(binary: &Path) -> (TempDir, PathBuf) {
+    let dir = lock_dir();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("our own");
+    let copy = dir.path().join("copy");
+    fs::copy(binary, &copy).expect("a copy");
+    (dir, copy)
+}
+
+fn as_nobody(mut command: Command) -> Command {
+    command.uid(NOBODY).gid(NOBODY).current_dir("/");
+    command
+}
+
+#[test]
+fn a_user_gets_ports_for_own_processes_only() {
+    if !am_root() {
+        eprintln!("left out: only root can be two users");
+        return;
+    }
+    let (dir, ports) = (lock_dir(), Ports::new(8));
+    let server = Server::start(dir.path(), &abstract_address("user"), &ports);
+    let binary = env::current_exe().expect("this test binary");
+    let (_open, copy) = open_copy(&binary);
+    let mut peer = Peer::start(as_nobody(role(&copy, "ask", &[&server.address])));
+    let mut sleep = Command::new("sleep");
+    sleep.arg("1000");
+    let sibling = Guard::spawn(as_nobody(sleep));
+    let ask = |peer: &mut Peer, pid: u32| -> Option<u16> {
+        peer.say(pid);
+        Some(peer.hear().parse().expect("a number")).filter(|&port| port > 0)
+    };
+    let own = peer.process.id();
+    assert_eq!(ask(&mut peer, process::id()), None, "root's");
+    assert_eq!(ask(&mut peer, server.logging.process.id()), None, "root's");
+    assert_eq!(ask(&mut peer, dead_pid()), None);
+    let port = ask(&mut peer, own).expect("its own");
+    assert_eq!(owner(dir.path(), port), own);
+    let port = ask(&mut peer, sibling.id()).expect("of the same user");
+    assert_eq!(owner(dir.path(), port), sibling.id());
+    // Root may have ports leased for everybody.
+    let port = server.ask(own).expect("root asks");
+    assert_eq!(owner(dir.path(), port), own);
+    assert_statistics(&server.stop(), [0, 3, 8, 1, 3]);
+}
+
+/// The server need not be root to serve others.
+#[test]
+fn an_ordinary_user_can_serve_everybody() {
+    if !am_root() {
+        eprintln!("left out: only root can be two users");
+        return;
+    }
+    let (dir, ports) = (lock_dir(), Ports::new(2));
+    std::os::unix::fs::chown(dir.path(), Some(NOBODY), Some(NOBODY)).expect("root may");
+    let (_open, copy) = open_copy(Path::new(env!("CARGO_BIN_EXE_portlock")));
+    let address = abstract_address("ordinary");
+    let mut command = Command::new(copy);
+    command.args(["serve", "--address", &address, "--ports", &ports.text()]);
+    command.env("PORTLOCK_DIR", dir.path());
+    let server = Server::start_command(as_nobody(command), &address);
+    let mut client = client();
+    let port = server.ask(client.id()).expect("root's process");
+    let other = server.ask(server.logging.process.id()).expect("its own");
+    assert_ne!(port, other);
+    assert_eq!(server.ask(process::id()), None);
+    client.kill();
+    assert_eq!(until("a port", || server.ask(process::id())), port);
+}
+
+/// The interpreter that has portpicker, if there is one.
+fn python() -> Option<OsString> {
+    let named = env::var_os("PORTLOCK_TEST_PYTHON");
+    let python = named.unwrap_or_else(|| "python3".into());
+    let mut command = Command::new(&python);
+    command
+        .args(["-c", "import portpicker"])
+        .stderr(Stdio::null());
+    if command.status().is_ok_and(|status| status.success()) {
+        return Some(python);
+    }
+    eprintln!("left out: {} has no portpicker", python.display());
+    None
+}
+
+#[test]
+fn portpicker_and_the_library_share_ports_without_a_collision() {
+    const PROCESSES: usize = 8;
+    const SCRIPT: &str = "
+import portpicker, sys
+print('>ready', flush=True)
+sys.stdin.readline()
+for _ in range(int(sys.argv[1])):
+    print('>%d' % portpicker.pick_unused_port(), flush=True)
+sys.stdin.readline()
+";
+    let Some(python) = python() else { return };
+    let each = rounds(20, 100);
+    let number = 2 * PROCESSES * each;
+    // A few more, for none of them is forbidden to the rest of the machine.
+    let (dir, ports) = (lock_dir(), Ports::new(number + 32));
+    let server = Server::start(dir.path(), &abstract_address("portpicker"), &ports);
+    let binary = env::current_exe().expect("this test binary");
+    let mut peers: Vec<Peer> = Vec::new();
+    for _ in 0..PROCESSES {
+        let mut command = Command::new(&python);
+        command.args(["-c", SCRIPT, &each.to_string()]);
+        command.env("PORTSERVER_ADDRESS", &server.address);
+        peers.push(Peer::start(command));
+        let arguments = [text(dir.path()), &ports.text(), &each.to_string()];
+        peers.push(Peer::start(role(&binary, "lease", &arguments)));
+    }
+    for peer in &peers {
+        assert_eq!(peer.hear(), "ready");
+    }
+    let start = Instant::now();
+    for peer in &mut peers {
+        peer.say("go");
+    }
+    let mut granted: Vec<u16> = Vec::new();
+    for peer in &peers {
+        let numbers = (0..each).map(|_| peer.hear().parse::<u16>().expect("a port"));
+        granted.extend(numbers);
+    }
+    let elapsed = start.elapsed();
+    // Where it is refused, portpicker takes any port the system gives it.
+    assert!(
+        granted.iter().all(|&port| ports.contains(port)),
+        "{granted:?}"
+    );
+    let distinct = granted.iter().collect::<HashSet<_>>().len();
+    eprintln!(
+        "{PROCESSES} x {each} picks of portpicker and {PROCESSES} x {each} leases in {elapsed:?}: \
+         {} collisions",
+        granted.len() - distinct
+    );
+    assert_eq!(distinct, number, "all live, so no port may have two owners");
+    drop(peers);
+    assert_all_come_back(dir.path(), &ports.numbers);
+    let log = server.stop();
+    let total = format!(" total-allocations {}", PROCESSES * each);
+    assert!(log.iter().any(|line| line.ends_with(&total)), "{log:#?}");
+}
+
+#[test]
+fn the_client_understands_the_port_server_of_portpicker() {
+    let Some(python) = python() else { return };
+    let beside = Path::new(&python).parent().map(Path::to_owned);
+    let path = env::var_os("PATH").unwrap_or_default();
+    let directories = beside.into_iter().chain(env::split_paths(&path));
+    let script = directories
+        .filter(|directory| !directory.as_os_str().is_empty())
+        .map(|directory| directory.join("portserver.py"))
+        .find(|script| script.is_file());
+    let Some(script) = script else {
+        eprintln!("left out: no portserver.py here");
+        return;
+    };
+    let ports = Ports::new(3);
+    let address = abstract_address("reference");
+    let mut command = Command::new(&python);
+    command
+        .arg(script)
+        .args(["--portserver_address", &address])
+        .args(["--portserver_static_pool", &ports.text()]);
+    let server = Logging::start(command);
+    // It writes that before it listens for sure; the connection tells.
+    server.logged("Serving on");
+    until("it accepts connections", || connect(&address).ok());
+
+    let mut granted = Vec::new();
+    for _ in 0..3 {
+        let port = get_port_from_port_server(&address, process::id()).expect("a port");
+        assert!(ports.contains(port));
+        granted.push(port);
+    }
+    assert!(all_distinct(&granted), "{granted:?}");
+    for pid in [process::id(), dead_pid(), 0, 1] {
+        let error = get_port_from_port_server(&address, pid).expect_err("no port");
+        assert_eq!(error.kind(), ErrorKind::PortServer);
+        let message = error.to_string();
+        assert!(message.contains("has no port for process"), "{message}");
+    }
+}

@@ -1,0 +1,560 @@
+//! The commands that wait, tidy up, and tell what is what.
+
+mod common;
+
+use std::{
+    fs,
+    io::Write,
+    net::TcpListener,
+    os::unix::process::CommandExt,
+    path::Path,
+    process::{Command, id},
+    time::{Duration, Instant},
+};
+
+use common::{
+    FAILED, OrdinaryUser, Running, Said, Scene, TIMED_OUT, am_root, answer, ephemeral,
+    is_installed, open_to_all, set,
+};
+use serde_json::json;
+
+// ---------------------------------------------------------------------------
+// `wait`.
+
+#[test]
+fn waiting_for_a_server_ends_when_it_listens() {
+    let scene = Scene::new(1);
+    let port = scene.port().to_string();
+    let mut waiting = Running::start(scene.program(["wait", "--timeout=60", &port]));
+    for _ in 0..10 {
+        let wait = scene.portlock(["wait", "--timeout=0", &port]);
+        wait.code(TIMED_OUT).prints_just("");
+        assert!(!waiting.has_ended());
+    }
+    let server = TcpListener::bind(("127.0.0.1", scene.port())).expect("a free port");
+    assert!(waiting.wait().success());
+    for args in [
+        &["wait", &port][..],
+        &["wait", "--timeout=0", &port],
+        &["wait", "--host=127.0.0.1", &port],
+        &["wait", "--host=0.0.0.0", &port],
+    ] {
+        let wait = scene.portlock(args).code(0);
+        wait.prints_just("").warns_of_nothing();
+    }
+    // Another address has no server.
+    let other = ["wait", "--host=127.0.0.2", "--timeout=0", &port];
+    scene.portlock(other).code(TIMED_OUT).warns("127.0.0.2");
+    drop(server);
+    assert_eq!(scene.lock_files(), 0);
+}
+
+#[test]
+fn a_connection_with_itself_is_no_server() {
+    let scene = Scene::new(1);
+    // With so few ports for clients, the kernel is sure to give one that connects
+    // to 40002 just that.
+    let script = "ip link set lo up && echo '40000 40003' >/proc/sys/net/ipv4/ip_local_port_range \
+        || exit
+        for host in 127.0.0.1 0.0.0.0; do
+            portlock wait --host $host --timeout 1 40002; echo $?
+        done";
+    let Some(shell) = scene.in_namespace("--net", script) else {
+        return;
+    };
+    let shell = answer(shell);
+    if shell.out().is_empty() {
+        eprintln!("left out: {}", shell.err());
+        return;
+    }
+    shell.prints_just(&format!("{TIMED_OUT}\n{TIMED_OUT}\n"));
+}
+
+#[test]
+fn waiting_for_a_port_ends_when_it_is_free() {
+    let scene = Scene::new(1);
+    let port = scene.port().to_string();
+    let (holder, _) = scene.hold(&[]);
+    let line = ["wait", "--free", "--timeout=60", &port];
+    let mut waiting = Running::start(scene.program(line));
+    for _ in 0..10 {
+        scene.assert_leased(scene.port());
+        assert!(!waiting.has_ended());
+    }
+    holder.kill();
+    assert!(waiting.wait().success());
+    // It does not keep it.
+    scene.assert_leasable(scene.port());
+    let wait = scene.portlock(["wait", "--free", "--timeout=0", &port]);
+    wait.code(0).prints_just("").warns_of_nothing();
+}
+
+#[test]
+fn a_port_is_to_be_free_on_the_address_that_is_named() {
+    let scene = Scene::new(1);
+    let port = scene.port().to_string();
+    let server = TcpListener::bind(("127.0.0.2", scene.port())).expect("a free port");
+    let wait = |options: &[&str]| {
+        let args = [&["wait", "--free", "--timeout=0"], options, &[&port]].concat();
+        scene.portlock(args)
+    };
+    wait(&[]).code(TIMED_OUT).warns("1 bound");
+    wait(&["--host=127.0.0.2"]).code(TIMED_OUT).warns("1 bound");
+    wait(&["--host=127.0.0.1"]).code(0);
+    drop(server);
+}
+
+#[test]
+fn waiting_has_the_end_that_was_set() {
+    let scene = Scene::new(1);
+    let port = scene.port().to_string();
+    let (_holder, _) = scene.hold(&[]);
+    for args in [
+        &["wait", "--timeout=0.5", &port][..],
+        &["wait", "--free", "--timeout=0.5", &port],
+    ] {
+        let start = Instant::now();
+        scene.portlock(args).code(TIMED_OUT).warns("after 0.5 s");
+        let waited = start.elapsed();
+        let bounds = Duration::from_millis(500)..Duration::from_secs(20);
+        assert!(bounds.contains(&waited), "{waited:?}");
+    }
+}
+
+// ---------------------------------------------------------------------------
+// `release` and `clean`.
+
+#[test]
+fn a_lease_that_was_picked_can_be_released() {
+    let scene = Scene::new(3);
+    let idle = scene.idle();
+    let pid = idle.id().to_string();
+    let pick = scene.portlock(["pick", "-n3", "--pid", &pid]).code(0);
+    let ports: Vec<String> = pick.ports().iter().map(u16::to_string).collect();
+    let release = scene.portlock(["release", &ports[0]]).code(0);
+    release.prints_just("").warns_of_nothing();
+    scene.assert_leasable(pick.ports()[0]);
+    scene.assert_leased(pick.ports()[1]);
+    scene.portlock(["release", &ports[1], &ports[2]]).code(0);
+    scene.assert_no_lease();
+    // With force, it is no harder.
+    let port = scene.portlock(["pick"]).code(0).ports()[0].to_string();
+    scene.portlock(["release", "--force", &port]).code(0);
+    scene.assert_no_lease();
+}
+
+#[test]
+fn what_is_not_leased_cannot_be_released() {
+    let scene = Scene::new(1);
+    let port = scene.port().to_string();
+    for make in [&["list"][..], &["run", "true"], &["pick"]] {
+        scene.portlock(make).code(0);
+        scene.release_all();
+        for options in [&[][..], &["--force"]] {
+            let args = [&["release"], options, &[&port]].concat();
+            let release = scene.portlock(args).code(FAILED).prints_just("");
+            release.warns(&port).warns("it is not leased");
+        }
+    }
+}
+
+#[test]
+fn a_lease_that_is_held_ends_with_its_holder_only() {
+    let scene = Scene::new(1);
+    let (holder, port) = scene.hold(&["--label=api"]);
+    let port = port.to_string();
+    for options in [&[][..], &["--force"]] {
+        let args = [&["release"], options, &[&port]].concat();
+        let release = scene.portlock(args).code(FAILED).prints_just("");
+        let owner = format!("it is held by pid {} \"portlock\" (api)", holder.id());
+        release.warns(&owner);
+        scene.assert_leased(scene.port());
+    }
+}
+
+#[test]
+fn the_lease_of_another_user_is_released_by_force() {
+    if !am_root() {
+        eprintln!("left out: only root can run this as two users");
+        return;
+    }
+    let (scene, user) = (Scene::new(1), OrdinaryUser::new());
+    open_to_all(scene.dir(), 0o1777);
+    let port = scene.pick().to_string();
+    let release = user.portlock(&scene, &["release", &port]).code(FAILED);
+    release.prints_just("").warns("not this user's");
+    scene.assert_leased(scene.port());
+    user.portlock(&scene, &["release", "--force", &port])
+        .code(0);
+    scene.assert_leasable(scene.port());
+    // Root may: nothing is another user's to it but what it cannot see.
+    let idle = Running::start(user_cat());
+    let pid = idle.id().to_string();
+    scene.portlock(["pick", "--pid", &pid]).code(0);
+    scene.portlock(["release", &port]).code(FAILED);
+    scene.portlock(["release", "--force", &port]).code(0);
+}
+
+/// Something of another user that does nothing.
+fn user_cat() -> Command {
+    let mut cat = Command::new("cat");
+    cat.uid(65534).gid(65534).current_dir("/");
+    cat
+}
+
+#[test]
+fn clean_removes_what_nobody_leases() {
+    let scene = Scene::new(6);
+    let mut ports = scene.ports().map(|port| port.to_string());
+    let mut next = || ports.next().expect("enough");
+    let (held, picked) = (next(), next());
+    let _holder = scene.hold(&["--ports", &held]);
+    scene.portlock(["pick", "--ports", &picked]).code(0);
+    for _ in 0..3 {
+        let run = ["run", "--ports", &next(), "true"];
+        scene.portlock(run).code(0);
+    }
+    // Whatever else is there is not ours to remove.
+    for name in ["notes", "04000", "70000"] {
+        fs::write(scene.dir().join(name), "").expect("our own directory");
+    }
+    for removed in [3, 0] {
+        let clean = scene.portlock(["clean"]).code(0).warns_of_nothing();
+        clean.prints_just(&format!("{removed} lock files removed, 2 kept\n"));
+        assert_eq!(scene.lock_files(), 5);
+        scene.assert_leased(held.parse().expect("a port"));
+        scene.assert_leased(picked.parse().expect("a port"));
+    }
+    scene.portlock(["release", &picked]).code(0);
+    let clean = scene.portlock(["clean"]).code(0);
+    clean.prints_just("1 lock files removed, 1 kept\n");
+}
+
+// ---------------------------------------------------------------------------
+// `ports`.
+
+/// `portlock ports`, with nothing of ports in its environment.
+fn ports(scene: &Scene, args: &[&str]) -> Command {
+    let mut ports = scene.program(["ports"]);
+    ports.args(args).env_remove("PORTLOCK_PORTS");
+    ports
+}
+
+#[test]
+fn a_set_is_checked_and_written_in_order() {
+    let scene = Scene::new(1);
+    for (given, written) in [
+        ("4000", "4000"),
+        ("7000,4000-4999,!4045", "4000-4044,4046-4999,7000"),
+        ("4001 4000\n4002 # a comment", "4000-4002"),
+        ("1-65535", "1-65535"),
+        ("!4000,4000", ""),
+        ("", ""),
+    ] {
+        let told = answer(ports(&scene, &[given])).code(0).warns_of_nothing();
+        told.prints_just(&format!("{written}\n"));
+    }
+    for (given, expected) in [
+        (
+            "7000,4000-4001",
+            json!({"ports": "4000-4001,7000", "count": 3, "ranges": [[4000, 4001], [7000, 7000]]}),
+        ),
+        ("", json!({"ports": "", "count": 0, "ranges": []})),
+    ] {
+        let told = answer(ports(&scene, &["--json", given])).code(0);
+        assert_eq!(told.json(), expected);
+    }
+}
+
+#[test]
+fn the_ports_of_this_machine_are_told() {
+    let scene = Scene::new(1);
+    let range = set(ephemeral());
+    let told = answer(ports(&scene, &["--ephemeral"])).code(0);
+    told.prints_just(&format!("{range}\n"));
+    let told = answer(ports(&scene, &["--ephemeral", "--json"])).code(0);
+    let (first, last) = ephemeral().into_inner();
+    assert_eq!(told.json()["ranges"], json!([[first, last]]));
+
+    let default = answer(ports(&scene, &[])).code(0);
+    let server = answer(ports(&scene, &["--server"])).code(0);
+    assert_eq!(server.out(), default.out());
+    let json = answer(ports(&scene, &["--json"])).code(0).json();
+    assert_eq!(json["ports"], default.out().trim_end());
+    let mut count = 0;
+    for range in json["ranges"].as_array().expect("an array") {
+        let end = |n: usize| range[n].as_u64().expect("a port");
+        let (from, to) = (end(0), end(1));
+        assert!(1024 <= from && from <= to && to <= 65535);
+        assert!(to < first.into() || from > last.into(), "{range}");
+        count += to - from + 1;
+    }
+    assert_eq!(json["count"], count);
+}
+
+#[test]
+fn the_environment_names_ports() {
+    let scene = Scene::new(1);
+    let file = scene.dir().join("ports");
+    fs::write(&file, "# ours\n4100-4109\n!4105\n").expect("our own directory");
+    let of_file = "4100-4104,4106-4109\n";
+    for (variable, in_file, told) in [
+        (Some("4001,4000"), None, Some("4000-4001\n")),
+        (Some("4001,4000"), Some(file.as_path()), Some("4000-4001\n")),
+        (Some(""), Some(&file), Some(of_file)),
+        (None, Some(&file), Some(of_file)),
+        (None, Some(Path::new("")), None),
+        (Some(""), None, None),
+    ] {
+        let default = answer(ports(&scene, &[])).code(0);
+        for args in [&[][..], &["--server"]] {
+            let mut ports = ports(&scene, args);
+            ports.envs(variable.map(|value| ("PORTLOCK_PORTS", value)));
+            ports.envs(in_file.map(|path| ("PORTLOCK_PORTS_FILE", path)));
+            let ports = answer(ports).code(0);
+            ports.prints_just(told.unwrap_or(default.out()));
+        }
+    }
+    // They do not matter for what does not ask.
+    let mut ports = ports(&scene, &["4000"]);
+    ports.env("PORTLOCK_PORTS", "nonsense");
+    answer(ports).code(0).prints_just("4000\n");
+}
+
+#[test]
+fn nonsense_in_the_environment_is_refused_with_its_name() {
+    let scene = Scene::new(1);
+    let file = |name: &str, text: &[u8]| -> String {
+        let path = scene.dir().join(name);
+        fs::write(&path, text).expect("our own directory");
+        path.to_str().expect("UTF-8").to_owned()
+    };
+    let missing = scene.dir().join("missing");
+    let missing = missing.to_str().expect("UTF-8");
+    let [text, empty, binary] = [
+        file("text", b"4000\nnonsense\n"),
+        file("empty", b"# nothing\n"),
+        file("binary", b"4000\xff"),
+    ];
+    for (variable, value, why) in [
+        ("PORTLOCK_PORTS", "nonsense", "nonsense"),
+        ("PORTLOCK_PORTS", "0", "0"),
+        ("PORTLOCK_PORTS", "9-1", "reversed"),
+        ("PORTLOCK_PORTS", "!4000", "excluded from nothing"),
+        ("PORTLOCK_PORTS", "4000,!4000", "names no port"),
+        ("PORTLOCK_PORTS_FILE", missing, "No such file"),
+        ("PORTLOCK_PORTS_FILE", "/", "directory"),
+        ("PORTLOCK_PORTS_FILE", &text, "line 2"),
+        ("PORTLOCK_PORTS_FILE", &empty, "names no port"),
+        ("PORTLOCK_PORTS_FILE", &binary, "UTF-8"),
+    ] {
+        for args in [
+            &["ports"][..],
+            &["run", "true"],
+            &["pick"],
+            &["list", "--map"],
+        ] {
+            let mut command = scene.program(args);
+            command.env_remove("PORTLOCK_PORTS").env(variable, value);
+            let refused = answer(command).code(FAILED).prints_just("");
+            refused.warns(&format!("{variable}=")).warns(why);
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------
+// `dir`.
+
+#[test]
+fn the_lock_directory_is_told_with_its_origin() {
+    let scene = Scene::new(1);
+    let other = Scene::new(1);
+    let runtime = tempfile::tempdir().expect("a temporary directory");
+    let dir = |options: &[&str]| {
+        let mut dir = scene.program(["dir"]);
+        dir.args(options).env("XDG_RUNTIME_DIR", runtime.path());
+        dir
+    };
+    let given = other.dir().to_str().expect("UTF-8");
+    let by_option = || dir(&["--lock-dir", given]);
+    let by_variable = || dir(&[]);
+    let by_default = |empty: bool| {
+        let mut dir = dir(&[]);
+        match empty {
+            true => dir.env("PORTLOCK_DIR", ""),
+            false => dir.env_remove("PORTLOCK_DIR"),
+        };
+        dir
+    };
+    let in_runtime = runtime.path().join("portlock");
+    for (dir, path, origin) in [
+        (by_option(), other.dir(), "named by the caller"),
+        (by_variable(), scene.dir(), "named by PORTLOCK_DIR"),
+        (
+            by_default(false),
+            &in_runtime,
+            "in this user's runtime directory",
+        ),
+        (
+            by_default(true),
+            &in_runtime,
+            "in this user's runtime directory",
+        ),
+    ] {
+        let mut as_json = Command::new(dir.get_program());
+        as_json.args(dir.get_args()).arg("--json");
+        for (name, value) in dir.get_envs() {
+            match value {
+                Some(value) => as_json.env(name, value),
+                None => as_json.env_remove(name),
+            };
+        }
+        let path = path.to_str().expect("UTF-8");
+        let told = answer(dir).code(0).warns_of_nothing();
+        told.prints_just(&format!("{path}\n{origin}; private to this user\n"));
+        let told = answer(as_json).code(0).json();
+        assert_eq!(
+            told,
+            json!({"path": path, "origin": origin, "shared": false})
+        );
+    }
+    open_to_all(scene.dir(), 0o1777);
+    let told = answer(by_variable()).code(0);
+    assert!(told.out().ends_with("shared with other users\n"));
+    let told = scene.portlock(["dir", "--json"]).code(0).json();
+    assert_eq!(told["shared"], true);
+
+    let mut relative = dir(&[]);
+    relative.env("PORTLOCK_DIR", "relative");
+    let refused = answer(relative).code(FAILED).prints_just("");
+    refused.warns("PORTLOCK_DIR=relative is not an absolute path");
+}
+
+#[test]
+fn a_user_without_a_runtime_directory_has_one_in_tmp() {
+    // A user that nobody is: their directory is in no one's way.
+    let user = 3_000_000_000 + id();
+    if !am_root() {
+        eprintln!("left out: only root can be another user");
+        return;
+    }
+    let (scene, ordinary) = (Scene::new(1), OrdinaryUser::new());
+    let expected = Path::new("/tmp").join(format!("portlock-{user}"));
+    let mut dir = ordinary.program(&scene, &["dir"]);
+    dir.env_remove("PORTLOCK_DIR");
+    // Not theirs, as after su(1).
+    dir.env("XDG_RUNTIME_DIR", scene.dir());
+    dir.uid(user).gid(user);
+    let told = answer(dir).code(0);
+    let path = expected.display();
+    fs::remove_dir(&expected).expect("it was made, and is empty");
+    told.prints_just(&format!(
+        "{path}\nthis user has no runtime directory; private to this user\n"
+    ));
+}
+
+// ---------------------------------------------------------------------------
+// `completions` and `man`.
+
+#[test]
+fn shells_accept_their_completions() {
+    let scene = Scene::new(1);
+    for (shell, options) in [
+        ("bash", &["-n"][..]),
+        ("zsh", &["-n"]),
+        ("fish", &["--no-execute"]),
+    ] {
+        let told = scene.portlock(["completions", shell]).code(0);
+        for word in ["portlock", "release", "contiguous"] {
+            assert!(told.out().contains(word), "{shell}: {word}");
+        }
+        if !is_installed(shell) {
+            continue;
+        }
+        let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
+        file.write_all(told.out().as_bytes()).expect("room");
+        let mut check = scene.command(shell);
+        check.args(options).arg(file.path());
+        answer(check).code(0).prints_just("").warns_of_nothing();
+    }
+}
+
+#[test]
+fn bash_completes_commands_and_options() {
+    if !is_installed("bash") {
+        return;
+    }
+    let scene = Scene::new(1);
+    for (words, completed) in [
+        ("portlock che", "check"),
+        ("portlock re", "release"),
+        ("portlock pick --cont", "--contiguous"),
+        ("portlock completions fi", "fish"),
+    ] {
+        let script = format!(
+            "eval \"$(portlock completions bash)\"
+            COMP_WORDS=({words}) COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+            _portlock portlock \"${{COMP_WORDS[-1]}}\" \"${{COMP_WORDS[-2]}}\"
+            echo \"${{COMPREPLY[@]}}\""
+        );
+        let shell = answer(scene.script("bash", &script)).code(0);
+        shell.prints_just(&format!("{completed}\n"));
+    }
+}
+
+#[test]
+fn the_man_page_is_printed() {
+    let scene = Scene::new(1);
+    let man = scene.portlock(["man"]).code(0).warns_of_nothing();
+    assert!(man.out().contains("\n.TH portlock 1 "), "{}", man.out());
+    for section in ["NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "SUBCOMMANDS"] {
+        assert!(
+            man.out().contains(&format!("\n.SH {section}\n")),
+            "{section}"
+        );
+    }
+    assert!(man.out().contains("PORTLOCK_DIR"));
+}
+
+#[test]
+fn the_man_pages_are_written_into_a_directory() {
+    let scene = Scene::new(1);
+    let pages = tempfile::tempdir().expect("a temporary directory");
+    let dir = pages.path().to_str().expect("UTF-8");
+    // Again, over what is there.
+    for _ in 0..2 {
+        let man = scene.portlock(["man", dir]).code(0);
+        man.prints_just("").warns_of_nothing();
+    }
+    let page = |name: &str| fs::read_to_string(pages.path().join(name)).expect("a page");
+    let commands = [
+        "run", "pick", "list", "check", "wait", "release", "clean", "ports", "dir",
+    ];
+    for command in commands.into_iter().chain(["completions", "man"]) {
+        let page = page(&format!("portlock-{command}.1"));
+        assert!(
+            page.contains(&format!("\n.TH portlock-{command} 1 ")),
+            "{page}"
+        );
+    }
+    // What is printed refers to the same pages.
+    assert_eq!(page("portlock.1"), scene.portlock(["man"]).out());
+    assert!(page("portlock-run.1").contains("LISTEN_FDS"));
+}
+
+#[test]
+fn man_pages_that_cannot_be_written_are_an_error() {
+    let (scene, user) = (Scene::new(1), OrdinaryUser::new());
+    let pages = tempfile::tempdir().expect("a temporary directory");
+    let path = |name: &str| pages.path().join(name).to_str().expect("UTF-8").to_owned();
+    fs::write(path("file"), "").expect("our own directory");
+    for dir in [path("missing"), path("file")] {
+        let man = scene.portlock(["man", &dir]).code(FAILED).prints_just("");
+        man.warns(&format!("cannot write man pages to {dir}: "));
+    }
+    fs::remove_file(path("file")).expect("our own directory");
+    open_to_all(pages.path(), 0o555);
+    let man = user.portlock(&scene, &["man", &path("")]).code(FAILED);
+    man.prints_just("").warns("Permission denied");
+    assert_eq!(fs::read_dir(pages.path()).expect("ours").count(), 0);
+}

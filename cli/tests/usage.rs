@@ -1,0 +1,518 @@
+//! The command line: help, and what is refused, with which exit status.
+
+mod common;
+
+use std::{
+    ffi::OsStr,
+    fs,
+    net::TcpListener,
+    os::unix::{ffi::OsStrExt, fs::symlink},
+};
+
+use common::{
+    BOUND, EXHAUSTED, FAILED, OrdinaryUser, Said, Scene, TIMED_OUT, am_root,
+    low_ports_are_privileged, open_to_all,
+};
+
+/// The commands, as the help lists them.
+fn listed_commands(scene: &Scene) -> Vec<String> {
+    let help = scene.portlock(["--help"]).code(0).warns_of_nothing();
+    let commands = help.out().split("Commands:\n").nth(1).expect("a list");
+    let commands = commands.lines().take_while(|line| !line.is_empty());
+    let name = |line: &str| line.split_whitespace().next().map(str::to_owned);
+    commands.filter_map(name).collect()
+}
+
+#[test]
+fn each_command_has_help() {
+    let scene = Scene::new(1);
+    let commands = listed_commands(&scene);
+    for command in [
+        "run",
+        "pick",
+        "list",
+        "check",
+        "wait",
+        "release",
+        "clean",
+        "ports",
+        "dir",
+        "completions",
+        "man",
+    ] {
+        assert!(commands.iter().any(|listed| listed == command), "{command}");
+    }
+    for command in commands.iter().filter(|command| *command != "help") {
+        let usage = format!("\nUsage: portlock {command}");
+        for args in [[&command[..], "--help"], [command, "-h"], ["help", command]] {
+            let help = scene.portlock(args).code(0).warns_of_nothing();
+            assert!(help.out().contains(&usage), "{}", help.out());
+        }
+    }
+    assert_eq!(scene.lock_files(), 0);
+}
+
+#[test]
+fn the_help_tells_statuses_and_variables() {
+    let scene = Scene::new(1);
+    let help = scene.portlock(["--help"]).code(0);
+    for word in [
+        " 75 ",
+        " 124 ",
+        " 125 ",
+        " 126 ",
+        " 127 ",
+        "PORTLOCK_DIR",
+        "PORTLOCK_PORTS",
+        "PORTLOCK_PORTS_FILE",
+        "NO_COLOR",
+    ] {
+        assert!(help.out().contains(word), "{word}");
+    }
+}
+
+#[test]
+fn the_version_is_that_of_the_package() {
+    let version = format!("portlock {}\n", env!("CARGO_PKG_VERSION"));
+    for option in ["--version", "-V"] {
+        let scene = Scene::new(1);
+        scene.portlock([option]).code(0).prints_just(&version);
+    }
+}
+
+#[test]
+fn without_a_command_it_shows_how_it_is_used() {
+    let scene = Scene::new(1);
+    let none: [&str; 0] = [];
+    scene
+        .portlock(none)
+        .code(FAILED)
+        .prints_just("")
+        .warns("Usage: portlock");
+}
+
+/// Ends with 125, says why on standard error only, and leases nothing.
+#[track_caller]
+fn assert_refused(scene: &Scene, args: &[&str], why: &str) {
+    eprintln!("portlock {args:?}");
+    scene.portlock(args).code(FAILED).prints_just("").warns(why);
+    assert_eq!(scene.lock_files(), 0);
+}
+
+#[test]
+fn what_is_no_usage_is_refused() {
+    let scene = Scene::new(1);
+    for (args, why) in [
+        (&["nonsense"][..], "nonsense"),
+        (&["Run", "true"], "Run"),
+        (&["--nonsense"], "--nonsense"),
+        (&["help", "nonsense"], "nonsense"),
+        (&["run"], "CMD"),
+        (&["run", "--"], "CMD"),
+        (&["run", "--timeout", "1"], "CMD"),
+        (&["pick", "4000"], "4000"),
+        (&["list", "4000"], "4000"),
+        (&["check"], "PORT"),
+        (&["wait"], "PORT"),
+        (&["wait", "4000", "4001"], "4001"),
+        (&["release"], "PORT"),
+        (&["clean", "4000"], "4000"),
+        (&["dir", "/"], "/"),
+        (&["completions"], "SHELL"),
+        (&["completions", "nonsense"], "nonsense"),
+        (&["man", "/", "/"], "/"),
+        (&["ports", "4000", "4001"], "4001"),
+        (&["--lock-dir"], "--lock-dir"),
+    ] {
+        assert_refused(&scene, args, why);
+    }
+}
+
+#[test]
+fn a_misspelt_option_of_run_is_not_taken_for_the_command() {
+    let scene = Scene::new(1);
+    assert_refused(&scene, &["run", "--prots", "4000", "true"], "--prots");
+    assert_refused(&scene, &["run", "-x", "true"], "-x");
+}
+
+#[test]
+fn the_number_of_ports_may_follow_its_option_at_once() {
+    let scene = Scene::new(2);
+    for option in [&["-n2"][..], &["-n", "2"], &["--number=2"]] {
+        let pick = [&["pick"], option].concat();
+        assert_eq!(scene.portlock(&pick).code(0).ports().len(), 2);
+        scene.release_all();
+        let run = [&["run"], option, &["printenv", "PORT_2"]].concat();
+        assert_eq!(scene.portlock(&run).code(0).ports().len(), 1);
+    }
+}
+
+#[test]
+fn options_that_exclude_each_other_are_refused() {
+    let scene = Scene::new(2);
+    for args in [
+        &["run", "--env", "A", "-n", "2", "true"][..],
+        &["run", "-n", "1", "--env", "A", "true"],
+        &["run", "--udp", "--tcp-and-udp", "true"],
+        &["run", "--listen", "--udp", "true"],
+        &["run", "--listen", "--tcp-and-udp", "true"],
+        &["run", "--listen", "--contiguous", "-n", "2", "true"],
+        &["pick", "--udp", "--tcp-and-udp"],
+        &["list", "--map", "--json"],
+        &["ports", "--server", "--ephemeral"],
+        &["ports", "--server", "4000"],
+        &["ports", "--ephemeral", "4000"],
+    ] {
+        assert_refused(&scene, args, "cannot be used with");
+    }
+    // A listener is bound to one address.
+    let two = ["run", "--listen", "--host=127.0.0.1", "--host=::1", "true"];
+    assert_refused(&scene, &two, "one host");
+}
+
+#[test]
+fn what_is_no_set_of_ports_is_refused() {
+    let scene = Scene::new(1);
+    for set in ["x", "0", "65536", "1-65536", "9-1", "-5", "1-", "!", "1;2"] {
+        let option = format!("--ports={set}");
+        for command in [&["run", &option, "true"][..], &["pick", &option]] {
+            assert_refused(&scene, command, set);
+        }
+        assert_refused(&scene, &["list", &option], set);
+        assert_refused(&scene, &["ports", "--", set], set);
+    }
+    // A set, but with nothing to choose from.
+    for set in ["", ",", "#4000", "4000,!4000"] {
+        let option = format!("--ports={set}");
+        assert_refused(&scene, &["run", &option, "true"], "no ports to choose from");
+        assert_refused(&scene, &["pick", &option], "no ports to choose from");
+    }
+}
+
+#[test]
+fn what_is_no_port_is_refused() {
+    let scene = Scene::new(1);
+    for port in [
+        "0",
+        "65536",
+        "x",
+        "",
+        "4000-4001",
+        "4000,4001",
+        "99999999999",
+    ] {
+        for command in ["check", "wait", "release"] {
+            assert_refused(&scene, &[command, port], "not a port from 1 to 65535");
+        }
+    }
+    let good = scene.port().to_string();
+    assert_refused(&scene, &["check", &good, "0"], "not a port");
+    assert_refused(&scene, &["check", "-1"], "-1");
+}
+
+#[test]
+fn what_is_no_number_of_ports_is_refused() {
+    let scene = Scene::new(3);
+    for number in ["0", "65536", "x", "", "1.5", "99999999999999999999"] {
+        let option = format!("-n{number}");
+        let number = format!("--number={number}");
+        if option != "-n" {
+            assert_refused(&scene, &["pick", &option], "not a number from 1 to 65535");
+        }
+        let run = ["run", &number, "true"];
+        assert_refused(&scene, &run, "not a number from 1 to 65535");
+    }
+    // More than there are, whatever comes free.
+    for option in [&["-n", "4"][..], &["-n", "4", "--contiguous"]] {
+        let args = [&["run"], option, &["true"]].concat();
+        assert_refused(&scene, &args, "were asked for");
+    }
+}
+
+#[test]
+fn what_is_no_time_is_refused_and_a_long_one_is_not() {
+    let scene = Scene::new(1);
+    let port = scene.port().to_string();
+    for seconds in ["-1", "-0.1", "NaN", "inf", "-inf", "1e300", "x", "", "1s"] {
+        let option = format!("--timeout={seconds}");
+        for command in [
+            &["run", &option, "true"][..],
+            &["pick", &option],
+            &["wait", &option, &port],
+            &["wait", "--free", &option, &port],
+        ] {
+            assert_refused(&scene, command, "not a number of seconds");
+        }
+    }
+    for seconds in ["0", "0.0", "1e-9", ".5", "1e19"] {
+        let option = format!("--timeout={seconds}");
+        scene.portlock(["run", &option, "true"]).code(0);
+        scene.portlock(["wait", "--free", &option, &port]).code(0);
+    }
+}
+
+#[test]
+fn what_is_no_name_of_a_variable_is_refused() {
+    let scene = Scene::new(2);
+    for name in ["", "1", "1A", "A-B", "A=B", "A B", "Ä", "{port}", "A\n"] {
+        let option = format!("--env={name}");
+        let run = ["run", &option, "true"];
+        assert_refused(&scene, &run, "not the name of a variable");
+    }
+}
+
+#[test]
+fn a_variable_that_is_named_twice_is_refused() {
+    // It could have one of the ports only.
+    let scene = Scene::new(2);
+    let run = ["run", "--env=A", "--env=A", "true"];
+    assert_refused(&scene, &run, "A");
+}
+
+#[test]
+fn what_is_no_process_is_refused() {
+    let scene = Scene::new(1);
+    for (pid, why) in [
+        ("0", "cannot find process 0"),
+        // Beyond the largest that Linux gives (PID_MAX_LIMIT).
+        ("8388608", "cannot find process 8388608"),
+        ("4294967295", "cannot find process 4294967295"),
+        ("4294967296", "4294967296"),
+        ("-1", "-1"),
+        ("x", "'x'"),
+        ("", "--pid"),
+    ] {
+        eprintln!("pick --pid={pid}");
+        let option = format!("--pid={pid}");
+        let pick = scene.portlock(["pick", &option]);
+        pick.code(FAILED).prints_just("").warns(why);
+        scene.assert_no_lease();
+    }
+    scene.assert_leasable(scene.port());
+}
+
+#[test]
+fn what_is_no_address_is_refused() {
+    let scene = Scene::new(1);
+    for host in ["localhost", "127.0.0", "", "127.0.0.1:80", "[::1]"] {
+        let option = format!("--host={host}");
+        assert_refused(&scene, &["run", &option, "true"], "--host");
+        assert_refused(&scene, &["wait", &option, "4000"], "--host");
+    }
+    // TEST-NET-1 of RFC 5737: an address, but none of this machine.
+    scene
+        .portlock(["run", "--timeout=0", "--host=192.0.2.1", "true"])
+        .code(FAILED)
+        .prints_just("")
+        .warns("cannot bind TCP 192.0.2.1");
+}
+
+#[test]
+fn what_is_not_utf8_is_refused_where_text_is_meant() {
+    let scene = Scene::new(1);
+    let bytes = OsStr::from_bytes(b"\xff");
+    for command in [
+        [OsStr::new("pick"), OsStr::new("--label"), bytes],
+        [OsStr::new("pick"), OsStr::new("--ports"), bytes],
+        [OsStr::new("check"), OsStr::new("4000"), bytes],
+    ] {
+        scene.portlock(command).code(FAILED).warns("UTF-8");
+    }
+    scene.assert_no_lease();
+}
+
+/// What each command that uses the lock directory is called with.
+fn commands(port: &str) -> [Vec<&str>; 9] {
+    [
+        vec!["run", "true"],
+        vec!["pick"],
+        vec!["list"],
+        vec!["list", "--map"],
+        vec!["check", port],
+        vec!["wait", "--free", port],
+        vec!["release", port],
+        vec!["clean"],
+        vec!["dir"],
+    ]
+}
+
+#[test]
+fn a_lock_directory_that_is_none_or_cannot_be_trusted_is_refused() {
+    let scene = Scene::new(1);
+    let port = scene.port().to_string();
+    let path = |name: &str| scene.dir().join(name);
+    let make = |name: &str, mode| {
+        fs::create_dir(path(name)).expect("our own directory");
+        open_to_all(&path(name), mode);
+    };
+    make("open to all", 0o777);
+    make("open to the group", 0o770);
+    make("private", 0o700);
+    symlink("private", path("link")).expect("our own directory");
+    fs::write(path("file"), "").expect("our own directory");
+    for (name, why) in [
+        ("missing", "No such file"),
+        ("missing/too", "No such file"),
+        ("file", "directory"),
+        ("link", "symbolic link"),
+        ("open to all", "not sticky"),
+        ("open to the group", "not sticky"),
+    ] {
+        let dir = path(name);
+        for args in commands(&port) {
+            eprintln!("{name}: {args:?}");
+            let mut by_option = scene.program(&args[..1]);
+            by_option.arg("--lock-dir").arg(&dir).args(&args[1..]);
+            let refused = common::answer(by_option).code(FAILED).prints_just("");
+            refused.warns(why).warns(dir.to_str().expect("UTF-8"));
+            let mut by_variable = scene.program(&args);
+            by_variable.env("PORTLOCK_DIR", &dir);
+            common::answer(by_variable).code(FAILED).warns(why);
+        }
+        // They have nothing to do with it.
+        for args in [&["ports"][..], &["completions", "bash"], &["man"]] {
+            let mut command = scene.program(args);
+            command.env("PORTLOCK_DIR", &dir);
+            common::answer(command).code(0);
+        }
+    }
+    assert!(!path("missing").exists());
+    scene
+        .portlock(["list", "--lock-dir="])
+        .code(FAILED)
+        .prints_just("");
+}
+
+#[test]
+fn the_lock_directory_may_be_named_before_the_command_or_behind_it() {
+    let scene = Scene::new(1);
+    let other = tempfile::tempdir().expect("a temporary directory");
+    let name = OsStr::from_bytes(b"not UTF-8: \xff");
+    let other = other.path().join(name);
+    fs::create_dir(&other).expect("our own directory");
+    let [option, run, list] = ["--lock-dir", "run", "list"].map(OsStr::new);
+    let cmd = OsStr::new("true");
+    let run_before = [option, other.as_os_str(), run, cmd];
+    scene.portlock(run_before).code(0);
+    assert_eq!(fs::read_dir(&other).expect("ours").count(), 1);
+    let list = [list, option, other.as_os_str(), OsStr::new("--all")];
+    let list = scene.portlock(list).code(0);
+    assert!(list.out().contains("stale"), "{}", list.out());
+    assert_eq!(scene.lock_files(), 0);
+    // Behind CMD it is CMD's.
+    let run = ["run", "echo", "--lock-dir", "/nowhere"];
+    let run = scene.portlock(run).code(0);
+    run.prints_just("--lock-dir /nowhere\n");
+}
+
+#[test]
+fn a_lock_directory_that_cannot_be_written_to_is_an_error() {
+    let (scene, user) = (Scene::new(1), OrdinaryUser::new());
+    user.give(scene.dir());
+    open_to_all(scene.dir(), 0o500);
+    let port = scene.port().to_string();
+    for args in [
+        &["run", "true"][..],
+        &["pick"],
+        &["check", &port],
+        &["wait", "--free", "--timeout=0", &port],
+    ] {
+        let refused = user.portlock(&scene, args).code(FAILED);
+        refused.prints_just("").warns("Permission denied");
+    }
+    // To look, reading is enough.
+    user.portlock(&scene, &["list"]).code(0);
+    open_to_all(scene.dir(), 0o300);
+    let list = user.portlock(&scene, &["list"]).code(FAILED);
+    list.warns("Permission denied");
+    open_to_all(scene.dir(), 0o700);
+}
+
+#[test]
+fn a_lock_directory_of_another_user_is_refused() {
+    if !am_root() {
+        eprintln!("left out: only root can run this as two users");
+        return;
+    }
+    let (scene, user) = (Scene::new(1), OrdinaryUser::new());
+    open_to_all(scene.dir(), 0o755);
+    for args in commands(&scene.port().to_string()) {
+        let refused = user.portlock(&scene, &args).code(FAILED);
+        refused.prints_just("").warns("portlock: ");
+    }
+    // Sticky and open to all, it is shared.
+    open_to_all(scene.dir(), 0o1777);
+    user.portlock(&scene, &["run", "true"]).code(0);
+    let dir = user.portlock(&scene, &["dir"]).code(0);
+    assert!(dir.out().contains("shared"), "{}", dir.out());
+}
+
+#[test]
+fn ports_that_others_have_end_it_with_75_and_say_who_has_them() {
+    let scene = Scene::new(2);
+    let mut ports = scene.ports();
+    let (leased, bound) = (scene.port(), ports.nth(1).expect("two"));
+    let only = leased.to_string();
+    let (holder, _) = scene.hold(&["--label=api", "--ports", &only]);
+    let server = TcpListener::bind(("127.0.0.1", bound)).expect("a free port");
+    let pid = format!(
+        "1 leased ({leased} by pid {} \"portlock\" (api))",
+        holder.id()
+    );
+    for timeout in ["0", "0.1"] {
+        let timeout = format!("--timeout={timeout}");
+        for args in [
+            &["run", &timeout, "true"][..],
+            &["run", "--listen", &timeout, "true"],
+            &["run", "-n", "2", &timeout, "true"],
+            &["run", "-n", "2", "--contiguous", &timeout, "true"],
+            &["pick", &timeout],
+            &["pick", "-n2", &timeout],
+            &["pick", "--json", &timeout],
+        ] {
+            let refused = scene.portlock(args).code(EXHAUSTED).prints_just("");
+            let waited = refused.err().contains(" after 0.");
+            assert_eq!(waited, timeout != "--timeout=0", "{}", refused.err());
+            if !args.contains(&"--contiguous") {
+                refused.warns(&pid).warns("1 bound by another program");
+            }
+        }
+    }
+    drop((holder, server));
+}
+
+#[test]
+fn what_does_not_happen_in_time_ends_it_with_124() {
+    let scene = Scene::new(1);
+    let port = scene.port().to_string();
+    for timeout in ["--timeout=0", "--timeout=0.05"] {
+        let wait = scene.portlock(["wait", timeout, &port]).code(TIMED_OUT);
+        wait.prints_just("").warns(&port);
+    }
+    let (_holder, _) = scene.hold(&[]);
+    for timeout in ["--timeout=0", "--timeout=0.05"] {
+        let wait = scene.portlock(["wait", "--free", timeout, &port]);
+        wait.code(TIMED_OUT).prints_just("").warns("1 leased");
+    }
+}
+
+#[test]
+fn ports_that_are_not_permitted_are_no_reason_to_wait() {
+    if !low_ports_are_privileged() {
+        eprintln!("left out: every port may be bound by everybody here");
+        return;
+    }
+    let (scene, user) = (Scene::new(1), OrdinaryUser::new());
+    user.give(scene.dir());
+    let check = user.portlock(&scene, &["check", "1"]).code(BOUND);
+    check.prints_just("1 not permitted\n");
+    for args in [
+        &["run", "--ports=1-9", "--timeout=1000", "true"][..],
+        &["pick", "--ports=1-9", "--timeout=1000"],
+        &["wait", "--free", "--timeout=1000", "1"],
+    ] {
+        // Not "timed out", for that did not happen.
+        let refused = user.portlock(&scene, args).code(FAILED);
+        refused.prints_just("").warns("not permitted");
+    }
+}

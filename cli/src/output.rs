@@ -3,12 +3,10 @@
 use std::{
     fmt::Write as _,
     io::{self, Write},
-    os::fd::AsFd,
     path::Path,
 };
 
 use clap::CommandFactory as _;
-use rustix::fs::{FileType, OFlags, makedev};
 
 use crate::{
     args::Args,
@@ -26,27 +24,14 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
 }
 
 /// Prints `text`, which is of no use if nobody reads it.
+///
+/// A standard output that was closed when this program started is not noticed:
+/// Rust's runtime has opened /dev/null in its place by then, and to tell that from
+/// one that the caller has opened is not possible.
 pub(crate) fn print_to_somebody(text: &str) -> io::Result<()> {
-    if was_closed(&io::stdout())? {
-        return Err(rustix::io::Errno::BADF.into());
-    }
     let mut out = anstream::stdout();
     out.write_all(text.as_bytes())?;
     out.flush()
-}
-
-/// Whether a standard descriptor was closed when this program started. Rust's
-/// runtime has then opened /dev/null there, for reading and writing, which no
-/// redirection of a shell does for standard output.
-fn was_closed(standard: &impl AsFd) -> io::Result<bool> {
-    let stat = rustix::fs::fstat(standard)?;
-    let mode = rustix::fs::fcntl_getfl(standard)? & OFlags::RWMODE;
-    // Major 1, minor 3: /dev/null (null(4)).
-    Ok(
-        FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
-            && stat.st_rdev == makedev(1, 3)
-            && mode == OFlags::RDWR,
-    )
 }
 
 pub(crate) fn unprintable(error: &io::Error) -> Failure {

@@ -134,12 +134,10 @@ fn closed_descriptors_do_no_harm() {
         for closed in ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"] {
             let script = format!("portlock {} {closed}", args.join(" "));
             let shell = answer(scene.script("sh", &script));
-            let status = shell.get_output().status.code().expect("no signal");
-            let failed = status == FAILED && closed.contains(">&-");
-            assert!(
-                failed || status != 101 && status < FAILED,
-                "{script}: {status}"
-            );
+            let status = shell.get_output().status.code();
+            // Whether a closed standard output is a failure is not said here.
+            let failed = status == Some(FAILED) && closed.contains(">&-");
+            assert!(failed || status == Some(0), "{script}: {status:?}");
         }
     }
     for closed in ["2>&-", ">&- 2>&-"] {

@@ -110,10 +110,12 @@ impl Scene {
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let own = Path::new(PORTLOCK).parent().expect("in a directory");
         let path = env::var_os("PATH").unwrap_or_default();
+        // With one that may not be searched, what is not found anywhere would be
+        // "not permitted" (execve(2), EACCES).
         let path = [own.to_owned()]
             .into_iter()
             .chain(env::split_paths(&path))
-            .filter(|dir| !dir.as_os_str().is_empty());
+            .filter(|dir| dir.is_absolute() && dir.join(".").exists());
         let mut command = Command::new(program);
         for variable in [
             "PORTLOCK_PORTS_FILE",

@@ -292,7 +292,7 @@ pub(crate) struct Serve {
     )]
     pub(crate) ports: PortSet,
 
-    /// Print only what is wrong.
+    /// Print only what is wrong, and no statistics.
     #[arg(long, short)]
     pub(crate) quiet: bool,
 

@@ -109,6 +109,21 @@ pub fn command(prefix: &[&str], binary: &Path, role: &str, arguments: &[&str]) -
     command
 }
 
+/// Starts a command whose program may just have been copied: a child that another
+/// thread is starting can have it open for writing, until it executes its own.
+fn spawn(command: &mut Command) -> Child {
+    for _ in 0..1000 {
+        match command.spawn() {
+            Ok(child) => return child,
+            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => {
+                thread::sleep(Duration::from_millis(5));
+            }
+            Err(error) => panic!("cannot start {command:?}: {error}"),
+        }
+    }
+    panic!("cannot start {command:?}: its program is being written to");
+}
+
 /// A child process that has a role. Killed and waited for when dropped.
 pub struct Peer {
     child: Child,
@@ -123,9 +138,7 @@ impl Peer {
     }
 
     pub fn start_command(mut command: Command) -> Self {
-        let mut child = command
-            .spawn()
-            .unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
+        let mut child = spawn(&mut command);
         let to = child.stdin.take();
         let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
         let (sender, from) = mpsc::channel();

@@ -122,6 +122,8 @@ impl Scene {
             "NO_COLOR",
             "CLICOLOR",
             "CLICOLOR_FORCE",
+            // With it, colours are taken to be wanted on any terminal.
+            "CI",
             "PORT",
             "LISTEN_FDS",
             "LISTEN_FDNAMES",

@@ -27,8 +27,8 @@ use common::{
 use portlock::{Builder, ErrorKind, FreePort, LockDir};
 use serial_test::{parallel, serial};
 
-// Serial are the tests that fork: their children inherit the sockets of other
-// tests, and a strict bind there would see them.
+// Serial are the tests that fork, for their children inherit the sockets of other
+// tests; and the one that binds the same port strictly again and again.
 
 #[test]
 fn child() {
@@ -340,7 +340,7 @@ fn a_forked_copy_cannot_release_and_can_lease_for_itself() {
 }
 
 #[test]
-#[parallel]
+#[serial]
 fn a_leased_port_is_not_even_looked_at() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let port = builder(text(dir.path()), block.ports.clone())

@@ -17,6 +17,10 @@ use portlock::{
     ErrorKind, FreePort, LockDir, add_reserved_port, get_port_from_port_server, is_port_free,
     pick_unused_port, return_port,
 };
+use serial_test::{parallel, serial};
+
+// Serial are the tests that bind ports strictly themselves: a child that another
+// test is just starting has such a socket too, until it executes its program.
 
 #[test]
 fn child() {
@@ -42,6 +46,7 @@ fn server(path: &Path, answers: &[&'static str]) -> JoinHandle<Vec<String>> {
 }
 
 #[test]
+#[parallel]
 fn the_client_tells_every_failure_from_the_others() {
     let dir = lock_dir();
     let path = dir.path().join("socket");
@@ -137,6 +142,7 @@ fn pick(parent: &Parent) {
 }
 
 #[test]
+#[serial]
 fn a_picked_port_is_leased_until_returned_or_until_the_process_ends() {
     let (dir, block) = (lock_dir(), Block::new(3));
     let mut peer = start("pick", dir.path(), "", &set(&block));
@@ -168,6 +174,7 @@ fn a_picked_port_is_leased_until_returned_or_until_the_process_ends() {
 }
 
 #[test]
+#[parallel]
 fn a_server_that_fails_is_replaced_by_a_lease_and_told_of() {
     let (dir, block) = (lock_dir(), Block::new(2));
     let path = dir.path().join("socket");
@@ -203,6 +210,7 @@ fn a_server_that_fails_is_replaced_by_a_lease_and_told_of() {
 }
 
 #[test]
+#[parallel]
 fn a_served_port_is_given_out_again_when_it_is_returned() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let path = dir.path().join("socket");
@@ -242,6 +250,7 @@ fn reserved(parent: &Parent) {
 }
 
 #[test]
+#[serial]
 fn reserved_ports_are_leased_and_come_first() {
     let (dir, block) = (lock_dir(), Block::new(2));
     start("reserved", dir.path(), "", &set(&block)).finish_well();

@@ -9,6 +9,10 @@ use std::{
 
 use common::{Block, LONG, Parent, Peer, bind_strictly, lock_dir, run_child, stress, text};
 use portlock::{Builder, Error, ErrorKind, FreePort, PortSet};
+use serial_test::{parallel, serial};
+
+// Serial are the tests that bind ports strictly themselves: a child that another
+// test is just starting has such a socket too, until it executes its program.
 
 #[test]
 fn child() {
@@ -43,6 +47,7 @@ fn assert_free(builder: &Builder, n: usize) {
 }
 
 #[test]
+#[serial]
 fn many_are_all_or_none() {
     let (dir, block) = (lock_dir(), Block::new(10));
     let builder = builder(text(dir.path()), block.ports.clone()).timeout(Duration::ZERO);
@@ -84,6 +89,7 @@ fn many(parent: &Parent) {
 }
 
 #[test]
+#[parallel]
 fn two_that_want_60_of_100_wait_for_each_other() {
     let (dir, block) = (lock_dir(), Block::new(100));
     let (first, last) = (block.ports.start(), block.ports.end());
@@ -118,6 +124,7 @@ fn two_that_want_60_of_100_wait_for_each_other() {
 }
 
 #[test]
+#[parallel]
 fn six_that_want_30_of_100_again_and_again_all_end() {
     let (dir, block) = (lock_dir(), Block::new(100));
     let (first, last) = (block.ports.start(), block.ports.end());
@@ -139,6 +146,7 @@ fn six_that_want_30_of_100_again_and_again_all_end() {
 }
 
 #[test]
+#[serial]
 fn a_block_is_contiguous_and_in_the_set() {
     let (dir, block) = (lock_dir(), Block::new(20));
     let first = block.first();
@@ -175,6 +183,7 @@ fn a_block_is_contiguous_and_in_the_set() {
 }
 
 #[test]
+#[serial]
 fn offsets_are_leased_together_or_not_at_all() {
     let (dir, block) = (lock_dir(), Block::new(20));
     let first = block.first();
@@ -214,6 +223,7 @@ fn prefer(parent: &Parent) {
 }
 
 #[test]
+#[parallel]
 fn a_hundred_names_get_the_same_ports_in_two_runs() {
     let (dir, block) = (lock_dir(), Block::new(128));
     let (first, last) = (block.ports.start(), block.ports.end());
@@ -240,6 +250,7 @@ fn a_hundred_names_get_the_same_ports_in_two_runs() {
 }
 
 #[test]
+#[serial]
 fn a_preferred_port_that_is_taken_is_replaced() {
     let (dir, block) = (lock_dir(), Block::new(4));
     let builder = builder(text(dir.path()), block.ports.clone())

@@ -299,9 +299,7 @@ impl Block {
             let path = reservations.join(first.to_string());
             let reservation = File::create(&path).expect("the target directory");
             let ports = first..=first + n - 1;
-            if reservation.try_lock().is_ok()
-                && ports.clone().all(|port| bind_strictly(port).is_ok())
-            {
+            if reservation.try_lock().is_ok() && ports.clone().all(is_free) {
                 return Self {
                     ports,
                     _reservation: reservation,
@@ -314,6 +312,12 @@ impl Block {
     pub fn first(&self) -> u16 {
         *self.ports.start()
     }
+}
+
+/// Whether a strict bind succeeds. What a child that another test is just starting
+/// has of it must not keep the test from leasing the port.
+fn is_free(port: u16) -> bool {
+    bind_strictly(port).is_ok_and(|socket| socket.set_reuse_address(true).is_ok())
 }
 
 /// A TCP socket bound to `port` on every address, without `SO_REUSEADDR`.

@@ -485,7 +485,12 @@ impl Block {
             let Some(_reservations) = reservations else {
                 continue;
             };
-            if ports.clone().all(|port| bind_strictly(port).is_ok()) {
+            // What a child that is just starting has of the sockets must not keep the
+            // ports from being leased.
+            let is_free = |port| {
+                bind_strictly(port).is_ok_and(|socket| socket.set_reuse_address(true).is_ok())
+            };
+            if ports.clone().all(is_free) {
                 return Self {
                     ports,
                     _reservations,

@@ -5,38 +5,33 @@ use std::{
     collections::HashMap,
     mem,
     net::{IpAddr, TcpListener},
+    path::Path,
     process,
     time::{Duration, Instant},
 };
-
-use rand::RngExt;
 
 use crate::{
     bindfree::{Endpoints, Probe},
     error::{Error, ErrorKind, Result},
     freeport::FreePort,
-    lock::{self, PortLock},
+    lock::{self, PortLock, Try},
     lock_dir::LockDir,
     owner,
     ports::{Order, PortSet},
-    registry::{self, Claim},
+    registry,
     search::{Exhausted, Miss, search},
+    waiting::{Waiting, Woken},
 };
 
-/// The pause before a second pass over the ports. It doubles up to
-/// [`LONGEST_PAUSE`]; half of it is random, so that waiters spread out.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
-const LONGEST_PAUSE: Duration = Duration::from_millis(100);
-/// But the longest pause is never less than so many times what a pass takes.
-/// Callers that want many ports each undo what they have when there are not
-/// enough; those who try at the same time would keep each other from success.
-const PASSES_PER_PAUSE: u32 = 8;
+/// How often one call goes on in a lock directory that was made again after it had
+/// been removed. Far beyond what happens; only a bound.
+const REMOVALS: u32 = 100;
 
 /// All that the attempts of one call have in common.
 #[derive(Debug)]
 pub(crate) struct Acquisition<'a> {
     pub(crate) ports: Cow<'a, PortSet>,
-    pub(crate) dir: LockDir,
+    pub(crate) lock_dir: Option<&'a Path>,
     pub(crate) endpoints: Endpoints,
     pub(crate) label: Option<&'a str>,
     pub(crate) prefer: Option<&'a str>,
@@ -44,13 +39,25 @@ pub(crate) struct Acquisition<'a> {
     pub(crate) timeout: Duration,
 }
 
-/// A port that was had, not yet a lease: if others that are wanted with it
-/// cannot be had, its end wakes nobody.
+/// One pass over the ports.
+struct Pass<'a> {
+    dir: &'a LockDir,
+    /// When it began, after 1970.
+    now: Duration,
+    order: Order,
+    /// The ports that were released; `None` if all are to be looked at.
+    released: Option<&'a PortSet>,
+    /// Ports are looked at before they are taken, so that nobody who waits is woken
+    /// for what could not be had.
+    looks_first: bool,
+}
+
+/// A port that was had, not yet a lease: others that are wanted with it may be
+/// missing.
 #[derive(Debug)]
 struct Taken<T> {
     socket: T,
     lock: PortLock,
-    claim: Claim,
 }
 
 impl Acquisition<'_> {
@@ -63,14 +70,24 @@ impl Acquisition<'_> {
     /// Leases one port, and its probe becomes a listener.
     pub(crate) fn one_listening(&self) -> Result<(FreePort, TcpListener)> {
         let taken = self.take_one(Probe::listen)?;
-        let lease = FreePort::leased(self.host(), None, taken.lock, taken.claim);
+        let lease = FreePort::leased(self.host(), None, taken.lock);
         Ok((lease, taken.socket))
     }
 
     fn take_one<T>(&self, finish: impl Fn(Probe) -> Result<Result<T, Miss>>) -> Result<Taken<T>> {
         self.repeat(
             || format!("no free port in {}", self.ports.brief()),
-            |order| search(&self.ports, order, |port| self.attempt(port, &finish)),
+            |pass| {
+                let ports = pass.released.unwrap_or(&self.ports);
+                search(ports, pass.order, |port| {
+                    if pass.looks_first
+                        && let Err(miss) = self.look(pass, port)?
+                    {
+                        return Ok(Err(miss));
+                    }
+                    self.attempt(pass, port, &finish)
+                })
+            },
         )
     }
 
@@ -84,7 +101,7 @@ impl Acquisition<'_> {
     pub(crate) fn many_listening(&self, n: usize) -> Result<Vec<(FreePort, TcpListener)>> {
         let all = self.take_many(n, Probe::listen)?;
         let listening = |taken: Taken<TcpListener>| {
-            let lease = FreePort::leased(self.host(), None, taken.lock, taken.claim);
+            let lease = FreePort::leased(self.host(), None, taken.lock);
             (lease, taken.socket)
         };
         Ok(all.into_iter().map(listening).collect())
@@ -108,18 +125,16 @@ impl Acquisition<'_> {
         }
         self.repeat(
             || format!("no {n} free ports in {}", self.ports.brief()),
-            |order| {
-                let mut all = Vec::with_capacity(n);
-                search(&self.ports, order, |port| {
-                    match self.attempt(port, &finish)? {
-                        Ok(taken) => all.push(taken),
-                        Err(miss) => return Ok(Err(miss)),
-                    }
-                    if all.len() < n {
-                        return Ok(Err(Miss::NotEnough));
-                    }
-                    Ok(Ok(mem::take(&mut all)))
-                })
+            |pass| {
+                let take = |port| self.attempt(pass, port, &finish);
+                if !pass.looks_first {
+                    return collect(n, &self.ports, pass.order, take);
+                }
+                let look = |port| Ok(self.look(pass, port)?.map(|()| port));
+                match collect(n, &self.ports, pass.order, look)? {
+                    Ok(seen) => collect(n, &seen.into_iter().collect(), pass.order, take),
+                    Err(exhausted) => Ok(Err(exhausted)),
+                }
             },
         )
     }
@@ -163,24 +178,33 @@ impl Acquisition<'_> {
         }
         let all = self.repeat(
             || format!("no free {what} in {}", self.ports.brief()),
-            |order| {
+            |pass| {
                 // Neighbouring bases share ports: one that was missed need not
                 // be tried again for each of them.
                 let mut missed = HashMap::new();
-                search(bases, order, |base| {
+                search(bases, pass.order, |base| {
                     let ports = offsets.iter().map(|offset| base + offset);
                     if let Some(miss) = ports.clone().find_map(|port| missed.get(&port)) {
                         return Ok(Err(*miss));
                     }
+                    let mut note = |port, miss| {
+                        if miss != Miss::Leftover {
+                            missed.insert(port, miss);
+                        }
+                        Ok(Err(miss))
+                    };
+                    if pass.looks_first {
+                        for port in ports.clone() {
+                            if let Err(miss) = self.look(pass, port)? {
+                                return note(port, miss);
+                            }
+                        }
+                    }
                     let mut all = Vec::with_capacity(offsets.len());
                     for port in ports {
-                        match self.attempt(port, |probe| self.settle(probe))? {
+                        match self.attempt(pass, port, |probe| self.settle(probe))? {
                             Ok(taken) => all.push(taken),
-                            Err(Miss::Leftover) => return Ok(Err(Miss::Leftover)),
-                            Err(miss) => {
-                                missed.insert(port, miss);
-                                return Ok(Err(miss));
-                            }
+                            Err(miss) => return note(port, miss),
                         }
                     }
                     Ok(Ok(all))
@@ -202,34 +226,75 @@ impl Acquisition<'_> {
     fn repeat<T>(
         &self,
         headline: impl Fn() -> String,
-        mut pass: impl FnMut(Order) -> Result<Result<T, Exhausted>>,
+        mut pass: impl FnMut(&Pass<'_>) -> Result<Result<T, Exhausted>>,
     ) -> Result<T> {
-        let start = Instant::now();
-        let mut longest = SHORTEST_PAUSE;
+        // What is only needed for waiting is not asked for before.
+        let mut start = None;
+        let mut look_start: Option<Instant> = None;
+        let mut waiting: Option<Waiting<'_>> = None;
+        let mut released = None;
+        let mut removals = 0;
         loop {
-            let releases = registry::releases();
-            let pass_start = Instant::now();
+            let now = owner::since_1970();
+            let dir = LockDir::locate_at(self.lock_dir, now)?;
             let order = match self.prefer {
                 Some(name) => Order::of_name(name),
                 None => Order::random(&mut rand::rng()),
             };
-            let exhausted = match pass(order)? {
-                Ok(found) => return Ok(found),
-                Err(exhausted) => exhausted,
+            let outcome = pass(&Pass {
+                dir: &dir,
+                now,
+                order,
+                released: released.as_ref(),
+                looks_first: waiting.is_some(),
+            });
+            let exhausted = match outcome {
+                Ok(Ok(found)) => return Ok(found),
+                Ok(Err(exhausted)) => exhausted,
+                Err(error) if error.kind() == ErrorKind::LockDir && removals < REMOVALS => {
+                    removals += 1;
+                    continue;
+                }
+                Err(error) => return Err(error),
             };
-            let left = self.timeout.saturating_sub(start.elapsed());
-            if left.is_zero() || !exhausted.may_change() {
+            let end = Instant::now();
+            let waited = end - *start.get_or_insert(end);
+            let left = self.timeout.saturating_sub(waited);
+            if released.is_none() && (left.is_zero() || !exhausted.may_change()) {
                 let waited = match self.timeout {
                     Duration::ZERO => String::new(),
-                    _ => format!(" after {:.1} s", start.elapsed().as_secs_f64()),
+                    _ => format!(" after {:.1} s", waited.as_secs_f64()),
                 };
-                let owner_of = |port| lock::recorded_owner(&self.dir, port);
+                let owner_of = |port| lock::recorded_owner(&dir, port);
                 return Err(exhausted.into_error(headline() + &waited, owner_of));
             }
-            let pause = rand::rng().random_range(longest / 2..=longest);
-            let limit = LONGEST_PAUSE.max(pass_start.elapsed() * PASSES_PER_PAUSE);
-            registry::wait_for_release(releases, pause.min(left));
-            longest = (longest * 2).min(limit);
+            let line = match waiting.take() {
+                Some(waiting) if waiting.is_in(&dir) => waiting,
+                _ => Waiting::new(&dir, &self.ports),
+            };
+            let look = look_start.map_or(Duration::ZERO, |start| end - start);
+            released = match waiting.insert(line).wait(look, left) {
+                Woken::Released(ports) => Some(ports),
+                Woken::Due => None,
+            };
+            look_start = Some(Instant::now());
+        }
+    }
+
+    /// Looks whether a port could be taken now, without keeping it or leaving a trace.
+    fn look(&self, pass: &Pass<'_>, port: u16) -> Result<Result<(), Miss>> {
+        let Some(claim) = registry::claim(port, process::id()) else {
+            return Ok(Err(Miss::Leased(port)));
+        };
+        let _lock = match PortLock::try_look(pass.dir, claim)? {
+            Try::Locked(lock) => lock,
+            Try::Held => return Ok(Err(Miss::Leased(port))),
+            // Without a lock it must not be probed.
+            Try::Missing => return Ok(Ok(())),
+        };
+        match Probe::bind(port, &self.endpoints)? {
+            Ok(probe) => Ok(Ok(probe.close()?)),
+            Err(miss) => Ok(Err(miss)),
         }
     }
 
@@ -243,6 +308,7 @@ impl Acquisition<'_> {
     /// opposite order, by being dropped.
     fn attempt<T>(
         &self,
+        pass: &Pass<'_>,
         port: u16,
         finish: impl FnOnce(Probe) -> Result<Result<T, Miss>>,
     ) -> Result<Result<Taken<T>, Miss>> {
@@ -250,7 +316,7 @@ impl Acquisition<'_> {
         let Some(claim) = registry::claim(port, pid) else {
             return Ok(Err(Miss::Leased(port)));
         };
-        let Some(lock) = PortLock::try_acquire(&self.dir, port, pid)? else {
+        let Some(lock) = PortLock::try_acquire(pass.dir, claim)? else {
             return Ok(Err(Miss::Leased(port)));
         };
         let probe = match Probe::bind(port, &self.endpoints)? {
@@ -261,28 +327,46 @@ impl Acquisition<'_> {
             Ok(socket) => socket,
             Err(miss) => return Ok(Err(miss)),
         };
-        lock.write_owner(&owner::held(pid, self.label))?;
-        Ok(Ok(Taken {
-            socket,
-            lock,
-            claim,
-        }))
+        owner::with_held(pid, pass.now.as_secs(), self.label, |record| {
+            lock.write_owner(record)
+        })?;
+        Ok(Ok(Taken { socket, lock }))
     }
 
     /// Closes the probe, or holds it if that was asked for.
-    fn settle(&self, probe: Probe) -> Result<Result<Option<Probe>, Miss>> {
+    fn settle(&self, probe: Probe) -> Result<Result<Option<Box<Probe>>, Miss>> {
         if self.hold_socket {
-            return Ok(Ok(Some(probe.hold()?)));
+            return Ok(Ok(Some(Box::new(probe.hold()?))));
         }
         probe.close()?;
         Ok(Ok(None))
     }
 
-    fn lease(&self, taken: Taken<Option<Probe>>) -> FreePort {
-        FreePort::leased(self.host(), taken.socket, taken.lock, taken.claim)
+    fn lease(&self, taken: Taken<Option<Box<Probe>>>) -> FreePort {
+        FreePort::leased(self.host(), taken.socket, taken.lock)
     }
 
     fn host(&self) -> Option<IpAddr> {
         self.endpoints.hosts().first().copied()
     }
+}
+
+/// Tries each port once, in the given order, until `n` attempts have succeeded.
+fn collect<T>(
+    n: usize,
+    ports: &PortSet,
+    order: Order,
+    mut attempt: impl FnMut(u16) -> Result<Result<T, Miss>>,
+) -> Result<Result<Vec<T>, Exhausted>> {
+    let mut all = Vec::with_capacity(n);
+    search(ports, order, |port| {
+        match attempt(port)? {
+            Ok(one) => all.push(one),
+            Err(miss) => return Ok(Err(miss)),
+        }
+        if all.len() < n {
+            return Ok(Err(Miss::NotEnough));
+        }
+        Ok(Ok(mem::take(&mut all)))
+    })
 }

@@ -159,7 +159,11 @@ impl Endpoints {
 #[derive(Debug)]
 pub(crate) struct Probe {
     port: u16,
-    sockets: Vec<Socket>,
+    /// Apart from the rest, so that the usual single one takes no allocation.
+    /// `None` only while it is being made.
+    first: Option<Socket>,
+    /// Of further hosts and protocols.
+    others: Vec<Socket>,
 }
 
 /// How many connections may wait to be accepted. The kernel lowers it to
@@ -191,7 +195,11 @@ impl Probe {
         endpoints: &Endpoints,
     ) -> Result<Result<Self, Miss>, Failure> {
         let types = endpoints.protocol.socket_types();
-        let mut sockets = Vec::with_capacity(hosts.len() * types.len());
+        let mut probe = Self {
+            port,
+            first: None,
+            others: Vec::new(),
+        };
         let mut absent = None;
         for (&host, &ty) in hosts
             .iter()
@@ -203,15 +211,16 @@ impl Probe {
                 Error::with_cause(ErrorKind::Probe, message, error)
             };
             match bind_strictly(host, port, ty, endpoints.reuse_address) {
-                Ok(Ok(socket)) => sockets.push(socket),
+                Ok(Ok(socket)) if probe.first.is_none() => probe.first = Some(socket),
+                Ok(Ok(socket)) => probe.others.push(socket),
                 Ok(Err(miss)) => return Ok(Err(miss)),
                 Err(error) if is_absent_family(host, &error) => absent = Some(fail(error)),
                 Err(error) => return Err(Failure::Other(fail(error))),
             }
         }
         match absent {
-            Some(error) if sockets.is_empty() => Err(Failure::AbsentFamily(error)),
-            _ => Ok(Ok(Self { port, sockets })),
+            Some(error) if probe.first.is_none() => Err(Failure::AbsentFamily(error)),
+            _ => Ok(Ok(probe)),
         }
     }
 
@@ -239,8 +248,8 @@ impl Probe {
     /// too, as most do on Unix: Linux compares both sockets as they are at the
     /// time of the later bind (`inet_csk_bind_conflict`).
     fn neutralise(&self) -> Result<()> {
-        self.sockets
-            .iter()
+        let mut sockets = self.first.iter().chain(&self.others);
+        sockets
             .try_for_each(|socket| socket.set_reuse_address(true))
             .map_err(|error| fail("set SO_REUSEADDR on the probe of", self.port, error))
     }
@@ -254,7 +263,7 @@ impl Probe {
         // them in TIME_WAIT would keep the next server of this port from
         // binding for a minute, even one that sets it.
         self.neutralise()?;
-        let Some(socket) = self.sockets.into_iter().next() else {
+        let Some(socket) = self.first else {
             return Ok(Err(Miss::Bound));
         };
         match socket.listen(BACKLOG) {
@@ -273,6 +282,9 @@ impl Probe {
 /// `[::]` is bound dual-stack, as servers get it by default on Linux, and so
 /// covers IPv4 too (`IPV6_V6ONLY` in ipv6(7)).
 fn distinct(hosts: &[IpAddr]) -> Vec<IpAddr> {
+    if hosts.is_empty() {
+        return Vec::new();
+    }
     let mut hosts: Vec<IpAddr> = hosts.iter().map(IpAddr::to_canonical).collect();
     if hosts.contains(&IpAddr::V6(Ipv6Addr::UNSPECIFIED)) {
         return Vec::new();
@@ -414,6 +426,7 @@ fn is(error: &io::Error, errno: Errno) -> bool {
     error.raw_os_error() == Some(errno.raw_os_error())
 }
 
+#[cold]
 fn fail(operation: &str, port: u16, cause: io::Error) -> Error {
     Error::with_cause(
         ErrorKind::Probe,

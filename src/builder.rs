@@ -12,7 +12,6 @@ use crate::{
     bindfree::{Endpoints, Protocol},
     error::{Error, ErrorKind, Result},
     freeport::FreePort,
-    lock_dir::LockDir,
     ports::PortSet,
     system_ports::ephemeral_port_range,
 };
@@ -340,7 +339,7 @@ impl Builder {
         }
         Ok(Acquisition {
             ports,
-            dir: LockDir::locate(self.lock_dir.as_deref())?,
+            lock_dir: self.lock_dir.as_deref(),
             endpoints: Endpoints::new(&self.hosts, self.protocol, self.reuse_address),
             label: self.label.as_deref(),
             prefer: self.prefer.as_deref(),

@@ -84,6 +84,7 @@ pub enum ErrorKind {
 }
 
 impl Error {
+    #[cold]
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self(Box::new(Inner {
             kind,
@@ -93,6 +94,7 @@ impl Error {
         }))
     }
 
+    #[cold]
     pub(crate) fn with_cause(
         kind: ErrorKind,
         message: impl Into<String>,

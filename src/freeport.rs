@@ -16,7 +16,6 @@ use crate::{
     owner::{self, Owner},
     ports::PortSet,
     process,
-    registry::Claim,
 };
 
 /// A leased port: nobody else who uses portlock can be given it, and nobody is
@@ -60,21 +59,21 @@ use crate::{
 pub struct FreePort {
     port: u16,
     host: Option<IpAddr>,
-    // Dropped in this order: who finds the lock ended must find the port unbound,
-    // and the claim wakes waiting threads, which must find the lock ended.
-    socket: Option<Probe>,
+    // Dropped first: who finds the lock ended must find the port unbound. It is seldom
+    // there, and would make each lease twice as large.
+    socket: Option<Box<Probe>>,
     lock: PortLock,
-    claim: Claim,
 }
 
 impl FreePort {
     /// Leases a random free port of `range`, and waits up to 30 seconds while
     /// every port of it is leased or in use.
     ///
-    /// The port is free on every IPv4 and IPv6 address of this machine. A
-    /// lease that ends in this process is noticed at once, one that ends in
-    /// another process within 0.1 seconds and the time of one pass over the
-    /// range.
+    /// The port is free on every IPv4 and IPv6 address of this machine. The kernel
+    /// tells a waiter of each lease that ends, in this process or another. What it
+    /// cannot tell, such as that another program leaves a port, is noticed within
+    /// some tenths of a second, for a large range two seconds. Of all who wait for
+    /// the same range one watches it, and the others stand in line behind.
     ///
     /// # Errors
     ///
@@ -164,18 +163,12 @@ impl FreePort {
         Builder::new()
     }
 
-    pub(crate) fn leased(
-        host: Option<IpAddr>,
-        socket: Option<Probe>,
-        lock: PortLock,
-        claim: Claim,
-    ) -> Self {
+    pub(crate) fn leased(host: Option<IpAddr>, socket: Option<Box<Probe>>, lock: PortLock) -> Self {
         Self {
-            port: claim.port(),
+            port: lock.port(),
             host,
             socket,
             lock,
-            claim: claim.into_lease(),
         }
     }
 
@@ -210,16 +203,8 @@ impl FreePort {
     /// this is a forked copy of the process that acquired the lease, which then
     /// goes on there.
     pub fn release(self) -> Result<()> {
-        let Self {
-            socket,
-            lock,
-            claim,
-            ..
-        } = self;
-        drop(socket);
-        let released = lock.release();
-        drop(claim);
-        released
+        drop(self.socket);
+        self.lock.release()
     }
 
     /// Gives the lease to the process `pid`: it then lives as long as that one,
@@ -261,7 +246,7 @@ impl FreePort {
         let owner = self.lock.read_owner()?;
         let label = owner.as_ref().and_then(Owner::label);
         let record = owner::delegated(&process, &program, label);
-        self.lock.write_owner(&record)?;
+        self.lock.write_delegated(&record)?;
         let port = self.port;
         self.release()?;
         Ok(port)

@@ -19,6 +19,7 @@ use crate::{
     lock_dir::LockDir,
     owner::{self, Kind, Owner},
     process::{Identity, Liveness, in_first_namespace},
+    waiting,
 };
 
 /// A lock file, and what it says of its port.
@@ -134,7 +135,7 @@ impl LockDir {
         };
         let mut tries = 0;
         let lock = loop {
-            match PortLock::try_existing(self, port)? {
+            match PortLock::try_existing_to_write(self, port)? {
                 Try::Locked(lock) => break lock,
                 Try::Missing => return refuse("it is not leased".into()),
                 Try::Held => {}
@@ -167,7 +168,7 @@ impl LockDir {
         lock.write_owner(&owner::nobody())
     }
 
-    /// Removes the lock files of ports that are not leased.
+    /// Removes the lock files of ports that are not leased, and what waiters have left.
     ///
     /// There is no need to: they do no harm. Each is removed with its lock held,
     /// so whoever is just about to lock it notices and makes a new one. For that
@@ -190,9 +191,12 @@ impl LockDir {
                 cleaned.kept += 1;
                 continue;
             }
-            self.count_removal(lock.remove(self), &mut cleaned, &port.to_string())?;
+            self.count_removal(lock.remove(), &mut cleaned, &port.to_string())?;
         }
         for (name, metadata) in self.entries()? {
+            if let Some(removed) = waiting::remove_line(self, &name) {
+                self.count_removal(removed.map_err(Into::into), &mut cleaned, &name)?;
+            }
             let age = metadata
                 .modified()
                 .map(|time| SystemTime::now().duration_since(time));

@@ -70,6 +70,7 @@ mod process;
 mod registry;
 mod search;
 mod system_ports;
+mod waiting;
 
 pub use bindfree::{BindFreePort, Protocol, wait_until_listening};
 pub use builder::Builder;

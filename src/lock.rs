@@ -7,16 +7,20 @@
 //!
 //! Files are not removed when a lease ends. Where somebody else removes or
 //! replaces one, a lock could be taken on a file that later callers can no
-//! longer find; so after locking, the file is compared with the one that is at
-//! the path now.
+//! longer find; so once it is locked, a file without links is let go of and opened
+//! anew. To compare it with what is at the path now would find nothing more on most
+//! file systems, but for a file renamed by hand between the two calls, and one that
+//! is renamed a moment later, with the lease held, nobody can find either way.
 
 use std::{
     fs::File,
     io,
-    os::{fd::OwnedFd, unix::fs::FileExt as _},
-    path::{Path, PathBuf},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::FileExt as _,
+    },
+    path::PathBuf,
     process,
-    sync::Arc,
 };
 
 use fs4::TryLockError;
@@ -29,7 +33,8 @@ use rustix::{
 use crate::{
     error::{Error, ErrorKind, Result},
     lock_dir::{LockDir, identity},
-    owner::{self, Owner},
+    owner::{self, Owner, Record},
+    registry::Claim,
 };
 
 /// How often one acquisition opens the file again because it was removed or
@@ -39,7 +44,7 @@ const TRIES: usize = 100;
 
 /// Never by way of a symbolic link, never blocking on a FIFO, never making a
 /// terminal ours, never inherited by a program that is executed.
-const OPEN: OFlags = OFlags::NOFOLLOW
+pub(crate) const OPEN: OFlags = OFlags::NOFOLLOW
     .union(OFlags::NONBLOCK)
     .union(OFlags::NOCTTY)
     .union(OFlags::CLOEXEC);
@@ -47,12 +52,17 @@ const OPEN: OFlags = OFlags::NOFOLLOW
 /// A held lock on one port's file. Dropping it ends the lock.
 #[derive(Debug)]
 pub(crate) struct PortLock {
+    // Dropped in this order, once the lock has ended: who is woken by the closing of
+    // the file must be able to claim the port.
+    claim: Option<Claim>,
     file: File,
     /// The lock was ended, or goes on without this value.
     ended: bool,
     port: u16,
-    dir: Arc<Path>,
+    dir: LockDir,
     pid: u32,
+    /// The file is long enough for the record of a delegated lease.
+    is_long: bool,
 }
 
 /// What came of locking a file that may not exist.
@@ -64,66 +74,112 @@ pub(crate) enum Try {
 }
 
 impl PortLock {
-    /// Locks the file of `port`, made if it is missing, without waiting, or gives
-    /// `None` if someone else holds it or has it delegated. `pid` is the caller's own.
-    pub(crate) fn try_acquire(dir: &LockDir, port: u16, pid: u32) -> Result<Option<Self>> {
-        let Try::Locked(lock) = Self::try_lock(dir, port, pid, open_or_make)? else {
+    /// Locks the file of the claimed port, made if it is missing, without waiting, or
+    /// gives `None` if someone else holds it or has it delegated.
+    pub(crate) fn try_acquire(dir: &LockDir, claim: Claim) -> Result<Option<Self>> {
+        let (port, pid) = (claim.port(), claim.pid());
+        let open = || open_or_make(dir, port, pid).map(Some);
+        let Try::Locked(mut lock) = Self::try_lock(dir, port, pid, open)? else {
             return Ok(None);
         };
-        let owner = lock.read_owner()?;
-        let delegated = owner.is_some_and(|owner| owner.is_delegated_to_the_living());
-        Ok(if delegated { None } else { Some(lock) })
+        lock.claim = Some(claim);
+        Ok(if lock.is_delegated()? {
+            None
+        } else {
+            Some(lock)
+        })
+    }
+
+    /// Locks the file of the claimed port without waiting, only to look whether it can
+    /// be had.
+    pub(crate) fn try_look(dir: &LockDir, claim: Claim) -> Result<Try> {
+        let (port, pid) = (claim.port(), claim.pid());
+        Ok(
+            match Self::try_lock(dir, port, pid, || open_to_look(dir, port))? {
+                Try::Locked(mut lock) => {
+                    lock.claim = Some(claim);
+                    if lock.is_delegated()? {
+                        Try::Held
+                    } else {
+                        Try::Locked(lock)
+                    }
+                }
+                other => other,
+            },
+        )
     }
 
     /// Locks the file of `port` if there is one, without waiting, whoever it is
-    /// delegated to.
+    /// delegated to and whoever has claimed it.
     pub(crate) fn try_existing(dir: &LockDir, port: u16) -> Result<Try> {
-        Self::try_lock(dir, port, process::id(), |dir, port, _| open(dir, port))
+        Self::try_lock(dir, port, process::id(), || open_to_look(dir, port))
+    }
+
+    /// The same, to write to it.
+    pub(crate) fn try_existing_to_write(dir: &LockDir, port: u16) -> Result<Try> {
+        let open = || open(dir, port, OFlags::RDWR);
+        Self::try_lock(dir, port, process::id(), open)
     }
 
     fn try_lock(
         dir: &LockDir,
         port: u16,
         pid: u32,
-        open: impl Fn(&LockDir, u16, u32) -> Result<Option<OwnedFd>>,
+        open: impl Fn() -> Result<Option<OwnedFd>>,
     ) -> Result<Try> {
         for _ in 0..TRIES {
-            let Some(fd) = open(dir, port, pid)? else {
+            let Some(fd) = open()? else {
                 return Ok(Try::Missing);
             };
             let file = File::from(fd);
-            if !try_lock(&file).map_err(|error| fail("lock", dir.path(), port, error))? {
+            if !try_lock(&file).map_err(|error| fail("lock", dir, port, error))? {
                 return Ok(Try::Held);
             }
-            let lock = Self {
+            let mut lock = Self {
+                claim: None,
                 file,
                 ended: false,
                 port,
-                dir: Arc::clone(dir.shared_path()),
+                dir: dir.clone(),
                 pid,
+                is_long: false,
             };
-            if lock.is_at_its_path(dir)? {
+            if lock.inspect()? {
                 return Ok(Try::Locked(lock));
             }
         }
         let error = io::Error::other(format!("it was replaced {TRIES} times while being locked"));
-        Err(fail("lock", dir.path(), port, error))
+        Err(fail("lock", dir, port, error))
+    }
+
+    /// Whether a process that lives, or may live, has the port without a lock.
+    fn is_delegated(&self) -> Result<bool> {
+        // In a shorter file nobody can.
+        Ok(self.is_long
+            && self
+                .read_owner()?
+                .is_some_and(|owner| owner.is_delegated_to_the_living()))
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
     }
 
     /// Removes the file, with the lock held: who waits to open it will make a
     /// new one, and who has it open will notice.
-    pub(crate) fn remove(&self, dir: &LockDir) -> io::Result<()> {
+    pub(crate) fn remove(&self) -> io::Result<()> {
         let name = DecInt::new(self.port);
-        Ok(rustix::fs::unlinkat(dir.fd(), name, AtFlags::empty())?)
+        Ok(rustix::fs::unlinkat(self.dir.fd(), name, AtFlags::empty())?)
     }
 
-    /// Whether the file locked is still the one that others find at its path.
+    /// Looks at the file that was locked: whether it is still the one that others
+    /// find at its path, and how long it is.
     ///
     /// # Errors
     ///
     /// It is no file that may be written to.
-    fn is_at_its_path(&self, dir: &LockDir) -> Result<bool> {
-        let fail = |error: Errno| fail("stat", dir.path(), self.port, error.into());
+    fn inspect(&mut self) -> Result<bool> {
+        let fail = |error: Errno| fail("stat", &self.dir, self.port, error.into());
         let locked = rustix::fs::fstat(&self.file).map_err(fail)?;
         if FileType::from_raw_mode(locked.st_mode) != FileType::RegularFile {
             return Err(self.refuse("it is not a regular file"));
@@ -133,14 +189,21 @@ impl PortLock {
             // that of any file of ours, and our record would overwrite it.
             return Err(self.refuse("it has a second hard link"));
         }
-        let name = DecInt::new(self.port);
-        match rustix::fs::statat(dir.fd(), name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(at_path) => Ok(locked.st_nlink == 1 && identity(&at_path) == identity(&locked)),
-            Err(Errno::NOENT) => Ok(false),
-            Err(error) => Err(fail(error)),
+        let mut is_at_its_path = locked.st_nlink == 1;
+        if is_at_its_path && !self.dir.is_local() {
+            let name = DecInt::new(self.port);
+            is_at_its_path =
+                match rustix::fs::statat(self.dir.fd(), name, AtFlags::SYMLINK_NOFOLLOW) {
+                    Ok(at_path) => identity(&at_path) == identity(&locked),
+                    Err(Errno::NOENT) => false,
+                    Err(error) => return Err(fail(error)),
+                };
         }
+        self.is_long = usize::try_from(locked.st_size).is_ok_and(owner::may_be_delegated);
+        Ok(is_at_its_path)
     }
 
+    #[cold]
     fn refuse(&self, why: &str) -> Error {
         let path = file_path(&self.dir, self.port);
         let message = format!("refusing lock file {}: {why}", path.display());
@@ -153,14 +216,26 @@ impl PortLock {
             .map_err(|error| fail("read owner record of", &self.dir, self.port, error))
     }
 
-    /// Writes an owner record into the file.
+    /// Writes the record of a held lease, or of none, into the file.
     ///
     /// In place and always of the same length: truncating would cost more than
-    /// writing, and could fail for want of space where overwriting cannot.
-    pub(crate) fn write_owner(&self, record: &[u8; owner::LEN]) -> Result<()> {
-        self.file
-            .write_all_at(record, 0)
-            .map_err(|error| fail("write owner record to", &self.dir, self.port, error))
+    /// writing, and could fail for want of space where overwriting cannot. Only
+    /// where a delegated lease was, the file is cut to that length.
+    pub(crate) fn write_owner(&self, record: &Record<{ owner::LEN }>) -> Result<()> {
+        let mut written = self.file.write_all_at(record.bytes(), 0);
+        if self.is_long && written.is_ok() {
+            written = self.file.set_len(owner::LEN as u64);
+        }
+        self.written(written)
+    }
+
+    /// Writes the record of a delegated lease: the longer file is what makes it one.
+    pub(crate) fn write_delegated(&self, record: &Record<{ owner::DELEGATED_LEN }>) -> Result<()> {
+        self.written(self.file.write_all_at(record.bytes(), 0))
+    }
+
+    fn written(&self, written: io::Result<()>) -> Result<()> {
+        written.map_err(|error| fail("write owner record to", &self.dir, self.port, error))
     }
 
     /// Ends the lock.
@@ -228,46 +303,53 @@ pub(crate) fn recorded_owner(dir: &LockDir, port: u16) -> Option<Owner> {
 }
 
 fn read_owner(file: &File) -> io::Result<Option<Owner>> {
-    let mut record = [0; owner::LEN];
-    let mut len = file.read_at(&mut record, 0);
-    for _ in 0..TRIES {
-        match &len {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                len = file.read_at(&mut record, 0);
+    let mut record = [0; owner::DELEGATED_LEN];
+    let mut interrupted = 0;
+    loop {
+        match file.read_at(&mut record, 0) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted && interrupted < TRIES => {
+                interrupted += 1;
             }
-            _ => break,
+            len => return Ok(Owner::parse(&record[..len?])),
         }
     }
-    Ok(Owner::parse(&record[..len?]))
 }
 
 /// Opens the file of `port`, and makes it first if it is missing.
-fn open_or_make(dir: &LockDir, port: u16, pid: u32) -> Result<Option<OwnedFd>> {
+fn open_or_make(dir: &LockDir, port: u16, pid: u32) -> Result<OwnedFd> {
     for _ in 0..TRIES {
-        if let Some(fd) = open(dir, port)? {
-            return Ok(Some(fd));
+        if let Some(fd) = open(dir, port, OFlags::RDWR)? {
+            return Ok(fd);
         }
         if let Some(fd) = make(dir, port, pid)? {
-            return Ok(Some(fd));
+            return Ok(fd);
         }
     }
     let error = io::Error::other(format!("it was made and removed {TRIES} times"));
-    Err(fail("open", dir.path(), port, error))
+    Err(fail("open", dir, port, error))
+}
+
+/// Opens the file of `port`, if there is one, so that its closing wakes nobody: for
+/// reading.
+fn open_to_look(dir: &LockDir, port: u16) -> Result<Option<OwnedFd>> {
+    // On NFS only a file that is open for writing can be locked (flock(2)).
+    let local = dir.is_local();
+    open(dir, port, if local { OFlags::RDONLY } else { OFlags::RDWR })
 }
 
 /// Opens the file of `port` if there is one.
 ///
 /// Without O_CREAT: in a sticky directory `fs.protected_regular` refuses that
 /// flag for files of other users (proc_sys_fs(5)).
-fn open(dir: &LockDir, port: u16) -> Result<Option<OwnedFd>> {
+fn open(dir: &LockDir, port: u16, access: OFlags) -> Result<Option<OwnedFd>> {
     let mut interrupted = 0;
     loop {
         let name = DecInt::new(port);
-        match rustix::fs::openat(dir.fd(), name, OPEN | OFlags::RDWR, Mode::empty()) {
+        match rustix::fs::openat(dir.fd(), name, OPEN | access, Mode::empty()) {
             Ok(fd) => return Ok(Some(fd)),
             Err(Errno::NOENT) => return Ok(None),
             Err(Errno::INTR) if interrupted < TRIES => interrupted += 1,
-            Err(error) => return Err(fail("open", dir.path(), port, error.into())),
+            Err(error) => return Err(fail("open", dir, port, error.into())),
         }
     }
 }
@@ -287,7 +369,11 @@ const STRAY_PREFIX: &str = ".new.";
 /// a lock file that other users, or with a harsh umask even its owner, could
 /// not open.
 fn make(dir: &LockDir, port: u16, pid: u32) -> Result<Option<OwnedFd>> {
-    let fail = |error: Errno| fail("make", dir.path(), port, error.into());
+    let fail = |error: Errno| match error {
+        // There is no other name in the path that could be missing.
+        Errno::NOENT => dir.removed(),
+        error => fail("make", dir, port, error.into()),
+    };
     let stray = format!("{STRAY_PREFIX}{port}.{pid}.{:08x}", rand::random::<u32>());
     let flags = OPEN | OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
     let fd = rustix::fs::openat(dir.fd(), &stray, flags, dir.file_mode()).map_err(fail)?;
@@ -307,8 +393,8 @@ fn make(dir: &LockDir, port: u16, pid: u32) -> Result<Option<OwnedFd>> {
 
 /// Sets the mode of a file unless the umask has left it as it should be. To look
 /// costs a tenth of setting it again.
-fn set_mode(fd: &OwnedFd, mode: Mode) -> rustix::io::Result<()> {
-    let stat = rustix::fs::fstat(fd)?;
+pub(crate) fn set_mode(fd: impl AsFd, mode: Mode) -> rustix::io::Result<()> {
+    let stat = rustix::fs::fstat(&fd)?;
     if Mode::from_raw_mode(stat.st_mode) == mode {
         return Ok(());
     }
@@ -317,7 +403,7 @@ fn set_mode(fd: &OwnedFd, mode: Mode) -> rustix::io::Result<()> {
 
 /// Takes the exclusive lock, or says that someone else has it.
 #[expect(clippy::disallowed_methods, reason = "this is the module that may")]
-fn try_lock(file: &File) -> io::Result<bool> {
+pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
     let mut interrupted = 0;
     loop {
         // By its full name: std's own method of that name would take precedence.
@@ -335,15 +421,16 @@ fn try_lock(file: &File) -> io::Result<bool> {
 }
 
 #[expect(clippy::disallowed_methods, reason = "this is the module that may")]
-fn unlock(file: &File) -> io::Result<()> {
+pub(crate) fn unlock(file: &File) -> io::Result<()> {
     fs4::FileExt::unlock(file)
 }
 
-fn file_path(dir: &Path, port: u16) -> PathBuf {
-    dir.join(port.to_string())
+fn file_path(dir: &LockDir, port: u16) -> PathBuf {
+    dir.path().join(port.to_string())
 }
 
-fn fail(operation: &str, dir: &Path, port: u16, cause: io::Error) -> Error {
+#[cold]
+fn fail(operation: &str, dir: &LockDir, port: u16, cause: io::Error) -> Error {
     let path = file_path(dir, port);
     let message = format!("cannot {operation} lock file {}", path.display());
     Error::with_cause(ErrorKind::Lock, message, cause)

@@ -2,7 +2,7 @@
 //!
 //! Whoever can rename or remove files in the directory can end exclusivity
 //! unseen, and whoever can plant a link in it can aim our writes elsewhere. So
-//! it is checked before each acquisition: a real directory (no symbolic link),
+//! it is checked before it is used: a real directory (no symbolic link),
 //! and one of two kinds.
 //!
 //! * **Private**: owned by this user, writable by nobody else. Files in it are
@@ -12,12 +12,19 @@
 //!   (mode 1777), owned by root or by this user, because a directory's owner
 //!   may rename and remove what is in it in spite of the sticky bit (unlink(2),
 //!   EPERM). Files in it are made 0666 whatever the umask.
+//!
+//! The outcome holds good for [`RECHECK`], for to look again for every lease would
+//! cost a tenth of the lease. Only the directory's owner and root can change it
+//! in that time, and what they could do then they can do at any later moment of
+//! the lease too. A directory that was removed is noticed at once: nothing can be
+//! made in it any more.
 
 use std::{
     env, fmt,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use rustix::{
@@ -26,17 +33,26 @@ use rustix::{
     process::{Uid, geteuid},
 };
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::{
+    error::{Error, ErrorKind, Result},
+    owner::since_1970,
+};
 
 /// The environment variable that names the lock directory.
 pub(crate) const VARIABLE: &str = "PORTLOCK_DIR";
 
+/// How long a directory that was found trustworthy is used without another look.
+const RECHECK: Duration = Duration::from_millis(100);
+
 /// A directory that has been checked, and is open.
 #[derive(Debug)]
 struct OpenDir {
-    path: Arc<Path>,
+    path: PathBuf,
     fd: OwnedFd,
     identity: (u64, u64),
+    shared: bool,
+    origin: Origin,
+    local: bool,
 }
 
 /// The directory with one lock file per port, checked to be trustworthy.
@@ -60,8 +76,6 @@ struct OpenDir {
 #[derive(Clone, Debug)]
 pub struct LockDir {
     dir: Arc<OpenDir>,
-    shared: bool,
-    origin: Origin,
 }
 
 /// Why a lock directory is the one in use.
@@ -98,25 +112,51 @@ impl LockDir {
     /// [`LockDir`](ErrorKind::LockDir) if it is missing, cannot be made or
     /// opened, or is not to be trusted, with the reason.
     pub fn locate(chosen: Option<&Path>) -> Result<Self> {
-        // A directory that was named must exist. To make it would need a guess
-        // at its kind, and a misspelt path would give its caller an empty
-        // directory of its own, in which every port is free.
-        let us = geteuid();
-        if let Some(path) = chosen {
-            return open(path, Missing::Refuse, Origin::Given, us);
-        }
-        // As in the XDG base directory specification, empty means unset.
-        let Some(value) = env::var_os(VARIABLE).filter(|value| !value.is_empty()) else {
-            let (path, origin) = default_path(us);
-            return open(&path, Missing::Make, origin, us);
+        Self::locate_at(chosen, since_1970())
+    }
+
+    /// The same for a caller that knows what time it is, after 1970.
+    pub(crate) fn locate_at(chosen: Option<&Path>, now: Duration) -> Result<Self> {
+        let user = geteuid();
+        let variable = match chosen {
+            Some(_) => None,
+            // As in the XDG base directory specification, empty means unset.
+            None => env::var_os(VARIABLE).filter(|value| !value.is_empty()),
         };
-        let path = Path::new(&value);
-        if path.is_relative() {
-            // It would mean another directory in each working directory.
-            let message = format!("{VARIABLE}={} is not an absolute path", path.display());
-            return Err(Error::new(ErrorKind::LockDir, message));
+        let named = match (chosen, &variable) {
+            (Some(path), _) => Some((Origin::Given, path)),
+            (None, Some(value)) => Some((Origin::Variable, Path::new(value))),
+            (None, None) => None,
+        };
+        if let Some(last) = &*last_used()
+            && last.is_good_for(named, user, now)
+        {
+            return Ok(Self {
+                dir: Arc::clone(&last.dir),
+            });
         }
-        open(path, Missing::Refuse, Origin::Variable, us)
+        let dir = match named {
+            Some((Origin::Variable, path)) if path.is_relative() => {
+                // It would mean another directory in each working directory.
+                let message = format!("{VARIABLE}={} is not an absolute path", path.display());
+                return Err(Error::new(ErrorKind::LockDir, message));
+            }
+            // A directory that was named must exist. To make it would need a guess
+            // at its kind, and a misspelt path would give its caller an empty
+            // directory of its own, in which every port is free.
+            Some((origin, path)) => open(path, Missing::Refuse, origin, user)?,
+            None => {
+                let (path, origin) = default_path(user);
+                open(&path, Missing::Make, origin, user)?
+            }
+        };
+        *last_used() = Some(LastUsed {
+            named: named.map(|(origin, path)| (origin, path.to_owned())),
+            user,
+            checked: now,
+            dir: Arc::clone(&dir),
+        });
+        Ok(Self { dir })
     }
 
     /// Where it is.
@@ -128,17 +168,38 @@ impl LockDir {
     /// Why it is this one.
     #[must_use]
     pub fn origin(&self) -> Origin {
-        self.origin
+        self.dir.origin
     }
 
     /// Whether other users may lease ports in it too.
     #[must_use]
     pub fn is_shared(&self) -> bool {
-        self.shared
+        self.dir.shared
     }
 
-    pub(crate) fn shared_path(&self) -> &Arc<Path> {
-        &self.dir.path
+    /// The error that it turned out to be removed; the next [`locate`](Self::locate)
+    /// looks again.
+    pub(crate) fn removed(&self) -> Error {
+        let mut last = last_used();
+        if last
+            .as_ref()
+            .is_some_and(|last| Arc::ptr_eq(&last.dir, &self.dir))
+        {
+            *last = None;
+        }
+        let message = format!("lock directory {} was removed", self.path().display());
+        Error::new(ErrorKind::LockDir, message)
+    }
+
+    /// Whether it is on a file system of this machine on which a file that is removed
+    /// has no links left, and one that is open for reading can be locked.
+    pub(crate) fn is_local(&self) -> bool {
+        self.dir.local
+    }
+
+    /// Whether both are the same directory.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        self.dir.identity == other.dir.identity
     }
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
@@ -148,7 +209,7 @@ impl LockDir {
     /// The mode that lock files in it have.
     pub(crate) fn file_mode(&self) -> Mode {
         let own = Mode::RUSR | Mode::WUSR;
-        if self.shared {
+        if self.dir.shared {
             own | Mode::RGRP | Mode::WGRP | Mode::ROTH | Mode::WOTH
         } else {
             own
@@ -186,52 +247,90 @@ enum Missing {
     Refuse,
 }
 
-/// The directory opened last, so that a process that leases from one directory
-/// opens it once. Only one is kept, for each costs a descriptor.
-static OPENED: Mutex<Option<Arc<OpenDir>>> = Mutex::new(None);
+/// The directory used last, so that a process that leases from one directory opens
+/// it once. Only one is kept, for each costs a descriptor.
+struct LastUsed {
+    /// What was asked for; `None` is the user's own directory.
+    named: Option<(Origin, PathBuf)>,
+    user: Uid,
+    checked: Duration,
+    dir: Arc<OpenDir>,
+}
 
-fn opened() -> MutexGuard<'static, Option<Arc<OpenDir>>> {
-    OPENED.lock().unwrap_or_else(PoisonError::into_inner)
+static LAST_USED: Mutex<Option<LastUsed>> = Mutex::new(None);
+
+fn last_used() -> MutexGuard<'static, Option<LastUsed>> {
+    LAST_USED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl LastUsed {
+    fn is_good_for(&self, named: Option<(Origin, &Path)>, user: Uid, now: Duration) -> bool {
+        let same_name = match (&self.named, named) {
+            (Some((origin, path)), Some(named)) => {
+                // As text: to compare paths by their components takes longer.
+                *origin == named.0 && path.as_os_str() == named.1.as_os_str()
+            }
+            (None, None) => true,
+            _ => false,
+        };
+        // If the clock was set back, it is time.
+        let age = now.checked_sub(self.checked);
+        same_name && self.user == user && age.is_some_and(|age| age < RECHECK)
+    }
 }
 
 /// Opens the directory at `path` and checks it, or only checks it again if it
-/// is still the one opened last.
-fn open(path: &Path, missing: Missing, origin: Origin, us: Uid) -> Result<LockDir> {
+/// is still the one used last.
+fn open(path: &Path, missing: Missing, origin: Origin, user: Uid) -> Result<Arc<OpenDir>> {
     // Without a trailing slash, with which a symbolic link would be followed
     // in spite of lstat and O_NOFOLLOW (path_resolution(7)).
-    let path: &Path = &path.components().collect::<PathBuf>();
-    let found = match rustix::fs::lstat(path) {
-        Err(Errno::NOENT) if missing == Missing::Make => make_private(path)?,
-        found => found.map_err(|error| cannot("use", path, error))?,
+    let path: PathBuf = path.components().collect();
+    let found = match rustix::fs::lstat(&path) {
+        Err(Errno::NOENT) if missing == Missing::Make => make_private(&path)?,
+        found => found.map_err(|error| cannot("use", &path, error))?,
     };
-    let shared = check(path, &found, us)?;
+    let shared = check(&path, &found, user)?;
 
-    let last = opened().clone();
-    if let Some(dir) = last.filter(|dir| *dir.path == *path && dir.identity == identity(&found)) {
-        return Ok(LockDir {
-            dir,
-            shared,
-            origin,
-        });
+    let last = last_used().as_ref().map(|last| Arc::clone(&last.dir));
+    let is_it = |dir: &Arc<OpenDir>| {
+        (&dir.path, dir.identity) == (&path, identity(&found))
+            && (dir.shared, dir.origin) == (shared, origin)
+    };
+    if let Some(dir) = last.filter(is_it) {
+        return Ok(dir);
     }
 
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let fd = rustix::fs::openat(CWD, path, flags, Mode::empty())
-        .map_err(|error| cannot("open", path, error))?;
+    let fd = rustix::fs::openat(CWD, &path, flags, Mode::empty())
+        .map_err(|error| cannot("open", &path, error))?;
     // What was checked above may have been replaced since.
-    let stat = rustix::fs::fstat(&fd).map_err(|error| cannot("stat", path, error))?;
-    let shared = check(path, &stat, us)?;
-    let dir = Arc::new(OpenDir {
-        path: path.into(),
+    let stat = rustix::fs::fstat(&fd).map_err(|error| cannot("stat", &path, error))?;
+    let shared = check(&path, &stat, user)?;
+    let local = is_local(&fd).map_err(|error| cannot("stat", &path, error))?;
+    Ok(Arc::new(OpenDir {
+        path,
         fd,
         identity: identity(&stat),
-    });
-    *opened() = Some(Arc::clone(&dir));
-    Ok(LockDir {
-        dir,
         shared,
         origin,
-    })
+        local,
+    }))
+}
+
+/// Whether the file system is one of those that were tried.
+///
+/// On NFS, and as a rule on FUSE, a file that is removed while it is open is only
+/// renamed and keeps its link (`.nfsXXXX`, `.fuse_hiddenXXXX`). The numbers are from
+/// the kernel's linux/magic.h.
+fn is_local(dir: &OwnedFd) -> rustix::io::Result<bool> {
+    const TMPFS: u64 = 0x0102_1994;
+    const EXT: u64 = 0xef53;
+    const XFS: u64 = 0x5846_5342;
+    const BTRFS: u64 = 0x9123_683e;
+    const OVERLAYFS: u64 = 0x794c_7630;
+    let kind = rustix::fs::fstatfs(dir)?.f_type;
+    let local = [TMPFS, EXT, XFS, BTRFS, OVERLAYFS];
+    Ok(u64::try_from(kind).is_ok_and(|kind| local.contains(&kind)))
 }
 
 /// Makes the directory at `path` with mode 0700, or finds that another process
@@ -312,15 +411,17 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory");
         for private in [0o700, 0o755, 0o1700] {
             mode(dir.path(), private);
-            let trusted =
-                open(dir.path(), Missing::Refuse, Origin::Given, geteuid()).expect("trusted");
-            assert_eq!(trusted.file_mode().as_raw_mode(), 0o600, "{private:o}");
+            let dir = LockDir {
+                dir: open(dir.path(), Missing::Refuse, Origin::Given, geteuid()).expect("trusted"),
+            };
+            assert_eq!(dir.file_mode().as_raw_mode(), 0o600, "{private:o}");
         }
         for shared in [0o1777, 0o1770] {
             mode(dir.path(), shared);
-            let trusted =
-                open(dir.path(), Missing::Refuse, Origin::Given, geteuid()).expect("trusted");
-            assert_eq!(trusted.file_mode().as_raw_mode(), 0o666, "{shared:o}");
+            let dir = LockDir {
+                dir: open(dir.path(), Missing::Refuse, Origin::Given, geteuid()).expect("trusted"),
+            };
+            assert_eq!(dir.file_mode().as_raw_mode(), 0o666, "{shared:o}");
         }
         for refused in [0o777, 0o770, 0o702] {
             mode(dir.path(), refused);
@@ -338,7 +439,7 @@ mod tests {
         let first = open(&path, Missing::Make, Origin::Given, geteuid()).expect("made");
         fs::rename(&path, parent.path().join("elsewhere")).expect("our own directory");
         let second = open(&path, Missing::Make, Origin::Given, geteuid()).expect("made again");
-        assert_ne!(first.dir.identity, second.dir.identity);
+        assert_ne!(first.identity, second.identity);
     }
 
     #[test]

@@ -23,17 +23,31 @@
 //!
 //! A *delegated* lease has no lock. It lives as long as the process in its
 //! record, and whoever gets the lock of such a file must let go of it again
-//! while that process lives, or may live. It is written under the lock.
+//! while that process lives, or may live. It is written under the lock, and the
+//! line is longer, [`DELEGATED_LEN`] bytes: the length of a file, which is known
+//! anyway once its links have been counted, so tells that there is nothing to read.
 
 use std::{
-    fmt::{self, Write as _},
+    cell::RefCell,
+    fmt,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use rustix::time::{ClockId, clock_gettime};
+
 use crate::process::{self, Identity, Liveness};
 
-/// The length of an owner record in bytes, newline included.
+/// The length of the record of a held lease in bytes, newline included.
 pub(crate) const LEN: usize = 256;
+
+/// The length of the record of a delegated lease. A shorter one was not written to
+/// its end, and does not count.
+pub(crate) const DELEGATED_LEN: usize = 512;
+
+/// Whether a lock file of so many bytes may have a delegated lease.
+pub(crate) fn may_be_delegated(len: usize) -> bool {
+    len >= DELEGATED_LEN
+}
 
 /// Of the program's name at most this many encoded bytes are kept; the label
 /// has what is left of the line, about 100.
@@ -105,14 +119,19 @@ impl Owner {
         self.kind == Kind::Delegated && self.process.liveness() != Liveness::Gone
     }
 
-    /// Reads a record, or nothing where there is none that makes sense.
+    /// Reads a record, given as much of the file as [`DELEGATED_LEN`], or nothing
+    /// where there is none that makes sense.
     pub(crate) fn parse(record: &[u8]) -> Option<Self> {
+        let is_long = may_be_delegated(record.len());
         let line = record.split(|&byte| byte == b'\n').next()?;
         let line = std::str::from_utf8(line).ok()?;
         let mut words = line.split_ascii_whitespace();
         let word = words.next()?;
         let mut kinds = [Kind::Held, Kind::Delegated].into_iter();
         let kind = kinds.find(|kind| kind.word() == word)?;
+        if kind == Kind::Delegated && !is_long {
+            return None;
+        }
         let process = Identity::parse(&mut words)?;
         let since = words.next()?.parse().ok();
         let mut text = || words.next().filter(|&text| text != UNKNOWN).map(decode);
@@ -140,48 +159,113 @@ impl fmt::Display for Owner {
     }
 }
 
-/// The record of a lease that this process, `pid`, holds from now on.
-pub(crate) fn held(pid: u32, label: Option<&str>) -> [u8; LEN] {
-    let this = process::this_as(pid);
-    let (identity, program) = &*this;
-    record(Kind::Held, identity, program, label)
+/// The last record of a held lease without a label: the same for all of one process
+/// and one second.
+struct Last {
+    pid: u32,
+    since: u64,
+    record: Record<LEN>,
+}
+
+/// Gives `write` the record of a lease that this process, `pid`, holds since so many
+/// seconds after 1970.
+pub(crate) fn with_held<T>(
+    pid: u32,
+    since: u64,
+    label: Option<&str>,
+    write: impl FnOnce(&Record<LEN>) -> T,
+) -> T {
+    thread_local! {
+        // Of each thread, so that it need be neither locked nor copied.
+        static LAST: RefCell<Last> = const {
+            RefCell::new(Last {
+                pid: 0,
+                since: 0,
+                record: Record::new(),
+            })
+        };
+    }
+    let held = |label| {
+        let (identity, program) = &*process::this_as(pid);
+        Record::complete(Kind::Held, identity, since, program, label)
+    };
+    if label.is_some() {
+        return write(&held(label));
+    }
+    LAST.with_borrow_mut(|last| {
+        if (last.pid, last.since) != (pid, since) {
+            let record = held(None);
+            *last = Last { pid, since, record };
+        }
+        write(&last.record)
+    })
 }
 
 /// The record of a lease that lives from now on as long as the given process.
-pub(crate) fn delegated(identity: &Identity, program: &[u8], label: Option<&str>) -> [u8; LEN] {
-    record(Kind::Delegated, identity, program, label)
+pub(crate) fn delegated(
+    identity: &Identity,
+    program: &[u8],
+    label: Option<&str>,
+) -> Record<DELEGATED_LEN> {
+    let since = since_1970().as_secs();
+    Record::complete(Kind::Delegated, identity, since, program, label)
+}
+
+/// What time it is, to a few milliseconds: so it costs half as much to ask, and
+/// nothing here needs more.
+pub(crate) fn since_1970() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::RealtimeCoarse)).unwrap_or_default()
 }
 
 /// A line that is no record.
-pub(crate) fn nobody() -> [u8; LEN] {
-    Line::new().finish()
+pub(crate) fn nobody() -> Record<LEN> {
+    Record::new()
 }
 
-fn record(kind: Kind, identity: &Identity, program: &[u8], label: Option<&str>) -> [u8; LEN] {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs());
-    let mut line = Line::new();
-    // A line that is full keeps what it has: the label comes last, and only
-    // program and label are of any length.
-    let _ = write!(line, "{} {identity} {since} ", kind.word());
-    line.push_encoded(program, PROGRAM_MAX);
-    let _ = line.write_str(" ");
-    line.push_encoded(label.unwrap_or_default().as_bytes(), LEN);
-    line.finish()
-}
-
-/// The record while it is written: never longer than it may be, and on the stack.
-struct Line {
-    bytes: [u8; LEN],
+/// A record as it is written, and while it is: never longer than it may be, and on
+/// the stack.
+///
+/// What does not fit is left out: the label comes last, and only program and label
+/// are of any length.
+pub(crate) struct Record<const MAX: usize> {
+    bytes: [u8; MAX],
     len: usize,
 }
 
-impl Line {
-    fn new() -> Self {
-        Self {
-            bytes: [b' '; LEN],
-            len: 0,
+impl<const MAX: usize> Record<MAX> {
+    const fn new() -> Self {
+        let mut bytes = [b' '; MAX];
+        bytes[MAX - 1] = b'\n';
+        Self { bytes, len: 0 }
+    }
+
+    /// The whole line, as it is in the file.
+    pub(crate) fn bytes(&self) -> &[u8; MAX] {
+        &self.bytes
+    }
+
+    fn complete(
+        kind: Kind,
+        identity: &Identity,
+        since: u64,
+        program: &[u8],
+        label: Option<&str>,
+    ) -> Self {
+        let mut record = Self::new();
+        record.push(&format!("{} {identity} {since} ", kind.word()));
+        record.push_encoded(program, PROGRAM_MAX);
+        record.push(" ");
+        record.push_encoded(label.unwrap_or_default().as_bytes(), LEN);
+        record
+    }
+
+    /// Appends `text` if there is room for all of it.
+    fn push(&mut self, text: &str) {
+        // The last byte is the newline's.
+        let room = &mut self.bytes[self.len..MAX - 1];
+        if let Some(room) = room.get_mut(..text.len()) {
+            room.copy_from_slice(text.as_bytes());
+            self.len += text.len();
         }
     }
 
@@ -189,7 +273,7 @@ impl Line {
     fn push_encoded(&mut self, text: &[u8], max: usize) {
         let end = LEN.min(self.len + max + 1);
         if text.is_empty() {
-            let _ = self.write_str(UNKNOWN);
+            self.push(UNKNOWN);
         }
         for &byte in text {
             // A text that is just "-" must not read as none.
@@ -197,28 +281,12 @@ impl Line {
             if self.len + if plain { 1 } else { 3 } >= end {
                 break;
             }
-            let _ = if plain {
-                self.write_char(char::from(byte))
+            if plain {
+                self.push(char::from(byte).encode_utf8(&mut [0; 4]));
             } else {
-                write!(self, "%{byte:02X}")
-            };
+                self.push(&format!("%{byte:02X}"));
+            }
         }
-    }
-
-    fn finish(mut self) -> [u8; LEN] {
-        self.bytes[LEN - 1] = b'\n';
-        self.bytes
-    }
-}
-
-impl fmt::Write for Line {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        // The last byte is the newline's.
-        let room = &mut self.bytes[self.len..LEN - 1];
-        let room = room.get_mut(..text.len()).ok_or(fmt::Error)?;
-        room.copy_from_slice(text.as_bytes());
-        self.len += text.len();
-        Ok(())
     }
 }
 
@@ -250,13 +318,15 @@ fn decode(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn own() -> u32 {
-        std::process::id()
+    fn held_now(label: Option<&str>) -> [u8; LEN] {
+        let since = since_1970().as_secs();
+        with_held(std::process::id(), since, label, |record| *record.bytes())
     }
 
-    fn line(record: &[u8; LEN]) -> &str {
-        assert_eq!(record[LEN - 1], b'\n');
-        assert!(!record[..LEN - 1].contains(&b'\n'));
+    fn line(record: &[u8]) -> &str {
+        let (last, rest) = record.split_last().expect("not empty");
+        assert_eq!(*last, b'\n');
+        assert!(!rest.contains(&b'\n'));
         str::from_utf8(record).expect("ASCII")
     }
 
@@ -266,7 +336,7 @@ mod tests {
 
     #[test]
     fn a_record_names_this_process() {
-        let record = held(own(), Some("api under test"));
+        let record = held_now(Some("api under test"));
         let fields: Vec<&str> = line(&record).split_ascii_whitespace().collect();
         assert_eq!(fields.len(), 8, "{fields:?}");
         assert_eq!((fields[0], fields[7]), ("held", "api%20under%20test"));
@@ -286,8 +356,9 @@ mod tests {
     #[test]
     fn only_a_delegated_record_of_a_living_process_counts_by_itself() {
         let (identity, program) = process::this().into_owned();
-        assert!(!owner(&held(own(), None)).is_delegated_to_the_living());
-        let delegated_to = |identity: &Identity| owner(&delegated(identity, &program, Some("x")));
+        assert!(!owner(&held_now(None)).is_delegated_to_the_living());
+        let delegated_to =
+            |identity: &Identity| owner(delegated(identity, &program, Some("x")).bytes());
         let ours = delegated_to(&identity);
         assert!(ours.is_delegated_to_the_living());
         assert_eq!((ours.process.clone(), ours.label()), (identity, Some("x")));
@@ -300,25 +371,26 @@ mod tests {
             ("1 1 - 1", true),
         ] {
             let record = format!("delegated {process} 1763683200 - -\n");
-            assert_eq!(
-                owner(record.as_bytes()).is_delegated_to_the_living(),
-                counts
-            );
+            let padded = format!("{record:DELEGATED_LEN$}");
+            let owner = owner(padded.as_bytes());
+            assert_eq!(owner.is_delegated_to_the_living(), counts);
+            let torn = &padded.as_bytes()[..DELEGATED_LEN - 1];
+            assert_eq!(Owner::parse(torn), None);
         }
-        assert_eq!(Owner::parse(&nobody()), None);
+        assert_eq!(Owner::parse(nobody().bytes()), None);
     }
 
     #[test]
     fn labels_of_any_kind_come_back_or_are_cut() {
         for label in ["-", "--", "%", "%41", "a b\nheld 1", "größe", "\u{1b}[31m"] {
-            let record = held(own(), Some(label));
+            let record = held_now(Some(label));
             line(&record);
             assert_eq!(owner(&record).label(), Some(label));
         }
         for none in [None, Some("")] {
-            assert_eq!(owner(&held(own(), none)).label(), None);
+            assert_eq!(owner(&held_now(none)).label(), None);
         }
-        let long = owner(&held(own(), Some(&"ß".repeat(1000))));
+        let long = owner(&held_now(Some(&"ß".repeat(1000))));
         let kept = long.label().expect("a label");
         assert!(kept.chars().filter(|&c| c == 'ß').count() > 10);
     }

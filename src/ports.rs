@@ -3,7 +3,9 @@
 
 use std::{
     fmt,
-    ops::{Bound, RangeBounds},
+    hash::{Hash, Hasher},
+    ops::{Bound, Deref, RangeBounds},
+    slice,
     str::FromStr,
 };
 
@@ -47,7 +49,45 @@ use crate::error::{Error, ErrorKind, Result};
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct PortSet {
     /// Ascending, disjoint and never touching, so that equal sets are equal.
-    spans: Vec<Span>,
+    spans: Spans,
+}
+
+/// The spans of a set. A single one, as of a range, takes no allocation.
+#[derive(Clone)]
+enum Spans {
+    One(Span),
+    Many(Vec<Span>),
+}
+
+impl Default for Spans {
+    fn default() -> Self {
+        Self::Many(Vec::new())
+    }
+}
+
+impl Deref for Spans {
+    type Target = [Span];
+
+    fn deref(&self) -> &[Span] {
+        match self {
+            Self::One(span) => slice::from_ref(span),
+            Self::Many(spans) => spans,
+        }
+    }
+}
+
+impl PartialEq for Spans {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for Spans {}
+
+impl Hash for Spans {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (**self).hash(state);
+    }
 }
 
 /// The ports from `first` to `last`, both included.
@@ -63,7 +103,21 @@ impl Span {
     }
 }
 
+/// The 64-bit FNV-1a hash, which is the same for ever
+/// (<http://www.isthe.com/chongo/tech/comp/fnv/>).
+fn fnv1a(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
 impl PortSet {
+    fn of_spans(spans: Vec<Span>) -> Self {
+        Self {
+            spans: Spans::Many(spans),
+        }
+    }
+
     /// The ports of `range`, or an error that names it if there are none.
     pub(crate) fn from_range(range: impl RangeBounds<u16>) -> Result<Self> {
         let (start, end) = (range.start_bound(), range.end_bound());
@@ -113,7 +167,7 @@ impl PortSet {
     /// The ports that are in this set, in `other`, or in both.
     #[must_use]
     pub fn union(&self, other: &Self) -> Self {
-        let mut spans = [&self.spans[..], &other.spans].concat();
+        let mut spans = [&*self.spans, &*other.spans].concat();
         spans.sort_unstable_by_key(|span| span.first);
         let mut merged: Vec<Span> = Vec::with_capacity(spans.len());
         for span in spans {
@@ -124,17 +178,17 @@ impl PortSet {
                 _ => merged.push(span),
             }
         }
-        Self { spans: merged }
+        Self::of_spans(merged)
     }
 
     /// The ports that are in this set and not in `other`.
     #[must_use]
     pub fn difference(&self, other: &Self) -> Self {
         let mut spans = Vec::with_capacity(self.spans.len() + other.spans.len());
-        for &Span { first, last } in &self.spans {
+        for &Span { first, last } in self.spans.iter() {
             // Where the part of this span starts that is not dealt with yet.
             let mut next = Some(first);
-            for hole in &other.spans {
+            for hole in other.spans.iter() {
                 let Some(first) = next else { break };
                 if hole.last < first || hole.first > last {
                     continue;
@@ -149,7 +203,7 @@ impl PortSet {
                 spans.push(Span { first, last });
             }
         }
-        Self { spans }
+        Self::of_spans(spans)
     }
 
     /// Whether the two sets have a port in common.
@@ -167,9 +221,12 @@ impl PortSet {
             let last = span.last.checked_sub(offset)?;
             (last >= span.first).then_some(Span { last, ..*span })
         };
-        Self {
-            spans: self.spans.iter().filter_map(start).collect(),
-        }
+        Self::of_spans(self.spans.iter().filter_map(start).collect())
+    }
+
+    /// What tells the set from others, for the name of a file.
+    pub(crate) fn digest(&self) -> u64 {
+        fnv1a(&self.to_string())
     }
 
     /// The set as text for a message, cut after a few ranges.
@@ -178,13 +235,13 @@ impl PortSet {
         if self.spans.len() <= SPANS {
             return self.to_string();
         }
-        let spans = self.spans[..SPANS].to_vec();
-        format!("{},… ({} ports)", Self { spans }, self.len())
+        let first = Self::of_spans(self.spans[..SPANS].to_vec());
+        format!("{first},… ({} ports)", self.len())
     }
 
     /// The port at `index` in ascending order.
     fn nth(&self, mut index: u32) -> Option<u16> {
-        for span in &self.spans {
+        for span in self.spans.iter() {
             if index < span.len() {
                 return u16::try_from(u32::from(span.first) + index).ok();
             }
@@ -235,12 +292,9 @@ impl Order {
         }
     }
 
-    /// The order that belongs to `name`, for ever: it starts from the 64-bit
-    /// FNV-1a hash of the name (<http://www.isthe.com/chongo/tech/comp/fnv/>).
+    /// The order that belongs to `name`, for ever.
     pub(crate) fn of_name(name: &str) -> Self {
-        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
+        let hash = fnv1a(name);
         Self {
             start: hash,
             step: hash,
@@ -263,8 +317,8 @@ impl<R: RangeBounds<u16>> From<R> for PortSet {
             Bound::Unbounded => Some(u16::MAX),
         };
         let spans = match (first.map(|first| first.max(1)), last) {
-            (Some(first), Some(last)) if first <= last => vec![Span { first, last }],
-            _ => Vec::new(),
+            (Some(first), Some(last)) if first <= last => Spans::One(Span { first, last }),
+            _ => Spans::default(),
         };
         Self { spans }
     }
@@ -285,7 +339,7 @@ impl FromIterator<u16> for PortSet {
                 }),
             }
         }
-        Self { spans }
+        Self::of_spans(spans)
     }
 }
 
@@ -301,7 +355,7 @@ impl FromStr for PortSet {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let (mut included, mut excluded) = (Self::default(), Self::default());
+        let (mut included, mut excluded) = (Vec::new(), Vec::new());
         let mut first_exclusion = None;
         for (row, line) in text.lines().enumerate() {
             let content = line.split('#').next().unwrap_or_default();
@@ -326,13 +380,13 @@ impl FromStr for PortSet {
                 } else {
                     &mut included
                 };
-                set.spans.push(span);
+                set.push(span);
             }
         }
         match first_exclusion {
             Some(error) if included.is_empty() => Err(error),
             _ => {
-                let sorted = |set: Self| set.union(&Self::default());
+                let sorted = |spans: Vec<Span>| Self::of_spans(spans).union(&Self::default());
                 Ok(sorted(included).difference(&sorted(excluded)))
             }
         }

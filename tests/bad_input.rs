@@ -11,11 +11,12 @@ use std::{
     os::unix::fs::{PermissionsExt, chown, symlink},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    time::Instant,
 };
 
 use common::{
-    Block, NOBODY, Parent, Peer, am_root, bind_strictly, command, give_to_ordinary_user, lock_dir,
-    run_child, start_in_namespace, start_unprivileged, text,
+    Block, LONG, NOBODY, Parent, Peer, am_root, bind_strictly, command, give_to_ordinary_user,
+    lock_dir, run_child, start_in_namespace, start_unprivileged, text,
 };
 use portlock::{BindFreePort, Builder, Error, ErrorKind, FreePort};
 
@@ -186,16 +187,52 @@ fn lock_directories_that_others_may_change() {
     assert_eq!(made.mode() & 0o7777, 0o666, "whatever the umask");
 
     // Somebody else's: root can give it away, others find one in /.
+    let given_away = lock_dir();
     let foreign = if am_root() {
-        chown(dir.path(), Some(NOBODY), None).expect("root may");
-        dir.path()
+        chown(given_away.path(), Some(NOBODY), None).expect("root may");
+        given_away.path()
     } else {
         Path::new("/")
     };
     assert_error(acquire(foreign), kind, &[text(foreign), "owned by user"]);
     if am_root() {
-        mode(dir.path(), 0o700);
+        mode(given_away.path(), 0o1777);
         assert_error(acquire(foreign), kind, &[text(foreign), "owned by user"]);
+    }
+}
+
+#[test]
+fn a_directory_in_use_is_looked_at_again() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let acquire = || builder(dir.path(), block.ports.clone()).acquire();
+    drop(acquire().expect("a private directory"));
+    mode(dir.path(), 0o777);
+    let start = Instant::now();
+    let error = loop {
+        match acquire() {
+            Err(error) => break error,
+            Ok(_) => assert!(start.elapsed() < LONG, "it is never refused"),
+        }
+    };
+    assert_eq!(error.kind(), ErrorKind::LockDir);
+    assert!(error.to_string().contains("not sticky"), "{error}");
+    // And it goes on being refused.
+    assert!(acquire().is_err());
+}
+
+#[test]
+fn a_directory_that_is_removed_is_made_again_or_missed_at_once() {
+    let (parent, block) = (lock_dir(), Block::new(1));
+    let dir = parent.path().join("locks");
+    fs::create_dir(&dir).expect("our own");
+    let acquire = || builder(&dir, block.ports.clone()).acquire();
+    drop(acquire().expect("free"));
+    for _ in 0..3 {
+        fs::remove_dir_all(&dir).expect("our own");
+        assert_error(acquire(), ErrorKind::LockDir, &[text(&dir), "No such file"]);
+        fs::create_dir(&dir).expect("our own");
+        let port = acquire().expect("free");
+        assert!(dir.join(port.to_string()).exists(), "locked elsewhere");
     }
 }
 

@@ -154,7 +154,7 @@ fn forge(dir: &Path, port: u16, index: usize, word: &str) {
     let record = fs::read_to_string(&path).expect("a lock file");
     let mut words: Vec<&str> = record.split_ascii_whitespace().collect();
     words[index] = word;
-    let line = format!("{:255}\n", words.join(" "));
+    let line = format!("{:511}\n", words.join(" "));
     fs::write(&path, line).expect("our own file");
 }
 

@@ -407,7 +407,7 @@ fn hostile_records_cannot_drive_the_terminal() {
             format!("held 7 - - - 1763683200 {text}"),
         ] {
             for port in scene.ports() {
-                scene.forge(port, format!("{record:255}\n"));
+                scene.forge(port, format!("{record:511}\n"));
             }
             let leased = record.starts_with("delegated");
             let check = scene.check(scene.port());
@@ -490,7 +490,7 @@ fn times_beyond_all_bounds_are_told_or_left_out() {
         "x",
     ] {
         let record = format!("delegated {} - - - {since} a b", id());
-        scene.forge(scene.port(), format!("{record:255}\n"));
+        scene.forge(scene.port(), format!("{record:511}\n"));
         let list = scene.portlock(["list"]).code(0);
         assert_eq!(
             line_of(list.out(), scene.port())[1],

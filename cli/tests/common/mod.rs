@@ -622,7 +622,7 @@ impl Scene {
         let record = fs::read_to_string(self.lock_file(port)).expect("a lock file");
         let mut words: Vec<&str> = record.split_ascii_whitespace().collect();
         words[index] = word;
-        self.forge(port, format!("{:255}\n", words.join(" ")));
+        self.forge(port, format!("{:511}\n", words.join(" ")));
     }
 
     /// How many lock files there are.

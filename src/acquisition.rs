@@ -6,7 +6,6 @@ use std::{
     mem,
     net::{IpAddr, TcpListener},
     path::Path,
-    process,
     time::{Duration, Instant},
 };
 
@@ -18,7 +17,7 @@ use crate::{
     lock_dir::LockDir,
     owner,
     ports::{Order, PortSet},
-    registry,
+    process, registry,
     search::{Exhausted, Miss, search},
     waiting::{Waiting, Woken},
 };
@@ -37,6 +36,8 @@ pub(crate) struct Acquisition<'a> {
     pub(crate) prefer: Option<&'a str>,
     pub(crate) hold_socket: bool,
     pub(crate) timeout: Duration,
+    /// The process that shall have the lease, if not this one.
+    pub(crate) delegate_to: Option<u32>,
 }
 
 /// One pass over the ports.
@@ -65,6 +66,14 @@ impl Acquisition<'_> {
     pub(crate) fn one(&self) -> Result<FreePort> {
         let taken = self.take_one(|probe| self.settle(probe))?;
         Ok(self.lease(taken))
+    }
+
+    /// Leases one port for the process that it is delegated to.
+    pub(crate) fn one_delegated(&self) -> Result<u16> {
+        let taken = self.take_one(|probe| self.settle(probe))?;
+        let port = taken.lock.port();
+        taken.lock.release()?;
+        Ok(port)
     }
 
     /// Leases one port, and its probe becomes a listener.
@@ -283,7 +292,7 @@ impl Acquisition<'_> {
 
     /// Looks whether a port could be taken now, without keeping it or leaving a trace.
     fn look(&self, pass: &Pass<'_>, port: u16) -> Result<Result<(), Miss>> {
-        let Some(claim) = registry::claim(port, process::id()) else {
+        let Some(claim) = registry::claim(port, std::process::id()) else {
             return Ok(Err(Miss::Leased(port)));
         };
         let _lock = match PortLock::try_look(pass.dir, claim)? {
@@ -312,7 +321,7 @@ impl Acquisition<'_> {
         port: u16,
         finish: impl FnOnce(Probe) -> Result<Result<T, Miss>>,
     ) -> Result<Result<Taken<T>, Miss>> {
-        let pid = process::id();
+        let pid = std::process::id();
         let Some(claim) = registry::claim(port, pid) else {
             return Ok(Err(Miss::Leased(port)));
         };
@@ -327,9 +336,16 @@ impl Acquisition<'_> {
             Ok(socket) => socket,
             Err(miss) => return Ok(Err(miss)),
         };
-        owner::with_held(pid, pass.now.as_secs(), self.label, |record| {
-            lock.write_owner(record)
-        })?;
+        match self.delegate_to {
+            None => owner::with_held(pid, pass.now.as_secs(), self.label, |record| {
+                lock.write_owner(record)
+            })?,
+            // To find it costs as much as a lease, and so comes after all that may miss.
+            Some(pid) => {
+                let (process, program) = process::find(pid)?;
+                lock.write_delegated(&owner::delegated(&process, &program, self.label))?;
+            }
+        };
         Ok(Ok(Taken { socket, lock }))
     }
 

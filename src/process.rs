@@ -101,16 +101,10 @@ pub(crate) fn find(pid: u32) -> Result<(Identity, Vec<u8>)> {
     if pid == this.0.pid {
         return Ok(this.into_owned());
     }
-    let none = |cause: io::Error| {
-        let message = format!("cannot find process {pid}");
-        Error::with_cause(ErrorKind::Process, message, cause)
-    };
-    if !exists(pid) {
-        return Err(none(Errno::SRCH.into()));
-    }
+    check(pid)?;
     let name = pid.to_string();
     let start = match Stat::read(&name) {
-        Ok(stat) if stat.has_ended => return Err(none(Errno::SRCH.into())),
+        Ok(stat) if stat.has_ended => return Err(none(pid)),
         Ok(stat) => Some(stat.start),
         Err(_) => None,
     };
@@ -120,6 +114,20 @@ pub(crate) fn find(pid: u32) -> Result<(Identity, Vec<u8>)> {
         ..this.0.clone()
     };
     Ok((identity, program_of(pid)))
+}
+
+/// Whether there is a process that has `pid`, without a look at it.
+///
+/// # Errors
+///
+/// There is none.
+pub(crate) fn check(pid: u32) -> Result<()> {
+    if exists(pid) { Ok(()) } else { Err(none(pid)) }
+}
+
+fn none(pid: u32) -> Error {
+    let message = format!("cannot find process {pid}");
+    Error::with_cause(ErrorKind::Process, message, Errno::SRCH)
 }
 
 /// The file name of what the process was started as, or what it calls itself if it

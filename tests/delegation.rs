@@ -70,6 +70,32 @@ impl Drop for Cat {
     }
 }
 
+#[test]
+fn a_port_can_be_acquired_for_another_process_at_once() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let builder = builder(dir.path(), block.first()).label("for another");
+    let ended = {
+        let server = Cat::start();
+        let port = builder.acquire_for(server.0.id()).expect("free");
+        assert_eq!(port, block.first());
+        let pid = format!("pid {} \"cat\" (for another)", server.0.id());
+        let message = assert_leased(&builder);
+        assert!(message.contains(&pid), "{message}");
+        let id = server.0.id();
+        server.end();
+        id
+    };
+    let builder = builder.timeout(Duration::ZERO);
+    for nobody in [ended, 0, 1 << 23] {
+        let error = builder.acquire_for(nobody).expect_err("no such process");
+        assert_eq!(error.kind(), ErrorKind::Process, "{error}");
+    }
+    let held = builder.try_acquire().expect("it went with the process");
+    let error = builder.acquire_for(std::process::id()).expect_err("held");
+    assert_eq!(error.kind(), ErrorKind::Exhausted, "{error}");
+    held.release().expect("released");
+}
+
 /// Arguments: lock directory, port, pid.
 fn delegate(parent: &Parent) {
     let dir: String = parent.argument(0);

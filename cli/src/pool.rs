@@ -88,12 +88,19 @@ impl Pool {
             let next = self.state().free.pop_front();
             if let Some(port) = next {
                 checked += 1;
-                match self.lease(port) {
-                    Ok(lease) => break self.give(lease, pid),
+                match self.lease(port, pid) {
+                    Ok(port) => {
+                        self.state().granted.entry(pid).or_default().push(port);
+                        break Ok(port);
+                    }
                     Err(error) if is_busy(&error) => self.state().busy.push(port),
                     Err(error) => {
                         self.state().free.push_back(port);
-                        break Err(Denial::Failure(error));
+                        break Err(match error.kind() {
+                            // It has ended just now.
+                            portlock::ErrorKind::Process => Denial::Process,
+                            _ => Denial::Failure(error),
+                        });
                     }
                 }
             } else if looked || !self.look_again() {
@@ -106,35 +113,16 @@ impl Pool {
         granted
     }
 
-    fn lease(&self, port: u16) -> portlock::Result<FreePort> {
+    fn lease(&self, port: u16, pid: u32) -> portlock::Result<u16> {
         let mut builder: Builder = FreePort::builder()
             .ports(port..=port)
             .protocol(Protocol::TcpAndUdp)
+            .timeout(Duration::ZERO)
             .label("port server");
         if let Some(dir) = &self.lock_dir {
             builder = builder.lock_dir(dir);
         }
-        builder.try_acquire()
-    }
-
-    fn give(&self, lease: FreePort, pid: u32) -> Result<u16, Denial> {
-        let port = lease.port();
-        let given = lease.delegate_to(pid);
-        let mut state = self.state();
-        match given {
-            Ok(_) => {
-                state.granted.entry(pid).or_default().push(port);
-                Ok(port)
-            }
-            Err(error) => {
-                state.free.push_back(port);
-                match error.kind() {
-                    // It has ended just now.
-                    portlock::ErrorKind::Process => Err(Denial::Process),
-                    _ => Err(Denial::Failure(error)),
-                }
-            }
-        }
+        builder.acquire_for(pid)
     }
 
     /// Puts back what may be free again: ports of clients that have ended, and all

@@ -237,38 +237,59 @@ impl Acquisition<'_> {
         headline: impl Fn() -> String,
         mut pass: impl FnMut(&Pass<'_>) -> Result<Result<T, Exhausted>>,
     ) -> Result<T> {
-        // What is only needed for waiting is not asked for before.
-        let mut start = None;
-        let mut look_start: Option<Instant> = None;
-        let mut waiting: Option<Waiting<'_>> = None;
-        let mut released = None;
+        match self.pass(&mut pass, None, false)? {
+            Ok(found) => Ok(found),
+            Err(exhausted) => self.wait(&headline, &mut pass, exhausted),
+        }
+    }
+
+    /// Makes a pass, and another one if the lock directory turns out to be removed.
+    fn pass<T>(
+        &self,
+        pass: &mut impl FnMut(&Pass<'_>) -> Result<Result<T, Exhausted>>,
+        released: Option<&PortSet>,
+        looks_first: bool,
+    ) -> Result<Result<T, Exhausted>> {
         let mut removals = 0;
         loop {
             let now = owner::since_1970();
-            let dir = LockDir::locate_at(self.lock_dir, now)?;
             let order = match self.prefer {
                 Some(name) => Order::of_name(name),
                 None => Order::random(&mut rand::rng()),
             };
             let outcome = pass(&Pass {
-                dir: &dir,
+                dir: &LockDir::locate_at(self.lock_dir, now)?,
                 now,
                 order,
-                released: released.as_ref(),
-                looks_first: waiting.is_some(),
+                released,
+                looks_first,
             });
-            let exhausted = match outcome {
-                Ok(Ok(found)) => return Ok(found),
-                Ok(Err(exhausted)) => exhausted,
+            match outcome {
                 Err(error) if error.kind() == ErrorKind::LockDir && removals < REMOVALS => {
                     removals += 1;
-                    continue;
                 }
-                Err(error) => return Err(error),
-            };
-            let end = Instant::now();
-            let waited = end - *start.get_or_insert(end);
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Goes on after a first pass: apart from it, for what waiting needs would make it
+    /// slower.
+    #[cold]
+    fn wait<T>(
+        &self,
+        headline: &impl Fn() -> String,
+        pass: &mut impl FnMut(&Pass<'_>) -> Result<Result<T, Exhausted>>,
+        mut exhausted: Exhausted,
+    ) -> Result<T> {
+        let start = Instant::now();
+        let mut look = Duration::ZERO;
+        let mut waiting: Option<Waiting<'_>> = None;
+        let mut released = None;
+        loop {
+            let waited = start.elapsed();
             let left = self.timeout.saturating_sub(waited);
+            let dir = LockDir::locate(self.lock_dir)?;
             if released.is_none() && (left.is_zero() || !exhausted.may_change()) {
                 let waited = match self.timeout {
                     Duration::ZERO => String::new(),
@@ -281,12 +302,16 @@ impl Acquisition<'_> {
                 Some(waiting) if waiting.is_in(&dir) => waiting,
                 _ => Waiting::new(&dir, &self.ports),
             };
-            let look = look_start.map_or(Duration::ZERO, |start| end - start);
             released = match waiting.insert(line).wait(look, left) {
                 Woken::Released(ports) => Some(ports),
                 Woken::Due => None,
             };
-            look_start = Some(Instant::now());
+            let look_start = Instant::now();
+            exhausted = match self.pass(pass, released.as_ref(), true)? {
+                Ok(found) => return Ok(found),
+                Err(exhausted) => exhausted,
+            };
+            look = look_start.elapsed();
         }
     }
 

@@ -1,0 +1,178 @@
+//! portlock beside other tools that find free ports, in one run: how fast they
+//! are, how often two processes get the same port, and how often a port that
+//! was picked then cannot be bound.
+//!
+//! `benches/peers/run` installs what is needed and starts this.
+
+mod measure;
+mod plot;
+mod report;
+mod tools;
+mod version;
+mod worker;
+
+use std::{
+    env,
+    fs::{self, DirBuilder},
+    os::unix::fs::DirBuilderExt,
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use measure::{Effort, Places};
+use report::Entry;
+use tools::TOOLS;
+
+type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
+
+const FULL: Effort = Effort {
+    warm_up: 1,
+    rounds: 7,
+    ports: 200,
+    alone: 1000,
+    cycle: Duration::from_millis(250),
+};
+
+/// Enough to see that everything works, too little to believe its figures.
+const QUICK: Effort = Effort {
+    warm_up: 0,
+    rounds: 1,
+    ports: 25,
+    alone: 100,
+    cycle: Duration::from_millis(50),
+};
+
+const HELP: &str = "\
+Compare portlock with other tools that find free ports.
+
+Usage: portlock-peers --venv DIR --get-port FILE --docs DIR [--quick] [--own-network]
+
+Options:
+  --venv DIR       a Python environment with portpicker and fasteners
+  --get-port FILE  get-port's index.js
+  --docs DIR       where to write benchmarks.md and benchmarks-peers.svg
+  --quick          one short round
+  --own-network    say that this runs in a network namespace of its own
+  --help           this text
+
+Exit status: 0 if portlock gave no port twice and each could be bound, 1 if not.
+";
+
+struct Args {
+    venv: PathBuf,
+    get_port: PathBuf,
+    docs: PathBuf,
+    effort: Effort,
+    own_network: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let outcome = match &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["worker", id, first, last] => work(id, first, last),
+        _ => compare(),
+    };
+    if let Err(error) = outcome {
+        eprintln!("portlock-peers: {error}");
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}
+
+fn work(id: &str, first: &str, last: &str) -> Result<()> {
+    worker::run(id, first.parse()?, last.parse()?)
+}
+
+impl Args {
+    /// `None` if they ask for help.
+    fn parse() -> Result<Option<Self>> {
+        use lexopt::prelude::*;
+
+        let (mut venv, mut get_port, mut docs) = (None, None, None);
+        let (mut effort, mut own_network) = (FULL, false);
+        let mut parser = lexopt::Parser::from_env();
+        while let Some(arg) = parser.next()? {
+            match arg {
+                Long("venv") => venv = Some(parser.value()?.into()),
+                Long("get-port") => get_port = Some(parser.value()?.into()),
+                Long("docs") => docs = Some(parser.value()?.into()),
+                Long("quick") => effort = QUICK,
+                Long("own-network") => own_network = true,
+                Long("help") => return Ok(None),
+                _ => return Err(arg.unexpected().into()),
+            }
+        }
+        Ok(Some(Self {
+            venv: venv.ok_or("--venv is missing")?,
+            get_port: get_port.ok_or("--get-port is missing")?,
+            docs: docs.ok_or("--docs is missing")?,
+            effort,
+            own_network,
+        }))
+    }
+}
+
+fn compare() -> Result<()> {
+    let Some(args) = Args::parse()? else {
+        print!("{HELP}");
+        return Ok(());
+    };
+    let locks = tempfile::tempdir()?;
+    for name in ["portlock", "recipe"] {
+        DirBuilder::new()
+            .mode(0o700)
+            .create(locks.path().join(name))?;
+    }
+    let places = Places {
+        venv: args.venv,
+        get_port: args.get_port,
+        locks: locks.path().to_owned(),
+    };
+    let load = version::load()?;
+
+    let begin = |tool| -> Result<Entry> {
+        let version = measure::version(tool, &places)?;
+        let keeping = measure::keeping(tool, &places)?;
+        Ok(Entry::new(tool, version, keeping))
+    };
+    let mut entries: Vec<Entry> = TOOLS.iter().map(begin).collect::<Result<_>>()?;
+
+    // The tools take turns, so that what disturbs one for a while disturbs all,
+    // and each round begins with another one. The first round is left out: it
+    // finds the lock files missing and the programs not read yet.
+    let Effort {
+        warm_up, rounds, ..
+    } = args.effort;
+    for round in 0..warm_up + rounds {
+        let start = Instant::now();
+        let len = entries.len();
+        for turn in 0..len {
+            let entry = &mut entries[(round + turn) % len];
+            let sample = measure::round(entry.tool, &places, args.effort)?;
+            entry.add(sample, round >= warm_up);
+        }
+        eprintln!(
+            "round {} of {}: {:.0?}",
+            round + 1,
+            warm_up + rounds,
+            start.elapsed()
+        );
+    }
+
+    fs::create_dir_all(&args.docs)?;
+    plot::write(
+        &args.docs.join("benchmarks-peers.svg"),
+        &entries,
+        args.effort,
+    )?;
+    let setting = report::Setting {
+        own_network: args.own_network,
+        load,
+        locks: &locks.path().display().to_string(),
+    };
+    let section = report::section(&entries, args.effort, &setting)?;
+    report::write(&args.docs.join("benchmarks.md"), &section)?;
+    println!("{section}");
+    report::check_ours(&entries)
+}

@@ -1,0 +1,51 @@
+"""The well-known recipe, in our own words: a lock file for each port, by fasteners.
+
+A random port is bound to see that it is free. While it is bound, its file is
+locked, without waiting. Then the socket is closed and the lock kept. fasteners'
+locks belong to the process (fcntl), so a set tells its threads apart.
+"""
+
+import os
+import random
+import socket
+import threading
+
+import fasteners
+
+
+class FreePort:
+    _used = set()
+    _guard = threading.Lock()
+
+    def __init__(self, number, lock):
+        self.number = number
+        self._lock = lock
+
+    @classmethod
+    def find(cls, directory, ports):
+        """A port that is free and locked, or None if chance does not find one."""
+        for _ in range(10 * len(ports)):
+            number = random.choice(ports)
+            with cls._guard:
+                if number in cls._used:
+                    continue
+                cls._used.add(number)
+            lock = cls._try_lock(directory, number)
+            if lock is not None:
+                return cls(number, lock)
+            cls._used.discard(number)
+        return None
+
+    @staticmethod
+    def _try_lock(directory, number):
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            try:
+                probe.bind(("", number))
+            except OSError:
+                return None
+            lock = fasteners.InterProcessLock(os.path.join(directory, str(number)))
+            return lock if lock.acquire(blocking=False) else None
+
+    def release(self):
+        self._lock.release()
+        self._used.discard(self.number)

@@ -43,6 +43,11 @@ const QUICK: Effort = Effort {
     cycle: Duration::from_millis(50),
 };
 
+/// On a machine that is busy or slow, fewer rounds are made than wanted: none is
+/// begun after this time, but for the least that a spread can be told from.
+const LONG: Duration = Duration::from_secs(5 * 60);
+const LEAST: usize = 3;
+
 const HELP: &str = "\
 Compare portlock with other tools that find free ports.
 
@@ -131,12 +136,12 @@ fn compare() -> Result<()> {
     };
     let load = version::load()?;
 
-    let begin = |tool| -> Result<Entry> {
+    let enter = |tool| -> Result<Entry> {
         let version = measure::version(tool, &places)?;
         let keeping = measure::keeping(tool, &places)?;
         Ok(Entry::new(tool, version, keeping))
     };
-    let mut entries: Vec<Entry> = TOOLS.iter().map(begin).collect::<Result<_>>()?;
+    let mut entries: Vec<Entry> = TOOLS.iter().map(enter).collect::<Result<_>>()?;
 
     // The tools take turns, so that what disturbs one for a while disturbs all,
     // and each round begins with another one. The first round is left out: it
@@ -144,7 +149,11 @@ fn compare() -> Result<()> {
     let Effort {
         warm_up, rounds, ..
     } = args.effort;
+    let begin = Instant::now();
     for round in 0..warm_up + rounds {
+        if begin.elapsed() > LONG && round >= warm_up + LEAST {
+            break;
+        }
         let start = Instant::now();
         let len = entries.len();
         for turn in 0..len {

@@ -108,8 +108,10 @@ fn ratio(value: f64) -> String {
     }
 }
 
+/// The median of an even number of rounds can lie between two numbers.
 fn count(value: f64) -> String {
-    format!("{value:.0}")
+    let digits = usize::from(value.fract() != 0.0);
+    format!("{value:.digits$}")
 }
 
 fn yes(value: bool) -> &'static str {
@@ -125,18 +127,13 @@ pub(crate) struct Setting<'a> {
 
 pub(crate) fn section(entries: &[Entry], effort: Effort, setting: &Setting<'_>) -> Result<String> {
     let mut text = String::new();
-    introduction(&mut text, entries, effort, setting)?;
+    introduction(&mut text, entries, setting)?;
     throughput(&mut text, entries, effort)?;
     correctness(&mut text, entries, effort)?;
     Ok(text)
 }
 
-fn introduction(
-    text: &mut String,
-    entries: &[Entry],
-    effort: Effort,
-    setting: &Setting<'_>,
-) -> Result<()> {
+fn introduction(text: &mut String, entries: &[Entry], setting: &Setting<'_>) -> Result<()> {
     let network = if setting.own_network {
         "in a network namespace of its own, where nobody else binds ports"
     } else {
@@ -144,9 +141,8 @@ fn introduction(
     };
     let (machine, rustc, today) = (version::machine()?, version::rustc()?, version::today()?);
     let file_system = version::file_system(setting.locks)?;
-    let Effort {
-        warm_up, rounds, ..
-    } = effort;
+    let first = entries.first().ok_or("no tool was measured")?;
+    let (warm_up, rounds) = (first.warm_up.len(), first.samples.len());
     writeln!(
         text,
         "## Beside other tools\n\n\

@@ -30,6 +30,7 @@ fn child() {
         ("read-only directory", read_only_directory),
         ("no IPv6", no_ipv6),
         ("environment", environment),
+        ("mode changes", lease_while_the_mode_changes),
     ]);
 }
 
@@ -201,12 +202,13 @@ fn lock_directories_that_others_may_change() {
     }
 }
 
-#[test]
-fn a_directory_in_use_is_looked_at_again() {
-    let (dir, block) = (lock_dir(), Block::new(1));
-    let acquire = || builder(dir.path(), block.ports.clone()).acquire();
+/// Arguments: lock directory, port. In a process of its own, for the directory used last
+/// must be this one.
+fn lease_while_the_mode_changes(parent: &Parent) {
+    let (dir, port): (PathBuf, u16) = (parent.argument(0), parent.argument(1));
+    let acquire = || builder(&dir, port..=port).try_acquire();
     drop(acquire().expect("a private directory"));
-    mode(dir.path(), 0o777);
+    mode(&dir, 0o777);
     let start = Instant::now();
     let error = loop {
         match acquire() {
@@ -214,10 +216,18 @@ fn a_directory_in_use_is_looked_at_again() {
             Ok(_) => assert!(start.elapsed() < LONG, "it is never refused"),
         }
     };
-    assert_eq!(error.kind(), ErrorKind::LockDir);
-    assert!(error.to_string().contains("not sticky"), "{error}");
-    // And it goes on being refused.
-    assert!(acquire().is_err());
+    assert_error::<()>(Err(error), ErrorKind::LockDir, &["not sticky"]);
+    assert!(acquire().is_err(), "and so it goes on");
+    mode(&dir, 0o700);
+    acquire().map(drop).expect("private again");
+    parent.say("done");
+}
+
+#[test]
+fn a_directory_in_use_is_looked_at_again() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let port = block.first().to_string();
+    Peer::start("mode changes", &[text(dir.path()), &port]).finish_well();
 }
 
 #[test]

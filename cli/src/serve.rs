@@ -32,7 +32,7 @@ use tracing::{debug, info, warn};
 use crate::{
     args::Serve,
     failure::{FAILED, Failure},
-    pool::{Denial, Pool},
+    pool::{Denial, Pool, Request},
 };
 
 /// A request may not be longer (the reference's bound).
@@ -41,7 +41,9 @@ const LONGEST_REQUEST: usize = 20;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A request without a newline ends when nothing more has come for so long.
 const QUIET: Duration = Duration::from_millis(200);
-/// Grants are made of system calls that hardly ever wait: more threads than a few
+/// So many ports are tried at once for a request; each takes some 10 µs.
+const FEW: usize = 4;
+/// Longer grants are made of system calls that hardly ever wait: more threads than a few
 /// would only take turns.
 const GRANTING_THREADS: usize = 4;
 /// The pause after a connection could not be accepted, for want of descriptors.
@@ -248,10 +250,16 @@ async fn answer(server: Arc<Server>, mut connection: UnixStream) {
     };
     let granted = match client(pid, &connection) {
         Ok(pid) => {
-            let server = Arc::clone(&server);
-            // It makes system calls on files and sockets.
-            let grant = task::spawn_blocking(move || server.pool.grant(pid)).await;
-            grant.unwrap_or(Err(Denial::Exhausted))
+            let mut request = Request::new(pid);
+            // A few ports are tried in less time than another thread takes to begin.
+            match server.pool.grant_among(&mut request, FEW) {
+                Some(granted) => granted,
+                None => {
+                    let server = Arc::clone(&server);
+                    let grant = task::spawn_blocking(move || server.pool.grant(&mut request));
+                    grant.await.unwrap_or(Err(Denial::Exhausted))
+                }
+            }
         }
         Err(why) => {
             info!("Not allocating a port to {why}");

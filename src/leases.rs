@@ -3,7 +3,7 @@
 use std::{
     collections::HashSet,
     fs,
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{FileTypeExt, MetadataExt},
     thread,
     time::{Duration, SystemTime},
 };
@@ -201,7 +201,8 @@ impl LockDir {
                 .modified()
                 .map(|time| SystemTime::now().duration_since(time));
             let is_old = matches!(age, Ok(Ok(age)) if age > STRAY);
-            if lock::is_stray_name(&name) && metadata.is_file() && is_old {
+            let is_made = metadata.is_file() || metadata.file_type().is_fifo();
+            if lock::is_stray_name(&name) && is_made && is_old {
                 let removed = rustix::fs::unlinkat(self.fd(), &name, AtFlags::empty());
                 self.count_removal(removed.map_err(Into::into), &mut cleaned, &name)?;
             }

@@ -13,6 +13,7 @@
 //! is renamed a moment later, with the lease held, nobody can find either way.
 
 use std::{
+    fmt::Display,
     fs::File,
     io,
     os::{
@@ -354,10 +355,14 @@ fn open(dir: &LockDir, port: u16, access: OFlags) -> Result<Option<OwnedFd>> {
     }
 }
 
-/// Whether a file of this name was being made by [`make`]. A maker that was killed
-/// leaves it.
+/// Whether a file of this name was being made. A maker that was killed leaves it.
 pub(crate) fn is_stray_name(name: &str) -> bool {
     name.starts_with(STRAY_PREFIX)
+}
+
+/// The name, for this maker alone, of a file that is to become `name`.
+pub(crate) fn stray_name(name: impl Display, pid: u32) -> String {
+    format!("{STRAY_PREFIX}{name}.{pid}.{:08x}", rand::random::<u32>())
 }
 
 const STRAY_PREFIX: &str = ".new.";
@@ -374,7 +379,7 @@ fn make(dir: &LockDir, port: u16, pid: u32) -> Result<Option<OwnedFd>> {
         Errno::NOENT => dir.removed(),
         error => fail("make", dir, port, error.into()),
     };
-    let stray = format!("{STRAY_PREFIX}{port}.{pid}.{:08x}", rand::random::<u32>());
+    let stray = stray_name(port, pid);
     let flags = OPEN | OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
     let fd = rustix::fs::openat(dir.fd(), &stray, flags, dir.file_mode()).map_err(fail)?;
     let made = set_mode(&fd, dir.file_mode()).and_then(|()| {
@@ -393,7 +398,7 @@ fn make(dir: &LockDir, port: u16, pid: u32) -> Result<Option<OwnedFd>> {
 
 /// Sets the mode of a file unless the umask has left it as it should be. To look
 /// costs a tenth of setting it again.
-pub(crate) fn set_mode(fd: impl AsFd, mode: Mode) -> rustix::io::Result<()> {
+fn set_mode(fd: impl AsFd, mode: Mode) -> rustix::io::Result<()> {
     let stat = rustix::fs::fstat(&fd)?;
     if Mode::from_raw_mode(stat.st_mode) == mode {
         return Ok(());

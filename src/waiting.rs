@@ -26,7 +26,7 @@ use std::{
     io::{self, Read as _, Write as _},
     mem::MaybeUninit,
     os::fd::OwnedFd,
-    thread,
+    process, thread,
     time::{Duration, Instant},
 };
 
@@ -35,7 +35,7 @@ use rand::RngExt;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, epoll, poll},
     fs::{
-        AtFlags, FileType, Mode, OFlags, Timestamps, UTIME_NOW,
+        AtFlags, FileType, Mode, OFlags, RenameFlags, Timestamps, UTIME_NOW,
         inotify::{self, ReadFlags, WatchFlags},
     },
     io::Errno,
@@ -215,14 +215,31 @@ impl Line {
             Err(Errno::NOENT) => {}
             opened => return opened,
         }
-        match rustix::fs::mkfifoat(dir.fd(), &name, dir.file_mode()) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(error) => return Err(error),
+        Self::make(dir, &name)?;
+        Self::open(dir, &name)
+    }
+
+    /// Makes a line, if nobody was faster.
+    ///
+    /// As for lock files, it has its name only once its mode is right: with one that
+    /// the umask has taken bits from there would never be a line for these ports, for
+    /// other users or even for its owner.
+    fn make(dir: &LockDir, name: &str) -> rustix::io::Result<()> {
+        let stray = lock::stray_name(&name[1..], process::id());
+        rustix::fs::mkfifoat(dir.fd(), &stray, dir.file_mode())?;
+        // By name, for its mode may keep us from opening it. Nobody else may replace it:
+        // the directory is private or sticky.
+        let made = rustix::fs::chmodat(dir.fd(), &stray, dir.file_mode(), AtFlags::empty())
+            .and_then(|()| {
+                rustix::fs::renameat_with(dir.fd(), &stray, dir.fd(), name, RenameFlags::NOREPLACE)
+            });
+        let Err(error) = made else { return Ok(()) };
+        rustix::fs::unlinkat(dir.fd(), &stray, AtFlags::empty())?;
+        if error == Errno::EXIST {
+            Ok(())
+        } else {
+            Err(error)
         }
-        let line = Self::open(dir, &name)?;
-        // It fails for who has not made it, and has no need to.
-        let _ = lock::set_mode(&line.fifo, dir.file_mode());
-        Ok(line)
     }
 
     fn open(dir: &LockDir, name: &str) -> rustix::io::Result<Self> {
@@ -365,11 +382,7 @@ impl Watch {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        fs, process,
-        sync::mpsc,
-        time::{Duration, SystemTime},
-    };
+    use std::{fs, sync::mpsc, time::SystemTime};
 
     use tempfile::TempDir;
 

@@ -27,7 +27,7 @@ use std::{
     mem::MaybeUninit,
     os::fd::OwnedFd,
     process, thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use log::debug;
@@ -125,7 +125,11 @@ impl<'a> Waiting<'a> {
                 .ok();
             return Woken::Due;
         }
-        if let Some(line) = &self.line {
+        // Not in the place of a head that is stopped: who waits behind would take it for
+        // awake, and go on waiting when this one leaves without a word.
+        if let Some(line) = &self.line
+            && line.is_head
+        {
             line.stir();
         }
         if self.was_event {
@@ -311,9 +315,10 @@ impl Line {
             .fifo
             .metadata()
             .and_then(|metadata| metadata.modified());
-        // A time that is yet to come is of a clock that was set back since.
-        let age = stirred.map(|stirred| stirred.elapsed().unwrap_or_default());
-        age.is_ok_and(|age| age > STOPPED)
+        // A time that is yet to come is of a clock that was set back since, and of a head
+        // that has not stirred after that.
+        let away = |stirred: SystemTime| stirred.elapsed().unwrap_or_else(|ahead| ahead.duration());
+        stirred.is_ok_and(|stirred| away(stirred) > STOPPED)
     }
 }
 
@@ -382,7 +387,7 @@ impl Watch {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, sync::mpsc, time::SystemTime};
+    use std::{fs, sync::mpsc};
 
     use tempfile::TempDir;
 
@@ -513,15 +518,25 @@ mod tests {
         head.wait_for_head(end()).expect("no other");
         assert!(head.is_head);
 
-        let long_ago = SystemTime::now() - 10 * STOPPED;
-        head.fifo.set_modified(long_ago).expect("our own");
-        let start = Instant::now();
         let mut behind = join();
-        behind.wait_for_head(end()).expect("no error");
-        assert!(!behind.is_head && start.elapsed() < LONG);
+        let now = SystemTime::now();
+        // Long ago; or the clock was set back since.
+        for time in [now - 10 * STOPPED, now + 10 * LONG] {
+            head.fifo.set_modified(time).expect("our own");
+            let start = Instant::now();
+            behind.wait_for_head(end()).expect("no error");
+            assert!(!behind.is_head && start.elapsed() < LONG);
+            head.stir();
+            assert!(!behind.head_is_stopped());
+        }
 
-        head.stir();
-        assert!(!behind.head_is_stopped());
+        // Who goes ahead of it does not make it seem awake.
+        head.fifo.set_modified(now - 10 * STOPPED).expect("our own");
+        let mut ahead = Waiting::new(&locks, &ports);
+        for _ in 0..2 {
+            ahead.wait(Duration::ZERO, LONG);
+        }
+        assert!(behind.head_is_stopped());
         assert_eq!(fs::read_dir(dir.path()).expect("our own").count(), 1);
     }
 

@@ -254,6 +254,10 @@ impl Line {
         if FileType::from_raw_mode(stat.st_mode) != FileType::Fifo {
             return Err(Errno::EXIST);
         }
+        if stat.st_nlink > 1 {
+            // As with lock files, the other name could be that of any FIFO of ours.
+            return Err(Errno::MLINK);
+        }
         Ok(Self {
             fifo: fifo.into(),
             is_head: false,

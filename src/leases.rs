@@ -182,9 +182,18 @@ impl LockDir {
     pub fn clean(&self) -> Result<Cleaned> {
         let mut cleaned = Cleaned::default();
         for port in self.ports()? {
-            let Try::Locked(lock) = PortLock::try_existing(self, port)? else {
-                cleaned.kept += 1;
-                continue;
+            let lock = match PortLock::try_existing(self, port) {
+                Ok(Try::Locked(lock)) => lock,
+                Ok(_) => {
+                    cleaned.kept += 1;
+                    continue;
+                }
+                // Another user has closed it to others.
+                Err(error) if error.raw_os_error() == Some(Errno::ACCESS.raw_os_error()) => {
+                    cleaned.kept += 1;
+                    continue;
+                }
+                Err(error) => return Err(error),
             };
             let owner = lock.read_owner()?;
             if owner.is_some_and(|owner| owner.is_delegated_to_the_living()) {
@@ -218,6 +227,8 @@ impl LockDir {
     ) -> Result<()> {
         match removed {
             Ok(()) => cleaned.removed += 1,
+            // Somebody else was cleaning too, and was faster.
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::NOENT) => {}
             // In a sticky directory only its owner may remove a file (unlink(2)).
             Err(error)
                 if [Errno::PERM, Errno::ACCESS]

@@ -40,6 +40,11 @@ use crate::{
 /// without that, the lease lives on as long as such a child does: the kernel
 /// ends a lock only with the last duplicate of its descriptor (flock(2)).
 ///
+/// Network namespaces that share a lock directory share its leases: a port that is
+/// leased in one is given in no other, though it could be bound there; rather a port
+/// too few than one given twice. Whether a port is bound is asked in the caller's own
+/// namespace alone.
+///
 /// # Examples
 ///
 /// ```no_run

@@ -10,7 +10,10 @@ use std::{
     thread,
 };
 
-use common::{Parent, am_root, command, lock_dir, open_copy, run_child, start_in_namespace, text};
+use common::{
+    Block, Parent, Peer, am_root, bind_strictly, command, lock_dir, open_copy, run_child,
+    start_in_namespace, text,
+};
 use portlock::{FreePort, PortSet, Protocol, ephemeral_port_range};
 
 #[test]
@@ -19,6 +22,7 @@ fn child() {
         ("held and not held", held_and_not_held),
         ("server ports", server_ports),
         ("no server ports", no_server_ports),
+        ("obey", obey),
     ]);
 }
 
@@ -211,7 +215,7 @@ fn server_ports_follow_the_settings_of_the_namespace() {
             "--clear-groups",
         ];
         let command = command(&prefix, &copy, "server ports", &["false"]);
-        common::Peer::start_command(command).finish_well();
+        Peer::start_command(command).finish_well();
     }
 }
 
@@ -227,5 +231,78 @@ fn a_system_that_leaves_no_port_for_servers_says_so() {
     let script = "echo 1024 65535 > /proc/sys/net/ipv4/ip_local_port_range";
     if let Some(peer) = start_in_namespace("--net", script, "no server ports", &[]) {
         peer.finish_well();
+    }
+}
+
+/// Arguments: lock directory. Does what the parent says, and says what came of it.
+fn obey(parent: &Parent) {
+    let dir: String = parent.argument(0);
+    let mut held = None;
+    let mut sockets = Vec::new();
+    parent.say("started");
+    loop {
+        let line = parent.hear();
+        let (order, port) = line.split_once(' ').expect("an order and a port");
+        let port: u16 = port.parse().expect("a port");
+        let one = FreePort::builder().ports(port..=port).lock_dir(&dir);
+        match order {
+            "lease" => match one.try_acquire() {
+                Ok(lease) => {
+                    held = Some(lease);
+                    parent.say("leased");
+                }
+                Err(error) => parent.say(error),
+            },
+            "release" => {
+                let lease = held.take().expect("leased before");
+                lease.release().expect("our own");
+                parent.say("released");
+            }
+            "bind" => {
+                sockets.push(bind_strictly(port).expect("nobody has it in this namespace"));
+                parent.say("bound");
+            }
+            _ => unreachable!("no such order: {order}"),
+        }
+    }
+}
+
+#[test]
+fn namespaces_that_share_a_directory_share_its_leases() {
+    let (dir, block) = (lock_dir(), Block::new(2));
+    let [port, bound] = [block.first(), block.first() + 1];
+    let arguments = [text(dir.path())];
+    let inside = || start_in_namespace("--net", "ip link set lo up", "obey", &arguments);
+    let (Some(mut one), Some(mut two)) = (inside(), inside()) else {
+        return;
+    };
+    let mut outside = Peer::start("obey", &arguments);
+    for peer in [&one, &two, &outside] {
+        assert_eq!(peer.hear(), "started");
+    }
+    // Leased in one, it is leased in all, though it could be bound there.
+    assert_eq!(one.ask(format!("lease {port}")), "leased");
+    assert_eq!(one.ask(format!("bind {port}")), "bound");
+    for peer in [&mut one, &mut two, &mut outside] {
+        let said = peer.ask(format!("lease {port}"));
+        assert!(said.contains("1 leased"), "{said}");
+    }
+    assert_eq!(two.ask(format!("bind {port}")), "bound");
+    assert_eq!(one.ask(format!("release {port}")), "released");
+    // Released, it is bound in both, and free for who has it not in the own namespace.
+    for peer in [&mut one, &mut two] {
+        let said = peer.ask(format!("lease {port}"));
+        assert!(said.contains("1 bound"), "{said}");
+    }
+    assert_eq!(outside.ask(format!("lease {port}")), "leased");
+
+    // Bound without a lease in one, it is free in the other, and then leased in all.
+    assert_eq!(one.ask(format!("bind {bound}")), "bound");
+    let said = one.ask(format!("lease {bound}"));
+    assert!(said.contains("1 bound"), "{said}");
+    assert_eq!(two.ask(format!("lease {bound}")), "leased");
+    for peer in [&mut one, &mut two] {
+        let said = peer.ask(format!("lease {bound}"));
+        assert!(said.contains("1 leased"), "{said}");
     }
 }

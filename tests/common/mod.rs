@@ -175,6 +175,12 @@ impl Peer {
         }
     }
 
+    /// The child's answer.
+    pub fn ask(&mut self, line: impl std::fmt::Display) -> String {
+        self.say(&line.to_string());
+        self.hear()
+    }
+
     /// SIGKILL, and wait until it is gone.
     pub fn kill(&mut self) {
         self.child.kill().expect("our own child");
@@ -232,10 +238,16 @@ pub fn open_copy() -> (tempfile::TempDir, PathBuf) {
 
 /// A child that is an ordinary user, whoever runs the tests. It must say "started".
 pub fn start_unprivileged(role: &str, arguments: &[&str]) -> Peer {
+    start_as(NOBODY, role, arguments)
+}
+
+/// A child that is the user `uid`, or the one who runs the tests if that is not root.
+/// It must say "started".
+pub fn start_as(uid: u32, role: &str, arguments: &[&str]) -> Peer {
     let (_dir, copy) = open_copy();
     let mut command = command(&[], &copy, role, arguments);
     if am_root() {
-        command.uid(NOBODY).gid(NOBODY);
+        command.uid(uid).gid(uid);
     }
     let peer = Peer::start_command(command);
     assert_eq!(peer.hear(), "started");
@@ -338,6 +350,23 @@ pub fn listen_strictly(port: u16) -> io::Result<Socket> {
 /// A lock directory of its own for a test.
 pub fn lock_dir() -> tempfile::TempDir {
     tempfile::tempdir().expect("a temporary directory")
+}
+
+pub fn mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("our own");
+}
+
+/// Whether `outcome` is an error of `kind` whose message has every one of `parts`.
+#[track_caller]
+pub fn assert_error<T>(outcome: portlock::Result<T>, kind: portlock::ErrorKind, parts: &[&str]) {
+    let Err(error) = outcome else {
+        panic!("no error, but should be {kind:?}")
+    };
+    assert_eq!(error.kind(), kind, "{error}");
+    let message = error.to_string();
+    for part in parts {
+        assert!(message.contains(part), "no {part:?} in: {message}");
+    }
 }
 
 pub fn text(path: &Path) -> &str {

@@ -13,6 +13,16 @@
 //!   may rename and remove what is in it in spite of the sticky bit (unlink(2),
 //!   EPERM). Files in it are made 0666 whatever the umask.
 //!
+//! In a shared directory every user can do some harm, though none outside it: keep ports
+//! from others (lock files, or put something else in their place), hold up who waits
+//! until the timeout, end a *delegated* lease by writing to its record, and remove or
+//! rename a lock file that he has made. That ends exclusivity as it does wherever a
+//! lock file or the directory is removed or replaced while a lease is held: the lock
+//! goes on, on a file that is no longer at its path. Later callers in the same process
+//! still know of the lease, by the process-wide set; others only if the port is bound.
+//! Moved back, the file or directory is what it was. Files that root has made can be
+//! removed by root alone. What is above the directory is not checked.
+//!
 //! The outcome holds good for [`RECHECK`], for to look again for every lease would
 //! cost a tenth of the lease. Only the directory's owner and root can change it
 //! in that time, and what they could do then they can do at any later moment of

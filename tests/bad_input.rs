@@ -11,14 +11,13 @@ use std::{
     os::unix::fs::{PermissionsExt, chown, symlink},
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::Instant,
 };
 
 use common::{
-    Block, LONG, NOBODY, Parent, Peer, am_root, bind_strictly, command, give_to_ordinary_user,
-    lock_dir, run_child, start_in_namespace, start_unprivileged, text,
+    Block, NOBODY, Parent, Peer, am_root, assert_error, bind_strictly, command,
+    give_to_ordinary_user, lock_dir, mode, run_child, start_in_namespace, start_unprivileged, text,
 };
-use portlock::{BindFreePort, Builder, Error, ErrorKind, FreePort};
+use portlock::{BindFreePort, Builder, ErrorKind, FreePort};
 
 #[test]
 fn child() {
@@ -30,29 +29,11 @@ fn child() {
         ("read-only directory", read_only_directory),
         ("no IPv6", no_ipv6),
         ("environment", environment),
-        ("mode changes", lease_while_the_mode_changes),
     ]);
 }
 
 fn builder(dir: &Path, ports: RangeInclusive<u16>) -> Builder {
     FreePort::builder().ports(ports).lock_dir(dir)
-}
-
-/// Whether `outcome` is an error of `kind` whose message has every one of `parts`.
-#[track_caller]
-fn assert_error<T>(outcome: Result<T, Error>, kind: ErrorKind, parts: &[&str]) {
-    let Err(error) = outcome else {
-        panic!("no error, but should be {kind:?}")
-    };
-    assert_eq!(error.kind(), kind, "{error}");
-    let message = error.to_string();
-    for part in parts {
-        assert!(message.contains(part), "no {part:?} in: {message}");
-    }
-}
-
-fn mode(path: &Path, mode: u32) {
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("our own");
 }
 
 // ---------------------------------------------------------------------------
@@ -170,83 +151,6 @@ fn lock_directories_that_are_none() {
 }
 
 #[test]
-fn lock_directories_that_others_may_change() {
-    let (dir, block) = (lock_dir(), Block::new(1));
-    let acquire = |path: &Path| builder(path, block.ports.clone()).acquire();
-    let kind = ErrorKind::LockDir;
-    for others_may_write in [0o777, 0o770, 0o707] {
-        mode(dir.path(), others_may_write);
-        let octal = format!("{others_may_write:04o}");
-        assert_error(acquire(dir.path()), kind, &[text(dir.path()), &octal]);
-    }
-    assert_eq!(fs::read_dir(dir.path()).expect("ours").count(), 0);
-
-    mode(dir.path(), 0o1777);
-    drop(acquire(dir.path()).expect("a shared directory"));
-    let file = dir.path().join(block.first().to_string());
-    let made = fs::metadata(file).expect("the lock file").permissions();
-    assert_eq!(made.mode() & 0o7777, 0o666, "whatever the umask");
-
-    // Somebody else's: root can give it away, others find one in /.
-    let given_away = lock_dir();
-    let foreign = if am_root() {
-        chown(given_away.path(), Some(NOBODY), None).expect("root may");
-        given_away.path()
-    } else {
-        Path::new("/")
-    };
-    assert_error(acquire(foreign), kind, &[text(foreign), "owned by user"]);
-    if am_root() {
-        mode(given_away.path(), 0o1777);
-        assert_error(acquire(foreign), kind, &[text(foreign), "owned by user"]);
-    }
-}
-
-/// Arguments: lock directory, port. In a process of its own, for the directory used last
-/// must be this one.
-fn lease_while_the_mode_changes(parent: &Parent) {
-    let (dir, port): (PathBuf, u16) = (parent.argument(0), parent.argument(1));
-    let acquire = || builder(&dir, port..=port).try_acquire();
-    drop(acquire().expect("a private directory"));
-    mode(&dir, 0o777);
-    let start = Instant::now();
-    let error = loop {
-        match acquire() {
-            Err(error) => break error,
-            Ok(_) => assert!(start.elapsed() < LONG, "it is never refused"),
-        }
-    };
-    assert_error::<()>(Err(error), ErrorKind::LockDir, &["not sticky"]);
-    assert!(acquire().is_err(), "and so it goes on");
-    mode(&dir, 0o700);
-    acquire().map(drop).expect("private again");
-    parent.say("done");
-}
-
-#[test]
-fn a_directory_in_use_is_looked_at_again() {
-    let (dir, block) = (lock_dir(), Block::new(1));
-    let port = block.first().to_string();
-    Peer::start("mode changes", &[text(dir.path()), &port]).finish_well();
-}
-
-#[test]
-fn a_directory_that_is_removed_is_made_again_or_missed_at_once() {
-    let (parent, block) = (lock_dir(), Block::new(1));
-    let dir = parent.path().join("locks");
-    fs::create_dir(&dir).expect("our own");
-    let acquire = || builder(&dir, block.ports.clone()).acquire();
-    drop(acquire().expect("free"));
-    for _ in 0..3 {
-        fs::remove_dir_all(&dir).expect("our own");
-        assert_error(acquire(), ErrorKind::LockDir, &[text(&dir), "No such file"]);
-        fs::create_dir(&dir).expect("our own");
-        let port = acquire().expect("free");
-        assert!(dir.join(port.to_string()).exists(), "locked elsewhere");
-    }
-}
-
-#[test]
 fn private_lock_files_are_private() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let port = builder(dir.path(), block.ports.clone()).acquire();
@@ -318,39 +222,6 @@ fn the_environment_names_the_directory() {
         assert_eq!(said(&[(xdg, &foreign)]), "leased");
         assert!(!foreign.join("portlock").exists());
     }
-}
-
-// ---------------------------------------------------------------------------
-// Lock files.
-
-#[test]
-fn lock_files_that_are_something_else() {
-    let (dir, block) = (lock_dir(), Block::new(1));
-    let acquire = || builder(dir.path(), block.ports.clone()).acquire();
-    let file = dir.path().join(block.first().to_string());
-    let target = dir.path().join("target");
-    fs::write(&target, "precious").expect("our own directory");
-    let kind = ErrorKind::Lock;
-
-    fs::create_dir(&file).expect("our own directory");
-    assert_error(acquire(), kind, &[text(&file), "Is a directory"]);
-    fs::remove_dir(&file).expect("nothing was put into it");
-
-    symlink(&target, &file).expect("our own directory");
-    assert_error(acquire(), kind, &[text(&file), "symbolic link"]);
-    fs::remove_file(&file).expect("our own directory");
-
-    fs::hard_link(&target, &file).expect("our own directory");
-    assert_error(acquire(), kind, &[text(&file), "hard link"]);
-    fs::remove_file(&file).expect("our own directory");
-
-    let made = Command::new("mkfifo").arg(&file).status();
-    assert!(made.expect("mkfifo is installed").success());
-    assert_error(acquire(), kind, &[text(&file), "not a regular file"]);
-    fs::remove_file(&file).expect("our own directory");
-
-    assert_eq!(fs::read(&target).expect("untouched"), b"precious");
-    drop(acquire().expect("no refusal left a claim behind"));
 }
 
 // ---------------------------------------------------------------------------

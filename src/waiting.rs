@@ -41,7 +41,11 @@ use rustix::{
     io::Errno,
 };
 
-use crate::{lock, lock_dir::LockDir, ports::PortSet};
+use crate::{
+    lock,
+    lock_dir::{LockDir, identity},
+    ports::PortSet,
+};
 
 /// The pause of the head before it looks at all ports again. It doubles from the
 /// shortest up to [`LOOKS_PER_PAUSE`] times what a look takes, within the other two
@@ -205,10 +209,7 @@ pub(crate) fn remove_line(dir: &LockDir, name: &str) -> Option<rustix::io::Resul
     if !name.starts_with(LINE_PREFIX) {
         return None;
     }
-    let mut line = Line::open(dir, name).ok()?;
-    line.is_head = lock::try_lock(&line.fifo).ok()?;
-    let remove = || rustix::fs::unlinkat(dir.fd(), name, AtFlags::empty());
-    line.is_head.then(remove)
+    Line::open(dir, name).ok()?.remove(dir, name)
 }
 
 impl Line {
@@ -262,6 +263,20 @@ impl Line {
             fifo: fifo.into(),
             is_head: false,
         })
+    }
+
+    /// Removes the line unless somebody is at its head, or it has already been removed.
+    fn remove(mut self, dir: &LockDir, name: &str) -> Option<rustix::io::Result<()>> {
+        self.is_head = lock::try_lock(&self.fifo).ok()?;
+        if !self.is_head {
+            return None;
+        }
+        // Since it was opened, another cleaner may have removed it, and a waiter made
+        // a new one, which is not ours to remove.
+        let locked = rustix::fs::fstat(&self.fifo).ok()?;
+        let at_path = rustix::fs::statat(dir.fd(), name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+        let is_at_its_path = identity(&locked) == identity(&at_path);
+        is_at_its_path.then(|| rustix::fs::unlinkat(dir.fd(), name, AtFlags::empty()))
     }
 
     /// Waits until this is the head of the line, the head turns out to be stopped,
@@ -569,5 +584,24 @@ mod tests {
         drop(head);
         assert_eq!(clean(), 1);
         assert_eq!(fs::read_dir(dir.path()).expect("our own").count(), 0);
+    }
+
+    #[test]
+    fn a_line_that_was_made_again_is_not_removed() {
+        let (dir, locks) = lock_dir();
+        let ports = PortSet::from(22..=22);
+        let name = format!("{LINE_PREFIX}{:016x}", ports.digest());
+        let join = || Line::join(&locks, &ports).expect("our own directory");
+        let (first, second) = (join(), join());
+        first
+            .remove(&locks, &name)
+            .expect("nobody waits")
+            .expect("ours");
+        assert!(second.remove(&locks, &name).is_none(), "already removed");
+        let opened = join();
+        assert!(remove_line(&locks, &name).is_some());
+        let _new = join();
+        assert!(opened.remove(&locks, &name).is_none(), "made again");
+        assert_eq!(fs::read_dir(dir.path()).expect("our own").count(), 1);
     }
 }

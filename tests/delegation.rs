@@ -8,6 +8,7 @@ use std::{
     os::fd::OwnedFd,
     path::Path,
     process::{Child, Command, Stdio},
+    sync::Barrier,
     time::{Duration, Instant},
 };
 
@@ -409,6 +410,34 @@ fn clean_removes_what_nobody_leases() {
     let long_ago = std::time::SystemTime::now() - Duration::from_secs(7200);
     stray.set_modified(long_ago).expect("ours");
     assert_eq!(locks.clean().expect("ours").removed, 2);
+}
+
+#[test]
+fn cleaners_at_the_same_time_do_not_fail() {
+    let dir = lock_dir();
+    let locks = LockDir::locate(Some(dir.path())).expect("trusted");
+    let long_ago = std::time::SystemTime::now() - Duration::from_secs(7200);
+    for i in 0..200 {
+        let line = dir.path().join(format!(".waiting.{i:016x}"));
+        let mode = rustix::fs::Mode::RWXU;
+        rustix::fs::mkfifoat(rustix::fs::CWD, line, mode).expect("our own directory");
+        let stray = fs::File::create(dir.path().join(format!(".new.{i}.1.0")));
+        let stray = stray.expect("our own directory");
+        stray.set_modified(long_ago).expect("ours");
+    }
+    let start = Barrier::new(4);
+    let clean = || {
+        start.wait();
+        locks.clean().expect("ours").removed
+    };
+    let removed: usize = std::thread::scope(|scope| {
+        let cleaners = [(); 4].map(|()| scope.spawn(clean));
+        cleaners.map(|cleaner| cleaner.join().expect("no panic"))
+    })
+    .iter()
+    .sum();
+    assert_eq!(removed, 400);
+    assert_eq!(fs::read_dir(dir.path()).expect("ours").count(), 0);
 }
 
 #[test]

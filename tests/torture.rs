@@ -1,0 +1,1145 @@
+//! Torture: threads and processes that do everything a caller can do, at random, on
+//! a few ports, while they are killed and stopped; and an oracle that decides.
+//!
+//! Five seconds by default, or as long as `PORTLOCK_TORTURE_SECONDS` says. What is done
+//! is chosen by a seed, which is printed, and can be set by `PORTLOCK_TORTURE_SEED`;
+//! when it happens is the scheduler's.
+//!
+//! The parent starts workers, kills and stops them, and reads what they say: one
+//! write to a pipe, and so one record, *after* a lease was given and *before* its end
+//! begins, each with the time. The leases of who is killed end after the time that
+//! the parent looks at before it kills. So no interval in the log is longer than the
+//! lease was, and two of one port that overlap are a true overlap.
+//!
+//! What would be a false alarm:
+//!
+//! * A child has its parent's sockets until it executes its program, and while it
+//!   has a probe, another holder's *strict* bind of that port fails: a documented
+//!   limit. So there are two kinds of workers, and two blocks of ports. *Strict*
+//!   ones never start a child; only they use the first block, and bind it without
+//!   SO_REUSEADDR, again and again. *Forking* ones start children all the time; the
+//!   second block is for both kinds, and bound with SO_REUSEADDR, once for each
+//!   lease, for a child may have the first listener.
+//! * A connection in TIME_WAIT keeps its server's port from strict binds. So all are
+//!   reset, also those of a process that is killed.
+//! * That a port can be had at once, after it was released, can be told only where
+//!   nobody else wants it: each thread of a forking worker has one for itself.
+//!
+//! Left out is that somebody who does not hold the lock removes the file of a port
+//! that is leased: by design, nothing can exclude anybody then. `clean`, which holds
+//! it, is called all the time.
+
+#![allow(
+    clippy::incompatible_msrv,
+    reason = "tests need a newer Rust than the library"
+)]
+
+mod common;
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    env,
+    fmt::{self, Display},
+    fs,
+    io::{self, BufRead, BufReader, Read, Write},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
+    ops::RangeInclusive,
+    os::{fd::OwnedFd, unix::process::CommandExt},
+    panic,
+    path::PathBuf,
+    process::{self, Child, ChildStdin, Command, Stdio},
+    str::SplitWhitespace,
+    sync::{
+        Arc, Barrier, Mutex,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use common::{Block, LONG, Parent, command, lock_dir, run_child, text};
+use portlock::{Builder, Error, ErrorKind, FreePort, LockDir};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use rustix::{
+    process::{Pid, Signal, WaitOptions, kill_process, set_child_subreaper, wait},
+    time::{ClockId, clock_gettime},
+};
+use socket2::{Domain, SockRef, Socket, Type};
+
+/// Ports of each of the two blocks: few, so that they are exhausted.
+const PORTS: u16 = 8;
+const STRICT_WORKERS: usize = 3;
+const FORKING_WORKERS: usize = 3;
+const THREADS: u16 = 3;
+/// With one that cleans all the time.
+const WORKERS: usize = STRICT_WORKERS + FORKING_WORKERS + 1;
+/// Processes that leases are delegated to.
+const SERVERS: usize = 2;
+/// Longer than the parent is patient: it has to find those who wait in vain.
+const IN_VAIN: Duration = Duration::from_secs(10 * LONG.as_secs());
+/// What each thread does between two moments in which its process holds nothing.
+const STEPS: usize = 5;
+
+#[test]
+fn child() {
+    run_child(&[("torture", torture), ("clean", clean)]);
+}
+
+/// Nanoseconds of a clock that all processes share, and that is never set.
+fn now() -> u64 {
+    let now = Duration::try_from(clock_gettime(ClockId::Monotonic));
+    nanoseconds(now.expect("after boot"))
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).expect("less than 584 years")
+}
+
+// ---------------------------------------------------------------------------
+// A worker.
+
+struct Worker {
+    dir: PathBuf,
+    /// A lock directory for this worker alone, if it forks.
+    own_dir: Option<PathBuf>,
+    strict: RangeInclusive<u16>,
+    shared: RangeInclusive<u16>,
+    first_own: u16,
+    /// A file with the pids of processes to delegate to.
+    servers: PathBuf,
+}
+
+/// Says a line to the parent: in one write, so that it comes whole or not at all, also
+/// from a process that is killed.
+fn say(line: impl Display) {
+    let line: String = line.to_string().replace('\n', " ");
+    let line: String = line.chars().take(900).collect();
+    // On a line of its own and marked, for the test harness prints too.
+    if rustix::io::write(io::stdout(), format!("\n@{line}\n").as_bytes()).is_err() {
+        process::exit(0);
+    }
+}
+
+fn leased(port: u16, how: &str) {
+    say(format_args!("leased {} {port} {how}", now()));
+}
+
+fn ending(port: u16) {
+    say(format_args!("ending {} {port}", now()));
+}
+
+fn delegated(port: u16, pid: u32) {
+    say(format_args!("delegated {} {port} {pid}", now()));
+}
+
+fn count(what: &str) {
+    say(format_args!("count {what}"));
+}
+
+/// What must not happen.
+fn problem(what: &str, details: impl Display) {
+    say(format_args!("problem {what}: {details}"));
+}
+
+/// Arguments: lock directory, first port, number, "strict" or the worker's own lock
+/// directory, first port of its own, the file with pids, seed.
+fn torture(parent: &Parent) {
+    // A thread that panics would leave the others waiting for it.
+    panic::set_hook(Box::new(|what| {
+        eprintln!("worker {}: {what}", process::id());
+        process::exit(101);
+    }));
+    let first: u16 = parent.argument(1);
+    let kind: String = parent.argument(2);
+    let worker = Worker {
+        dir: parent.argument(0),
+        own_dir: (kind != "strict").then(|| kind.into()),
+        strict: first..=first + PORTS - 1,
+        shared: first + PORTS..=first + 2 * PORTS - 1,
+        first_own: parent.argument(3),
+        servers: parent.argument(4),
+    };
+    let seed: u64 = parent.argument(5);
+    let stop = end_of_input();
+    let barrier = Barrier::new(usize::from(THREADS));
+    let (is_over, round) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let descriptors = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let (worker, barrier, stop) = (&worker, &barrier, &stop);
+            let (is_over, round, descriptors) = (&is_over, &round, &descriptors);
+            let mut rng = StdRng::seed_from_u64(seed.wrapping_add(u64::from(thread)));
+            scope.spawn(move || {
+                while !is_over.load(Ordering::Relaxed) {
+                    for _ in 0..STEPS {
+                        worker.step(thread, &mut rng);
+                    }
+                    // Nobody holds a lease, a socket or a child now.
+                    if barrier.wait().is_leader() {
+                        worker.count_descriptors(round, descriptors);
+                        is_over.store(stop.load(Ordering::Relaxed), Ordering::Relaxed);
+                    }
+                    barrier.wait();
+                }
+            });
+        }
+    });
+}
+
+/// Is set when the parent closes its end.
+fn end_of_input() -> Arc<AtomicBool> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let sets = Arc::clone(&stop);
+    thread::spawn(move || {
+        let _ = io::stdin().read_to_end(&mut Vec::new());
+        sets.store(true, Ordering::Relaxed);
+    });
+    stop
+}
+
+/// Arguments: lock directory, seed.
+fn clean(parent: &Parent) {
+    let dir: PathBuf = parent.argument(0);
+    let mut rng = StdRng::seed_from_u64(parent.argument(1));
+    let stop = end_of_input();
+    while !stop.load(Ordering::Relaxed) {
+        for _ in 0..100 {
+            let dir = LockDir::locate(Some(&dir));
+            if let Err(error) = dir.and_then(|dir| dir.clean()) {
+                give_up("clean", &error);
+            }
+            thread::sleep(Duration::from_micros(rng.random_range(0..200)));
+        }
+        count("hundred cleans");
+    }
+}
+
+impl Worker {
+    fn count_descriptors(&self, round: &AtomicUsize, before: &AtomicUsize) {
+        // The library keeps the directory open that was used last.
+        LockDir::locate(Some(&self.dir)).expect("trusted");
+        let open = fs::read_dir("/proc/self/fd").expect("Linux has it").count();
+        let first = round.fetch_add(1, Ordering::Relaxed) == 0;
+        if !first {
+            count("quiet");
+            let before = before.load(Ordering::Relaxed);
+            if open > before {
+                for _ in before..open {
+                    problem("descriptor leaked", format_args!("{before}, then {open}"));
+                }
+            }
+        }
+        before.store(open, Ordering::Relaxed);
+    }
+
+    fn step(&self, thread: u16, rng: &mut StdRng) {
+        match rng.random_range(0..100) {
+            0..40 => self.one(rng),
+            40..50 => self.several(rng),
+            50..58 => self.listen(rng),
+            58..64 => self.hold_socket(rng),
+            64..68 => self.hand_on_descriptor(rng),
+            68..70 => self.delegate(rng),
+            70..72 => self.acquire_for(rng),
+            72..74 => self.clean(),
+            74 => self.list(),
+            _ if self.own_dir.is_none() => self.one(rng),
+            75..82 => self.prompt(thread, rng),
+            82..89 => self.fork(rng),
+            89..96 => self.spawn(rng),
+            _ => self.delegate_to_child(rng),
+        }
+    }
+
+    /// Some of the ports that this worker may use, and how many.
+    fn some(&self, rng: &mut StdRng) -> (Builder, usize) {
+        let own = if self.own_dir.is_some() {
+            *self.shared.start()
+        } else {
+            *self.strict.start()
+        };
+        let last = *self.shared.end();
+        let ports = match rng.random_range(0..4) {
+            0 => own..=own + PORTS - 1,
+            1 => own..=last,
+            2 => {
+                let only = rng.random_range(own..=last);
+                only..=only
+            }
+            _ => {
+                let first = rng.random_range(own..=last);
+                first..=rng.random_range(first..=last)
+            }
+        };
+        let n = ports.len();
+        let builder = FreePort::builder().ports(ports).lock_dir(&self.dir);
+        let builder = builder.timeout(IN_VAIN);
+        let builder = if rng.random() {
+            builder.label("torture")
+        } else {
+            builder
+        };
+        (builder, n)
+    }
+
+    /// Leases one of the builder's ports, and waits as long as others have them.
+    fn acquire(&self, builder: &Builder, how: &str) -> FreePort {
+        let port = match builder.try_acquire() {
+            Err(error) if error.kind() == ErrorKind::Exhausted => {
+                count("wait");
+                builder.acquire()
+            }
+            tried => tried,
+        };
+        let port = port.unwrap_or_else(|error| give_up("lease", &error));
+        leased(port.port(), how);
+        port
+    }
+
+    fn release(&self, port: FreePort, rng: &mut StdRng) {
+        ending(port.port());
+        if rng.random() {
+            drop(port);
+        } else if let Err(error) = port.release() {
+            give_up("release", &error);
+        }
+    }
+
+    fn one(&self, rng: &mut StdRng) {
+        let port = self.acquire(&self.some(rng).0, "one");
+        self.use_port(port.port(), rng);
+        pause(rng);
+        self.release(port, rng);
+    }
+
+    fn several(&self, rng: &mut StdRng) {
+        let (builder, most) = self.some(rng);
+        let builder = builder.timeout(Duration::from_millis(rng.random_range(0..300)));
+        let n = rng.random_range(1..=most.min(4));
+        let (how, all) = if rng.random() {
+            ("many", builder.acquire_many(n))
+        } else {
+            ("block", builder.acquire_block(n))
+        };
+        let all = match all {
+            Err(error) if error.kind() == ErrorKind::Exhausted => return count("wait"),
+            all => all.unwrap_or_else(|error| give_up("lease several", &error)),
+        };
+        for port in &all {
+            leased(port.port(), how);
+        }
+        if all.len() != n {
+            problem("wrong number", format_args!("{} for {n}", all.len()));
+        }
+        for port in all {
+            self.use_port(port.port(), rng);
+            self.release(port, rng);
+        }
+    }
+
+    fn listen(&self, rng: &mut StdRng) {
+        let (builder, _) = self.some(rng);
+        let (port, listener) = builder
+            .listen()
+            .unwrap_or_else(|error| give_up("listen", &error));
+        leased(port.port(), "listen");
+        serve(&listener.into(), port.port());
+        self.release(port, rng);
+    }
+
+    fn hold_socket(&self, rng: &mut StdRng) {
+        let port = self.acquire(&self.some(rng).0.hold_socket(true), "held");
+        bind_and_serve(port.port(), true, true);
+        self.release(port, rng);
+    }
+
+    /// The lease lives until the descriptor is closed.
+    fn hand_on_descriptor(&self, rng: &mut StdRng) {
+        let port = self.acquire(&self.some(rng).0, "descriptor");
+        let number = port.port();
+        let fd: OwnedFd = port
+            .into_fd()
+            .unwrap_or_else(|error| give_up("hand on", &error));
+        self.use_port(number, rng);
+        ending(number);
+        drop(fd);
+    }
+
+    fn some_server(&self, rng: &mut StdRng) -> u32 {
+        let pids = fs::read_to_string(&self.servers).expect("the parent has made it");
+        let pids: Vec<&str> = pids.split_whitespace().collect();
+        let pid = pids[rng.random_range(0..pids.len())];
+        pid.parse().expect("a pid")
+    }
+
+    fn delegate(&self, rng: &mut StdRng) {
+        let port = self.acquire(&self.some(rng).0, "one");
+        let number = port.port();
+        self.use_port(number, rng);
+        let pid = self.some_server(rng);
+        // If it fails, the lease has ended.
+        ending(number);
+        match port.delegate_to(pid) {
+            Ok(number) => delegated(number, pid),
+            Err(error) if error.kind() == ErrorKind::Process => {}
+            Err(error) => give_up("delegate", &error),
+        }
+    }
+
+    fn acquire_for(&self, rng: &mut StdRng) {
+        let pid = self.some_server(rng);
+        match self.some(rng).0.acquire_for(pid) {
+            Ok(number) => delegated(number, pid),
+            Err(error) if error.kind() == ErrorKind::Process => {}
+            Err(error) => give_up("lease for another", &error),
+        }
+    }
+
+    fn clean(&self) {
+        let dir = LockDir::locate(Some(&self.dir));
+        match dir.and_then(|dir| dir.clean()) {
+            Ok(_) => count("clean"),
+            Err(error) => give_up("clean", &error),
+        }
+    }
+
+    fn list(&self) {
+        let dir = LockDir::locate(Some(&self.dir));
+        match dir.and_then(|dir| dir.leases()) {
+            Ok(_) => count("list"),
+            Err(error) => give_up("list", &error),
+        }
+    }
+
+    /// Whether a port that is released can be leased at once, whatever children have
+    /// a copy of its descriptor. Nobody else wants it.
+    fn prompt(&self, thread: u16, rng: &mut StdRng) {
+        let own = self.first_own + thread;
+        let dir = self.own_dir.as_ref().expect("of a forking worker");
+        let builder = FreePort::builder().ports(own..=own).lock_dir(dir);
+        // A child of the worker before, which was killed, may have it still.
+        let port = builder.clone().timeout(IN_VAIN).acquire();
+        let mut port = port.unwrap_or_else(|error| give_up("lease its own", &error));
+        let is_leased = |error: &Error| error.exhaustion().is_none_or(|why| why.leased > 0);
+        for _ in 0..4 {
+            // In which another thread starts a child.
+            thread::sleep(Duration::from_micros(rng.random_range(0..3000)));
+            if let Err(error) = port.release() {
+                give_up("release", &error);
+            }
+            port = match builder.try_acquire() {
+                Ok(port) => port,
+                Err(error) if is_leased(&error) => return problem("not prompt", error),
+                // Children may have the probe too.
+                Err(_) => return,
+            };
+            count("prompt");
+        }
+    }
+
+    /// Drops a copy of a lease in a forked child, which lives on for a moment.
+    fn fork(&self, rng: &mut StdRng) {
+        let port = self.acquire(&self.some(rng).0, "one");
+        let number = port.port();
+        let slot = Arc::new(Mutex::new(Some(port)));
+        let moment = Duration::from_micros(rng.random_range(0..5000));
+        let mut command = Command::new("true");
+        let before_exec = {
+            let slot = Arc::clone(&slot);
+            move || {
+                drop(slot.lock().expect("not poisoned").take());
+                thread::sleep(moment);
+                Ok(())
+            }
+        };
+        // SAFETY: the closure runs in the child of a process with other threads.
+        // What it does there beyond async-signal-safe calls is to lock a mutex
+        // that no other thread uses and to free memory, which glibc keeps usable
+        // after fork (pthread_atfork(3), "malloc").
+        unsafe { command.pre_exec(before_exec) };
+        let status = command.stdin(Stdio::null()).stdout(Stdio::null()).status();
+        assert!(status.expect("true is installed").success());
+        count("fork");
+        let port = slot.lock().expect("not poisoned").take();
+        self.use_port(number, rng);
+        self.release(port.expect("only the child's copy was dropped"), rng);
+    }
+
+    fn spawn(&self, rng: &mut StdRng) {
+        let port = self.acquire(&self.some(rng).0, "one");
+        let mut command = Command::new("true");
+        let status = command.stdin(Stdio::null()).stdout(Stdio::null()).status();
+        assert!(status.expect("true is installed").success());
+        count("spawn");
+        self.use_port(port.port(), rng);
+        self.release(port, rng);
+    }
+
+    /// Delegates to a child that ends with this process at the latest.
+    fn delegate_to_child(&self, rng: &mut StdRng) {
+        let mut cat = start_cat();
+        let builder = self.some(rng).0;
+        let number = if rng.random() {
+            let port = self.acquire(&builder, "one");
+            ending(port.port());
+            port.delegate_to(cat.id())
+        } else {
+            builder.acquire_for(cat.id())
+        };
+        let number = number.unwrap_or_else(|error| give_up("delegate to a child", &error));
+        leased(number, "child's");
+        pause(rng);
+        self.use_port(number, rng);
+        ending(number);
+        if rng.random() {
+            let dir = LockDir::locate(Some(&self.dir)).expect("trusted");
+            if let Err(error) = dir.release(number, false) {
+                give_up("release a delegated lease", &error);
+            }
+        }
+        cat.kill().expect("our own child");
+        cat.wait().expect("our own child");
+    }
+
+    /// Binds a leased port as all do who use its block: nobody can be in the way.
+    fn use_port(&self, port: u16, rng: &mut StdRng) {
+        let strict = self.strict.contains(&port);
+        let times = if strict { rng.random_range(1..4) } else { 1 };
+        for _ in 0..times {
+            bind_and_serve(port, !strict, rng.random_range(0..3) == 0);
+        }
+    }
+}
+
+fn pause(rng: &mut StdRng) {
+    if rng.random() {
+        thread::sleep(Duration::from_micros(rng.random_range(0..3000)));
+    }
+}
+
+fn give_up(what: &str, error: &Error) -> ! {
+    problem("error", format_args!("cannot {what}: {error}"));
+    process::exit(1);
+}
+
+/// A process that ends when this one does.
+fn start_cat() -> Child {
+    let mut command = Command::new("cat");
+    command.stdin(Stdio::piped()).stdout(Stdio::null());
+    command.spawn().expect("cat is installed")
+}
+
+fn bind_and_serve(port: u16, reuse_address: bool, serves: bool) {
+    let bind = || {
+        let socket = Socket::new(Domain::IPV6, Type::STREAM, None)?;
+        socket.set_only_v6(false)?;
+        socket.set_reuse_address(reuse_address)?;
+        socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into())?;
+        if serves {
+            socket.listen(8)?;
+        }
+        Ok::<_, io::Error>(socket)
+    };
+    match bind() {
+        Ok(socket) => {
+            count("bind");
+            if serves {
+                serve(&socket, port);
+            }
+        }
+        Err(error) => {
+            let way = if reuse_address {
+                "SO_REUSEADDR"
+            } else {
+                "strict"
+            };
+            problem("failed bind", format_args!("{port}, {way}: {error}"));
+        }
+    }
+}
+
+/// Answers one client. Both reset the connection at its end, also if they are killed.
+fn serve(listener: &Socket, port: u16) {
+    let served = || {
+        // What is accepted inherits it.
+        listener.set_linger(Some(Duration::ZERO))?;
+        let listener = TcpListener::from(listener.try_clone()?);
+        let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+        SockRef::from(&client).set_linger(Some(Duration::ZERO))?;
+        let (mut server, _) = listener.accept()?;
+        server.write_all(&port.to_be_bytes())?;
+        let mut answer = [0; 2];
+        client.read_exact(&mut answer)?;
+        Ok::<_, io::Error>(u16::from_be_bytes(answer) == port)
+    };
+    match served() {
+        Ok(true) => count("served"),
+        outcome => problem("not served", format_args!("{port}: {outcome:?}")),
+    }
+}
+
+// ---------------------------------------------------------------------------
+// The oracle.
+
+/// When a port was leased at least.
+struct Interval {
+    start: u64,
+    end: u64,
+    holder: String,
+}
+
+impl Display for Interval {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { start, end, holder } = self;
+        write!(f, "{holder} from {start} to {end}")
+    }
+}
+
+#[derive(Default)]
+struct Log {
+    leases: HashMap<u16, Vec<Interval>>,
+    /// By port, when they began.
+    open: HashMap<u16, u64>,
+    /// Port, when, and to whom.
+    delegated: Vec<(u16, u64, u32)>,
+    counts: BTreeMap<String, u64>,
+    problems: Vec<String>,
+}
+
+impl Log {
+    /// Reads all that a worker says until it has ended.
+    fn read(pid: u32, from: impl Read, last_heard: &AtomicU64, trouble: &AtomicBool) -> Self {
+        let mut log = Self::default();
+        for line in BufReader::new(from).lines().map_while(Result::ok) {
+            last_heard.store(now(), Ordering::Relaxed);
+            if let Some((_, line)) = line.split_once('@')
+                && log.note(pid, line).is_none()
+            {
+                log.problems.push(format!("unreadable: {line:?}"));
+            }
+            if !log.problems.is_empty() {
+                trouble.store(true, Ordering::Relaxed);
+            }
+        }
+        log
+    }
+
+    fn note(&mut self, pid: u32, line: &str) -> Option<()> {
+        let (kind, rest) = line.split_once(' ')?;
+        let mut words = rest.split_whitespace();
+        fn number<T: std::str::FromStr>(words: &mut SplitWhitespace<'_>) -> Option<T> {
+            words.next()?.parse().ok()
+        }
+        match kind {
+            "leased" => {
+                let (time, port) = (number(&mut words)?, number(&mut words)?);
+                self.count(&format!("leased: {}", words.next()?));
+                if self.open.insert(port, time).is_some() {
+                    self.problems
+                        .push(format!("overlap: {port} twice in process {pid}"));
+                }
+            }
+            "ending" => {
+                let (end, port) = (number(&mut words)?, number(&mut words)?);
+                let start = self.open.remove(&port)?;
+                self.add(port, start, end, format!("process {pid}"));
+            }
+            "delegated" => {
+                let (time, port) = (number(&mut words)?, number(&mut words)?);
+                self.count("leased: delegated");
+                self.delegated.push((port, time, number(&mut words)?));
+            }
+            "count" => self.count(rest),
+            "problem" => self.problems.push(rest.to_owned()),
+            _ => return None,
+        }
+        Some(())
+    }
+
+    fn count(&mut self, what: &str) {
+        *self.counts.entry(what.to_owned()).or_default() += 1;
+    }
+
+    fn add(&mut self, port: u16, start: u64, end: u64, holder: String) {
+        let interval = Interval { start, end, holder };
+        self.leases.entry(port).or_default().push(interval);
+    }
+
+    fn append(&mut self, other: Self) {
+        for (port, intervals) in other.leases {
+            self.leases.entry(port).or_default().extend(intervals);
+        }
+        self.delegated.extend(other.delegated);
+        for (what, n) in other.counts {
+            *self.counts.entry(what).or_default() += n;
+        }
+        self.problems.extend(other.problems);
+    }
+
+    /// Finds every lease that began before an earlier one of the same port had ended.
+    fn find_overlaps(&mut self) {
+        for (port, intervals) in &mut self.leases {
+            // Of who was killed before it had said so, nothing is known.
+            intervals.retain(|interval| interval.start < interval.end);
+            intervals.sort_unstable_by_key(|interval| interval.start);
+            let mut last: Option<&Interval> = None;
+            for next in &*intervals {
+                if let Some(last) = last.filter(|last| next.start < last.end) {
+                    let problem = format!("overlap: {port}: {last} and {next}");
+                    self.problems.push(problem);
+                }
+                if last.is_none_or(|last| last.end < next.end) {
+                    last = Some(next);
+                }
+            }
+        }
+    }
+
+    fn counted(&self, what: &str) -> u64 {
+        self.counts.get(what).copied().unwrap_or_default()
+    }
+
+    fn problems_of(&self, what: &str) -> usize {
+        let is_such = |problem: &&String| problem.starts_with(what);
+        self.problems.iter().filter(is_such).count()
+    }
+}
+
+// ---------------------------------------------------------------------------
+// The supervisor.
+
+struct Running {
+    child: Child,
+    to: Option<ChildStdin>,
+    log: JoinHandle<Log>,
+    last_heard: Arc<AtomicU64>,
+    /// Which of the workers it is; each that ends has a successor.
+    index: usize,
+    goes_on_at: Option<u64>,
+}
+
+/// A process that leases are delegated to.
+struct Server {
+    child: Child,
+    killed_at: Option<u64>,
+    started_at: u64,
+}
+
+struct Supervisor {
+    rng: StdRng,
+    scratch: tempfile::TempDir,
+    block: Block,
+    workers: Vec<Running>,
+    /// Their logs, and when they were killed.
+    ended: Vec<(u32, JoinHandle<Log>, u64)>,
+    servers: Vec<Server>,
+    log: Log,
+    /// A worker has told of a problem.
+    trouble: Arc<AtomicBool>,
+}
+
+fn pid_of(child: &Child) -> Pid {
+    let pid = i32::try_from(child.id()).expect("a pid");
+    Pid::from_raw(pid).expect("not 0")
+}
+
+fn signal(child: &Child, signal: Signal) {
+    // It is there, if only as a zombie, until `reap` has waited for it.
+    kill_process(pid_of(child), signal).expect("our own child");
+}
+
+impl Supervisor {
+    fn new(seed: u64) -> Self {
+        let own = u16::try_from(FORKING_WORKERS).expect("few") * THREADS;
+        let supervisor = Self {
+            rng: StdRng::seed_from_u64(seed),
+            scratch: lock_dir(),
+            block: Block::new(2 * PORTS + own),
+            workers: Vec::new(),
+            ended: Vec::new(),
+            servers: Vec::new(),
+            log: Log::default(),
+            trouble: Arc::default(),
+        };
+        for i in 0..FORKING_WORKERS {
+            fs::create_dir(supervisor.own_dir(i)).expect("our own directory");
+        }
+        fs::create_dir(supervisor.dir()).expect("our own directory");
+        supervisor
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.scratch.path().join("locks")
+    }
+
+    fn own_dir(&self, i: usize) -> PathBuf {
+        self.scratch.path().join(format!("own-{i}"))
+    }
+
+    fn first_own(&self, i: usize) -> u16 {
+        self.block.first() + 2 * PORTS + u16::try_from(i).expect("few") * THREADS
+    }
+
+    /// Starts worker `index`: the first ones are strict, the others fork.
+    fn start_worker(&mut self, index: usize) {
+        let binary = env::current_exe().expect("this test binary");
+        let seed = self.rng.random::<u64>().to_string();
+        let (kind, first_own) = match index.checked_sub(STRICT_WORKERS) {
+            None => ("strict".into(), 0),
+            Some(FORKING_WORKERS) => (PathBuf::new(), 0),
+            Some(i) => (self.own_dir(i), self.first_own(i)),
+        };
+        let (dir, servers) = (self.dir(), self.scratch.path().join("servers"));
+        let arguments = [
+            text(&dir),
+            &self.block.first().to_string(),
+            text(&kind),
+            &first_own.to_string(),
+            text(&servers),
+            &seed,
+        ];
+        let mut command = if index < STRICT_WORKERS + FORKING_WORKERS {
+            command(&[], &binary, "torture", &arguments)
+        } else {
+            command(&[], &binary, "clean", &[text(&dir), &seed])
+        };
+        let mut child = command.spawn().expect("this test binary");
+        let last_heard = Arc::new(AtomicU64::new(now()));
+        let log = {
+            let (from, pid) = (child.stdout.take().expect("piped"), child.id());
+            let last_heard = Arc::clone(&last_heard);
+            let trouble = Arc::clone(&self.trouble);
+            thread::spawn(move || Log::read(pid, from, &last_heard, &trouble))
+        };
+        self.workers.push(Running {
+            to: child.stdin.take(),
+            child,
+            log,
+            last_heard,
+            index,
+            goes_on_at: None,
+        });
+        self.log.count("workers");
+    }
+
+    fn start_server(&mut self) {
+        self.servers.push(Server {
+            started_at: now(),
+            child: start_cat(),
+            killed_at: None,
+        });
+        self.tell_servers();
+    }
+
+    /// Writes down which servers live, in one step.
+    fn tell_servers(&self) {
+        let living = self.servers.iter().filter(|s| s.killed_at.is_none());
+        let pids: Vec<String> = living.map(|s| s.child.id().to_string()).collect();
+        let new = self.scratch.path().join("new");
+        fs::write(&new, pids.join("\n")).expect("our own directory");
+        fs::rename(new, self.scratch.path().join("servers")).expect("our own directory");
+    }
+
+    fn kill_worker(&mut self, i: usize) {
+        let worker = self.workers.swap_remove(i);
+        let killed_at = now();
+        signal(&worker.child, Signal::KILL);
+        self.ended.push((worker.child.id(), worker.log, killed_at));
+        self.log.count("killed");
+    }
+
+    fn kill_server(&mut self) {
+        let living: Vec<usize> = (0..self.servers.len())
+            .filter(|&i| self.servers[i].killed_at.is_none())
+            .collect();
+        let server = &mut self.servers[living[self.rng.random_range(0..living.len())]];
+        server.killed_at = Some(now());
+        signal(&server.child, Signal::KILL);
+        self.log.count("killed servers");
+    }
+
+    fn disturb(&mut self) {
+        match self.rng.random_range(0..20) {
+            0..7 => {
+                let i = self.rng.random_range(0..self.workers.len());
+                let index = self.workers[i].index;
+                self.kill_worker(i);
+                self.start_worker(index);
+            }
+            7..13 => {
+                let i = self.rng.random_range(0..self.workers.len());
+                let longest = match self.rng.random_range(0..400) {
+                    // A head of the line that is stopped is waited for 10 seconds.
+                    0 => 15_000,
+                    1..20 => 1000,
+                    _ => 60,
+                };
+                let moment = Duration::from_millis(self.rng.random_range(0..longest));
+                let worker = &mut self.workers[i];
+                signal(&worker.child, Signal::STOP);
+                worker.goes_on_at = Some(now() + nanoseconds(moment));
+                self.log.count("stopped");
+            }
+            _ => {
+                // So that there always is one.
+                self.start_server();
+                self.kill_server();
+                self.tell_servers();
+            }
+        }
+    }
+
+    fn wake(&mut self, until: u64) {
+        for worker in &mut self.workers {
+            if worker.goes_on_at.is_some_and(|at| at <= until) {
+                signal(&worker.child, Signal::CONT);
+                worker.goes_on_at = None;
+                worker.last_heard.store(now(), Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Waits for whatever has ended, the orphans of killed workers included; tells
+    /// whether there is no process left.
+    fn reap(&mut self) -> bool {
+        loop {
+            let (pid, status) = match wait(WaitOptions::NOHANG) {
+                Ok(Some(ended)) => ended,
+                Ok(None) => return false,
+                Err(rustix::io::Errno::CHILD) => return true,
+                Err(error) => panic!("wait: {error}"),
+            };
+            let is_it = |worker: &Running| pid_of(&worker.child) == pid;
+            // Others were killed, or are orphans.
+            if let Some(i) = self.workers.iter().position(is_it) {
+                let worker = self.workers.swap_remove(i);
+                if worker.to.is_some() || status.exit_status() != Some(0) {
+                    let what = format!("worker {} ended: {status:?}", worker.child.id());
+                    self.log.problems.push(what);
+                }
+                self.ended.push((worker.child.id(), worker.log, now()));
+            }
+        }
+    }
+
+    /// Takes over the logs of workers whose last word was read.
+    fn collect(&mut self) {
+        let ended = std::mem::take(&mut self.ended);
+        let (ended, rest) = ended.into_iter().partition(|(_, log, _)| log.is_finished());
+        self.ended = rest;
+        for (pid, log, killed_at) in ended {
+            let mut log = log.join().expect("no panic");
+            for (port, start) in std::mem::take(&mut log.open) {
+                log.add(port, start, killed_at, format!("process {pid}, killed"));
+            }
+            self.log.append(log);
+        }
+    }
+
+    /// A delegated lease ends when its process is killed.
+    fn collect_delegated(&mut self) {
+        for (port, start, to) in std::mem::take(&mut self.log.delegated) {
+            // If it had been killed by then, the lease may have ended.
+            let is_it = |server: &&Server| {
+                let killed_at = server.killed_at.unwrap_or(u64::MAX);
+                server.child.id() == to && (server.started_at..killed_at).contains(&start)
+            };
+            if let Some(server) = self.servers.iter().find(is_it) {
+                let end = server.killed_at.unwrap_or(u64::MAX);
+                self.log.add(port, start, end, format!("server {to}"));
+            }
+        }
+    }
+
+    /// What every process waits for, and who has which port.
+    fn dump(&self) {
+        for worker in &self.workers {
+            let pid = worker.child.id();
+            let silent = Duration::from_nanos(now() - worker.last_heard.load(Ordering::Relaxed));
+            eprintln!(
+                "worker {} is pid {pid}, silent for {silent:?}",
+                worker.index
+            );
+            let tasks = fs::read_dir(format!("/proc/{pid}/task"));
+            for task in tasks.into_iter().flatten().flatten() {
+                let read = |name| fs::read_to_string(task.path().join(name)).unwrap_or_default();
+                let id = task.file_name();
+                eprintln!(
+                    "  thread {id:?}: {} {}",
+                    read("wchan"),
+                    read("syscall").trim()
+                );
+                eprint!("{}", read("stack"));
+            }
+        }
+        let leases = LockDir::locate(Some(&self.dir())).and_then(|dir| dir.leases());
+        for lease in leases.into_iter().flatten() {
+            eprintln!("{lease:?}");
+        }
+    }
+
+    fn is_silent(&self) -> bool {
+        let long = nanoseconds(LONG);
+        let is_silent = |worker: &Running| {
+            worker.goes_on_at.is_none()
+                && now().saturating_sub(worker.last_heard.load(Ordering::Relaxed)) > long
+        };
+        self.workers.iter().any(is_silent)
+    }
+
+    /// Tries what is being done until it succeeds, for a long time, but not for ever.
+    fn until(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
+        let is_well = !self.trouble.load(Ordering::Relaxed);
+        let patience = if is_well {
+            LONG
+        } else {
+            Duration::from_secs(5)
+        };
+        let end = now() + nanoseconds(patience);
+        while !done(self) {
+            if now() > end {
+                self.dump();
+                self.log.problems.push(format!("hang: {what}"));
+                return;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn run(&mut self, length: Duration) {
+        for _ in 0..SERVERS {
+            self.start_server();
+        }
+        for index in 0..WORKERS {
+            self.start_worker(index);
+        }
+        let end = now() + nanoseconds(length);
+        let mut next = now();
+        while now() < end {
+            thread::sleep(Duration::from_millis(1));
+            self.wake(now());
+            self.reap();
+            self.collect();
+            if self.is_silent() {
+                self.dump();
+                self.log.problems.push("hang: a worker is silent".into());
+                break;
+            }
+            // Or a worker has ended by itself, which it must not.
+            if self.trouble.load(Ordering::Relaxed) || self.workers.len() < WORKERS {
+                break;
+            }
+            if now() >= next {
+                self.disturb();
+                next = now() + self.rng.random_range(2_000_000..60_000_000);
+            }
+        }
+    }
+
+    /// Lets all workers end by themselves, which they can once whatever they wait for
+    /// is released, and then everything else.
+    fn end(&mut self) {
+        self.wake(u64::MAX);
+        for server in self.servers.iter_mut().filter(|s| s.killed_at.is_none()) {
+            server.killed_at = Some(now());
+            signal(&server.child, Signal::KILL);
+        }
+        for worker in &mut self.workers {
+            worker.to = None;
+        }
+        self.until("workers do not end", |this| {
+            this.reap();
+            this.workers.is_empty()
+        });
+        while !self.workers.is_empty() {
+            self.kill_worker(0);
+        }
+        self.until("processes are left", Self::reap);
+        self.until("logs are not read", |this| {
+            this.collect();
+            this.ended.is_empty()
+        });
+        self.collect_delegated();
+    }
+
+    /// How many ports cannot be leased at once, now that there is nobody.
+    fn lost_ports(&mut self) -> usize {
+        let first = self.block.first();
+        let all = first..=first + 2 * PORTS - 1;
+        let mut blocks = vec![(self.dir(), all)];
+        for i in 0..FORKING_WORKERS {
+            let own = self.first_own(i);
+            blocks.push((self.own_dir(i), own..=own + THREADS - 1));
+        }
+        let mut lost = 0;
+        for (dir, ports) in blocks {
+            let builder = |ports| FreePort::builder().ports(ports).lock_dir(&dir);
+            let n = ports.len();
+            let all = builder(ports.clone())
+                .timeout(Duration::ZERO)
+                .acquire_many(n);
+            let Err(error) = all else { continue };
+            self.log.problems.push(format!("lost: {error}"));
+            let is_lost = |&port: &u16| builder(port..=port).try_acquire().is_err();
+            lost += ports.filter(is_lost).count().max(1);
+        }
+        lost
+    }
+}
+
+fn setting(name: &str) -> Option<u64> {
+    let value = env::var(name).ok()?;
+    Some(
+        value
+            .parse()
+            .unwrap_or_else(|_| panic!("{name} is a number")),
+    )
+}
+
+#[test]
+fn whatever_happens_each_port_has_one_holder_and_none_is_lost() {
+    // Orphans of workers that are killed become children of this process, so that it
+    // can wait for their end too.
+    set_child_subreaper(Some(rustix::process::getpid())).expect("Linux has it");
+    let length = Duration::from_secs(setting("PORTLOCK_TORTURE_SECONDS").unwrap_or(5));
+    let seed = setting("PORTLOCK_TORTURE_SEED").unwrap_or_else(rand::random);
+    eprintln!("PORTLOCK_TORTURE_SEED={seed}");
+    let mut supervisor = Supervisor::new(seed);
+    let start = now();
+    supervisor.run(length);
+    supervisor.end();
+    let lost = supervisor.lost_ports();
+    let took = Duration::from_nanos(now() - start);
+
+    let log = &mut supervisor.log;
+    log.find_overlaps();
+    eprintln!("{:24}{:10.1}", "seconds", took.as_secs_f64());
+    let leases = log
+        .counts
+        .iter()
+        .filter(|(what, _)| what.starts_with("leased"));
+    let leases: u64 = leases.map(|(_, n)| n).sum();
+    eprintln!("{:24}{leases:>10}", "leases");
+    for (what, n) in &log.counts {
+        eprintln!("{what:24}{n:>10}");
+    }
+    let found = [
+        ("overlaps", log.problems_of("overlap")),
+        ("failed binds", log.problems_of("failed bind")),
+        ("not prompt", log.problems_of("not prompt")),
+        ("ports lost", lost),
+        ("descriptors leaked", log.problems_of("descriptor leaked")),
+        ("problems in all", log.problems.len()),
+    ];
+    for (what, n) in found {
+        eprintln!("{what:24}{n:>10}");
+    }
+    let distinct: HashSet<&String> = log.problems.iter().collect();
+    for problem in distinct.iter().take(20) {
+        eprintln!("{problem}");
+    }
+    assert!(log.problems.is_empty(), "see above; the seed is {seed}");
+    for what in ["killed", "leased: one", "quiet"] {
+        assert!(log.counted(what) > 0, "too slow a machine: none {what}");
+    }
+}

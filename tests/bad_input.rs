@@ -10,12 +10,13 @@ use std::{
     ops::RangeInclusive,
     os::unix::fs::{PermissionsExt, chown, symlink},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
 };
 
 use common::{
     Block, NOBODY, Parent, Peer, am_root, assert_error, bind_strictly, command,
-    give_to_ordinary_user, lock_dir, mode, run_child, start_in_namespace, start_unprivileged, text,
+    give_to_ordinary_user, have_strace, lock_dir, mode, open_descriptors, run_child,
+    start_in_namespace, start_unprivileged, text,
 };
 use portlock::{BindFreePort, Builder, ErrorKind, FreePort};
 
@@ -364,10 +365,6 @@ fn ports_that_an_ordinary_user_may_not_bind() {
     peer.finish_well();
 }
 
-fn open_descriptors() -> usize {
-    fs::read_dir("/proc/self/fd").expect("Linux has it").count()
-}
-
 /// Arguments: lock directory and port.
 fn run_out_of_descriptors(parent: &Parent) {
     let dir = PathBuf::from(parent.argument::<String>(0));
@@ -451,13 +448,7 @@ fn no_ipv6(parent: &Parent) {
 #[test]
 fn no_ipv6_on_this_system() {
     let (dir, block) = (lock_dir(), Block::new(1));
-    if Command::new("strace")
-        .arg("-V")
-        .stdout(Stdio::null())
-        .status()
-        .is_err()
-    {
-        eprintln!("left out: strace is not installed");
+    if !have_strace() {
         return;
     }
     let binary = env::current_exe().expect("this test binary");

@@ -4,16 +4,15 @@ mod common;
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Write},
     os::fd::OwnedFd,
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     sync::Barrier,
     time::{Duration, Instant},
 };
 
 use common::{
-    Block, LONG, Parent, Peer, am_root, lock_dir, run_child, start_in_namespace,
+    Block, Cat, LONG, Parent, Peer, am_root, lock_dir, run_child, start_in_namespace,
     start_unprivileged, text,
 };
 use portlock::{Builder, ErrorKind, FreePort, LeaseState, LockDir};
@@ -37,38 +36,6 @@ fn assert_leased(builder: &Builder) -> String {
     let error = builder.try_acquire().expect_err("still leased");
     assert_eq!(error.kind(), ErrorKind::Exhausted, "{error}");
     error.to_string()
-}
-
-/// A process that ends when its input is closed.
-struct Cat(Child);
-
-impl Cat {
-    fn start() -> Self {
-        let mut command = Command::new("cat");
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().expect("cat is installed");
-        // Once it answers, it has executed its program.
-        let mut line = String::new();
-        let stdin = child.stdin.as_mut().expect("piped");
-        stdin.write_all(b"!\n").expect("it reads");
-        let stdout = child.stdout.as_mut().expect("piped");
-        BufReader::new(stdout)
-            .read_line(&mut line)
-            .expect("it answers");
-        Self(child)
-    }
-
-    fn end(mut self) {
-        self.0.kill().expect("our own child");
-        self.0.wait().expect("our own child");
-    }
-}
-
-impl Drop for Cat {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 #[test]

@@ -181,6 +181,15 @@ impl Peer {
         self.hear()
     }
 
+    /// The child's next line, or `None` if it has ended without one.
+    pub fn hear_last(&self) -> Option<String> {
+        match self.from.recv_timeout(LONG) {
+            Ok(line) => Some(line),
+            Err(RecvTimeoutError::Disconnected) => None,
+            Err(RecvTimeoutError::Timeout) => panic!("the child neither speaks nor ends"),
+        }
+    }
+
     /// SIGKILL, and wait until it is gone.
     pub fn kill(&mut self) {
         self.child.kill().expect("our own child");
@@ -207,6 +216,55 @@ impl Drop for Peer {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A process that ends when its input is closed.
+pub struct Cat(pub Child);
+
+impl Cat {
+    pub fn start() -> Self {
+        let mut command = Command::new("cat");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("cat is installed");
+        // Once it answers, it has executed its program.
+        let mut line = String::new();
+        let stdin = child.stdin.as_mut().expect("piped");
+        stdin.write_all(b"!\n").expect("it reads");
+        let stdout = child.stdout.as_mut().expect("piped");
+        BufReader::new(stdout)
+            .read_line(&mut line)
+            .expect("it answers");
+        Self(child)
+    }
+
+    pub fn end(mut self) {
+        self.0.kill().expect("our own child");
+        self.0.wait().expect("our own child");
+    }
+}
+
+impl Drop for Cat {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// How many descriptors this process has open, and the one to look.
+pub fn open_descriptors() -> usize {
+    fs::read_dir("/proc/self/fd").expect("Linux has it").count()
+}
+
+/// Whether strace is installed. If not, it says that the test is left out.
+pub fn have_strace() -> bool {
+    let version = Command::new("strace")
+        .arg("-V")
+        .stdout(Stdio::null())
+        .status();
+    if version.is_err() {
+        eprintln!("left out: strace is not installed");
+    }
+    version.is_ok()
 }
 
 // ---------------------------------------------------------------------------

@@ -223,16 +223,16 @@ impl PortLock {
     /// writing, and could fail for want of space where overwriting cannot. Only
     /// where a delegated lease was, the file is cut to that length.
     pub(crate) fn write_owner(&self, record: &Record<{ owner::LEN }>) -> Result<()> {
-        let mut written = self.file.write_all_at(record.bytes(), 0);
+        let mut written = write_all(&self.file, record.bytes());
         if self.is_long && written.is_ok() {
-            written = self.file.set_len(owner::LEN as u64);
+            written = retry(|| self.file.set_len(owner::LEN as u64));
         }
         self.written(written)
     }
 
     /// Writes the record of a delegated lease: the longer file is what makes it one.
     pub(crate) fn write_delegated(&self, record: &Record<{ owner::DELEGATED_LEN }>) -> Result<()> {
-        self.written(self.file.write_all_at(record.bytes(), 0))
+        self.written(write_all(&self.file, record.bytes()))
     }
 
     fn written(&self, written: io::Result<()>) -> Result<()> {
@@ -305,15 +305,31 @@ pub(crate) fn recorded_owner(dir: &LockDir, port: u16) -> Option<Owner> {
 
 fn read_owner(file: &File) -> io::Result<Option<Owner>> {
     let mut record = [0; owner::DELEGATED_LEN];
-    let mut interrupted = 0;
-    loop {
-        match file.read_at(&mut record, 0) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted && interrupted < TRIES => {
-                interrupted += 1;
-            }
-            len => return Ok(Owner::parse(&record[..len?])),
+    let len = retry(|| file.read_at(&mut record, 0))?;
+    Ok(Owner::parse(&record[..len]))
+}
+
+/// As `write_all_at`, which makes interrupted calls again without a bound.
+fn write_all(file: &File, record: &[u8]) -> io::Result<()> {
+    let mut written = 0;
+    while written < record.len() {
+        written += match retry(|| file.write_at(&record[written..], written as u64))? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            len => len,
+        };
+    }
+    Ok(())
+}
+
+/// Makes a call again that a signal interrupted, within bounds.
+fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    for _ in 0..TRIES {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            outcome => return outcome,
         }
     }
+    call()
 }
 
 /// Opens the file of `port`, and makes it first if it is missing.
@@ -427,7 +443,7 @@ pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
 
 #[expect(clippy::disallowed_methods, reason = "this is the module that may")]
 pub(crate) fn unlock(file: &File) -> io::Result<()> {
-    fs4::FileExt::unlock(file)
+    retry(|| fs4::FileExt::unlock(file))
 }
 
 fn file_path(dir: &LockDir, port: u16) -> PathBuf {

@@ -10,7 +10,6 @@ use std::{
     ops::RangeInclusive,
     os::unix::fs::{PermissionsExt, chown, symlink},
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use common::{

@@ -71,9 +71,8 @@ impl Acquisition<'_> {
     /// Leases one port for the process that it is delegated to.
     pub(crate) fn one_delegated(&self) -> Result<u16> {
         let taken = self.take_one(|probe| self.settle(probe))?;
-        let port = taken.lock.port();
-        taken.lock.release()?;
-        Ok(port)
+        // It is that process's now, whatever may go wrong with the lock.
+        Ok(taken.lock.port())
     }
 
     /// Leases one port, and its probe becomes a listener.

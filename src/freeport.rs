@@ -252,9 +252,9 @@ impl FreePort {
         let label = owner.as_ref().and_then(Owner::label);
         let record = owner::delegated(&process, &program, label);
         self.lock.write_delegated(&record)?;
-        let port = self.port;
-        self.release()?;
-        Ok(port)
+        // From here on the port is that process's. Nothing is reported that may
+        // go wrong with the lock, which ends with its descriptor in any case.
+        Ok(self.port)
     }
 
     /// The descriptor that holds the lease, for a process that shall inherit it.

@@ -226,7 +226,8 @@ impl FreePort {
     ///
     /// [`Process`](crate::ErrorKind::Process) if there is no such process;
     /// [`Lock`](crate::ErrorKind::Lock) if the record cannot be written. The
-    /// lease has then ended.
+    /// lease has then ended. `Lock` too if this is a forked copy of the process that
+    /// acquired the lease, which then goes on there.
     ///
     /// # Platform-specific behavior
     ///
@@ -247,6 +248,7 @@ impl FreePort {
     /// # Ok::<(), portlock::Error>(())
     /// ```
     pub fn delegate_to(self, pid: u32) -> Result<u16> {
+        self.lock.must_be_ours("delegate")?;
         let (process, program) = process::find(pid)?;
         let owner = self.lock.read_owner()?;
         let label = owner.as_ref().and_then(Owner::label);

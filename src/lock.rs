@@ -260,6 +260,24 @@ impl PortLock {
         Ok(file.into())
     }
 
+    /// # Errors
+    ///
+    /// The caller is a forked copy of the process that acquired the lock.
+    pub(crate) fn must_be_ours(&self, operation: &str) -> Result<()> {
+        let us = process::id();
+        if us == self.pid {
+            return Ok(());
+        }
+        let path = file_path(&self.dir, self.port);
+        let message = format!(
+            "cannot {operation} {}: the lease belongs to process {}, of which this process ({us}) \
+             is a forked copy",
+            path.display(),
+            self.pid
+        );
+        Err(Error::new(ErrorKind::Lock, message))
+    }
+
     /// Unlocks explicitly.
     ///
     /// Closing alone is not enough. The lock belongs to the open file
@@ -273,17 +291,7 @@ impl PortLock {
             return Ok(());
         }
         self.ended = true;
-        let us = process::id();
-        if us != self.pid {
-            let path = file_path(&self.dir, self.port);
-            let message = format!(
-                "cannot unlock {}: the lease belongs to process {}, of which this process ({us}) \
-                 is a forked copy",
-                path.display(),
-                self.pid
-            );
-            return Err(Error::new(ErrorKind::Lock, message));
-        }
+        self.must_be_ours("unlock")?;
         unlock(&self.file).map_err(|error| fail("unlock", &self.dir, self.port, error))
     }
 }

@@ -284,6 +284,19 @@ fn an_inherited_descriptor_does_not_keep_a_released_port() {
 #[test]
 #[serial]
 fn a_forked_copy_that_is_dropped_does_not_free_the_port() {
+    the_port_stays_leased_whatever_a_copy_does(drop);
+}
+
+#[test]
+#[serial]
+fn a_forked_copy_cannot_delegate() {
+    the_port_stays_leased_whatever_a_copy_does(|copy| {
+        // For good, if it were written down.
+        let _ = copy.delegate_to(1);
+    });
+}
+
+fn the_port_stays_leased_whatever_a_copy_does(end: fn(FreePort)) {
     let (dir, block) = (lock_dir(), Block::new(1));
     let builder = builder(text(dir.path()), block.ports.clone());
     let mut other = Peer::start("try once", &[text(dir.path()), &block.first().to_string()]);
@@ -291,7 +304,11 @@ fn a_forked_copy_that_is_dropped_does_not_free_the_port() {
     let slot = Arc::new(Mutex::new(Some(port)));
     let in_child = {
         let slot = Arc::clone(&slot);
-        move || drop(slot.lock().expect("unused by others").take())
+        move || {
+            if let Some(copy) = slot.lock().expect("unused by others").take() {
+                end(copy);
+            }
+        }
     };
     with_forked_copy(in_child, || {
         other.say("now");

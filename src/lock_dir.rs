@@ -156,7 +156,7 @@ impl LockDir {
             // directory of its own, in which every port is free.
             Some((origin, path)) => open(path, Missing::Refuse, origin, user)?,
             None => {
-                let (path, origin) = default_path(user);
+                let (path, origin) = default_path(user)?;
                 open(&path, Missing::Make, origin, user)?
             }
         };
@@ -234,20 +234,33 @@ impl LockDir {
 /// was. `/run/user/<uid>` is the same directory for a caller without that
 /// variable, such as a cron job. `TMPDIR` is not looked at: test runners and
 /// build systems rewrite it, and two callers would not see each other.
-fn default_path(us: Uid) -> (PathBuf, Origin) {
+///
+/// # Errors
+///
+/// The system fails to say what is there. To pass that over would put this caller
+/// into another directory than all others.
+fn default_path(us: Uid) -> Result<(PathBuf, Origin)> {
     let uid = us.as_raw();
-    let by_uid = || PathBuf::from(format!("/run/user/{uid}"));
-    let runtime_dir = dirs::runtime_dir()
-        .filter(|dir| is_dir_of(us, dir))
-        .or_else(|| Some(by_uid()).filter(|dir| is_dir_of(us, dir)));
-    match runtime_dir {
-        Some(dir) => (dir.join("portlock"), Origin::RuntimeDir),
-        None => (format!("/tmp/portlock-{uid}").into(), Origin::Fallback),
+    let by_uid = PathBuf::from(format!("/run/user/{uid}"));
+    for dir in dirs::runtime_dir().into_iter().chain([by_uid]) {
+        if is_dir_of(us, &dir)? {
+            return Ok((dir.join("portlock"), Origin::RuntimeDir));
+        }
     }
+    Ok((format!("/tmp/portlock-{uid}").into(), Origin::Fallback))
 }
 
-fn is_dir_of(us: Uid, path: &Path) -> bool {
-    rustix::fs::lstat(path).is_ok_and(|stat| is_dir(&stat) && stat.st_uid == us.as_raw())
+fn is_dir_of(us: Uid, path: &Path) -> Result<bool> {
+    match rustix::fs::lstat(path) {
+        Ok(stat) => Ok(is_dir(&stat) && stat.st_uid == us.as_raw()),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS | Errno::LOOP | Errno::NAMETOOLONG) => {
+            Ok(false)
+        }
+        Err(error) => {
+            let message = format!("cannot use runtime directory {}", path.display());
+            Err(Error::with_cause(ErrorKind::LockDir, message, error))
+        }
+    }
 }
 
 /// What to do when there is nothing at the path.

@@ -309,7 +309,10 @@ fn open(path: &Path, missing: Missing, origin: Origin, user: Uid) -> Result<Arc<
     // in spite of lstat and O_NOFOLLOW (path_resolution(7)).
     let path: PathBuf = path.components().collect();
     let found = match rustix::fs::lstat(&path) {
-        Err(Errno::NOENT) if missing == Missing::Make => make_private(&path)?,
+        Err(Errno::NOENT) if missing == Missing::Make => make_private(&path, user)?,
+        Ok(found) if missing == Missing::Make && is_unfinished(&found, user) => {
+            make_private(&path, user)?
+        }
         found => found.map_err(|error| cannot("use", &path, error))?,
     };
     let shared = check(&path, &found, user)?;
@@ -357,18 +360,29 @@ fn is_local(dir: &OwnedFd) -> rustix::io::Result<bool> {
 }
 
 /// Makes the directory at `path` with mode 0700, or finds that another process
-/// has just made it.
-fn make_private(path: &Path) -> Result<Stat> {
-    match rustix::fs::mkdir(path, Mode::RWXU) {
-        // An umask that takes bits from the owner would leave a directory that
-        // its owner cannot use. The path is safe to use again: what this
-        // process has just made lies in a directory that is ours or sticky.
-        Ok(()) => rustix::fs::chmod(path, Mode::RWXU),
-        Err(Errno::EXIST) => Ok(()),
+/// has just made it, or was killed in between.
+fn make_private(path: &Path, us: Uid) -> Result<Stat> {
+    let made = match rustix::fs::mkdir(path, Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => rustix::fs::lstat(path),
         Err(error) => Err(error),
-    }
-    .and_then(|()| rustix::fs::lstat(path))
+    };
+    made.and_then(|made| {
+        if !is_unfinished(&made, us) {
+            return Ok(made);
+        }
+        // The path is safe to use again: what is ours at it lies in a directory
+        // that is ours or sticky.
+        rustix::fs::chmod(path, Mode::RWXU)?;
+        rustix::fs::lstat(path)
+    })
     .map_err(|error| cannot("make", path, error))
+}
+
+/// Whether it is a directory of ours that we cannot use: an umask that takes bits
+/// from the owner leaves it so until its maker has set the mode.
+fn is_unfinished(stat: &Stat, us: Uid) -> bool {
+    let mode = Mode::from_raw_mode(stat.st_mode);
+    is_dir(stat) && stat.st_uid == us.as_raw() && !mode.contains(Mode::RWXU)
 }
 
 /// Refuses the directory unless it is of one of the two kinds; gives whether it
@@ -463,6 +477,24 @@ mod tests {
         fs::rename(&path, parent.path().join("elsewhere")).expect("our own directory");
         let second = open(&path, Missing::Make, Origin::Given, geteuid()).expect("made again");
         assert_ne!(first.identity, second.identity);
+    }
+
+    #[test]
+    fn a_directory_whose_maker_was_killed_is_finished() {
+        let parent = tempfile::tempdir().expect("a temporary directory");
+        let path = parent.path().join("locks");
+        fs::create_dir(&path).expect("our own directory");
+        // As under an umask of 0777.
+        mode(&path, 0);
+        open(&path, Missing::Make, Origin::Fallback, geteuid()).expect("finished");
+        let finished = fs::metadata(&path).expect("made").permissions();
+        assert_eq!(finished.mode() & 0o7777, 0o700);
+        // But not one that somebody has named.
+        mode(&path, 0o500);
+        let named = open(&path, Missing::Refuse, Origin::Given, geteuid());
+        named.expect("it can be opened");
+        let named = fs::metadata(&path).expect("made").permissions();
+        assert_eq!(named.mode() & 0o7777, 0o500);
     }
 
     #[test]

@@ -294,7 +294,7 @@ impl Acquisition<'_> {
                     Duration::ZERO => String::new(),
                     _ => format!(" after {:.1} s", waited.as_secs_f64()),
                 };
-                let owner_of = |port| lock::recorded_owner(&dir, port);
+                let owner_of = |port| lock::recorded_owner(&dir, port).ok().flatten();
                 return Err(exhausted.into_error(headline() + &waited, owner_of));
             }
             let line = match waiting.take() {

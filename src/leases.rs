@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashSet,
-    fs,
+    fs, io,
     os::unix::fs::{FileTypeExt, MetadataExt},
     thread,
     time::{Duration, SystemTime},
@@ -92,13 +92,17 @@ impl LockDir {
     /// As for [`leases`](Self::leases).
     pub fn lease(&self, port: u16) -> Result<Option<Lease>> {
         let metadata = fs::symlink_metadata(self.path().join(port.to_string()));
-        let is_there = metadata.is_ok_and(|metadata| is_lock_file(&metadata));
+        let is_there = match metadata {
+            Ok(metadata) => is_lock_file(&metadata),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            Err(error) => return Err(self.cannot_read(error)),
+        };
         let lease = || self.lease_by(port, &mut ListedLocks::default());
         is_there.then(lease).transpose()
     }
 
     fn lease_by(&self, port: u16, listed: &mut ListedLocks) -> Result<Lease> {
-        let owner = lock::recorded_owner(self, port);
+        let owner = lock::recorded_owner(self, port)?;
         let state = if owner
             .as_ref()
             .is_some_and(Owner::is_delegated_to_the_living)
@@ -140,7 +144,7 @@ impl LockDir {
                 Try::Missing => return refuse("it is not leased".into()),
                 Try::Held => {}
             }
-            let owner = lock::recorded_owner(self, port);
+            let owner = lock::recorded_owner(self, port)?;
             let is_delegated = |owner: &Owner| owner.kind == Kind::Delegated;
             // Whoever wants the port locks the file for a moment to look.
             if owner.as_ref().is_some_and(is_delegated) && tries < LOOKS {
@@ -221,7 +225,7 @@ impl LockDir {
 
     fn count_removal(
         &self,
-        removed: std::io::Result<()>,
+        removed: io::Result<()>,
         cleaned: &mut Cleaned,
         name: &str,
     ) -> Result<()> {
@@ -262,18 +266,24 @@ impl LockDir {
 
     /// What is in the directory, but for what is gone in the meantime.
     fn entries(&self) -> Result<Vec<(String, fs::Metadata)>> {
-        let entries = fs::read_dir(self.path()).map_err(|error| {
-            let message = format!("cannot read lock directory {}", self.path().display());
-            Error::with_cause(ErrorKind::LockDir, message, error)
-        })?;
-        let entry = |entry: std::io::Result<fs::DirEntry>| {
-            let entry = entry.ok()?;
-            Some((
-                entry.file_name().into_string().ok()?,
-                entry.metadata().ok()?,
-            ))
-        };
-        Ok(entries.filter_map(entry).collect())
+        let entries = fs::read_dir(self.path()).map_err(|error| self.cannot_read(error))?;
+        let mut found = Vec::new();
+        for entry in entries {
+            let metadata = entry.and_then(|entry| Ok((entry.file_name(), entry.metadata()?)));
+            match metadata {
+                Ok((name, metadata)) => {
+                    found.extend(name.into_string().ok().map(|name| (name, metadata)));
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(self.cannot_read(error)),
+            }
+        }
+        Ok(found)
+    }
+
+    fn cannot_read(&self, cause: io::Error) -> Error {
+        let message = format!("cannot read lock directory {}", self.path().display());
+        Error::with_cause(ErrorKind::LockDir, message, cause)
     }
 }
 
@@ -316,8 +326,8 @@ impl ListedLocks {
         // While many locks come and go, the list leaves some out: it is read a
         // page at a time, and an entry that moves across is missed (seq_file).
         // That of a process has its own locks only, each with its descriptor.
-        if let Some(process) = process {
-            self.read_process(process.pid);
+        if process.is_some_and(|process| self.read_process(process.pid).is_err()) {
+            return None;
         }
         if self.lists(&stat, process) {
             return Some(true);
@@ -341,16 +351,37 @@ impl ListedLocks {
     }
 
     /// Adds the locks on the files that a process has open (proc_pid_fdinfo(5)).
-    fn read_process(&mut self, pid: u32) {
+    ///
+    /// # Errors
+    ///
+    /// There may be more. That it has ended, or is another user's, is none.
+    fn read_process(&mut self, pid: u32) -> io::Result<()> {
         if !self.processes.insert(pid) {
-            return;
+            return Ok(());
         }
-        let entries = fs::read_dir(format!("/proc/{pid}/fdinfo"));
-        for entry in entries.into_iter().flatten().flatten() {
-            let text = fs::read_to_string(entry.path()).unwrap_or_default();
+        let read = self
+            .read_descriptors(pid)
+            .or_else(|error| match Errno::from_io_error(&error) {
+                Some(Errno::NOENT | Errno::SRCH | Errno::ACCESS | Errno::PERM) => Ok(()),
+                _ => Err(error),
+            });
+        if read.is_err() {
+            self.processes.remove(&pid);
+        }
+        read
+    }
+
+    fn read_descriptors(&mut self, pid: u32) -> io::Result<()> {
+        for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
+            let text = match fs::read_to_string(entry?.path()) {
+                // It was closed in the meantime.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                text => text?,
+            };
             let locks = text.lines().filter_map(|line| line.strip_prefix("lock:"));
             self.locks.extend(locks.filter_map(Self::parse));
         }
+        Ok(())
     }
 
     /// A line such as `1: FLOCK  ADVISORY  WRITE 812 fe:00:5505 0 EOF`.

@@ -304,11 +304,12 @@ impl Drop for PortLock {
     }
 }
 
-/// What the file of `port` says of its holder, if it says anything.
-pub(crate) fn recorded_owner(dir: &LockDir, port: u16) -> Option<Owner> {
-    let name = DecInt::new(port);
-    let fd = rustix::fs::openat(dir.fd(), name, OPEN | OFlags::RDONLY, Mode::empty()).ok()?;
-    read_owner(&File::from(fd)).ok()?
+/// What the file of `port` says of its holder, if there is one and it says anything.
+pub(crate) fn recorded_owner(dir: &LockDir, port: u16) -> Result<Option<Owner>> {
+    let Some(fd) = open(dir, port, OFlags::RDONLY)? else {
+        return Ok(None);
+    };
+    read_owner(&File::from(fd)).map_err(|error| fail("read owner record of", dir, port, error))
 }
 
 fn read_owner(file: &File) -> io::Result<Option<Owner>> {

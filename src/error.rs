@@ -74,7 +74,8 @@ pub enum ErrorKind {
     PortServer,
     /// What was waited for did not happen in time.
     Timeout,
-    /// The process that a lease should belong to does not exist.
+    /// The process that a lease should belong to does not exist, or the system fails
+    /// to tell which it is.
     Process,
     /// The system permits this process none of the ports asked for.
     PermissionDenied,

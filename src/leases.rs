@@ -103,10 +103,7 @@ impl LockDir {
 
     fn lease_by(&self, port: u16, listed: &mut ListedLocks) -> Result<Lease> {
         let owner = lock::recorded_owner(self, port)?;
-        let state = if owner
-            .as_ref()
-            .is_some_and(Owner::is_delegated_to_the_living)
-        {
+        let state = if lock::is_delegated(self, port, owner.as_ref())? {
             LeaseState::Delegated
         } else {
             let held = match listed.has(self, port, owner.as_ref()) {
@@ -132,11 +129,11 @@ impl LockDir {
     /// [`Lock`](ErrorKind::Lock) if the port is not leased by delegation, or is not
     /// this user's and there is no `force`, or the lock file cannot be written.
     pub fn release(&self, port: u16, force: bool) -> Result<()> {
-        let refuse = |why: String| {
+        let what = || {
             let path = self.path().join(port.to_string());
-            let message = format!("cannot release port {port} ({}): {why}", path.display());
-            Err(Error::new(ErrorKind::Lock, message))
+            format!("cannot release port {port} ({})", path.display())
         };
+        let refuse = |why: String| Err(Error::new(ErrorKind::Lock, what() + ": " + &why));
         let mut tries = 0;
         let lock = loop {
             match PortLock::try_existing_to_write(self, port)? {
@@ -163,8 +160,10 @@ impl LockDir {
         else {
             return refuse("it is not leased".into());
         };
-        let process = &owner.process;
-        if !force && process.liveness() != Liveness::Gone && !process.is_of_this_user() {
+        let is_ours = || owner.process.is_gone_or_of_this_user();
+        let is_permitted = force
+            || is_ours().map_err(|error| Error::with_cause(ErrorKind::Lock, what(), error))?;
+        if !is_permitted {
             return refuse(format!(
                 "it is delegated to {owner}, which is not this user's or cannot be seen from here"
             ));
@@ -200,7 +199,7 @@ impl LockDir {
                 Err(error) => return Err(error),
             };
             let owner = lock.read_owner()?;
-            if owner.is_some_and(|owner| owner.is_delegated_to_the_living()) {
+            if lock::is_delegated(self, port, owner.as_ref())? {
                 cleaned.kept += 1;
                 continue;
             }
@@ -335,8 +334,10 @@ impl ListedLocks {
         // In a pid namespace below the first, locks are listed only while the
         // process that took them lives, and not if others have inherited them
         // (`locks_translate_pid` in fs/locks.c).
-        let may_be_hidden =
-            |process: &Identity| process.liveness() == Liveness::Gone && !in_first_namespace();
+        let may_be_hidden = |process: &Identity| {
+            !matches!(process.liveness(), Ok(Liveness::Alive | Liveness::Unseen))
+                && !in_first_namespace()
+        };
         (!process.is_some_and(may_be_hidden)).then_some(false)
     }
 

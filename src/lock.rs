@@ -156,10 +156,7 @@ impl PortLock {
     /// Whether a process that lives, or may live, has the port without a lock.
     fn is_delegated(&self) -> Result<bool> {
         // In a shorter file nobody can.
-        Ok(self.is_long
-            && self
-                .read_owner()?
-                .is_some_and(|owner| owner.is_delegated_to_the_living()))
+        Ok(self.is_long && is_delegated(&self.dir, self.port, self.read_owner()?.as_ref())?)
     }
 
     pub(crate) fn port(&self) -> u16 {
@@ -310,6 +307,13 @@ pub(crate) fn recorded_owner(dir: &LockDir, port: u16) -> Result<Option<Owner>> 
         return Ok(None);
     };
     read_owner(&File::from(fd)).map_err(|error| fail("read owner record of", dir, port, error))
+}
+
+/// Whether a process that lives, or may live, has the port without a lock.
+pub(crate) fn is_delegated(dir: &LockDir, port: u16, owner: Option<&Owner>) -> Result<bool> {
+    owner
+        .map_or(Ok(false), Owner::is_delegated_to_the_living)
+        .map_err(|error| fail("find the process that owns", dir, port, error))
 }
 
 fn read_owner(file: &File) -> io::Result<Option<Owner>> {

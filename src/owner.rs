@@ -29,7 +29,7 @@
 
 use std::{
     cell::RefCell,
-    fmt,
+    fmt, io,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -115,8 +115,12 @@ impl Owner {
     ///
     /// A process that cannot be seen from here counts as alive: exclusive comes
     /// before available.
-    pub(crate) fn is_delegated_to_the_living(&self) -> bool {
-        self.kind == Kind::Delegated && self.process.liveness() != Liveness::Gone
+    ///
+    /// # Errors
+    ///
+    /// The system fails to tell whether the process lives.
+    pub(crate) fn is_delegated_to_the_living(&self) -> io::Result<bool> {
+        Ok(self.kind == Kind::Delegated && self.process.liveness()? != Liveness::Gone)
     }
 
     /// Reads a record, given as much of the file as [`DELEGATED_LEN`], or nothing
@@ -356,11 +360,12 @@ mod tests {
     #[test]
     fn only_a_delegated_record_of_a_living_process_counts_by_itself() {
         let (identity, program) = process::this().into_owned();
-        assert!(!owner(&held_now(None)).is_delegated_to_the_living());
+        let lives = |owner: Owner| owner.is_delegated_to_the_living().expect("seen");
+        assert!(!lives(owner(&held_now(None))));
         let delegated_to =
             |identity: &Identity| owner(delegated(identity, &program, Some("x")).bytes());
         let ours = delegated_to(&identity);
-        assert!(ours.is_delegated_to_the_living());
+        assert!(lives(ours.clone()));
         assert_eq!((ours.process.clone(), ours.label()), (identity, Some("x")));
         for (process, counts) in [
             // Nobody has this pid, and nobody can.
@@ -372,8 +377,7 @@ mod tests {
         ] {
             let record = format!("delegated {process} 1763683200 - -\n");
             let padded = format!("{record:DELEGATED_LEN$}");
-            let owner = owner(padded.as_bytes());
-            assert_eq!(owner.is_delegated_to_the_living(), counts);
+            assert_eq!(lives(owner(padded.as_bytes())), counts);
             let torn = &padded.as_bytes()[..DELEGATED_LEN - 1];
             assert_eq!(Owner::parse(torn), None);
         }

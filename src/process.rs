@@ -55,35 +55,74 @@ enum Seen {
     Nowhere,
 }
 
-/// This process, with the name of its program. Read once: it would cost more than
-/// the whole rest of a lease. A forked child, told by its pid, reads its own.
-pub(crate) fn this() -> Cow<'static, (Identity, Vec<u8>)> {
+/// A process, with the name of its program.
+type Named = (Identity, Vec<u8>);
+
+/// This process, as far as it can be told.
+pub(crate) fn this() -> Cow<'static, Named> {
     this_as(process::id())
 }
 
 /// The same for a caller that knows its own pid, and need not ask again.
-pub(crate) fn this_as(pid: u32) -> Cow<'static, (Identity, Vec<u8>)> {
-    static FIRST: OnceLock<(Identity, Vec<u8>)> = OnceLock::new();
-    let first = FIRST.get_or_init(read_this);
-    if first.0.pid == pid {
-        Cow::Borrowed(first)
-    } else {
-        Cow::Owned(read_this())
-    }
+pub(crate) fn this_as(pid: u32) -> Cow<'static, Named> {
+    read_once(pid).0
 }
 
-fn read_this() -> (Identity, Vec<u8>) {
-    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let boot = boot.trim();
-    let is_word = !boot.is_empty() && boot.bytes().all(|byte| byte.is_ascii_graphic());
+/// This process, and what kept the system from telling all of it. Read until that
+/// has gone well once: it would cost more than the whole rest of a lease. A forked
+/// child, told by its pid, reads its own.
+fn read_once(pid: u32) -> (Cow<'static, Named>, io::Result<()>) {
+    static FIRST: OnceLock<Named> = OnceLock::new();
+    if let Some(first) = FIRST.get().filter(|first| first.0.pid == pid) {
+        return (Cow::Borrowed(first), Ok(()));
+    }
+    let (this, outcome) = read_this();
+    if outcome.is_ok() {
+        let _ = FIRST.set(this.clone());
+    }
+    (Cow::Owned(this), outcome)
+}
+
+fn read_this() -> (Named, io::Result<()>) {
+    let boot = if_there(fs::read_to_string("/proc/sys/kernel/random/boot_id"));
+    let start = if_there(Stat::read("self"));
+    let namespace = namespace("self");
+
+    let word = boot.as_ref().ok().and_then(Option::as_ref);
+    let word = word.map(|text| text.trim()).filter(|&word| {
+        !word.is_empty() && word != UNKNOWN && word.bytes().all(|byte| byte.is_ascii_graphic())
+    });
     let identity = Identity {
         pid: process::id(),
-        start: Stat::read("self").ok().map(|stat| stat.start),
-        boot: (is_word && boot != UNKNOWN).then(|| boot.to_owned()),
-        namespace: namespace("self"),
+        start: start
+            .as_ref()
+            .ok()
+            .and_then(|stat| Some(stat.as_ref()?.start)),
+        boot: word.map(str::to_owned),
+        namespace: *namespace.as_ref().unwrap_or(&None),
     };
     let program = std::env::args_os().next().unwrap_or_default();
-    (identity, file_name(program.as_bytes()))
+    let outcome = boot.and(start).and(namespace).map(drop);
+    ((identity, file_name(program.as_bytes())), outcome)
+}
+
+/// What /proc shows, or `None` where it shows nothing to this process, or nothing
+/// that makes sense. It is an error only if the system failed to show it.
+fn if_there<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
+    match outcome {
+        Ok(shown) => Ok(Some(shown)),
+        Err(error) => match (error.kind(), Errno::from_io_error(&error)) {
+            // A process that ended while it was looked at is ESRCH.
+            (
+                io::ErrorKind::NotFound
+                | io::ErrorKind::PermissionDenied
+                | io::ErrorKind::InvalidData,
+                _,
+            )
+            | (_, Some(Errno::SRCH)) => Ok(None),
+            _ => Err(error),
+        },
+    }
 }
 
 fn file_name(path: &[u8]) -> Vec<u8> {
@@ -95,18 +134,18 @@ fn file_name(path: &[u8]) -> Vec<u8> {
 ///
 /// # Errors
 ///
-/// There is none.
-pub(crate) fn find(pid: u32) -> Result<(Identity, Vec<u8>)> {
-    let this = this();
+/// There is none, or the system fails to tell which it is.
+pub(crate) fn find(pid: u32) -> Result<Named> {
+    let (this, outcome) = read_once(process::id());
+    outcome.map_err(|error| not_found(pid, error))?;
     if pid == this.0.pid {
         return Ok(this.into_owned());
     }
     check(pid)?;
-    let name = pid.to_string();
-    let start = match Stat::read(&name) {
-        Ok(stat) if stat.has_ended => return Err(none(pid)),
-        Ok(stat) => Some(stat.start),
-        Err(_) => None,
+    let stat = if_there(Stat::read(&pid.to_string())).map_err(|error| not_found(pid, error))?;
+    let start = match stat {
+        Some(stat) if stat.has_ended => return Err(not_found(pid, Errno::SRCH.into())),
+        stat => stat.map(|stat| stat.start),
     };
     let identity = Identity {
         pid,
@@ -122,12 +161,16 @@ pub(crate) fn find(pid: u32) -> Result<(Identity, Vec<u8>)> {
 ///
 /// There is none.
 pub(crate) fn check(pid: u32) -> Result<()> {
-    if exists(pid) { Ok(()) } else { Err(none(pid)) }
+    if exists(pid) {
+        Ok(())
+    } else {
+        Err(not_found(pid, Errno::SRCH.into()))
+    }
 }
 
-fn none(pid: u32) -> Error {
+fn not_found(pid: u32, cause: io::Error) -> Error {
     let message = format!("cannot find process {pid}");
-    Error::with_cause(ErrorKind::Process, message, Errno::SRCH)
+    Error::with_cause(ErrorKind::Process, message, cause)
 }
 
 /// The file name of what the process was started as, or what it calls itself if it
@@ -153,63 +196,75 @@ fn program_of(pid: u32) -> Vec<u8> {
 
 impl Identity {
     /// Whether the process still lives.
-    pub(crate) fn liveness(&self) -> Liveness {
-        match self.look() {
+    ///
+    /// # Errors
+    ///
+    /// The system fails to tell, for example for want of a descriptor.
+    pub(crate) fn liveness(&self) -> io::Result<Liveness> {
+        Ok(match self.look()? {
             Seen::At(_) => Liveness::Alive,
             Seen::Gone => Liveness::Gone,
             Seen::Nowhere => Liveness::Unseen,
-        }
+        })
     }
 
-    /// Whether the process lives, can be seen, and runs as this process's user.
-    pub(crate) fn is_of_this_user(&self) -> bool {
-        let Seen::At(name) = self.look() else {
-            return false;
+    /// Whether the process has ended, or can be seen to run as this process's user.
+    ///
+    /// # Errors
+    ///
+    /// As for [`liveness`](Self::liveness).
+    pub(crate) fn is_gone_or_of_this_user(&self) -> io::Result<bool> {
+        let name = match self.look()? {
+            Seen::Gone => return Ok(true),
+            Seen::Nowhere => return Ok(false),
+            Seen::At(name) => name,
         };
-        fs::metadata(format!("/proc/{name}"))
-            .is_ok_and(|process| process.uid() == rustix::process::geteuid().as_raw())
+        let process = if_there(fs::metadata(format!("/proc/{name}")))?;
+        Ok(process.is_some_and(|process| process.uid() == rustix::process::geteuid().as_raw()))
     }
 
-    fn look(&self) -> Seen {
-        let this = &this().0;
-        if differ(&self.boot, &this.boot) {
-            return Seen::Gone;
+    fn look(&self) -> io::Result<Seen> {
+        if differ(&self.boot, &this().0.boot) {
+            return Ok(Seen::Gone);
         }
-        if differ(&self.namespace, &this.namespace) {
+        if !self.is_of_this_namespace() {
             return self.look_below();
         }
         if !exists(self.pid) {
-            return Seen::Gone;
+            return Ok(Seen::Gone);
         }
         let name = self.pid.to_string();
-        match Stat::read(&name) {
-            Ok(stat) if !self.is(&stat) => Seen::Gone,
+        Ok(match if_there(Stat::read(&name))? {
+            Some(stat) if !self.is(&stat) => Seen::Gone,
             // Also where it may not be looked at: it exists (proc_pid(5), hidepid).
             _ => Seen::At(name),
-        }
+        })
     }
 
     /// Looks for a process of another pid namespace. If that is below ours, its
     /// processes are in our /proc, each with its pid in either.
-    fn look_below(&self) -> Seen {
+    fn look_below(&self) -> io::Result<Seen> {
         let mut visible = false;
-        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-            let name = entry.file_name();
+        for entry in if_there(fs::read_dir("/proc"))?.into_iter().flatten() {
+            let name = entry?.file_name();
             let Some(name) = name.to_str().filter(|name| is_number(name)) else {
                 continue;
             };
-            if namespace(name) != self.namespace {
+            if namespace(name)? != self.namespace {
                 continue;
             }
             visible = true;
-            let status = fs::read_to_string(format!("/proc/{name}/status")).unwrap_or_default();
+            let status = fs::read_to_string(format!("/proc/{name}/status"));
+            let status = if_there(status)?.unwrap_or_default();
             let pids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
             let pid = pids.and_then(|pids| pids.split_whitespace().last()?.parse().ok());
-            if pid == Some(self.pid) && Stat::read(name).is_ok_and(|stat| self.is(&stat)) {
-                return Seen::At(name.to_owned());
+            if pid == Some(self.pid)
+                && if_there(Stat::read(name))?.is_some_and(|stat| self.is(&stat))
+            {
+                return Ok(Seen::At(name.to_owned()));
             }
         }
-        if visible { Seen::Gone } else { Seen::Nowhere }
+        Ok(if visible { Seen::Gone } else { Seen::Nowhere })
     }
 
     /// Whether what now has the pid is this process, and has not ended.
@@ -217,8 +272,10 @@ impl Identity {
         !stat.has_ended && !differ(&self.start, &Some(stat.start))
     }
 
+    /// Whether its pid means the same here. If our own namespace is not known, only
+    /// that of a process whose own is not known either.
     pub(crate) fn is_of_this_namespace(&self) -> bool {
-        !differ(&self.namespace, &this().0.namespace)
+        self.namespace.is_none() || self.namespace == this().0.namespace
     }
 
     /// Reads it back from the four words that [`Display`](fmt::Display) writes.
@@ -276,10 +333,13 @@ fn exists(pid: u32) -> bool {
 }
 
 /// The inode number out of `pid:[4026531836]`.
-fn namespace(process: &str) -> Option<u64> {
-    let link = fs::read_link(format!("/proc/{process}/ns/pid")).ok()?;
-    let number = link.to_str()?.strip_prefix("pid:[")?.strip_suffix(']')?;
-    number.parse().ok()
+fn namespace(process: &str) -> io::Result<Option<u64>> {
+    let link = if_there(fs::read_link(format!("/proc/{process}/ns/pid")))?;
+    let number = |link: &Path| {
+        let number = link.to_str()?.strip_prefix("pid:[")?.strip_suffix(']')?;
+        number.parse().ok()
+    };
+    Ok(link.as_deref().and_then(number))
 }
 
 /// What is needed out of `/proc/<pid>/stat`.
@@ -326,8 +386,8 @@ mod tests {
         assert_eq!(identity.pid, process::id());
         assert!(identity.start.is_some() && identity.boot.is_some());
         assert!(identity.namespace.is_some());
-        assert_eq!(identity.liveness(), Liveness::Alive);
-        assert!(identity.is_of_this_user());
+        assert_eq!(identity.liveness().expect("seen"), Liveness::Alive);
+        assert!(identity.is_gone_or_of_this_user().expect("seen"));
         let text = identity.to_string();
         assert_eq!(Identity::parse(text.split(' ')).as_ref(), Some(identity));
     }
@@ -341,17 +401,17 @@ mod tests {
         let (identity, program) = find(child.id()).expect("it runs");
         // Before exec, the child has this program's arguments.
         assert!(!program.is_empty());
-        assert_eq!(identity.liveness(), Liveness::Alive);
+        assert_eq!(identity.liveness().expect("seen"), Liveness::Alive);
         drop(child.stdin.take());
         // Not waited for, it ends as a zombie: nobody can have its pid yet.
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
-        while identity.liveness() != Liveness::Gone {
+        while identity.liveness().expect("seen") != Liveness::Gone {
             assert!(std::time::Instant::now() < deadline);
             std::thread::yield_now();
         }
         assert!(find(child.id()).is_err());
         child.wait().expect("our own child");
-        assert_eq!(identity.liveness(), Liveness::Gone);
+        assert_eq!(identity.liveness().expect("seen"), Liveness::Gone);
     }
 
     #[test]
@@ -361,12 +421,12 @@ mod tests {
             start: this.start.map(|start| start + 1),
             ..this.clone()
         };
-        assert_eq!(recycled.liveness(), Liveness::Gone);
+        assert_eq!(recycled.liveness().expect("seen"), Liveness::Gone);
         let before_boot = Identity {
             boot: Some("6e1f7a4e-0c55-4f3e-a1d0-3e9b3c1f0a77".into()),
             ..this.clone()
         };
-        assert_eq!(before_boot.liveness(), Liveness::Gone);
+        assert_eq!(before_boot.liveness().expect("seen"), Liveness::Gone);
         let little_known = Identity {
             start: None,
             boot: None,
@@ -374,12 +434,12 @@ mod tests {
             ..this.clone()
         };
         assert_eq!(little_known.to_string(), format!("{} - - -", this.pid));
-        assert_eq!(little_known.liveness(), Liveness::Alive);
+        assert_eq!(little_known.liveness().expect("seen"), Liveness::Alive);
         let of_nowhere = Identity {
             namespace: Some(1),
             ..this
         };
-        assert_eq!(of_nowhere.liveness(), Liveness::Unseen);
+        assert_eq!(of_nowhere.liveness().expect("seen"), Liveness::Unseen);
     }
 
     #[test]

@@ -5,15 +5,15 @@ mod common;
 use std::{
     fs,
     os::fd::OwnedFd,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::Barrier,
     time::{Duration, Instant},
 };
 
 use common::{
-    Block, Cat, LONG, Parent, Peer, am_root, lock_dir, run_child, start_in_namespace,
-    start_unprivileged, text,
+    Block, Cat, LONG, Parent, Peer, am_root, command, have_strace, lock_dir, run_child,
+    start_in_namespace, start_unprivileged, text,
 };
 use portlock::{Builder, ErrorKind, FreePort, LeaseState, LockDir};
 
@@ -23,6 +23,7 @@ fn child() {
         ("delegate", delegate),
         ("delegate within", delegate_within),
         ("release", release),
+        ("try once", try_once),
         ("look", look),
     ]);
 }
@@ -226,6 +227,7 @@ fn a_process_in_a_namespace_below_is_found_by_its_pid_there() {
     assert!(pid < 100, "of a namespace of its own");
     let namespace = peer.hear();
     assert_leased(&builder);
+    nor_is_it_given_where_the_system_fails_to_tell(&builder, &arguments, &namespace);
 
     peer.say("end it");
     assert_eq!(peer.hear(), "ended");
@@ -235,17 +237,8 @@ fn a_process_in_a_namespace_below_is_found_by_its_pid_there() {
     peer.say("once more");
     assert_eq!(peer.hear(), "again");
     peer.kill();
-    let is_member = |entry: fs::DirEntry| {
-        fs::read_link(entry.path().join("ns/pid")).is_ok_and(|link| link == Path::new(&namespace))
-    };
-    let lives = || {
-        fs::read_dir("/proc")
-            .expect("Linux has it")
-            .flatten()
-            .any(is_member)
-    };
     let deadline = Instant::now() + LONG;
-    while lives() {
+    while !members(&namespace).is_empty() {
         assert!(Instant::now() < deadline, "the namespace does not end");
     }
     assert_leased(&builder);
@@ -253,6 +246,60 @@ fn a_process_in_a_namespace_below_is_found_by_its_pid_there() {
     assert!(error.to_string().contains("cannot be seen"), "{error}");
     locks.release(block.first(), true).expect("by force");
     builder.try_acquire().map(drop).expect("free");
+}
+
+/// The directories in /proc of the processes of a pid namespace.
+fn members(namespace: &str) -> Vec<PathBuf> {
+    let is_member = |process: &PathBuf| {
+        fs::read_link(process.join("ns/pid")).is_ok_and(|link| link == Path::new(namespace))
+    };
+    let entries = fs::read_dir("/proc").expect("Linux has it").flatten();
+    let processes = entries.map(|entry| entry.path());
+    processes.filter(is_member).collect()
+}
+
+/// Arguments: lock directory and port.
+fn try_once(parent: &Parent) {
+    let dir: String = parent.argument(0);
+    let outcome = builder(Path::new(&dir), parent.argument(1)).try_acquire();
+    parent.say(match outcome.map_err(|error| error.to_string()) {
+        Ok(_) => "leased".to_owned(),
+        Err(message) => message,
+    });
+}
+
+fn nor_is_it_given_where_the_system_fails_to_tell(
+    builder: &Builder,
+    arguments: &[&str],
+    namespace: &str,
+) {
+    if !have_strace() {
+        return;
+    }
+    let processes = members(namespace);
+    let [directory, own] = ["/proc", "/proc/self/ns/pid"].map(PathBuf::from);
+    let of_each = |file: &str| processes.iter().map(|process| process.join(file)).collect();
+    let not_found = "cannot find the process that owns";
+    for (fault, paths, said) in [
+        ("openat:error=EMFILE", vec![directory], not_found),
+        ("openat:error=EMFILE", of_each("status"), not_found),
+        ("openat:error=EMFILE", of_each("stat"), not_found),
+        ("readlink:error=ENOMEM", of_each("ns/pid"), not_found),
+        ("readlink:error=ENOMEM", vec![own], "1 leased"),
+    ] {
+        let trace = tempfile::NamedTempFile::new().expect("a temporary file");
+        let inject = format!("inject={fault}");
+        let mut strace = vec!["strace", "-f", "-o", text(trace.path()), "-e", &inject];
+        strace.extend(paths.iter().flat_map(|path| ["-P", text(path)]));
+        let binary = std::env::current_exe().expect("this test binary");
+        let peer = Peer::start_command(command(&strace, &binary, "try once", arguments));
+        let outcome = peer.hear();
+        assert!(outcome.contains(said), "{fault} {paths:?}: {outcome}");
+        peer.finish();
+        let trace = fs::read_to_string(trace.path()).expect("our own");
+        assert!(trace.contains("(INJECTED)"), "{fault} {paths:?}");
+        assert_leased(builder);
+    }
 }
 
 #[test]

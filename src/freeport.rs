@@ -225,9 +225,9 @@ impl FreePort {
     /// # Errors
     ///
     /// [`Process`](crate::ErrorKind::Process) if there is no such process, or the
-    /// system fails to tell which it is; [`Lock`](crate::ErrorKind::Lock) if the record cannot be written. The
-    /// lease has then ended. `Lock` too if this is a forked copy of the process that
-    /// acquired the lease, which then goes on there.
+    /// system fails to tell which it is; [`Lock`](crate::ErrorKind::Lock) if the
+    /// record cannot be written. The lease has then ended. `Lock` too if this is a
+    /// forked copy of the process that acquired the lease, which then goes on there.
     ///
     /// # Platform-specific behavior
     ///

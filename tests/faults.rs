@@ -1,0 +1,248 @@
+//! A fault at every system call: it fails with each error that it can give, it is
+//! interrupted by signals again and again, or the process is killed just there.
+//! Afterwards nothing is lost, leaked or given twice, and the error says what
+//! happened.
+//!
+//! Which calls there are is found out by tracing each scenario once without a fault.
+//! What they can give and what is to come of it is in `faults/expected.rs`; a call
+//! that is not there fails the test.
+//!
+//! By default a random part of all cells is tried, and with `PORTLOCK_STRESS` of 2 or
+//! more all of them. With `--nocapture` the table is printed.
+
+#![allow(
+    clippy::incompatible_msrv,
+    reason = "tests need a newer Rust than the library"
+)]
+
+mod common;
+#[path = "faults/expected.rs"]
+mod expected;
+#[path = "faults/run.rs"]
+mod run;
+#[path = "faults/scenario.rs"]
+mod scenario;
+#[path = "faults/trace.rs"]
+mod trace;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Instant,
+};
+
+use common::{Block, have_strace, run_child, stress};
+use expected::{can_give, faults, is_possible};
+use run::{Fault, Run, judge, run};
+use scenario::{PORTS, SCENARIOS, Scenario, cycle};
+use trace::Call;
+
+#[test]
+fn child() {
+    run_child(&[("cycle", cycle)]);
+}
+
+/// One fault at one call, by the number of its scenario and its place in the cycle.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Cell {
+    scenario: usize,
+    place: usize,
+    fault: Fault,
+}
+
+type Outcomes = HashMap<Cell, Result<char, String>>;
+
+#[test]
+fn a_fault_at_any_system_call() {
+    if !have_strace() {
+        return;
+    }
+    let start = Instant::now();
+    // More at a time would only wait for each other.
+    let blocks = [(); 2].map(|()| SCENARIOS.map(|_| Block::new(PORTS)));
+    let clean = match run_without_fault(&blocks[0]) {
+        Ok(clean) => clean,
+        Err(line) => {
+            eprintln!("left out: strace cannot attach here: {line}");
+            return;
+        }
+    };
+    let mut wrong = calls_that_nobody_has_thought_about(&clean);
+
+    let possible = cells(&clean);
+    let chosen: Vec<Cell> = possible.iter().copied().filter(is_chosen).collect();
+    let next = AtomicUsize::new(0);
+    let outcomes = Mutex::new(Outcomes::new());
+    thread::scope(|scope| {
+        for blocks in &blocks {
+            scope.spawn(|| {
+                while let Some(&cell) = chosen.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let outcome = try_cell(cell, &clean[cell.scenario], &blocks[cell.scenario]);
+                    outcomes.lock().expect("no panic").insert(cell, outcome);
+                }
+            });
+        }
+    });
+    let outcomes = outcomes.into_inner().expect("no panic");
+
+    println!("{}", table(&clean, &outcomes));
+    let seconds = start.elapsed().as_secs_f64();
+    let (tried, of) = (chosen.len(), possible.len());
+    println!("{tried} of {of} cells in {seconds:.1} s");
+    for cell in &chosen {
+        if let Err(error) = &outcomes[cell] {
+            let call = clean[cell.scenario].cycle()[cell.place];
+            let (scenario, fault) = (SCENARIOS[cell.scenario], cell.fault);
+            wrong.push(format!("{scenario:?}: {fault} of {call}: {error}"));
+        }
+    }
+    let report = wrong.join("\n");
+    assert!(wrong.is_empty(), "{} are wrong:\n{report}", wrong.len());
+}
+
+fn run_without_fault(blocks: &[Block]) -> Result<Vec<Run>, String> {
+    let one = |(scenario, block): (Scenario, &Block)| {
+        let tries = (0..TRIES).map(|_| run(scenario, block, None));
+        let mut tries = tries.skip_while(|run| run.as_ref().is_ok_and(Run::was_disturbed));
+        let run = tries.next().expect("not disturbed each time")?;
+        assert_eq!(run.problems, [""; 0], "{scenario:?}");
+        Ok(run)
+    };
+    SCENARIOS.into_iter().zip(blocks).map(one).collect()
+}
+
+fn calls_that_nobody_has_thought_about(clean: &[Run]) -> Vec<String> {
+    let mut calls = Vec::new();
+    for (scenario, run) in SCENARIOS.into_iter().zip(clean) {
+        let cycle = run.cycle().into_iter();
+        for call in cycle.filter(|call| !call.is_marker && can_give(call).is_none()) {
+            calls.push(format!("{scenario:?}: a new system call: {call}"));
+        }
+    }
+    calls
+}
+
+/// All that are possible.
+fn cells(clean: &[Run]) -> Vec<Cell> {
+    let mut cells = Vec::new();
+    for (scenario, run) in clean.iter().enumerate() {
+        for (place, call) in run.cycle().into_iter().enumerate() {
+            let faults = faults().filter(|&fault| is_possible(call, fault));
+            cells.extend(faults.map(|fault| Cell {
+                scenario,
+                place,
+                fault,
+            }));
+        }
+    }
+    cells
+}
+
+/// Each time others, but for the most important.
+fn is_chosen(cell: &Cell) -> bool {
+    let scenario = SCENARIOS[cell.scenario];
+    let always = cell.fault == Fault::Kill && matches!(scenario, Scenario::Again | Scenario::Fresh);
+    stress(1) > 1 || always || rand::random_ratio(1, 3)
+}
+
+/// So often a run is made again where something came in between.
+const TRIES: usize = 5;
+
+fn try_cell(cell: Cell, clean: &Run, block: &Block) -> Result<char, String> {
+    let Cell { place, fault, .. } = cell;
+    let scenario = SCENARIOS[cell.scenario];
+    let call = clean.cycle()[place];
+    // How often a waiter looks is a matter of time, and how much there is to read
+    // about this process one of what else it does.
+    let is_loose = matches!(scenario, Scenario::Wait | Scenario::Leases);
+    for _ in 0..TRIES {
+        let run = run(scenario, block, Some((fault, call)))?;
+        let cycle = run.cycle();
+        let at = match run.place_of(fault) {
+            None if is_loose => return Ok('-'),
+            None => continue,
+            Some(at) => at,
+        };
+        let is_hit = at == place && cycle[at].name == call.name;
+        if run.was_disturbed() || !is_hit && !is_loose {
+            continue;
+        }
+        // What ends an operation that is interrupted again and again can be a later
+        // call of the same name.
+        let last = cycle.iter().rfind(|call| call.injected);
+        return judge(scenario, &run, clean, last.unwrap_or(&cycle[at]), fault);
+    }
+    Err("it could not be hit: the calls differ from time to time".to_owned())
+}
+
+/// All that was found out: a line for each part of a cycle, call and object.
+fn table(clean: &[Run], outcomes: &Outcomes) -> String {
+    let mut text = String::from(
+        "\nD L P R U: fails with kind LockDir, Lock, Probe, pRocess, Unsupported, as it should\n\
+         o: comes to the same, as it should   m: passed over, as it should\n\
+         k: killed, and nothing is lost       -: not reached   !: wrong\n\
+         .: cannot be                         blank: left out this time\n",
+    );
+    let mut totals: BTreeMap<char, usize> = BTreeMap::new();
+    for (scenario, run) in clean.iter().enumerate() {
+        text += &format!("\n{:<50}", format!("{:?}", SCENARIOS[scenario]));
+        for fault in faults() {
+            text += &format!("{fault:<7}");
+        }
+        let cycle = run.cycle();
+        for places in lines(&cycle) {
+            let call = cycle[places[0]];
+            let part = ["lease", "give back"][call.part.expect("in the cycle")];
+            let times = format!("{}×", places.len());
+            let object = call.object.to_string();
+            text += &format!("\n{part:<10}{times:>3} {:<23} {object:<13}", call.label);
+            for fault in faults() {
+                let outcome = |&place| {
+                    let cell = Cell {
+                        scenario,
+                        place,
+                        fault,
+                    };
+                    let outcome = outcomes.get(&cell)?;
+                    Some(*outcome.as_ref().unwrap_or(&'!'))
+                };
+                let mut letters: Vec<char> = places.iter().filter_map(outcome).collect();
+                for &letter in &letters {
+                    *totals.entry(letter).or_default() += 1;
+                }
+                letters.sort_unstable();
+                letters.dedup();
+                if !is_possible(call, fault) {
+                    letters.push('.');
+                }
+                text += &format!("{:<7}", String::from_iter(letters));
+            }
+        }
+        text.push('\n');
+    }
+    let totals: Vec<_> = totals
+        .iter()
+        .map(|(letter, n)| format!("{n} {letter}"))
+        .collect();
+    text + &format!("\ntotals: {}", totals.join(", "))
+}
+
+/// The places in the cycle of calls that are alike.
+fn lines(cycle: &[&Call]) -> Vec<Vec<usize>> {
+    let mut lines: Vec<Vec<usize>> = Vec::new();
+    for (place, call) in cycle.iter().enumerate() {
+        let is_alike = |line: &&mut Vec<usize>| {
+            let other = cycle[line[0]];
+            (other.part, &other.label, &other.object) == (call.part, &call.label, &call.object)
+        };
+        match lines.iter_mut().find(is_alike) {
+            Some(line) => line.push(place),
+            None => lines.push(vec![place]),
+        }
+    }
+    lines
+}

@@ -1,0 +1,166 @@
+//! What a call can give, and what is to come of it: two tables, by call and object. A
+//! new call or a new kind of file wants a line in each, and some thought.
+
+use portlock::ErrorKind;
+
+use crate::{
+    run::Fault,
+    scenario::Scenario::{self, *},
+    trace::{Call, Object::*},
+};
+use Expect::*;
+
+const ERRORS: [&str; 9] = [
+    "EMFILE", "ENFILE", "ENOSPC", "EIO", "EINTR", "EACCES", "EROFS", "ENOLCK", "ENOMEM",
+];
+
+/// All kinds of faults: each of the errors, an interruption again and again, and death.
+pub(crate) fn faults() -> impl Iterator<Item = Fault> {
+    let errors = ERRORS.into_iter().map(Fault::Error);
+    errors.chain([Fault::Interrupted, Fault::Kill])
+}
+
+/// Which of [`ERRORS`] a call can give, by its manual page in section 2; or `None`
+/// for a call that nobody has thought about yet.
+///
+/// POSIX adds EIO for every call that goes to a file system, and network file
+/// systems give it; and ENOMEM, "insufficient memory is available", for sockets.
+pub(crate) fn can_give(call: &Call) -> Option<&'static [&'static str]> {
+    Some(match (&*call.label, &call.object) {
+        // Here it is passed over, and what comes next is not the test's to use.
+        ("newfstatat", RuntimeDir) => &["EIO", "ENOMEM"],
+        ("openat to write", Stray) => &[
+            "EACCES", "EINTR", "EIO", "EMFILE", "ENFILE", "ENOMEM", "ENOSPC", "EROFS",
+        ],
+        ("openat to write", LockFile) => &[
+            "EACCES", "EINTR", "EIO", "EMFILE", "ENFILE", "ENOMEM", "EROFS",
+        ],
+        ("openat", _) => &["EACCES", "EINTR", "EIO", "EMFILE", "ENFILE", "ENOMEM"],
+        ("newfstatat" | "statx" | "readlink", _) => &["EACCES", "EIO", "ENOMEM"],
+        ("fstat" | "getdents64", _) => &["EIO", "ENOMEM"],
+        ("flock" | "unlock", _) => &["EINTR", "EIO", "ENOLCK"],
+        ("read", _) => &["EINTR", "EIO", "ENOMEM"],
+        ("pread64", _) => &["EINTR", "EIO"],
+        ("pwrite64", _) => &["EINTR", "EIO", "ENOSPC"],
+        ("mkdirat" | "renameat2", _) => &["EACCES", "EIO", "ENOMEM", "ENOSPC", "EROFS"],
+        ("fchmodat" | "fchmod" | "unlinkat", _) => &["EACCES", "EIO", "ENOMEM", "EROFS"],
+        // EIO and ENOSPC are of what was written before.
+        ("close", LockFile | Stray) => &["EINTR", "EIO", "ENOSPC"],
+        ("close", _) => &["EINTR"],
+        ("socket", _) => &["EACCES", "EMFILE", "ENFILE", "ENOMEM"],
+        ("setsockopt IPV6_V6ONLY" | "setsockopt SO_REUSEADDR", _) => &["ENOMEM"],
+        ("bind" | "listen", _) => &["EACCES", "ENOMEM"],
+        ("fcntl F_DUPFD_CLOEXEC", _) => &["EMFILE"],
+        ("getrandom" | "futex" | "clock_nanosleep", _) => &["EINTR"],
+        ("lseek" | "kill" | "getpid" | "geteuid" | "capget", _) => &[],
+        _ => return None,
+    })
+}
+
+/// What comes of a fault.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Expect {
+    /// An error of this kind and number, whose message has one of these operations,
+    /// and the path or port.
+    Fails(ErrorKind, &'static [&'static str]),
+    /// The same as without the fault: the call is made again, or is not needed.
+    Works,
+    /// One or the other.
+    WorksOrFails(ErrorKind, &'static [&'static str]),
+    /// It is a reason not to take this port, and to look at the next.
+    Missed,
+}
+
+/// What is to come of a fault at a call; or `None` if nobody has thought about it
+/// yet.
+pub(crate) fn expected(scenario: Scenario, call: &Call, fault: Fault) -> Option<Expect> {
+    let error = match fault {
+        Fault::Error(error) => error,
+        Fault::Interrupted | Fault::Kill => "",
+    };
+    Some(match (&*call.label, &call.object, error) {
+        // Nothing that waits is ended by a signal.
+        ("getrandom" | "futex" | "clock_nanosleep", ..) => Works,
+        // There is nothing that could be done, nor need be.
+        ("close", ..) => Works,
+
+        ("newfstatat", RuntimeDir, _) => Fails(ErrorKind::LockDir, &["use"]),
+        ("newfstatat", Dir, _) => Fails(ErrorKind::LockDir, &["use", "make"]),
+        ("mkdirat" | "fchmodat", Dir, _) => Fails(ErrorKind::LockDir, &["make"]),
+        ("openat", Dir, _) => Fails(ErrorKind::LockDir, &["open", "read"]),
+        ("fstat", Dir, _) => Fails(ErrorKind::LockDir, &["stat", "read"]),
+        ("getdents64", Dir, _) => Fails(ErrorKind::LockDir, &["read"]),
+        ("statx", LockFile | Stray, _) => Fails(ErrorKind::LockDir, &["read"]),
+
+        (_, LockFile, "EINTR") => Works,
+        // Only to say who has it.
+        ("openat" | "pread64", LockFile, _) if scenario == Exhausted => Works,
+        ("openat" | "openat to write", LockFile, _) => Fails(ErrorKind::Lock, &["open"]),
+        ("flock", LockFile, _) => Fails(ErrorKind::Lock, &["lock"]),
+        // Then the lock itself is asked.
+        ("newfstatat", LockFile, _) if scenario == Leases => Works,
+        ("fstat" | "newfstatat", LockFile, _) => Fails(ErrorKind::Lock, &["stat"]),
+        ("pread64", LockFile, _) => Fails(ErrorKind::Lock, &["read owner record of"]),
+        ("pwrite64", LockFile, _) => Fails(ErrorKind::Lock, &["write owner record to"]),
+        // It is another user's, and kept.
+        ("unlinkat", LockFile | Stray, "EACCES") if scenario == Clean => Missed,
+        ("unlinkat", LockFile, _) => Fails(ErrorKind::Lock, &["remove"]),
+        ("unlinkat", Stray, _) => Fails(ErrorKind::Lock, &["remove", "make"]),
+        // Closing ends the lock too. Who releases is told all the same.
+        ("unlock", LockFile, _) if call.part == Some(1) && scenario != Delegate => {
+            Fails(ErrorKind::Lock, &["unlock"])
+        }
+        ("unlock", LockFile, _) => Works,
+        ("openat to write" | "fstat" | "fchmod" | "renameat2", Stray, _) => {
+            Fails(ErrorKind::Lock, &["make"])
+        }
+
+        ("bind", Socket, "EACCES") => Missed,
+        ("socket" | "bind" | "setsockopt IPV6_V6ONLY", Socket, _) => {
+            Fails(ErrorKind::Probe, &["bind"])
+        }
+        ("setsockopt SO_REUSEADDR", Socket, _) => {
+            Fails(ErrorKind::Probe, &["set SO_REUSEADDR", "bind"])
+        }
+        ("listen", Socket, _) => Fails(ErrorKind::Probe, &["listen"]),
+
+        // Only a hint at how much there is to read.
+        ("statx", Process | Proc | Settings, _) => Works,
+        ("openat" | "read", Settings, "EINTR") => Works,
+        ("openat" | "read", Settings, _) => Fails(ErrorKind::Unsupported, &["read"]),
+        // Whether a process lives, or which it is that the lease shall belong to.
+        // Exclusive comes before available.
+        (_, Process, "EACCES") if scenario == Dead => Missed,
+        (_, Process, "EACCES") => Works,
+        ("openat", Process, "EINTR") => Works,
+        (_, Process, _) if scenario == Dead => {
+            Fails(ErrorKind::Lock, &["find the process that owns"])
+        }
+        (_, Process, _) if scenario == Delegate => Fails(ErrorKind::Process, &["find process"]),
+        // If it is only to say whether a lock is held, the lock itself can be asked.
+        (_, Process, _) if scenario == Leases => {
+            WorksOrFails(ErrorKind::Lock, &["find the process that owns"])
+        }
+        // It only informs.
+        (_, Process | Proc, _) => Works,
+        _ => return None,
+    })
+}
+
+/// Whether this fault can come of this call.
+pub(crate) fn is_possible(call: &Call, fault: Fault) -> bool {
+    if fault == Fault::Kill || call.is_marker {
+        return fault == Fault::Kill;
+    }
+    let errors = can_give(call).unwrap_or_default();
+    match fault {
+        Fault::Error(error) => errors.contains(&error),
+        // Nobody closes again; and what the kernel makes up on the spot takes no
+        // time in which signal after signal could come.
+        _ => {
+            errors.contains(&"EINTR")
+                && !matches!(&*call.name, "close" | "getrandom")
+                && !matches!(call.object, Process | Proc | Settings)
+        }
+    }
+}

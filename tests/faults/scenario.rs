@@ -1,0 +1,480 @@
+//! What a process does under the tracer, and what is prepared for it.
+
+use std::{
+    env,
+    ffi::OsString,
+    fmt,
+    fs::{self, File},
+    io::{self, IoSliceMut, Read},
+    net::TcpListener,
+    ops::RangeInclusive,
+    os::{fd::AsFd, unix::fs::PermissionsExt},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use portlock::{Builder, Error, ErrorKind, FreePort, LockDir, PortSet};
+use rustix::{
+    fs::Mode,
+    process::{PTracer, Pid, WaitId, WaitIdOptions, set_ptracer, umask, waitid},
+    thread::gettid,
+};
+use socket2::Socket;
+use tempfile::TempDir;
+
+use Scenario::*;
+
+use crate::common::{
+    Block, Cat, LONG, Parent, Peer, bind_strictly, command, lock_dir, open_descriptors, text,
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scenario {
+    /// The lock file is there, and the process has leased before.
+    Again,
+    /// The lock file must be made.
+    Fresh,
+    /// The same in a directory shared by users.
+    Shared,
+    /// The process's first lease; the default directory must be made. With an
+    /// umask that leaves nothing.
+    First,
+    /// The first of two ports is leased by another process,
+    Held,
+    /// or bound by another program.
+    Bound,
+    /// It was delegated to a process that has ended, but was not waited for.
+    Dead,
+    /// The lease is delegated.
+    Delegate,
+    Listen,
+    /// Every port is leased, and stays so,
+    Exhausted,
+    /// or is given back.
+    Wait,
+    Clean,
+    Leases,
+    ServerPorts,
+}
+
+pub(crate) const SCENARIOS: [Scenario; 14] = [
+    Again,
+    Fresh,
+    Shared,
+    First,
+    Held,
+    Bound,
+    Dead,
+    Delegate,
+    Listen,
+    Exhausted,
+    Wait,
+    Clean,
+    Leases,
+    ServerPorts,
+];
+
+/// The ports of a scenario: one or two to choose from, one that the test holds
+/// meanwhile, and one that the child has leased before.
+pub(crate) const PORTS: u16 = 4;
+pub(crate) const OTHER: u16 = 2;
+const BEFORE: u16 = 3;
+
+impl Scenario {
+    fn ports(self, first: u16) -> RangeInclusive<u16> {
+        let is_two = matches!(self, Held | Bound);
+        first..=first + u16::from(is_two)
+    }
+
+    fn builder(self, dir: &Path, first: u16) -> Builder {
+        let timeout = if self == Wait { LONG } else { Duration::ZERO };
+        let builder = FreePort::builder()
+            .ports(self.ports(first))
+            .timeout(timeout);
+        match self {
+            First => builder,
+            // In the same order each time. With a single port the order is left to
+            // chance, so that random numbers are asked for.
+            Held | Bound => builder.lock_dir(dir).prefer(""),
+            _ => builder.lock_dir(dir),
+        }
+    }
+}
+
+/// Leases, and goes on while nothing but what is left of an earlier probe is in the
+/// way: a child that is just starting has it, and on a crowded machine for long.
+fn acquire_patiently(builder: &Builder) -> Result<FreePort, Error> {
+    let is_leftover = |error: &Error| error.exhaustion().is_some_and(|counts| counts.leftover > 0);
+    let deadline = Instant::now() + LONG;
+    loop {
+        match builder.acquire() {
+            Err(error) if is_leftover(&error) && Instant::now() < deadline => {}
+            outcome => return outcome,
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------
+// What the child does.
+
+/// Marks the ends of the two parts of a cycle, which follow each other: leasing,
+/// and giving back.
+pub(crate) const MARKERS: [&str; 4] = [
+    "/portlock-faults/before-leasing",
+    "/portlock-faults/after-leasing",
+    "/portlock-faults/before-giving-back",
+    "/portlock-faults/after-giving-back",
+];
+
+fn mark(marker: usize) {
+    // statx(2), which fails.
+    let _ = fs::metadata(MARKERS[marker]);
+}
+
+/// Waits for a line by readv(2), which nothing else uses: when the tracer attaches,
+/// it interrupts the call, and whether it is then counted twice depends on timing.
+fn wait_for_line(mut stdin: &File) -> String {
+    let mut line = Vec::new();
+    while !line.ends_with(b"\n") {
+        let mut part = [0; 64];
+        match stdin.read_vectored(&mut [IoSliceMut::new(&mut part)]) {
+            Ok(len) if len > 0 => line.extend(&part[..len]),
+            // The parent is gone.
+            _ => std::process::exit(0),
+        }
+    }
+    String::from_utf8_lossy(&line).trim().to_owned()
+}
+
+enum Got {
+    Lease(FreePort),
+    Listening(FreePort, TcpListener),
+    Report(String),
+}
+
+impl fmt::Display for Got {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lease(port) | Self::Listening(port, _) => port.fmt(f),
+            Self::Report(report) => f.write_str(report),
+        }
+    }
+}
+
+fn take(scenario: Scenario, builder: &Builder, dir: &Path) -> Result<Got, Error> {
+    Ok(match scenario {
+        Listen => builder
+            .listen()
+            .map(|(port, listener)| Got::Listening(port, listener))?,
+        Clean => Got::Report(format!("{:?}", LockDir::locate(Some(dir))?.clean()?)),
+        Leases => {
+            let leases = LockDir::locate(Some(dir))?.leases()?;
+            let states: Vec<_> = leases.iter().map(|lease| lease.state).collect();
+            Got::Report(format!("{states:?}"))
+        }
+        ServerPorts => Got::Report(PortSet::server_ports()?.to_string()),
+        _ => Got::Lease(builder.acquire()?),
+    })
+}
+
+fn give_back(scenario: Scenario, got: Got, target: u32) -> Result<(), Error> {
+    match got {
+        Got::Lease(port) if scenario == Delegate => port.delegate_to(target).map(drop),
+        Got::Lease(port) => port.release(),
+        Got::Listening(port, listener) => {
+            drop(listener);
+            port.release()
+        }
+        Got::Report(_) => Ok(()),
+    }
+}
+
+/// `done|<what>`, or `failed|<kind>|<number>|<message>`.
+fn describe<T: fmt::Display>(outcome: &Result<T, Error>) -> String {
+    match outcome {
+        Ok(done) => format!("done|{done}"),
+        Err(error) => {
+            let errno = error.raw_os_error().unwrap_or_default();
+            let message = error.to_string().replace('\n', " ");
+            format!("failed|{:?}|{errno}|{message}", error.kind())
+        }
+    }
+}
+
+/// Arguments: number of the scenario, first port, lock directory, pid to delegate to.
+pub(crate) fn cycle(parent: &Parent) {
+    let scenario = SCENARIOS[parent.argument::<usize>(0)];
+    let first: u16 = parent.argument(1);
+    let dir = PathBuf::from(parent.argument::<String>(2));
+    let target = parent.argument(3);
+    let builder = scenario.builder(&dir, first);
+    let only = |port| {
+        let builder = builder.clone().timeout(Duration::ZERO);
+        acquire_patiently(&builder.ports(port..=port)).map(drop)
+    };
+    match scenario {
+        First => drop(umask(Mode::from_raw_mode(0o777))),
+        ServerPorts => {}
+        _ => only(first + BEFORE).expect("no fault yet"),
+    }
+    let stdin = io::stdin().as_fd().try_clone_to_owned();
+    let stdin = File::from(stdin.expect("descriptors left"));
+    // Where Yama is in use, only an ancestor may trace without that (ptrace(2)).
+    let _ = set_ptracer(PTracer::Any);
+    // Before its first statx std looks whether there is one.
+    mark(0);
+    parent.say(gettid().as_raw_nonzero());
+    parent.say(open_descriptors());
+    wait_for_line(&stdin);
+
+    mark(0);
+    let got = take(scenario, &builder, &dir);
+    mark(1);
+    parent.say(describe(&got));
+    if let Ok(got) = got {
+        wait_for_line(&stdin);
+        mark(2);
+        let given_back = give_back(scenario, got, target);
+        mark(3);
+        parent.say(describe(&given_back.map(|()| "")));
+    }
+
+    // The tracer is gone. Which ports are free, and after the bar which are not?
+    let ports = wait_for_line(&stdin);
+    parent.say(open_descriptors());
+    let (free, leased) = ports.split_once('|').expect("two lists");
+    let numbers = |list: &str| -> Vec<u16> {
+        let numbers = list.split_whitespace().map(str::parse);
+        numbers.collect::<Result<_, _>>().expect("ports")
+    };
+    let mut problems = String::new();
+    for port in numbers(free) {
+        if let Err(error) = only(port) {
+            problems += &format!("; the same process cannot lease {port} again: {error}");
+        }
+    }
+    for port in numbers(leased) {
+        if only(port).map_err(|error| error.kind()) != Err(ErrorKind::Exhausted) {
+            problems += &format!("; the same process can lease {port}, which is leased");
+        }
+    }
+    parent.say(open_descriptors());
+    parent.say(problems);
+    wait_for_line(&stdin);
+}
+
+// ---------------------------------------------------------------------------
+// What is prepared.
+
+/// What keeps a port from the child.
+pub(crate) enum Blocker {
+    Lease { _lease: FreePort },
+    Socket(Socket),
+}
+
+impl Drop for Blocker {
+    fn drop(&mut self) {
+        if let Self::Socket(socket) = self {
+            // A child that the other thread is just starting may have it too.
+            let _ = socket.set_reuse_address(true);
+        }
+    }
+}
+
+/// What the child finds.
+pub(crate) struct Stage {
+    pub(crate) scenario: Scenario,
+    pub(crate) root: TempDir,
+    /// The lock directory.
+    pub(crate) dir: PathBuf,
+    pub(crate) first: u16,
+    /// The port that is not free.
+    blocked: Option<u16>,
+    pub(crate) blocker: Arc<Mutex<Option<Blocker>>>,
+    /// A lease of the test's own.
+    pub(crate) other: Option<FreePort>,
+    /// The process that a lease is delegated to.
+    target: Option<Cat>,
+}
+
+impl Stage {
+    pub(crate) fn new(scenario: Scenario, block: &Block) -> Self {
+        let root = lock_dir();
+        let runtime = root.path().join("run");
+        fs::create_dir(&runtime).expect("our own directory");
+        let mut stage = Self {
+            scenario,
+            dir: runtime.join("portlock"),
+            root,
+            first: block.first(),
+            blocked: None,
+            blocker: Arc::default(),
+            other: None,
+            target: None,
+        };
+        if scenario == First {
+            return stage;
+        }
+        fs::create_dir(&stage.dir).expect("our own directory");
+        fs::set_permissions(&stage.dir, fs::Permissions::from_mode(stage.mode())).expect("ours");
+        stage.other = Some(stage.lease(stage.first + OTHER).expect("free"));
+        if !matches!(scenario, Fresh | Shared) {
+            for port in stage.ports() {
+                stage.lease(port).map(drop).expect("free");
+            }
+        }
+        stage.prepare();
+        stage
+    }
+
+    fn prepare(&mut self) {
+        let lease = match self.scenario {
+            Held | Bound => acquire_patiently(&self.scenario.builder(&self.dir, self.first)),
+            _ => self.lease(self.first),
+        };
+        let lease = lease.expect("free");
+        let port = lease.port();
+        match self.scenario {
+            Held | Exhausted | Wait => {
+                *self.blocker.lock().expect("no panic") = Some(Blocker::Lease { _lease: lease });
+                self.blocked = Some(port);
+            }
+            Bound => {
+                drop(lease);
+                let socket = bind_patiently(port);
+                *self.blocker.lock().expect("no panic") = Some(Blocker::Socket(socket));
+                self.blocked = Some(port);
+            }
+            Dead => {
+                let mut target = Cat::start();
+                lease.delegate_to(target.0.id()).expect("it lives");
+                target.0.kill().expect("our own child");
+                // Until it has ended, but without letting it go.
+                let pid = WaitId::Pid(Pid::from_child(&target.0));
+                let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+                waitid(pid, options).expect("our own child");
+                self.target = Some(target);
+            }
+            Leases => {
+                let target = Cat::start();
+                lease.delegate_to(target.0.id()).expect("it lives");
+                self.target = Some(target);
+                self.blocked = Some(port);
+            }
+            Delegate => self.target = Some(Cat::start()),
+            Clean => {
+                let stray = File::create(self.dir.join(".new.1.1.0")).expect("ours");
+                let long_ago = SystemTime::now() - Duration::from_secs(7200);
+                stray.set_modified(long_ago).expect("ours");
+            }
+            Fresh | Shared => {
+                drop(lease);
+                fs::remove_file(self.dir.join(port.to_string())).expect("ours");
+            }
+            Again | First | Listen | ServerPorts => {}
+        }
+    }
+
+    /// The ports that the child may choose from.
+    pub(crate) fn ports(&self) -> RangeInclusive<u16> {
+        self.scenario.ports(self.first)
+    }
+
+    /// Those of them that are free now, if the child has none.
+    pub(crate) fn free(&self) -> Vec<u16> {
+        let is_blocked = self.blocker.lock().expect("no panic").is_some() || self.target.is_some();
+        let blocked = self.blocked.filter(|_| is_blocked);
+        self.ports().filter(|&port| Some(port) != blocked).collect()
+    }
+
+    /// The mode that the lock directory has.
+    pub(crate) fn mode(&self) -> u32 {
+        if self.scenario == Shared {
+            0o1777
+        } else {
+            0o700
+        }
+    }
+
+    pub(crate) fn lease(&self, port: u16) -> Result<FreePort, Error> {
+        let builder = FreePort::builder().ports(port..=port).lock_dir(&self.dir);
+        acquire_patiently(&builder.timeout(Duration::ZERO))
+    }
+
+    /// Whether somebody has the lock on the port's file, as the kernel sees it.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "must not depend on what is tested"
+    )]
+    pub(crate) fn is_locked(&self, port: u16) -> bool {
+        let file = File::open(self.dir.join(port.to_string()));
+        file.is_ok_and(|file| file.try_lock().is_err())
+    }
+
+    /// What is wrong with a lease that the child says it has.
+    pub(crate) fn what_is_wrong_with_lease_of(&self, port: u16) -> Vec<String> {
+        let mut problems = Vec::new();
+        if !self.ports().contains(&port) || self.scenario != Wait && self.blocked == Some(port) {
+            problems.push(format!("{port} was given, but was not to be had"));
+        }
+        if !self.is_locked(port) {
+            problems.push(format!("{port} was given, but nobody has its lock"));
+        }
+        if self.lease(port).map_err(|error| error.kind()).err() != Some(ErrorKind::Exhausted) {
+            problems.push(format!("{port} was given twice"));
+        }
+        problems
+    }
+
+    /// Files that were being made and are not used.
+    pub(crate) fn strays(&self) -> Vec<OsString> {
+        let entries = fs::read_dir(&self.dir).expect("our own").flatten();
+        let names = entries.map(|entry| entry.file_name());
+        names
+            .filter(|name| name.to_string_lossy().starts_with(".new."))
+            .collect()
+    }
+
+    /// Ends what was prepared, so that every port is free.
+    pub(crate) fn clear(&mut self) {
+        self.blocker.lock().expect("no panic").take();
+        self.target = None;
+    }
+
+    pub(crate) fn start(&self) -> Peer {
+        let number = SCENARIOS
+            .iter()
+            .position(|&scenario| scenario == self.scenario);
+        let arguments = [
+            &number.expect("one of them").to_string(),
+            &self.first.to_string(),
+            text(&self.dir),
+            &self.target.as_ref().map_or(0, |cat| cat.0.id()).to_string(),
+        ];
+        let binary = env::current_exe().expect("this test binary");
+        let mut command = command(&[], &binary, "cycle", &arguments);
+        for variable in ["PORTLOCK_DIR", "PORTLOCK_PORTS", "PORTLOCK_PORTS_FILE"] {
+            command.env_remove(variable);
+        }
+        command
+            .env("XDG_RUNTIME_DIR", self.root.path().join("run"))
+            .env("TMPDIR", self.root.path())
+            .env("HOME", self.root.path())
+            .current_dir(self.root.path());
+        Peer::start_command(command)
+    }
+}
+
+/// Binds a port that nobody uses, once nothing is left of an earlier probe.
+fn bind_patiently(port: u16) -> Socket {
+    let deadline = Instant::now() + LONG;
+    loop {
+        match bind_strictly(port) {
+            Ok(socket) => return socket,
+            Err(error) => assert!(Instant::now() < deadline, "{port}: {error}"),
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}

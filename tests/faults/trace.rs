@@ -1,0 +1,246 @@
+//! What strace tells of a process, and the faults that it injects.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    thread::{self, JoinHandle},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use Object::*;
+
+use crate::{common::LONG, scenario::MARKERS};
+
+/// What a call is made on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Object {
+    Dir,
+    LockFile,
+    /// A lock file that is not yet at its path.
+    Stray,
+    RuntimeDir,
+    /// What the kernel tells of a process, and what it is known by.
+    Process,
+    /// What else it tells of processes and locks.
+    Proc,
+    /// What the kernel tells of ports.
+    Settings,
+    Socket,
+    Nothing,
+    Other(String),
+}
+
+impl fmt::Display for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Dir => "directory",
+            LockFile => "lock file",
+            Stray => "new lock file",
+            RuntimeDir => "runtime dir",
+            Process => "process",
+            Proc => "/proc",
+            Settings => "/proc/sys",
+            Socket => "socket",
+            Nothing => "",
+            Other(path) => path,
+        })
+    }
+}
+
+/// A system call as strace prints it.
+#[derive(Clone, Debug)]
+pub(crate) struct Call {
+    pub(crate) name: String,
+    /// The name, and what is done where one call does several things.
+    pub(crate) label: String,
+    pub(crate) object: Object,
+    pub(crate) arguments: String,
+    /// It has returned, and no error.
+    pub(crate) succeeded: bool,
+    pub(crate) injected: bool,
+    /// The how many-th of that name, from 1.
+    pub(crate) nth: usize,
+    /// In which part of the cycle it is, if in any; the marker at its end too.
+    pub(crate) part: Option<usize>,
+    pub(crate) is_marker: bool,
+}
+
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Enough to find it by; records are long.
+        write!(f, "{}({:.150})", self.name, self.arguments)
+    }
+}
+
+/// strace, attached.
+pub(crate) struct Tracer {
+    strace: Child,
+    lines: JoinHandle<Vec<String>>,
+}
+
+impl Tracer {
+    /// Attaches to a thread that waits, and to no other, and gives each line to
+    /// `see`; or says why it cannot be.
+    pub(crate) fn attach(
+        thread: &str,
+        inject: Option<String>,
+        mut see: impl FnMut(&str) + Send + 'static,
+    ) -> Result<Self, String> {
+        let mut command = Command::new("strace");
+        command.args(["-y", "-s", "300", "-e", "signal=none"]);
+        if let Some(inject) = inject {
+            command.args(["-e", &format!("inject={inject}")]);
+        }
+        command.args(["-p", thread]);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        let mut strace = command
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("strace is installed");
+        let stderr = BufReader::new(strace.stderr.take().expect("piped"));
+        let (sender, attached) = mpsc::channel();
+        let lines = thread::spawn(move || {
+            let mut lines = Vec::new();
+            for line in stderr.split(b'\n').map_while(Result::ok) {
+                let line = String::from_utf8_lossy(&line).into_owned();
+                if lines.is_empty() {
+                    let _ = sender.send(line.clone());
+                }
+                see(&line);
+                lines.push(line);
+            }
+            lines
+        });
+        match attached.recv_timeout(LONG) {
+            Ok(line) if line.contains(" attached") => Ok(Self { strace, lines }),
+            Ok(line) => {
+                let _ = strace.kill().and_then(|()| strace.wait());
+                Err(line)
+            }
+            Err(_) => Err("it says nothing".to_owned()),
+        }
+    }
+
+    /// Lets go of the process.
+    pub(crate) fn detach(self) -> Vec<String> {
+        let pid = Pid::from_child(&self.strace);
+        kill_process(pid, Signal::TERM).expect("not waited for yet");
+        self.wait()
+    }
+
+    /// Waits for its end, after that of the process.
+    pub(crate) fn wait(mut self) -> Vec<String> {
+        self.strace.wait().expect("our own child");
+        self.lines.join().expect("no panic")
+    }
+}
+
+/// The calls of a trace, but for the markers where a part begins.
+pub(crate) fn calls(lines: &[String], dir: &Path) -> Vec<Call> {
+    let mut counts: HashMap<&str, usize> = HashMap::new();
+    let mut part = None;
+    let mut calls = Vec::new();
+    for line in lines {
+        let is_part_of_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        let Some((name, rest)) = line.split_once('(') else {
+            continue;
+        };
+        if !name.chars().all(is_part_of_name) {
+            continue;
+        }
+        let (arguments, result) = rest.rsplit_once(" = ").unwrap_or((rest, "?"));
+        let arguments = arguments.trim_end_matches([' ', ')']);
+        let nth = counts.entry(name).or_default();
+        *nth += 1;
+        let marker = MARKERS.iter().position(|marker| arguments.contains(marker));
+        if let Some(begins) = marker.filter(|marker| marker % 2 == 0) {
+            part = Some(begins / 2);
+            continue;
+        }
+        calls.push(Call {
+            name: name.to_owned(),
+            label: marker.map_or_else(|| label(name, arguments), |_| "(the end)".to_owned()),
+            object: marker.map_or_else(|| object(name, arguments, dir), |_| Nothing),
+            arguments: arguments.to_owned(),
+            succeeded: !result.starts_with(['-', '?']),
+            injected: result.ends_with("(INJECTED)"),
+            nth: *nth,
+            part,
+            is_marker: marker.is_some(),
+        });
+        part = part.filter(|_| marker.is_none());
+    }
+    calls
+}
+
+/// The name of a call, and what it does where it does several things.
+fn label(name: &str, arguments: &str) -> String {
+    match name {
+        "setsockopt" => {
+            let option = arguments.split(", ").nth(2).unwrap_or_default();
+            format!("{name} {option}")
+        }
+        "fcntl" => {
+            let operation = arguments
+                .split([',', ' '])
+                .find(|word| word.starts_with("F_"));
+            format!("{name} {}", operation.unwrap_or_default())
+        }
+        "flock" if arguments.contains("LOCK_UN") => "unlock".to_owned(),
+        "newfstatat" if arguments.contains("AT_EMPTY_PATH") => "fstat".to_owned(),
+        "openat" if arguments.contains("O_RDWR") => "openat to write".to_owned(),
+        _ => name.to_owned(),
+    }
+}
+
+/// What the arguments of a call are about: the path, below that of the directory's
+/// descriptor if there is one, or what the descriptor is of.
+fn object(name: &str, arguments: &str, dir: &Path) -> Object {
+    let between = |text: &str, open: char, close: char| {
+        let (_, text) = text.split_once(open)?;
+        Some(text.split_once(close)?.0.to_owned())
+    };
+    let first = arguments.split(", ").next().unwrap_or_default();
+    let descriptor = between(first, '<', '>');
+    let takes_descriptor_and_path = name.ends_with("at") && name != "fstat"
+        || matches!(name, "statx" | "renameat2" | "inotify_add_watch");
+    let path = match &descriptor {
+        // What else is in quotes is data.
+        Some(_) if !takes_descriptor_and_path => None,
+        _ => between(arguments, '"', '"').filter(|path| !path.is_empty()),
+    };
+    let path = match (name, descriptor, path) {
+        ("socket", ..) => return Socket,
+        ("getrandom", ..) | (_, None, None) => return Nothing,
+        (_, None, Some(path)) => PathBuf::from(path),
+        (_, Some(descriptor), None) => PathBuf::from(descriptor),
+        (_, Some(descriptor), Some(path)) => Path::new(&descriptor).join(path),
+    };
+    let named = path.file_name().unwrap_or_default().to_string_lossy();
+    let is_in_dir = path.parent() == Some(dir);
+    let is_number = named.chars().all(|c| c.is_ascii_digit());
+    if path == dir {
+        Dir
+    } else if is_in_dir && named.starts_with(".new.") {
+        Stray
+    } else if is_in_dir && is_number {
+        LockFile
+    } else if dir.parent() == Some(&path) {
+        RuntimeDir
+    } else if path.starts_with("/proc/sys/net") {
+        Settings
+    } else if path.starts_with("/proc") && ["stat", "pid", "boot_id"].contains(&&*named) {
+        Process
+    } else if path.starts_with("/proc") {
+        Proc
+    } else if named.contains(":[") {
+        Socket
+    } else {
+        Other(path.display().to_string())
+    }
+}

@@ -189,7 +189,7 @@ fn table(clean: &[Run], outcomes: &Outcomes) -> String {
     );
     let mut totals: BTreeMap<char, usize> = BTreeMap::new();
     for (scenario, run) in clean.iter().enumerate() {
-        text += &format!("\n{:<50}", format!("{:?}", SCENARIOS[scenario]));
+        text += &format!("\n{:<51}", format!("{:?}", SCENARIOS[scenario]));
         for fault in faults() {
             text += &format!("{fault:<7}");
         }
@@ -199,7 +199,7 @@ fn table(clean: &[Run], outcomes: &Outcomes) -> String {
             let part = ["lease", "give back"][call.part.expect("in the cycle")];
             let times = format!("{}×", places.len());
             let object = call.object.to_string();
-            text += &format!("\n{part:<10}{times:>3} {:<23} {object:<13}", call.label);
+            text += &format!("\n{part:<10}{times:>3} {:<23} {object:<14}", call.label);
             for fault in faults() {
                 let outcome = |&place| {
                     let cell = Cell {

@@ -66,7 +66,7 @@ impl Fault {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+        f.pad(match self {
             Self::Kill => "KILL",
             Self::Error(name) => name,
             Self::Interrupted => "EINTR…",

@@ -204,15 +204,16 @@ pub(crate) fn run(
 
     let given_back = matches!(&outcomes[..], [Outcome::Done(_), Outcome::Done(_)]);
     let lives = given_back || outcomes.iter().any(|outcome| !outcome.is_done());
-    let (lines, descriptors) = if lives {
-        let is_closing_socket = fault.is_some_and(|(_, call)| {
-            // strace lets a call fail by not making it, but on Linux the descriptor
-            // is closed whatever close(2) says. Here it stays open, and the probe
-            // bound, as long as the process lives.
-            (&*call.name, &call.object) == ("close", &Socket)
-        });
+    let lines = if lives {
+        tracer.detach()
+    } else {
+        tracer.wait()
+    };
+    let calls = calls(&lines, &stage.dir);
+    let mut descriptors = None;
+    if lives {
         let mut free = stage.free();
-        if is_closing_socket || scenario == Delegate && given_back {
+        if calls.iter().any(leaves_a_socket) || scenario == Delegate && given_back {
             free.clear();
         }
         for &port in free.iter().filter(|_| stage.dir.exists()) {
@@ -220,22 +221,17 @@ pub(crate) fn run(
                 problems.push(format!("while the process lives, {port} is lost: {error}"));
             }
         }
-        let lines = tracer.detach();
         let mut ports: String = free.iter().map(|port| format!("{port} ")).collect();
         ports.push('|');
         if stage.other.is_some() {
             ports += &(stage.first + OTHER).to_string();
         }
         child.say(&ports);
-        let descriptors = [before, number(&child), number(&child)];
+        descriptors = Some([before, number(&child), number(&child)]);
         problems.extend(child.hear().split("; ").skip(1).map(str::to_owned));
-        (lines, Some(descriptors))
-    } else {
-        (tracer.wait(), None)
-    };
+    }
     child.kill();
 
-    let calls = calls(&lines, &stage.dir);
     let is_delegation = |call: &Call| call.arguments.contains("\"delegated ") && call.succeeded;
     let delegated = given_back || !lives && calls.iter().any(is_delegation);
     problems.extend(what_is_wrong_afterwards(&mut stage, delegated));
@@ -252,6 +248,13 @@ pub(crate) fn run(
         descriptors,
         problems,
     })
+}
+
+/// strace lets a call fail by not making it, but on Linux the descriptor is closed
+/// whatever close(2) says. Here it stays open, and the probe bound, as long as the
+/// process lives.
+fn leaves_a_socket(call: &Call) -> bool {
+    call.injected && call.name == "close" && call.object == Socket
 }
 
 /// What must hold once the process is gone.

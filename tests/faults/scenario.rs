@@ -103,11 +103,14 @@ impl Scenario {
     }
 }
 
+/// Longer than a child takes to start on a crowded machine.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Leases, and goes on while nothing but what is left of an earlier probe is in the
 /// way: a child that is just starting has it, and on a crowded machine for long.
 fn acquire_patiently(builder: &Builder) -> Result<FreePort, Error> {
     let is_leftover = |error: &Error| error.exhaustion().is_some_and(|counts| counts.leftover > 0);
-    let deadline = Instant::now() + LONG;
+    let deadline = Instant::now() + PATIENCE;
     loop {
         match builder.acquire() {
             Err(error) if is_leftover(&error) && Instant::now() < deadline => {}
@@ -469,7 +472,7 @@ impl Stage {
 
 /// Binds a port that nobody uses, once nothing is left of an earlier probe.
 fn bind_patiently(port: u16) -> Socket {
-    let deadline = Instant::now() + LONG;
+    let deadline = Instant::now() + PATIENCE;
     loop {
         match bind_strictly(port) {
             Ok(socket) => return socket,

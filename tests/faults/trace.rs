@@ -8,6 +8,7 @@ use std::{
     process::{Child, Command, Stdio},
     sync::mpsc,
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -127,9 +128,14 @@ impl Tracer {
     }
 
     /// Lets go of the process.
-    pub(crate) fn detach(self) -> Vec<String> {
+    pub(crate) fn detach(mut self) -> Vec<String> {
         let pid = Pid::from_child(&self.strace);
-        kill_process(pid, Signal::TERM).expect("not waited for yet");
+        // A signal that comes just before it waits for the process is not noticed
+        // until the next.
+        while self.strace.try_wait().expect("our own child").is_none() {
+            kill_process(pid, Signal::TERM).expect("not waited for yet");
+            thread::sleep(Duration::from_millis(1));
+        }
         self.wait()
     }
 

@@ -102,7 +102,11 @@ impl LockDir {
     }
 
     fn lease_by(&self, port: u16, listed: &mut ListedLocks) -> Result<Lease> {
-        let owner = lock::recorded_owner(self, port)?;
+        let owner = match lock::recorded_owner(self, port) {
+            // Another user has closed it to others; who has it is told by the kernel's list.
+            Err(error) if error.raw_os_error() == Some(Errno::ACCESS.raw_os_error()) => None,
+            owner => owner?,
+        };
         let state = if lock::is_delegated(self, port, owner.as_ref())? {
             LeaseState::Delegated
         } else {

@@ -269,7 +269,8 @@ impl FreePort {
     /// # Errors
     ///
     /// [`Lock`](crate::ErrorKind::Lock) if the descriptor cannot be duplicated, for
-    /// want of descriptors. The lease has then ended.
+    /// want of descriptors: the lease has then ended; or if this is a forked copy of
+    /// the process that acquired the lease, which then goes on there.
     pub fn into_fd(self) -> Result<OwnedFd> {
         self.lock.into_fd()
     }

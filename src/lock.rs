@@ -248,7 +248,13 @@ impl PortLock {
 
     /// A descriptor that has the lock too, and has it alone from now on: the
     /// lock lives until that and its duplicates are closed.
+    ///
+    /// # Errors
+    ///
+    /// The caller is a forked copy of the process that acquired the lock; or the
+    /// descriptor cannot be duplicated.
     pub(crate) fn into_fd(mut self) -> Result<OwnedFd> {
+        self.must_be_ours("pass on")?;
         let file = self
             .file
             .try_clone()

@@ -296,6 +296,17 @@ fn a_forked_copy_cannot_delegate() {
     });
 }
 
+#[test]
+#[serial]
+fn a_forked_copy_cannot_pass_the_lease_on() {
+    // What it would have, the parent could end; and it shares nothing that is its own.
+    the_port_stays_leased_whatever_a_copy_does(|copy| {
+        if copy.into_fd().is_ok() {
+            std::process::abort();
+        }
+    });
+}
+
 fn the_port_stays_leased_whatever_a_copy_does(end: fn(FreePort)) {
     let (dir, block) = (lock_dir(), Block::new(1));
     let builder = builder(text(dir.path()), block.ports.clone());

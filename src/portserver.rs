@@ -7,7 +7,7 @@
 
 use std::{
     io::{self, Read, Write},
-    thread,
+    str, thread,
     time::{Duration, Instant},
 };
 
@@ -19,8 +19,9 @@ use crate::error::{Error, ErrorKind, Result};
 /// How long a port server may take for everything.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// No port is longer than 5 digits and a line end. What is longer is no answer.
-const LONGEST_ANSWER: usize = 16;
+/// No port is longer than 5 digits and a line end. What is longer is no answer, and
+/// not read to its end.
+const LONGEST_ANSWER: usize = 15;
 
 /// Asks the port server at `address` for a port that belongs to the process `pid`.
 ///
@@ -59,20 +60,24 @@ pub fn get_port_from_port_server(address: &str, pid: u32) -> Result<u16> {
     let mut socket = connect(address, deadline).map_err(|error| fail("connect to", error))?;
     let answer =
         exchange(&mut socket, &format!("{pid}\n"), deadline).map_err(|error| fail("ask", error))?;
-    let text = answer.trim_ascii();
-    // Both mean no: some servers answer 0 rather than nothing.
-    if text.is_empty() || text == b"0" {
-        let message = format!("port server {address} has no port for process {pid}");
-        return Err(Error::new(ErrorKind::PortServer, message));
+    let number: Option<u16> = match answer.trim_ascii() {
+        // Both mean no: some servers answer 0 rather than nothing.
+        b"" => Some(0),
+        text => str::from_utf8(text).ok().and_then(|text| text.parse().ok()),
+    };
+    // The beginning of a longer answer may look like a port.
+    match number.filter(|_| answer.len() <= LONGEST_ANSWER) {
+        Some(0) => {
+            let message = format!("port server {address} has no port for process {pid}");
+            Err(Error::new(ErrorKind::PortServer, message))
+        }
+        Some(port) => Ok(port),
+        None => {
+            let answer = String::from_utf8_lossy(&answer);
+            let message = format!("port server {address} answers {answer:?}, which is no port");
+            Err(Error::new(ErrorKind::PortServer, message))
+        }
     }
-    let port = std::str::from_utf8(text)
-        .ok()
-        .and_then(|text| text.parse().ok());
-    port.ok_or_else(|| {
-        let answer = String::from_utf8_lossy(&answer);
-        let message = format!("port server {address} answers {answer:?}, which is no port");
-        Error::new(ErrorKind::PortServer, message)
-    })
 }
 
 fn connect(address: &str, deadline: Instant) -> io::Result<Socket> {
@@ -98,9 +103,9 @@ fn exchange(socket: &mut Socket, request: &str, deadline: Instant) -> io::Result
     socket.set_write_timeout(Some(left(deadline)?))?;
     socket.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
-    while answer.len() < LONGEST_ANSWER {
+    while answer.len() <= LONGEST_ANSWER {
         socket.set_read_timeout(Some(left(deadline)?))?;
-        let mut bytes = [0; LONGEST_ANSWER];
+        let mut bytes = [0; LONGEST_ANSWER + 1];
         match socket.read(&mut bytes) {
             Ok(0) => break,
             Ok(len) => answer.extend_from_slice(&bytes[..len]),

@@ -74,6 +74,8 @@ fn the_client_tells_every_failure_from_the_others() {
         "abc\n",
         "70000\n",
         "1234567890123456789\n",
+        "00\n",
+        "           150029\n",
     ];
     let server = server(&path, &answers);
     assert_eq!(ask().expect("a port"), 15000);
@@ -82,6 +84,8 @@ fn the_client_tells_every_failure_from_the_others() {
     refused("no port for process 812");
     refused("\"abc\\n\"");
     refused("\"70000\\n\"");
+    refused("no port");
+    refused("no port for process 812");
     refused("no port");
     let requests = server.join().expect("no panic");
     assert!(

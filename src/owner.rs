@@ -300,13 +300,11 @@ fn decode(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&byte, after)) = rest.split_first() {
-        let escaped = after.get(..2).and_then(|digits| {
-            let digits = std::str::from_utf8(digits).ok()?;
-            u8::from_str_radix(digits, 16).ok()
-        });
+        let digit = |at: usize| char::from(*after.get(at)?).to_digit(16);
+        let escaped = digit(0).zip(digit(1));
         match escaped {
-            Some(value) if byte == b'%' => {
-                bytes.push(value);
+            Some((high, low)) if byte == b'%' => {
+                bytes.push((high << 4 | low) as u8);
                 rest = &after[2..];
             }
             _ => {
@@ -386,7 +384,16 @@ mod tests {
 
     #[test]
     fn labels_of_any_kind_come_back_or_are_cut() {
-        for label in ["-", "--", "%", "%41", "a b\nheld 1", "größe", "\u{1b}[31m"] {
+        for label in [
+            "-",
+            "--",
+            "%",
+            "%41",
+            "%+4",
+            "a b\nheld 1",
+            "größe",
+            "\u{1b}[31m",
+        ] {
             let record = held_now(Some(label));
             line(&record);
             assert_eq!(owner(&record).label(), Some(label));
@@ -416,6 +423,13 @@ mod tests {
         ] {
             assert_eq!(Owner::parse(bytes), None, "{bytes:?}");
         }
+    }
+
+    #[test]
+    fn what_is_no_escape_stays_as_it_is() {
+        let owner = owner(b"held 7 - - - - %+F%4%zz%-1% %41%c3%9F");
+        assert_eq!(owner.program(), Some("%+F%4%zz%-1%"));
+        assert_eq!(owner.label(), Some("Aß"));
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod listing;
 mod map;
 mod output;
 mod pool;
+mod request;
 mod serve;
 mod snapshot;
 mod sockets;

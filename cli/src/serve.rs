@@ -33,10 +33,9 @@ use crate::{
     args::Serve,
     failure::{FAILED, Failure},
     pool::{Denial, Pool, Request},
+    request,
 };
 
-/// A request may not be longer (the reference's bound).
-const LONGEST_REQUEST: usize = 20;
 /// How long a client may take to begin its request, and to take the answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A request without a newline ends when nothing more has come for so long.
@@ -237,7 +236,7 @@ async fn answer(server: Arc<Server>, mut connection: UnixStream) {
             return;
         }
     };
-    let Some(pid) = parse(&request) else {
+    let Some(pid) = request::parse(&request) else {
         server
             .statistics
             .client_request_errors
@@ -293,11 +292,11 @@ async fn answer(server: Arc<Server>, mut connection: UnixStream) {
 
 /// Reads until a newline, the end, one byte too many, or a short quiet time.
 async fn read_request(connection: &mut UnixStream) -> io::Result<Vec<u8>> {
-    let mut request = Vec::with_capacity(LONGEST_REQUEST + 1);
+    let mut request = Vec::with_capacity(request::LONGEST + 1);
     // A client that sends a byte now and then is not waited for longer either.
     let read = async {
-        while request.len() <= LONGEST_REQUEST && !request.contains(&b'\n') {
-            let mut bytes = [0; LONGEST_REQUEST + 1];
+        while request.len() <= request::LONGEST && !request.contains(&b'\n') {
+            let mut bytes = [0; request::LONGEST + 1];
             let read = connection.read(&mut bytes);
             let len = if request.is_empty() {
                 read.await?
@@ -316,21 +315,6 @@ async fn read_request(connection: &mut UnixStream) -> io::Result<Vec<u8>> {
     };
     time::timeout(PATIENCE, read).await??;
     Ok(request)
-}
-
-/// The pid that was asked for, as the reference understands it; a number that is
-/// no pid is one all the same.
-fn parse(request: &[u8]) -> Option<i64> {
-    if request.len() > LONGEST_REQUEST {
-        return None;
-    }
-    let text = std::str::from_utf8(request).ok()?.trim_ascii();
-    let digits = text.strip_prefix('-').unwrap_or(text);
-    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    // Twenty digits may be too many for the type, and are no pid in any case.
-    Some(text.parse().unwrap_or(i64::MAX))
 }
 
 /// The process that shall have the port, if the client may name it.
@@ -365,32 +349,5 @@ fn client(pid: i64, connection: &UnixStream) -> Result<u32, String> {
             status.ruid,
             peer.uid()
         ))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::parse;
-
-    #[test]
-    fn requests_are_read_as_the_reference_reads_them() {
-        for (request, pid) in [
-            (&b"812"[..], Some(812)),
-            (b"812\n", Some(812)),
-            (b" 812\r\n", Some(812)),
-            (b"-5\n", Some(-5)),
-            (b"0\n", Some(0)),
-            (b"99999999999999999999", Some(i64::MAX)),
-            (b"", None),
-            (b"\n", None),
-            (b"-\n", None),
-            (b"99Z\n", None),
-            (b"99 8\n", None),
-            (b"1\n2\n", None),
-            (b"\xff\n", None),
-            (b"12345678901234567890123456789012345", None),
-        ] {
-            assert_eq!(parse(request), pid, "{request:?}");
-        }
     }
 }

@@ -1,0 +1,229 @@
+//! Reads owner records from any bytes and compares them with a reader of its own;
+//! writes records of any process, program and label, and reads them back.
+
+#![no_main]
+
+// Owner records are not public: they are compiled in from where they are.
+#[allow(dead_code, reason = "only a part is fuzzed")]
+#[path = "../../src/error.rs"]
+mod error;
+#[allow(dead_code, reason = "only a part is fuzzed")]
+#[path = "../../src/owner.rs"]
+mod owner;
+#[allow(dead_code, reason = "only a part is fuzzed")]
+#[path = "../../src/process.rs"]
+mod process;
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use libfuzzer_sys::fuzz_target;
+use owner::{DELEGATED_LEN, Kind, LEN, Owner};
+use process::Identity;
+
+fuzz_target!(|data: &[u8]| {
+    check_reading(data);
+    // As much as the rest of a delegated record would have.
+    let mut padded = data.to_vec();
+    padded.resize(DELEGATED_LEN.max(data.len()), b' ');
+    check_reading(&padded);
+
+    // Of those that are written, the parts are separated by NUL.
+    let mut parts = data.splitn(3, |&byte| byte == 0);
+    let identity = parts.next().and_then(read_identity);
+    let (program, label) = (parts.next(), parts.next());
+    let label = label.and_then(|label| str::from_utf8(label).ok());
+    if let (Some(identity), Some(program)) = (identity, program) {
+        check_delegated(&identity, program, label);
+    }
+    check_held(u64::try_from(data.len()).expect("64 bits"), label);
+});
+
+/// What the documentation of the module says of a record's fields.
+struct Fields {
+    is_delegated: bool,
+    /// As they are written: pid, start time, boot id, pid namespace.
+    identity: [String; 4],
+    since: Option<u64>,
+    program: Option<String>,
+    label: Option<String>,
+}
+
+fn check_reading(record: &[u8]) {
+    let (owner, fields) = match (Owner::parse(record), read(record)) {
+        (None, None) => return,
+        (Some(owner), Some(fields)) => (owner, fields),
+        (Some(owner), None) => panic!("read as {owner:?}, but it is no record"),
+        (None, Some(_)) => panic!("not read, but it is a record"),
+    };
+    assert_eq!(owner.kind == Kind::Delegated, fields.is_delegated);
+    assert_eq!(owner.process.to_string(), fields.identity.join(" "));
+    assert_eq!(owner.pid().to_string(), fields.identity[0]);
+    let since = fields.since.map(Duration::from_secs);
+    assert_eq!(
+        owner.since(),
+        since.and_then(|since| UNIX_EPOCH.checked_add(since))
+    );
+    assert_eq!(owner.program(), fields.program.as_deref());
+    assert_eq!(owner.label(), fields.label.as_deref());
+    check_message(&owner);
+    if !fields.is_delegated {
+        assert!(!owner.is_delegated_to_the_living(), "the lock decides");
+    }
+}
+
+/// A message must not drive a terminal, nor show something else than is there.
+fn check_message(owner: &Owner) {
+    let message = owner.to_string();
+    assert!(message.starts_with(&format!("pid {}", owner.pid())));
+    let acts = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
+            || matches!(c, '\u{2066}'..='\u{2069}' | '\u{feff}')
+    };
+    assert!(!message.contains(acts), "{message:?}");
+}
+
+/// Reads a record as the documentation says.
+fn read(record: &[u8]) -> Option<Fields> {
+    let end = record.iter().position(|&byte| byte == b'\n');
+    let line = String::from_utf8(record[..end.unwrap_or(record.len())].to_vec()).ok()?;
+    let words: Vec<&str> = line
+        .split([' ', '\t', '\r', '\u{c}'])
+        .filter(|word| !word.is_empty())
+        .collect();
+    let &[kind, pid, start, boot, namespace, since, ref texts @ ..] = &words[..] else {
+        return None;
+    };
+    let is_delegated = match kind {
+        "held" => false,
+        "delegated" if record.len() < 512 => return None,
+        "delegated" => true,
+        _ => return None,
+    };
+    let or_unknown = |word: &str| match word {
+        "-" => Some(word.to_owned()),
+        _ => Some(number(word)?.to_string()),
+    };
+    let text = |at: usize| {
+        let word = texts.get(at).filter(|&&word| word != "-")?;
+        Some(String::from_utf8_lossy(&decode(word)).into_owned())
+    };
+    let pid = number(pid).filter(|&pid| pid <= u64::from(u32::MAX))?;
+    Some(Fields {
+        is_delegated,
+        identity: [
+            pid.to_string(),
+            or_unknown(start)?,
+            boot.to_owned(),
+            or_unknown(namespace)?,
+        ],
+        since: number(since),
+        program: text(0),
+        label: text(1),
+    })
+}
+
+/// Decimal digits, with a `+` before them or not, as everything in Rust reads them.
+fn number(word: &str) -> Option<u64> {
+    let digits = word.strip_prefix('+').unwrap_or(word);
+    let mut number = if digits.is_empty() { None } else { Some(0_u64) };
+    for c in digits.chars() {
+        let digit = u64::try_from("0123456789".find(c)?).ok()?;
+        number = number.and_then(|number| number.checked_mul(10)?.checked_add(digit));
+    }
+    number
+}
+
+/// `%` and two hexadecimal digits are a byte; all else is what it is.
+fn decode(word: &str) -> Vec<u8> {
+    let word = word.as_bytes();
+    let digit = |at: usize| {
+        let byte = word.get(at)?.to_ascii_lowercase();
+        b"0123456789abcdef".iter().position(|&digit| digit == byte)
+    };
+    let (mut bytes, mut at) = (Vec::new(), 0);
+    while at < word.len() {
+        if let (b'%', Some(high), Some(low)) = (word[at], digit(at + 1), digit(at + 2)) {
+            bytes.push(u8::try_from(high * 16 + low).expect("two digits"));
+            at += 3;
+        } else {
+            bytes.push(word[at]);
+            at += 1;
+        }
+    }
+    bytes
+}
+
+/// A process whose boot id is no longer than Linux's, as every process's is.
+fn read_identity(text: &[u8]) -> Option<Identity> {
+    let text = str::from_utf8(text).ok()?;
+    let boot = text.split_ascii_whitespace().nth(2)?;
+    let is_boot = boot.len() <= 36 && boot.bytes().all(|byte| byte.is_ascii_graphic());
+    Identity::parse(text.split_ascii_whitespace()).filter(|_| is_boot)
+}
+
+fn check_delegated(identity: &Identity, program: &[u8], label: Option<&str>) {
+    let record = owner::delegated(identity, program, label);
+    check_written(record.bytes(), "delegated", program, label);
+    let owner = Owner::parse(record.bytes()).expect("our own record");
+    assert_eq!(owner.kind, Kind::Delegated);
+    assert_eq!(owner.process, *identity);
+    assert!(owner.since().is_some());
+    // One that was not written to its end.
+    let torn = (program.len() * 7) % DELEGATED_LEN;
+    assert_eq!(Owner::parse(&record.bytes()[..torn]), None);
+    assert_eq!(Owner::parse(&record.bytes()[..DELEGATED_LEN - 1]), None);
+}
+
+fn check_held(since: u64, label: Option<&str>) {
+    let (pid, (_, program)) = (std::process::id(), &*process::this());
+    // One with a label between two without: these are remembered.
+    for (since, label) in [(since, None), (since, label), (since, None), (7, None)] {
+        let record = owner::with_held(pid, since, label, |record| *record.bytes());
+        check_written(&record, "held", program, label);
+        let owner = Owner::parse(&record).expect("our own record");
+        assert_eq!((owner.kind, owner.pid()), (Kind::Held, pid));
+        assert_eq!(
+            owner.since(),
+            UNIX_EPOCH.checked_add(Duration::from_secs(since))
+        );
+    }
+}
+
+/// One line of the right form, with all of the program and the label for which
+/// there is room.
+fn check_written(record: &[u8], kind: &str, program: &[u8], label: Option<&str>) {
+    let (&last, line) = record.split_last().expect("not empty");
+    assert_eq!(last, b'\n');
+    assert!(line.iter().all(|&c| c == b' ' || c.is_ascii_graphic()));
+    let line = str::from_utf8(line).expect("ASCII").trim_end_matches(' ');
+    let words: Vec<&str> = line.split(' ').collect();
+    let &[first, _, _, _, _, _, program_word, label_word] = &words[..] else {
+        panic!("{line:?} has not 8 words");
+    };
+    assert_eq!(first, kind);
+    assert!(program_word.len() <= 48 && line.len() < LEN);
+    // No byte takes more than three.
+    let fields = [
+        (program_word, program, program_word.len() + 3 > 48),
+        (
+            label_word,
+            label.unwrap_or_default().as_bytes(),
+            line.len() + 3 >= LEN,
+        ),
+    ];
+    for (word, text, is_full) in fields {
+        let kept = if word == "-" {
+            Vec::new()
+        } else {
+            decode(word)
+        };
+        assert!(text.starts_with(&kept), "{word} is not of {text:?}");
+        assert!(kept.len() == text.len() || is_full, "{word} is cut");
+    }
+    let owner = Owner::parse(record).expect("our own record");
+    let is_whole = |word: &str| word != "-";
+    assert_eq!(owner.program().is_some(), is_whole(program_word));
+    assert_eq!(owner.label().is_some(), is_whole(label_word));
+    check_message(&owner);
+}

@@ -13,11 +13,22 @@
 //! The set is one for all lock directories: a port is the machine's, and two
 //! leases of one number in one process would help nobody.
 
+#[cfg(not(loom))]
 use std::sync::atomic::{AtomicU32, Ordering};
+
+#[cfg(loom)]
+use loom::sync::atomic::{AtomicU32, Ordering};
 
 /// By port: the pid that claimed it, or 0. 256 KiB of zero pages, of which
 /// only those are ever backed by memory whose ports are touched.
+#[cfg(not(loom))]
 static CLAIMED_BY: [AtomicU32; 1 << 16] = [const { AtomicU32::new(0) }; 1 << 16];
+
+// The model's: a new one for each of its executions, and no larger than it needs.
+#[cfg(loom)]
+loom::lazy_static! {
+    static ref CLAIMED_BY: [AtomicU32; 3] = std::array::from_fn(|_| AtomicU32::new(0));
+}
 
 /// A port claimed by this process, until dropped.
 #[derive(Debug)]
@@ -64,7 +75,7 @@ impl Drop for Claim {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 
@@ -87,5 +98,126 @@ mod tests {
         drop(parent);
         assert!(claim(3, 1_000_002).is_none(), "still the child's");
         drop(child);
+    }
+}
+
+/// Every order in which the threads can take their steps, and every value that the
+/// memory model lets them read:
+/// `RUSTFLAGS="--cfg loom" cargo test --release --lib registry`.
+#[cfg(all(test, loom))]
+mod model {
+    use std::{mem, sync::atomic as unmodelled};
+
+    use loom::{
+        sync::{
+            Arc,
+            atomic::{AtomicBool, AtomicUsize},
+        },
+        thread,
+    };
+
+    use super::*;
+
+    const PID: u32 = 812;
+    const PARENT: u32 = 811;
+
+    /// What belongs to whoever has a port.
+    #[derive(Default)]
+    struct Place {
+        is_held: AtomicBool,
+        /// Written without any ordering of its own: what one holder writes the next
+        /// one sees only if the claims make it so.
+        holders: AtomicUsize,
+    }
+
+    impl Place {
+        /// Claims the port, if it can be had, and gives it back.
+        fn visit(&self, port: u16) -> usize {
+            let Some(claim) = claim(port, PID) else {
+                return 0;
+            };
+            let was_held = self.is_held.swap(true, Ordering::Relaxed);
+            assert!(!was_held, "two have port {port}");
+            let holders = self.holders.load(Ordering::Relaxed);
+            self.holders.store(holders + 1, Ordering::Relaxed);
+            self.is_held.store(false, Ordering::Relaxed);
+            drop(claim);
+            1
+        }
+    }
+
+    fn explore(name: &str, execution: impl Fn() + Send + Sync + 'static) {
+        let executions = std::sync::Arc::new(unmodelled::AtomicUsize::new(0));
+        let counter = std::sync::Arc::clone(&executions);
+        loom::model(move || {
+            counter.fetch_add(1, Ordering::Relaxed);
+            execution();
+        });
+        println!("{name}: {executions:?} executions");
+    }
+
+    /// Lets each thread visit its ports in this order.
+    fn visitors(orders: &'static [&'static [u16]]) {
+        let places: Arc<[Place; 3]> = Arc::default();
+        let visit = |ports: &'static [u16]| {
+            let places = Arc::clone(&places);
+            move || -> Vec<(u16, usize)> {
+                let visit = |&port: &u16| (port, places[usize::from(port)].visit(port));
+                ports.iter().map(visit).collect()
+            }
+        };
+        let (here, others) = orders.split_first().expect("one at least");
+        let others: Vec<_> = others
+            .iter()
+            .map(|ports| thread::spawn(visit(ports)))
+            .collect();
+        let mut visits = visit(here)();
+        for other in others {
+            visits.extend(other.join().expect("no panic"));
+        }
+        for port in 1..=2 {
+            let of_port = visits.iter().filter(|visit| visit.0 == port);
+            let successes: usize = of_port.clone().map(|visit| visit.1).sum();
+            let place = &places[usize::from(port)];
+            assert_eq!(place.holders.load(Ordering::Relaxed), successes);
+            assert!(
+                successes > 0 || of_port.count() == 0,
+                "nobody had port {port}"
+            );
+            assert!(claim(port, PID).is_some(), "port {port} was not given back");
+        }
+    }
+
+    #[test]
+    fn one_holder_at_a_time_who_sees_what_the_last_one_wrote() {
+        explore("two threads", || visitors(&[&[1, 1], &[1, 1]]));
+        explore("three threads", || visitors(&[&[1], &[1], &[1]]));
+        explore("two ports", || visitors(&[&[1, 2], &[2, 1]]));
+    }
+
+    #[test]
+    fn of_two_who_claim_at_once_one_has_the_port() {
+        explore("at once", || {
+            let other = thread::spawn(|| claim(1, PID));
+            let both = [claim(1, PID), other.join().expect("no panic")];
+            assert_eq!(both.iter().flatten().count(), 1);
+        });
+    }
+
+    #[test]
+    fn in_a_forked_child_too_one_has_the_port() {
+        explore("in a child", || {
+            mem::forget(claim(1, PARENT));
+            let other = thread::spawn(|| claim(1, PID));
+            let both = [claim(1, PID), other.join().expect("no panic")];
+            assert_eq!(both.iter().flatten().count(), 1);
+        });
+        explore("in a child that drops its copy", || {
+            let copy = claim(1, PARENT);
+            let other = thread::spawn(|| claim(1, PID));
+            drop(copy);
+            let both = [claim(1, PID), other.join().expect("no panic")];
+            assert_eq!(both.iter().flatten().count(), 1);
+        });
     }
 }

@@ -156,9 +156,7 @@ fn try_cell(cell: Cell, clean: &Run, block: &Block) -> Result<char, String> {
     let Cell { place, fault, .. } = cell;
     let scenario = SCENARIOS[cell.scenario];
     let call = clean.cycle()[place];
-    // How often a waiter looks is a matter of time, and how much there is to read
-    // about this process one of what else it does.
-    let is_loose = matches!(scenario, Scenario::Wait | Scenario::Leases);
+    let is_loose = scenario.is_loose();
     for _ in 0..TRIES {
         let run = run(scenario, block, Some((fault, call)))?;
         let cycle = run.cycle();

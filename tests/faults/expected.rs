@@ -32,18 +32,28 @@ pub(crate) fn can_give(call: &Call) -> Option<&'static [&'static str]> {
         ("openat to write", Stray) => &[
             "EACCES", "EINTR", "EIO", "EMFILE", "ENFILE", "ENOMEM", "ENOSPC", "EROFS",
         ],
-        ("openat to write", LockFile) => &[
+        ("openat to write", LockFile | Line) => &[
             "EACCES", "EINTR", "EIO", "EMFILE", "ENFILE", "ENOMEM", "EROFS",
         ],
         ("openat", _) => &["EACCES", "EINTR", "EIO", "EMFILE", "ENFILE", "ENOMEM"],
         ("newfstatat" | "statx" | "readlink", _) => &["EACCES", "EIO", "ENOMEM"],
         ("fstat" | "getdents64", _) => &["EIO", "ENOMEM"],
+        ("fstatfs", _) => &["EINTR", "EIO", "ENOMEM"],
         ("flock" | "unlock", _) => &["EINTR", "EIO", "ENOLCK"],
         ("read", _) => &["EINTR", "EIO", "ENOMEM"],
         ("pread64", _) => &["EINTR", "EIO"],
+        ("ftruncate", _) => &["EINTR", "EIO"],
         ("pwrite64", _) => &["EINTR", "EIO", "ENOSPC"],
-        ("mkdirat" | "renameat2", _) => &["EACCES", "EIO", "ENOMEM", "ENOSPC", "EROFS"],
+        ("mkdirat" | "mknodat" | "renameat2", _) => &["EACCES", "EIO", "ENOMEM", "ENOSPC", "EROFS"],
         ("fchmodat" | "fchmod" | "unlinkat", _) => &["EACCES", "EIO", "ENOMEM", "EROFS"],
+        // A FIFO and the rest are the kernel's own; EIO is only for thoroughness.
+        ("write", Line) => &["EINTR", "EIO"],
+        ("utimensat", Line) => &["EACCES", "EIO", "EROFS"],
+        ("inotify_init1" | "epoll_create1", _) => &["EMFILE", "ENFILE", "ENOMEM"],
+        ("inotify_add_watch", _) => &["EACCES", "ENOMEM", "ENOSPC"],
+        ("epoll_ctl", _) => &["ENOMEM", "ENOSPC"],
+        ("poll" | "ppoll", Watch) => &["EINTR", "ENOMEM"],
+        ("epoll_wait" | "epoll_pwait" | "epoll_pwait2", Bell) => &["EINTR"],
         // EIO and ENOSPC are of what was written before.
         ("close", LockFile | Stray) => &["EINTR", "EIO", "ENOSPC"],
         ("close", _) => &["EINTR"],
@@ -84,24 +94,43 @@ pub(crate) fn expected(scenario: Scenario, call: &Call, fault: Fault) -> Option<
         // There is nothing that could be done, nor need be.
         ("close", ..) => Works,
 
+        // It only makes waiting cheaper: without it a waiter looks from time to time.
+        (_, Watch | Bell | LineStray, _) => Works,
+        (_, Line, _) if scenario != Clean => Works,
+        ("statx", Line, _) => Fails(ErrorKind::LockDir, &["read"]),
+        // A line that cannot be looked at is kept, and so is another user's.
+        ("unlinkat", Line, "EACCES") => Missed,
+        ("unlinkat", Line, _) => Fails(ErrorKind::Lock, &["remove"]),
+        ("unlock", Line, _) => Works,
+        ("flock", Line, "EINTR") => Works,
+        (_, Line, _) => Missed,
+
         ("newfstatat", RuntimeDir, _) => Fails(ErrorKind::LockDir, &["use"]),
         ("newfstatat", Dir, _) => Fails(ErrorKind::LockDir, &["use", "make"]),
         ("mkdirat" | "fchmodat", Dir, _) => Fails(ErrorKind::LockDir, &["make"]),
         ("openat", Dir, _) => Fails(ErrorKind::LockDir, &["open", "read"]),
-        ("fstat", Dir, _) => Fails(ErrorKind::LockDir, &["stat", "read"]),
+        ("fstat" | "fstatfs", Dir, _) => Fails(ErrorKind::LockDir, &["stat", "read"]),
         ("getdents64", Dir, _) => Fails(ErrorKind::LockDir, &["read"]),
         ("statx", LockFile | Stray, _) => Fails(ErrorKind::LockDir, &["read"]),
 
         (_, LockFile, "EINTR") => Works,
         // Only to say who has it.
         ("openat" | "pread64", LockFile, _) if scenario == Exhausted => Works,
+        ("openat", LockFile, _) if scenario == Vain => WorksOrFails(ErrorKind::Lock, &["open"]),
+        ("pread64", LockFile, _) if scenario == Vain => {
+            WorksOrFails(ErrorKind::Lock, &["read owner record of"])
+        }
+        // It is another user's, who has closed it to others.
+        ("openat", LockFile, "EACCES") if matches!(scenario, Clean | Leases) => Missed,
         ("openat" | "openat to write", LockFile, _) => Fails(ErrorKind::Lock, &["open"]),
         ("flock", LockFile, _) => Fails(ErrorKind::Lock, &["lock"]),
         // Then the lock itself is asked.
         ("newfstatat", LockFile, _) if scenario == Leases => Works,
         ("fstat" | "newfstatat", LockFile, _) => Fails(ErrorKind::Lock, &["stat"]),
         ("pread64", LockFile, _) => Fails(ErrorKind::Lock, &["read owner record of"]),
-        ("pwrite64", LockFile, _) => Fails(ErrorKind::Lock, &["write owner record to"]),
+        ("pwrite64" | "ftruncate", LockFile, _) => {
+            Fails(ErrorKind::Lock, &["write owner record to"])
+        }
         // It is another user's, and kept.
         ("unlinkat", LockFile | Stray, "EACCES") if scenario == Clean => Missed,
         ("unlinkat", LockFile, _) => Fails(ErrorKind::Lock, &["remove"]),

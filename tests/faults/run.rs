@@ -2,7 +2,7 @@
 
 use std::{
     fmt, fs,
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{FileTypeExt, MetadataExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -185,9 +185,16 @@ pub(crate) fn run(
 
     let blocker = Arc::clone(&stage.blocker);
     let inject = fault.map(|(fault, call)| fault.inject(call));
+    let mut looks = 0;
     let tracer = Tracer::attach(&thread, inject, move |line| {
-        if scenario == Wait && line.contains("EAGAIN") {
-            // It has seen that the port is leased.
+        if !line.starts_with("flock(") || !line.contains("EAGAIN") {
+            return;
+        }
+        let is_line = line.contains("/.waiting.");
+        looks += usize::from(!is_line);
+        // It has seen that somebody is ahead; or once more that the port is leased,
+        // with its watch set up.
+        if scenario == Behind && is_line || matches!(scenario, Behind | Wait) && looks == 2 {
             blocker.lock().expect("no panic").take();
         }
     })?;
@@ -302,7 +309,7 @@ fn what_is_wrong_afterwards(stage: &mut Stage, delegated: bool) -> Vec<String> {
     problems
 }
 
-/// Whether it is a lock file of the scenario's, or one that was just being made.
+/// Whether it is a lock file of the scenario's or a line, or one that was just being made.
 fn is_as_it_should_be(path: &Path, stage: &Stage) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let metadata = fs::symlink_metadata(path).expect("our own");
@@ -315,8 +322,12 @@ fn is_as_it_should_be(path: &Path, stage: &Stage) -> bool {
     let is_lock_file = name.parse().is_ok_and(|port| ports.contains(&port))
         && metadata.nlink() == 1
         && metadata.mode() & 0o7777 == mode;
-    let in_dir = path.parent() == Some(&stage.dir);
-    in_dir && metadata.is_file() && (is_lock_file || name.starts_with(".new."))
+    let is_line = name.starts_with(".waiting.") && metadata.mode() & 0o7777 == mode;
+    let (is_file, is_fifo) = (metadata.is_file(), metadata.file_type().is_fifo());
+    path.parent() == Some(&stage.dir)
+        && (is_file && is_lock_file
+            || is_fifo && is_line
+            || (is_file || is_fifo) && name.starts_with(".new."))
 }
 
 /// Everything below `dir`.
@@ -358,7 +369,9 @@ pub(crate) fn judge(
     }
     let injected = run.calls.iter().filter(|call| call.injected).count();
     // A wait for a time is made again only for what is left of it.
-    if injected >= MANY && !matches!(&*call.label, "futex" | "clock_nanosleep") {
+    let waits = ["futex", "clock_nanosleep", "poll", "ppoll"];
+    let is_wait = waits.contains(&&*call.label) || call.label.starts_with("epoll_");
+    if injected >= MANY && !is_wait {
         return Err(format!("it was made {injected} times"));
     }
     let part = call.part.expect("in the cycle");
@@ -392,7 +405,7 @@ pub(crate) fn judge(
     let is_missed = [ErrorKind::PermissionDenied, ErrorKind::Exhausted]
         .iter()
         .any(|&kind| outcome.is_error(kind))
-        || outcome.is_done() && matches!(scenario, Held | Bound | Clean)
+        || outcome.is_done() && matches!(scenario, Held | Bound | Clean | Leases)
         // A second bind is made only if the first was permitted.
         || outcome.is_error(ErrorKind::Probe) && scenario == Bound;
     match expect {

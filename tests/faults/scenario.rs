@@ -5,7 +5,7 @@ use std::{
     ffi::OsString,
     fmt,
     fs::{self, File},
-    io::{self, IoSliceMut, Read},
+    io::{self, IoSliceMut, Read, Write},
     net::TcpListener,
     ops::RangeInclusive,
     os::{fd::AsFd, unix::fs::PermissionsExt},
@@ -17,7 +17,7 @@ use std::{
 
 use portlock::{Builder, Error, ErrorKind, FreePort, LockDir, PortSet};
 use rustix::{
-    fs::Mode,
+    fs::{CWD, Mode, mkfifoat},
     process::{PTracer, Pid, WaitId, WaitIdOptions, set_ptracer, umask, waitid},
     thread::gettid,
 };
@@ -52,14 +52,18 @@ pub(crate) enum Scenario {
     Listen,
     /// Every port is leased, and stays so,
     Exhausted,
-    /// or is given back.
+    /// for longer than is waited;
+    Vain,
+    /// or is given back to who waits first in line,
     Wait,
+    /// or second.
+    Behind,
     Clean,
     Leases,
     ServerPorts,
 }
 
-pub(crate) const SCENARIOS: [Scenario; 14] = [
+pub(crate) const SCENARIOS: [Scenario; 16] = [
     Again,
     Fresh,
     Shared,
@@ -70,7 +74,9 @@ pub(crate) const SCENARIOS: [Scenario; 14] = [
     Delegate,
     Listen,
     Exhausted,
+    Vain,
     Wait,
+    Behind,
     Clean,
     Leases,
     ServerPorts,
@@ -88,8 +94,19 @@ impl Scenario {
         first..=first + u16::from(is_two)
     }
 
+    /// Whether its calls differ from time to time: how often a waiter looks is a
+    /// matter of time, and how much there is to read about this process one of what
+    /// else it does.
+    pub(crate) fn is_loose(self) -> bool {
+        matches!(self, Vain | Wait | Behind | Leases)
+    }
+
     fn builder(self, dir: &Path, first: u16) -> Builder {
-        let timeout = if self == Wait { LONG } else { Duration::ZERO };
+        let timeout = match self {
+            Wait | Behind => LONG,
+            Vain => Duration::from_millis(5),
+            _ => Duration::ZERO,
+        };
         let builder = FreePort::builder()
             .ports(self.ports(first))
             .timeout(timeout);
@@ -232,6 +249,15 @@ pub(crate) fn cycle(parent: &Parent) {
     parent.say(open_descriptors());
     wait_for_line(&stdin);
 
+    // Whether the directory is looked at again is a matter of time.
+    let other = dir.ancestors().nth(2).expect("see Stage");
+    let locate = |dir| LockDir::locate(Some(dir)).map(drop).expect("no fault yet");
+    match scenario {
+        First | ServerPorts => {}
+        Again => thread::sleep(Duration::from_millis(110)),
+        Fresh | Shared => locate(other),
+        _ => [other, &dir].into_iter().for_each(locate),
+    }
     mark(0);
     let got = take(scenario, &builder, &dir);
     mark(1);
@@ -273,17 +299,45 @@ pub(crate) fn cycle(parent: &Parent) {
 
 /// What keeps a port from the child.
 pub(crate) enum Blocker {
-    Lease { _lease: FreePort },
+    Lease {
+        _lease: FreePort,
+    },
     Socket(Socket),
+    /// A lease, and the head of the line.
+    Line(Option<FreePort>, File),
 }
 
 impl Drop for Blocker {
     fn drop(&mut self) {
-        if let Self::Socket(socket) = self {
-            // A child that the other thread is just starting may have it too.
-            let _ = socket.set_reuse_address(true);
+        match self {
+            Self::Lease { .. } => {}
+            Self::Socket(socket) => {
+                // A child that the other thread is just starting may have it too.
+                let _ = socket.set_reuse_address(true);
+            }
+            Self::Line(lease, fifo) => {
+                lease.take();
+                leave(fifo);
+            }
         }
     }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "stands for another waiter, in this process"
+)]
+fn lead(line: &Path) -> File {
+    let fifo = File::options().read(true).write(true).open(line);
+    let fifo = fifo.expect("ours");
+    fifo.try_lock().expect("nobody else waits");
+    fifo
+}
+
+#[expect(clippy::disallowed_methods, reason = "as above")]
+fn leave(mut fifo: &File) {
+    let _ = fifo.unlock();
+    let _ = fifo.write(b"\n");
 }
 
 /// What the child finds.
@@ -340,7 +394,20 @@ impl Stage {
         let lease = lease.expect("free");
         let port = lease.port();
         match self.scenario {
-            Held | Exhausted | Wait => {
+            Behind => {
+                let wait = Vain.builder(&self.dir, self.first).acquire();
+                assert_eq!(
+                    wait.map_err(|error| error.kind()).err(),
+                    Some(ErrorKind::Exhausted)
+                );
+                let names = fs::read_dir(&self.dir).expect("ours").flatten();
+                let mut paths = names.map(|entry| entry.path());
+                let line = paths.find(|path| text(path).contains("/.waiting."));
+                let fifo = lead(&line.expect("one has waited"));
+                *self.blocker.lock().expect("no panic") = Some(Blocker::Line(Some(lease), fifo));
+                self.blocked = Some(port);
+            }
+            Held | Exhausted | Vain | Wait => {
                 *self.blocker.lock().expect("no panic") = Some(Blocker::Lease { _lease: lease });
                 self.blocked = Some(port);
             }
@@ -371,6 +438,8 @@ impl Stage {
                 let stray = File::create(self.dir.join(".new.1.1.0")).expect("ours");
                 let long_ago = SystemTime::now() - Duration::from_secs(7200);
                 stray.set_modified(long_ago).expect("ours");
+                let line = self.dir.join(".waiting.0000000000000001");
+                mkfifoat(CWD, line, Mode::RUSR | Mode::WUSR).expect("ours");
             }
             Fresh | Shared => {
                 drop(lease);
@@ -419,7 +488,9 @@ impl Stage {
     /// What is wrong with a lease that the child says it has.
     pub(crate) fn what_is_wrong_with_lease_of(&self, port: u16) -> Vec<String> {
         let mut problems = Vec::new();
-        if !self.ports().contains(&port) || self.scenario != Wait && self.blocked == Some(port) {
+        if !self.ports().contains(&port)
+            || !matches!(self.scenario, Wait | Behind) && self.blocked == Some(port)
+        {
             problems.push(format!("{port} was given, but was not to be had"));
         }
         if !self.is_locked(port) {

@@ -24,6 +24,14 @@ pub(crate) enum Object {
     LockFile,
     /// A lock file that is not yet at its path.
     Stray,
+    /// Those who wait stand in it.
+    Line,
+    /// A line that is not yet at its path.
+    LineStray,
+    /// By which the kernel tells who is first in line what is released,
+    Watch,
+    /// and those behind when it is their turn.
+    Bell,
     RuntimeDir,
     /// What the kernel tells of a process, and what it is known by.
     Process,
@@ -42,6 +50,10 @@ impl fmt::Display for Object {
             Dir => "directory",
             LockFile => "lock file",
             Stray => "new lock file",
+            Line => "line",
+            LineStray => "new line",
+            Watch => "watch",
+            Bell => "bell",
             RuntimeDir => "runtime dir",
             Process => "process",
             Proc => "/proc",
@@ -222,6 +234,8 @@ fn object(name: &str, arguments: &str, dir: &Path) -> Object {
     };
     let path = match (name, descriptor, path) {
         ("socket", ..) => return Socket,
+        ("inotify_init1" | "inotify_add_watch", ..) => return Watch,
+        ("epoll_create1", ..) => return Bell,
         ("getrandom", ..) | (_, None, None) => return Nothing,
         (_, None, Some(path)) => PathBuf::from(path),
         (_, Some(descriptor), None) => PathBuf::from(descriptor),
@@ -232,6 +246,10 @@ fn object(name: &str, arguments: &str, dir: &Path) -> Object {
     let is_number = named.chars().all(|c| c.is_ascii_digit());
     if path == dir {
         Dir
+    } else if is_in_dir && named.starts_with(".new.waiting.") {
+        LineStray
+    } else if is_in_dir && named.starts_with(".waiting.") {
+        Line
     } else if is_in_dir && named.starts_with(".new.") {
         Stray
     } else if is_in_dir && is_number {
@@ -244,6 +262,10 @@ fn object(name: &str, arguments: &str, dir: &Path) -> Object {
         Process
     } else if path.starts_with("/proc") {
         Proc
+    } else if named.contains("inotify") {
+        Watch
+    } else if named.contains("[eventpoll]") {
+        Bell
     } else if named.contains(":[") {
         Socket
     } else {

@@ -27,7 +27,7 @@ use tempfile::TempDir;
 use Scenario::*;
 
 use crate::common::{
-    Block, Cat, LONG, Parent, Peer, bind_strictly, command, lock_dir, open_descriptors, text,
+    Block, Cat, Parent, Peer, bind_strictly, command, lock_dir, open_descriptors, text,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,7 +103,8 @@ impl Scenario {
 
     fn builder(self, dir: &Path, first: u16) -> Builder {
         let timeout = match self {
-            Wait | Behind => LONG,
+            // Less than is waited for what it says: who is not woken then says so.
+            Wait | Behind => PATIENCE,
             Vain => Duration::from_millis(5),
             _ => Duration::ZERO,
         };

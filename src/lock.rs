@@ -222,7 +222,8 @@ impl PortLock {
     pub(crate) fn write_owner(&self, record: &Record<{ owner::LEN }>) -> Result<()> {
         let mut written = write_all(&self.file, record.bytes());
         if self.is_long && written.is_ok() {
-            written = retry(|| self.file.set_len(owner::LEN as u64));
+            // Not by `set_len`, which makes an interrupted call again without a bound.
+            written = retry(|| Ok(rustix::fs::ftruncate(&self.file, owner::LEN as u64)?));
         }
         self.written(written)
     }

@@ -261,7 +261,7 @@ pub(crate) fn run(
 /// strace lets a call fail by not making it, but on Linux the descriptor is closed
 /// whatever close(2) says. Here it stays open, and the probe bound, as long as the
 /// process lives.
-fn leaves_a_socket(call: &Call) -> bool {
+pub(crate) fn leaves_a_socket(call: &Call) -> bool {
     call.injected && call.name == "close" && call.object == Socket
 }
 
@@ -405,7 +405,7 @@ pub(crate) fn judge(
     let is_missed = [ErrorKind::PermissionDenied, ErrorKind::Exhausted]
         .iter()
         .any(|&kind| outcome.is_error(kind))
-        || outcome.is_done() && matches!(scenario, Held | Bound | Clean | Leases)
+        || outcome.is_done() && matches!(scenario, Held | Bound | Wait | Behind | Clean | Leases)
         // A second bind is made only if the first was permitted.
         || outcome.is_error(ErrorKind::Probe) && scenario == Bound;
     match expect {

@@ -33,24 +33,6 @@ pub(crate) enum Denial {
     Failure(portlock::Error),
 }
 
-/// What was done so far to find a port for a process.
-#[derive(Debug)]
-pub(crate) struct Request {
-    pid: u32,
-    checked: usize,
-    looked: bool,
-}
-
-impl Request {
-    pub(crate) fn new(pid: u32) -> Self {
-        Self {
-            pid,
-            checked: 0,
-            looked: false,
-        }
-    }
-}
-
 /// The ports that a server grants.
 #[derive(Debug)]
 pub(crate) struct Pool {
@@ -94,55 +76,41 @@ impl Pool {
         (self.size, self.state().checked_for_last_request)
     }
 
-    /// Leases a port for the process that asks. Blocks for as long as the system calls of
-    /// that take, and no lock is held meanwhile.
-    pub(crate) fn grant(&self, request: &mut Request) -> Result<u16, Denial> {
-        loop {
-            if let Some(granted) = self.grant_among(request, usize::MAX) {
-                return granted;
-            }
-            if request.looked || !self.look_again() {
-                self.state().checked_for_last_request = request.checked;
-                return Err(Denial::Exhausted);
-            }
-            request.looked = true;
-        }
-    }
-
-    /// The same among the next few ports only; `None` if they were tried in vain.
-    pub(crate) fn grant_among(
-        &self,
-        request: &mut Request,
-        few: usize,
-    ) -> Option<Result<u16, Denial>> {
-        let pid = request.pid;
+    /// Leases a port for the process `pid`. Blocks for as long as the system calls
+    /// of that take, and no lock is held meanwhile.
+    pub(crate) fn grant(&self, pid: u32) -> Result<u16, Denial> {
         let process = i32::try_from(pid).ok().and_then(Pid::from_raw);
         if process.is_none_or(|process| test_kill_process(process) == Err(Errno::SRCH)) {
-            return Some(Err(Denial::Process));
+            return Err(Denial::Process);
         }
-        for _ in 0..few {
-            let port = self.state().free.pop_front()?;
-            request.checked += 1;
-            let leased = self.lease(port, pid);
-            let mut state = self.state();
-            state.checked_for_last_request = request.checked;
-            match leased {
-                Ok(port) => {
-                    state.granted.entry(pid).or_default().push(port);
-                    return Some(Ok(port));
+        let (mut checked, mut looked) = (0, false);
+        let granted = loop {
+            let next = self.state().free.pop_front();
+            if let Some(port) = next {
+                checked += 1;
+                match self.lease(port, pid) {
+                    Ok(port) => {
+                        self.state().granted.entry(pid).or_default().push(port);
+                        break Ok(port);
+                    }
+                    Err(error) if is_busy(&error) => self.state().busy.push(port),
+                    Err(error) => {
+                        self.state().free.push_back(port);
+                        break Err(match error.kind() {
+                            // It has ended just now.
+                            portlock::ErrorKind::Process => Denial::Process,
+                            _ => Denial::Failure(error),
+                        });
+                    }
                 }
-                Err(error) if is_busy(&error) => state.busy.push(port),
-                Err(error) => {
-                    state.free.push_back(port);
-                    return Some(Err(match error.kind() {
-                        // It has ended just now.
-                        portlock::ErrorKind::Process => Denial::Process,
-                        _ => Denial::Failure(error),
-                    }));
-                }
+            } else if looked || !self.look_again() {
+                break Err(Denial::Exhausted);
+            } else {
+                looked = true;
             }
-        }
-        None
+        };
+        self.state().checked_for_last_request = checked;
+        granted
     }
 
     fn lease(&self, port: u16, pid: u32) -> portlock::Result<u16> {
@@ -208,10 +176,6 @@ impl Pool {
 mod tests {
     use super::*;
 
-    fn grant(pool: &Pool, pid: u32) -> Result<u16, Denial> {
-        pool.grant(&mut Request::new(pid))
-    }
-
     #[test]
     fn a_port_is_granted_once_while_its_client_lives() {
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -222,20 +186,20 @@ mod tests {
             .arg("1000")
             .spawn()
             .expect("sleep");
-        let first = grant(&pool, child.id()).expect("one is free");
+        let first = pool.grant(child.id()).expect("one is free");
         let mut granted = vec![first];
-        while let Ok(port) = grant(&pool, own) {
+        while let Ok(port) = pool.grant(own) {
             assert!(!granted.contains(&port));
             granted.push(port);
         }
-        assert!(matches!(grant(&pool, own), Err(Denial::Exhausted)));
+        assert!(matches!(pool.grant(own), Err(Denial::Exhausted)));
         child.kill().expect("our own child");
         child.wait().expect("our own child");
-        assert_eq!(grant(&pool, own).expect("given back"), first);
+        assert_eq!(pool.grant(own).expect("given back"), first);
 
         // Another server, or the same one started again, knows of all of them.
         let again = Pool::new(&ports, Some(dir.path().to_owned()));
-        assert!(matches!(grant(&again, own), Err(Denial::Exhausted)));
-        assert!(matches!(grant(&again, 1 << 23), Err(Denial::Process)));
+        assert!(matches!(again.grant(own), Err(Denial::Exhausted)));
+        assert!(matches!(again.grant(1 << 23), Err(Denial::Process)));
     }
 }

@@ -32,7 +32,7 @@ use tracing::{debug, info, warn};
 use crate::{
     args::Serve,
     failure::{FAILED, Failure},
-    pool::{Denial, Pool, Request},
+    pool::{Denial, Pool},
     request,
 };
 
@@ -40,9 +40,7 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A request without a newline ends when nothing more has come for so long.
 const QUIET: Duration = Duration::from_millis(200);
-/// So many ports are tried at once for a request; each takes some 10 µs.
-const FEW: usize = 4;
-/// Longer grants are made of system calls that hardly ever wait: more threads than a few
+/// Grants are made of system calls that hardly ever wait: more threads than a few
 /// would only take turns.
 const GRANTING_THREADS: usize = 4;
 /// The pause after a connection could not be accepted, for want of descriptors.
@@ -249,16 +247,12 @@ async fn answer(server: Arc<Server>, mut connection: UnixStream) {
     };
     let granted = match client(pid, &connection) {
         Ok(pid) => {
-            let mut request = Request::new(pid);
-            // A few ports are tried in less time than another thread takes to begin.
-            match server.pool.grant_among(&mut request, FEW) {
-                Some(granted) => granted,
-                None => {
-                    let server = Arc::clone(&server);
-                    let grant = task::spawn_blocking(move || server.pool.grant(&mut request));
-                    grant.await.unwrap_or(Err(Denial::Exhausted))
-                }
-            }
+            let server = Arc::clone(&server);
+            // It makes system calls on files and sockets. Few as they mostly are, on the
+            // threads that read and write for all clients they would cost a third of
+            // the grants per second.
+            let grant = task::spawn_blocking(move || server.pool.grant(pid)).await;
+            grant.unwrap_or(Err(Denial::Exhausted))
         }
         Err(why) => {
             info!("Not allocating a port to {why}");

@@ -177,6 +177,10 @@ fn try_cell(cell: Cell, clean: &Run, block: &Block) -> Result<char, String> {
         if run.was_disturbed() || !is_hit && !is_loose {
             continue;
         }
+        if !is_possible(cycle[at], fault) {
+            // Another call was hit, which cannot give that.
+            return Ok('-');
+        }
         // What ends an operation that is interrupted again and again can be a later
         // call of the same name.
         let last = cycle.iter().rfind(|call| call.injected);

@@ -422,6 +422,8 @@ pub(crate) fn judge(
             })
         }
         Missed if is_before_same && is_missed => Ok('m'),
-        _ => Err(format!("{outcomes:?} instead of {expect:?}")),
+        _ => Err(format!(
+            "{outcomes:?} instead of {expect:?} (hit was {call})"
+        )),
     }
 }

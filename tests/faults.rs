@@ -27,6 +27,7 @@ mod trace;
 
 use std::{
     collections::{BTreeMap, HashMap},
+    panic::catch_unwind,
     sync::{
         Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -81,7 +82,10 @@ fn a_fault_at_any_system_call() {
         for blocks in &blocks {
             scope.spawn(|| {
                 while let Some(&cell) = chosen.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let outcome = try_cell(cell, &clean[cell.scenario], &blocks[cell.scenario]);
+                    let (clean, block) = (&clean[cell.scenario], &blocks[cell.scenario]);
+                    let outcome = catch_unwind(|| try_cell(cell, clean, block));
+                    // Such as that it waits for ever. What it said is on stderr.
+                    let outcome = outcome.unwrap_or_else(|_| Err("a panic".to_owned()));
                     outcomes.lock().expect("no panic").insert(cell, outcome);
                 }
             });

@@ -26,7 +26,9 @@ use std::{
     io::{self, Read as _, Write as _},
     mem::MaybeUninit,
     os::fd::OwnedFd,
-    process, thread,
+    process,
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -353,7 +355,32 @@ impl Drop for Line {
 /// Is told by the kernel of files in a directory that are closed after they were
 /// open for writing.
 #[derive(Debug)]
-struct Watch(OwnedFd);
+struct Watch {
+    instance: Option<OwnedFd>,
+    /// Its name for the directory.
+    directory: i32,
+}
+
+/// The inotify instance of this process, by its pid, while nobody waits. One is kept,
+/// for to close it takes the kernel some 10 ms, and whoever has just been given a port
+/// would wait for that. A forked child must not read its parent's events, and makes
+/// its own.
+static SPARE: Mutex<Option<(u32, OwnedFd)>> = Mutex::new(None);
+
+fn spare() -> MutexGuard<'static, Option<(u32, OwnedFd)>> {
+    SPARE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let Some(instance) = self.instance.take() else {
+            return;
+        };
+        // If the directory was removed, its watch was too.
+        let _ = inotify::remove_watch(&instance, self.directory);
+        spare().get_or_insert((process::id(), instance));
+    }
+}
 
 impl Watch {
     fn begin(dir: &LockDir) -> rustix::io::Result<Self> {
@@ -362,11 +389,20 @@ impl Watch {
             // own maker; and of other machines nothing would be heard.
             return Err(Errno::OPNOTSUPP);
         }
-        let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
-        let watch = inotify::init(flags)?;
+        let spare = spare().take().filter(|(pid, _)| *pid == process::id());
+        let instance = match spare {
+            Some((_, instance)) => instance,
+            None => {
+                let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
+                inotify::init(flags)?
+            }
+        };
         let what = WatchFlags::CLOSE_WRITE | WatchFlags::ONLYDIR | WatchFlags::DONT_FOLLOW;
-        inotify::add_watch(&watch, dir.path(), what)?;
-        Ok(Self(watch))
+        let directory = inotify::add_watch(&instance, dir.path(), what)?;
+        Ok(Self {
+            instance: Some(instance),
+            directory,
+        })
     }
 
     /// The ports whose files were closed since the last call, once there are any
@@ -378,12 +414,15 @@ impl Watch {
     /// is gone.
     fn wait(&self, at_most: Duration) -> rustix::io::Result<Vec<u16>> {
         let mut ports = Vec::new();
-        let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
+        let Some(instance) = &self.instance else {
+            return Ok(ports);
+        };
+        let mut fds = [PollFd::new(instance, PollFlags::IN)];
         if poll(&mut fds, Some(&timespec(at_most)))? == 0 {
             return Ok(ports);
         }
         let mut buffer = [MaybeUninit::uninit(); 4096];
-        let mut events = inotify::Reader::new(&self.0, &mut buffer);
+        let mut events = inotify::Reader::new(instance, &mut buffer);
         // So many in one go at most: others may add to them all the time.
         while ports.len() < usize::from(u16::MAX) {
             let event = match events.next() {
@@ -393,6 +432,10 @@ impl Watch {
             };
             if event.events().contains(ReadFlags::QUEUE_OVERFLOW) {
                 return Err(Errno::OVERFLOW);
+            }
+            if event.wd() != self.directory {
+                // Of an earlier wait.
+                continue;
             }
             if event.events().contains(ReadFlags::IGNORED) {
                 return Err(Errno::NOENT);

@@ -216,9 +216,19 @@ fn clean(parent: &Parent) {
 
 impl Worker {
     fn count_descriptors(&self, round: &AtomicUsize, before: &AtomicUsize) {
-        // The library keeps the directory open that was used last.
+        // The library keeps the directory open that was used last, and, once it has
+        // waited, one inotify instance.
         LockDir::locate(Some(&self.dir)).expect("trusted");
-        let open = fs::read_dir("/proc/self/fd").expect("Linux has it").count();
+        let entries = fs::read_dir("/proc/self/fd").expect("Linux has it");
+        let is_watch = |entry: &io::Result<fs::DirEntry>| {
+            let target = entry.as_ref().map(|entry| fs::read_link(entry.path()));
+            matches!(target, Ok(Ok(target)) if target.as_os_str() == "anon_inode:inotify")
+        };
+        let (watches, others): (Vec<_>, Vec<_>) = entries.partition(is_watch);
+        let open = others.len();
+        for watch in watches.iter().skip(1) {
+            problem("descriptor leaked", format_args!("a second {watch:?}"));
+        }
         let first = round.fetch_add(1, Ordering::Relaxed) == 0;
         if !first {
             count("quiet");

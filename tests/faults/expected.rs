@@ -54,6 +54,7 @@ pub(crate) fn can_give(call: &Call) -> Option<&'static [&'static str]> {
         ("write", Line) => &["EIO"],
         ("utimensat", Line) => &["EACCES", "EIO", "EROFS"],
         ("inotify_init1" | "epoll_create1", _) => &["EMFILE", "ENFILE", "ENOMEM"],
+        ("inotify_rm_watch", _) => &[],
         ("inotify_add_watch", _) => &["EACCES", "ENOMEM", "ENOSPC"],
         ("epoll_ctl", _) => &["ENOMEM", "ENOSPC"],
         ("poll" | "ppoll", Watch) => &["EINTR", "ENOMEM"],

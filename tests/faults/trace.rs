@@ -234,7 +234,7 @@ fn object(name: &str, arguments: &str, dir: &Path) -> Object {
     };
     let path = match (name, descriptor, path) {
         ("socket", ..) => return Socket,
-        ("inotify_init1" | "inotify_add_watch", ..) => return Watch,
+        ("inotify_init1" | "inotify_add_watch" | "inotify_rm_watch", ..) => return Watch,
         ("epoll_create1", ..) => return Bell,
         ("getrandom", ..) | (_, None, None) => return Nothing,
         (_, None, Some(path)) => PathBuf::from(path),

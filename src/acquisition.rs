@@ -31,7 +31,7 @@ const REMOVALS: u32 = 100;
 pub(crate) struct Acquisition<'a> {
     pub(crate) ports: Cow<'a, PortSet>,
     pub(crate) lock_dir: Option<&'a Path>,
-    pub(crate) endpoints: Endpoints,
+    pub(crate) endpoints: &'a Endpoints,
     pub(crate) label: Option<&'a str>,
     pub(crate) prefer: Option<&'a str>,
     pub(crate) hold_socket: bool,
@@ -325,7 +325,7 @@ impl Acquisition<'_> {
             // Without a lock it must not be probed.
             Try::Missing => return Ok(Ok(())),
         };
-        match Probe::bind(port, &self.endpoints)? {
+        match Probe::bind(port, self.endpoints)? {
             Ok(probe) => Ok(Ok(probe.close()?)),
             Err(miss) => Ok(Err(miss)),
         }
@@ -352,7 +352,7 @@ impl Acquisition<'_> {
         let Some(lock) = PortLock::try_acquire(pass.dir, claim)? else {
             return Ok(Err(Miss::Leased(port)));
         };
-        let probe = match Probe::bind(port, &self.endpoints)? {
+        let probe = match Probe::bind(port, self.endpoints)? {
             Ok(probe) => probe,
             Err(miss) => return Ok(Err(miss)),
         };

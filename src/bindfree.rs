@@ -132,21 +132,20 @@ impl Protocol {
 }
 
 /// Where a port must be free.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Endpoints {
+    /// All that were added.
+    named: Vec<IpAddr>,
     /// As [`distinct`] gives them; none means every address of this machine.
     hosts: Vec<IpAddr>,
-    protocol: Protocol,
-    reuse_address: bool,
+    pub(crate) protocol: Protocol,
+    pub(crate) reuse_address: bool,
 }
 
 impl Endpoints {
-    pub(crate) fn new(hosts: &[IpAddr], protocol: Protocol, reuse_address: bool) -> Self {
-        Self {
-            hosts: distinct(hosts),
-            protocol,
-            reuse_address,
-        }
+    pub(crate) fn add_host(&mut self, host: IpAddr) {
+        self.named.push(host);
+        self.hosts = distinct(&self.named);
     }
 
     /// The addresses that are bound, none meaning all.
@@ -201,21 +200,20 @@ impl Probe {
             others: Vec::new(),
         };
         let mut absent = None;
-        for (&host, &ty) in hosts
-            .iter()
-            .flat_map(|host| types.iter().map(move |ty| (host, ty)))
-        {
-            let fail = |error| {
-                let name = if ty == Type::DGRAM { "UDP" } else { "TCP" };
-                let message = format!("cannot bind {name} {}", SocketAddr::new(host, port));
-                Error::with_cause(ErrorKind::Probe, message, error)
-            };
-            match bind_strictly(host, port, ty, endpoints.reuse_address) {
-                Ok(Ok(socket)) if probe.first.is_none() => probe.first = Some(socket),
-                Ok(Ok(socket)) => probe.others.push(socket),
-                Ok(Err(miss)) => return Ok(Err(miss)),
-                Err(error) if is_absent_family(host, &error) => absent = Some(fail(error)),
-                Err(error) => return Err(Failure::Other(fail(error))),
+        for &host in hosts {
+            for &ty in types {
+                let fail = |error| {
+                    let name = if ty == Type::DGRAM { "UDP" } else { "TCP" };
+                    let message = format!("cannot bind {name} {}", SocketAddr::new(host, port));
+                    Error::with_cause(ErrorKind::Probe, message, error)
+                };
+                match bind_strictly(host, port, ty, endpoints.reuse_address) {
+                    Ok(Ok(socket)) if probe.first.is_none() => probe.first = Some(socket),
+                    Ok(Ok(socket)) => probe.others.push(socket),
+                    Ok(Err(miss)) => return Ok(Err(miss)),
+                    Err(error) if is_absent_family(host, &error) => absent = Some(fail(error)),
+                    Err(error) => return Err(Failure::Other(fail(error))),
+                }
             }
         }
         match absent {
@@ -248,10 +246,12 @@ impl Probe {
     /// too, as most do on Unix: Linux compares both sockets as they are at the
     /// time of the later bind (`inet_csk_bind_conflict`).
     fn neutralise(&self) -> Result<()> {
-        let mut sockets = self.first.iter().chain(&self.others);
-        sockets
-            .try_for_each(|socket| socket.set_reuse_address(true))
-            .map_err(|error| fail("set SO_REUSEADDR on the probe of", self.port, error))
+        for socket in self.first.iter().chain(&self.others) {
+            socket
+                .set_reuse_address(true)
+                .map_err(|error| fail("set SO_REUSEADDR on the probe of", self.port, error))?;
+        }
+        Ok(())
     }
 
     /// Turns the probe into a listener on the port that it has bound all the

@@ -42,9 +42,7 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 #[must_use = "a builder leases nothing until `acquire` is called"]
 pub struct Builder {
     ports: Option<PortSet>,
-    hosts: Vec<IpAddr>,
-    protocol: Protocol,
-    reuse_address: bool,
+    endpoints: Endpoints,
     hold_socket: bool,
     prefer: Option<String>,
     timeout: Duration,
@@ -56,9 +54,7 @@ impl Builder {
     pub(crate) fn new() -> Self {
         Self {
             ports: None,
-            hosts: Vec::new(),
-            protocol: Protocol::default(),
-            reuse_address: false,
+            endpoints: Endpoints::default(),
             hold_socket: false,
             prefer: None,
             timeout: DEFAULT_TIMEOUT,
@@ -85,13 +81,13 @@ impl Builder {
     /// address of its family, and `::` covers IPv4 too. A host of a family
     /// that this system lacks does not count, unless it is the only one.
     pub fn host(mut self, host: impl Into<IpAddr>) -> Self {
-        self.hosts.push(host.into());
+        self.endpoints.add_host(host.into());
         self
     }
 
     /// The transport protocols for which the port must be free; TCP by default.
     pub fn protocol(mut self, protocol: Protocol) -> Self {
-        self.protocol = protocol;
+        self.endpoints.protocol = protocol;
         self
     }
 
@@ -108,7 +104,7 @@ impl Builder {
     /// bound with `SO_REUSEADDR` and does not listen on yet: that port counts as
     /// free too. It has no effect on UDP, which has no TIME_WAIT.
     pub fn reuse_address(mut self, reuse_address: bool) -> Self {
-        self.reuse_address = reuse_address;
+        self.endpoints.reuse_address = reuse_address;
         self
     }
 
@@ -252,11 +248,11 @@ impl Builder {
 
     fn begin_listening(&self) -> Result<Acquisition<'_>> {
         let acquisition = self.begin()?;
-        let hosts = acquisition.endpoints.hosts();
-        if hosts.len() > 1 || self.protocol != Protocol::Tcp {
+        let hosts = self.endpoints.hosts();
+        let protocol = self.endpoints.protocol;
+        if hosts.len() > 1 || protocol != Protocol::Tcp {
             let message = format!(
-                "a listener has one host and TCP, asked for were {hosts:?} and {:?}",
-                self.protocol
+                "a listener has one host and TCP, asked for were {hosts:?} and {protocol:?}"
             );
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
@@ -366,7 +362,7 @@ impl Builder {
         Ok(Acquisition {
             ports,
             lock_dir: self.lock_dir.as_deref(),
-            endpoints: Endpoints::new(&self.hosts, self.protocol, self.reuse_address),
+            endpoints: &self.endpoints,
             label: self.label.as_deref(),
             prefer: self.prefer.as_deref(),
             hold_socket: self.hold_socket,

@@ -33,8 +33,6 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use rustix::time::{ClockId, clock_gettime};
-
 use crate::process::{self, Identity, Liveness};
 
 /// The length of the record of a held lease in bytes, newline included.
@@ -215,10 +213,14 @@ pub(crate) fn delegated(
     Record::complete(Kind::Delegated, identity, since, program, label)
 }
 
-/// What time it is, to a few milliseconds: so it costs half as much to ask, and
-/// nothing here needs more.
+/// What time it is. A clock of the past counts as 1970.
+///
+/// By the standard library's clock and not rustix's, which crashes under valgrind
+/// (rustix issue 1559).
 pub(crate) fn since_1970() -> Duration {
-    Duration::try_from(clock_gettime(ClockId::RealtimeCoarse)).unwrap_or_default()
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
 }
 
 /// A line that is no record.

@@ -254,7 +254,7 @@ impl Acquisition<'_> {
             let now = owner::since_1970();
             let order = match self.prefer {
                 Some(name) => Order::of_name(name),
-                None => Order::random(&mut rand::rng()),
+                None => Order::random(),
             };
             let outcome = pass(&Pass {
                 dir: &LockDir::locate_at(self.lock_dir, now)?,

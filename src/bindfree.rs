@@ -71,7 +71,7 @@ impl BindFreePort {
     pub fn new(range: impl RangeBounds<u16>) -> Result<Self> {
         let ports = PortSet::from_range(range)?;
         let endpoints = Endpoints::default();
-        let order = Order::random(&mut rand::rng());
+        let order = Order::random();
         search(&ports, order, |port| Probe::bind(port, &endpoints))?
             .map(|probe| Self { probe })
             .map_err(|exhausted| {

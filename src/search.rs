@@ -173,7 +173,7 @@ mod tests {
     use super::*;
 
     fn order() -> Order {
-        Order::random(&mut rand::rng())
+        Order::random()
     }
 
     fn message(exhausted: Exhausted) -> String {

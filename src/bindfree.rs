@@ -1,7 +1,9 @@
-//! The probe: is this port free right now? The only module that touches sockets.
+//! The probe: is this port free right now? With `sys::probe`, where it is the system's,
+//! the only module that touches sockets.
 //!
 //! A probe is a *strict* bind, one without `SO_REUSEADDR`, on every address
-//! asked for. On Linux one strict bind of `[::]` with `IPV6_V6ONLY` off fails
+//! asked for; on Windows, where that is not enough, one with `SO_EXCLUSIVEADDRUSE`.
+//! On Linux one strict bind of `[::]` with `IPV6_V6ONLY` off fails
 //! if any IPv4 or IPv6 address of the port is bound, listening or not
 //! (`inet_csk_get_port` in net/ipv4/inet_connection_sock.c). A strict bind of
 //! `0.0.0.0` would miss `[::1]`, one of `127.0.0.1` would miss `127.0.0.2`, and
@@ -15,13 +17,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::io::Errno;
 use socket2::{Domain, Socket, Type};
 
 use crate::{
     error::{Error, ErrorKind, Result},
     ports::{Order, PortSet},
     search::{Miss, search},
+    sys::probe,
 };
 
 /// A port that is bound, but not leased: the probe alone.
@@ -234,7 +236,9 @@ impl Probe {
     /// afterwards keeps the port from the kernel's own choice and from strict
     /// binds (`inet_csk_get_port` and `__inet_hash_connect` on Linux).
     pub(crate) fn hold(self) -> Result<Self> {
-        self.neutralise().map(|()| self)
+        probe::can_hold()?;
+        self.neutralise()?;
+        Ok(self)
     }
 
     /// Makes whatever may outlive the closing of the probe harmless.
@@ -247,8 +251,7 @@ impl Probe {
     /// time of the later bind (`inet_csk_bind_conflict`).
     fn neutralise(&self) -> Result<()> {
         for socket in self.first.iter().chain(&self.others) {
-            socket
-                .set_reuse_address(true)
+            probe::neutralise(socket)
                 .map_err(|error| fail("set SO_REUSEADDR on the probe of", self.port, error))?;
         }
         Ok(())
@@ -270,7 +273,7 @@ impl Probe {
             Ok(()) => Ok(Ok(socket.into())),
             // Since the option was set, a program outside the lease that sets
             // it too could have bound and listened first.
-            Err(error) if is(&error, Errno::ADDRINUSE) => Ok(Err(Miss::Bound)),
+            Err(error) if probe::is_in_use(&error) => Ok(Err(Miss::Bound)),
             Err(error) => Err(fail("listen on", self.port, error)),
         }
     }
@@ -373,7 +376,24 @@ enum Failure {
 
 /// A strict bind of one address; with `reuse_address`, one that is strict
 /// but for TCP connections in TIME_WAIT.
+#[inline]
 fn bind_strictly(
+    host: IpAddr,
+    port: u16,
+    ty: Type,
+    reuse_address: bool,
+) -> io::Result<Result<Socket, Miss>> {
+    // UDP has no TIME_WAIT: there the option would only hide other sockets.
+    let reuse_address = reuse_address && ty == Type::STREAM;
+    match probe::look_around(host, port, ty, reuse_address)? {
+        Some(miss) => Ok(Err(miss)),
+        None => bind_one(host, port, ty, reuse_address),
+    }
+}
+
+/// The bind alone, without a look at other addresses.
+#[inline]
+pub(crate) fn bind_one(
     host: IpAddr,
     port: u16,
     ty: Type,
@@ -385,28 +405,15 @@ fn bind_strictly(
         // Its default is a setting of the system (net.ipv6.bindv6only).
         socket.set_only_v6(!host.is_unspecified())?;
     }
-    // UDP has no TIME_WAIT: there the option would only hide other sockets.
-    let reuse_address = reuse_address && ty == Type::STREAM;
     if reuse_address {
-        socket.set_reuse_address(true)?;
+        probe::ignore_time_wait(&socket)?;
     }
+    probe::make_strict(&socket)?;
     match socket.bind(&address.into()) {
         Ok(()) => Ok(Ok(socket)),
-        Err(error) if is(&error, Errno::ACCESS) || is(&error, Errno::PERM) => {
-            Ok(Err(Miss::NotPermitted))
-        }
-        Err(error) if is(&error, Errno::ADDRINUSE) && reuse_address => Ok(Err(Miss::Bound)),
-        Err(error) if is(&error, Errno::ADDRINUSE) => {
-            // Whatever still refuses a socket with the option listens there,
-            // or was bound without it. What does not is a neutralised probe in
-            // a child that is starting, or a connection in TIME_WAIT.
-            socket.set_reuse_address(true)?;
-            match socket.bind(&address.into()) {
-                Ok(()) => Ok(Err(Miss::Leftover)),
-                Err(error) if is(&error, Errno::ADDRINUSE) => Ok(Err(Miss::Bound)),
-                Err(error) => Err(error),
-            }
-        }
+        Err(error) if probe::is_not_permitted(&error) => Ok(Err(Miss::NotPermitted)),
+        Err(error) if probe::is_in_use(&error) && reuse_address => Ok(Err(Miss::Bound)),
+        Err(error) if probe::is_in_use(&error) => probe::what_is_there(&socket, address).map(Err),
         Err(error) => Err(error),
     }
 }
@@ -416,14 +423,11 @@ fn bind_strictly(
 ///
 /// With `net.ipv6.conf.*.disable_ipv6` set, sockets of the family can be made,
 /// but it has no addresses left, not even its loopback.
-fn is_absent_family(host: IpAddr, error: &io::Error) -> bool {
+pub(crate) fn is_absent_family(host: IpAddr, error: &io::Error) -> bool {
     let v6_everywhere = host == IpAddr::V6(Ipv6Addr::LOCALHOST) || host.is_unspecified();
-    is(error, Errno::AFNOSUPPORT)
-        || host.is_ipv6() && v6_everywhere && is(error, Errno::ADDRNOTAVAIL)
-}
-
-fn is(error: &io::Error, errno: Errno) -> bool {
-    error.raw_os_error() == Some(errno.raw_os_error())
+    let is_unknown = error.kind() == io::ErrorKind::AddrNotAvailable;
+    error.raw_os_error() == Some(probe::UNKNOWN_FAMILY)
+        || host.is_ipv6() && v6_everywhere && is_unknown
 }
 
 #[cold]
@@ -459,13 +463,13 @@ mod tests {
 
     #[test]
     fn an_absent_family_is_told_from_a_missing_address() {
-        let not_available = io::Error::from(Errno::ADDRNOTAVAIL);
+        let not_available = io::Error::from(io::ErrorKind::AddrNotAvailable);
         let [any, loopback, other] = ["::", "::1", "2001:db8::1"].map(|host| hosts(&[host])[0]);
         assert!(is_absent_family(any, &not_available));
         assert!(is_absent_family(loopback, &not_available));
         assert!(!is_absent_family(other, &not_available));
         assert!(!is_absent_family(hosts(&["127.0.0.1"])[0], &not_available));
-        let not_supported = io::Error::from(Errno::AFNOSUPPORT);
+        let not_supported = io::Error::from_raw_os_error(probe::UNKNOWN_FAMILY);
         assert!(is_absent_family(other, &not_supported));
     }
 }

@@ -23,6 +23,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
     freeport::FreePort,
     portserver::get_port_from_port_server,
+    sys::probe,
 };
 
 /// The host of CPython's `test.support.socket_helper.HOST`: the IPv4 loopback
@@ -40,6 +41,12 @@ pub const HOST_V6: Ipv6Addr = Ipv6Addr::LOCALHOST;
 /// tests each believe that it is theirs. `SO_REUSEADDR` is for servers at a
 /// fixed address that restart; a test that lets the system choose its port has
 /// no use for it. CPython refuses IPv4 sockets only; the same holds for IPv6.
+///
+/// # Platform-specific behavior
+///
+/// On Windows, which has no `SO_REUSEPORT`, a TCP socket is bound with
+/// `SO_EXCLUSIVEADDRUSE`, as CPython has it: without, another one with `SO_REUSEADDR`
+/// could take the port away.
 ///
 /// # Errors
 ///
@@ -68,11 +75,7 @@ pub fn bind_port(socket: &Socket, host: impl Into<IpAddr>) -> Result<u16> {
         move |error: io::Error| Error::with_cause(ErrorKind::Probe, message, error)
     };
     if socket.r#type().map_err(fail("get the type of"))? == Type::STREAM {
-        let options = [
-            ("SO_REUSEADDR", socket.reuse_address()),
-            ("SO_REUSEPORT", socket.reuse_port()),
-        ];
-        for (name, set) in options {
+        for (name, set) in probe::sharing_options(socket) {
             if set.map_err(fail("get the options of"))? {
                 let message = format!(
                     "refusing to bind a TCP socket to {host} that has {name} set: it could share \
@@ -81,6 +84,7 @@ pub fn bind_port(socket: &Socket, host: impl Into<IpAddr>) -> Result<u16> {
                 return Err(Error::new(ErrorKind::Unsupported, message));
             }
         }
+        probe::make_strict(socket).map_err(fail("set the options of"))?;
     }
     let any_port = SocketAddr::new(host, 0);
     socket.bind(&any_port.into()).map_err(fail("bind"))?;
@@ -135,9 +139,7 @@ pub fn find_unused_port(domain: Domain, ty: Type) -> Result<u16> {
     let port = bind_port(&socket, host)?;
     // What a child that is just starting has of it must not be in the way of
     // the server to come; see `Probe::neutralise`.
-    socket
-        .set_reuse_address(true)
-        .map_err(fail("set SO_REUSEADDR on"))?;
+    probe::neutralise(&socket).map_err(fail("set SO_REUSEADDR on"))?;
     Ok(port)
 }
 

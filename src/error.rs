@@ -134,6 +134,12 @@ impl Error {
         self.0.exhaustion
     }
 
+    /// Whether the cause was that this process may not.
+    pub(crate) fn is_denied(&self) -> bool {
+        let cause = self.0.cause.as_ref().map(io::Error::kind);
+        cause == Some(io::ErrorKind::PermissionDenied)
+    }
+
     /// The operating system's error number, where the cause was a failed
     /// system call.
     #[must_use]

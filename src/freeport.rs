@@ -4,7 +4,6 @@ use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     ops::RangeBounds,
-    os::fd::OwnedFd,
     time::Duration,
 };
 
@@ -266,13 +265,20 @@ impl FreePort {
     /// they start. It is close-on-exec, and has to be mapped or made inheritable
     /// for a child. A socket that was [held](Builder::hold_socket) is closed.
     ///
+    /// # Platform-specific behavior
+    ///
+    /// Only on Unix. The lock of a file on Windows is the process's, and a handle that
+    /// another one inherits does not have it (LockFileEx): there,
+    /// [delegate](Self::delegate_to) the lease.
+    ///
     /// # Errors
     ///
     /// [`Lock`](crate::ErrorKind::Lock) if the descriptor cannot be duplicated, for
     /// want of descriptors: the lease has then ended; or if this is a forked copy of
     /// the process that acquired the lease, which then goes on there.
-    pub fn into_fd(self) -> Result<OwnedFd> {
-        self.lock.into_fd()
+    #[cfg(unix)]
+    pub fn into_fd(self) -> Result<std::os::fd::OwnedFd> {
+        self.lock.into_file().map(Into::into)
     }
 
     /// Waits until a server accepts connections at [`addr`](Self::addr), as

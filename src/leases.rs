@@ -1,16 +1,8 @@
 //! What is in a lock directory: who holds which port, and what is only left over.
 
 use std::{
-    collections::HashSet,
-    fs, io,
-    os::unix::fs::{FileTypeExt, MetadataExt},
-    thread,
+    fs, io, thread,
     time::{Duration, SystemTime},
-};
-
-use rustix::{
-    fs::{AtFlags, Stat, major, minor},
-    io::Errno,
 };
 
 use crate::{
@@ -18,8 +10,7 @@ use crate::{
     lock::{self, PortLock, Try},
     lock_dir::LockDir,
     owner::{self, Kind, Owner},
-    process::{Identity, Liveness, in_first_namespace},
-    waiting,
+    sys::{held::ListedLocks, line, lock_file},
 };
 
 /// A lock file, and what it says of its port.
@@ -69,18 +60,20 @@ const LOOK: Duration = Duration::from_millis(1);
 impl LockDir {
     /// Every lock file in the directory, by port.
     ///
-    /// To look takes no lock, so that nobody is kept from leasing meanwhile: the
-    /// kernel lists the locks that are held (proc_locks(5), proc_pid_fdinfo(5)).
-    /// Only for files whose
-    /// last holder is in another pid namespace, whose locks it does not list,
-    /// the lock is tried for a moment.
+    /// # Platform-specific behavior
+    ///
+    /// On Linux, to look takes no lock, so that nobody is kept from leasing meanwhile:
+    /// the kernel lists the locks that are held (proc_locks(5), proc_pid_fdinfo(5)).
+    /// Only for files whose last holder is in another pid namespace, whose locks it does
+    /// not list, the lock is tried for a moment. No other system lists them, and each
+    /// lock is tried: for that moment the port counts as leased.
     ///
     /// # Errors
     ///
     /// [`LockDir`](ErrorKind::LockDir) if the directory cannot be read;
     /// [`Lock`](ErrorKind::Lock) if a lock file cannot be.
     pub fn leases(&self) -> Result<Vec<Lease>> {
-        let mut listed = ListedLocks::default();
+        let mut listed = ListedLocks::new();
         let lease = |port| self.lease_by(port, &mut listed);
         self.ports()?.into_iter().map(lease).collect()
     }
@@ -91,20 +84,20 @@ impl LockDir {
     ///
     /// As for [`leases`](Self::leases).
     pub fn lease(&self, port: u16) -> Result<Option<Lease>> {
-        let metadata = fs::symlink_metadata(self.path().join(port.to_string()));
+        let metadata = lock_file::metadata(self.path(), port);
         let is_there = match metadata {
-            Ok(metadata) => is_lock_file(&metadata),
+            Ok(metadata) => lock_file::is_lock_file(&metadata),
             Err(error) if error.kind() == io::ErrorKind::NotFound => false,
             Err(error) => return Err(self.cannot_read(error)),
         };
-        let lease = || self.lease_by(port, &mut ListedLocks::default());
+        let lease = || self.lease_by(port, &mut ListedLocks::new());
         is_there.then(lease).transpose()
     }
 
     fn lease_by(&self, port: u16, listed: &mut ListedLocks) -> Result<Lease> {
         let owner = match lock::recorded_owner(self, port) {
             // Another user has closed it to others; who has it is told by the kernel's list.
-            Err(error) if error.raw_os_error() == Some(Errno::ACCESS.raw_os_error()) => None,
+            Err(error) if error.is_denied() => None,
             owner => owner?,
         };
         let state = if lock::is_delegated(self, port, owner.as_ref())? {
@@ -196,7 +189,7 @@ impl LockDir {
                     continue;
                 }
                 // Another user has closed it to others.
-                Err(error) if error.raw_os_error() == Some(Errno::ACCESS.raw_os_error()) => {
+                Err(error) if error.is_denied() => {
                     cleaned.kept += 1;
                     continue;
                 }
@@ -207,20 +200,19 @@ impl LockDir {
                 cleaned.kept += 1;
                 continue;
             }
-            self.count_removal(lock.remove(), &mut cleaned, &port.to_string())?;
+            let removed = lock_file::remove(self.sys(), port, lock);
+            self.count_removal(removed, &mut cleaned, &port.to_string())?;
         }
         for (name, metadata) in self.entries()? {
-            if let Some(removed) = waiting::remove_line(self, &name) {
-                self.count_removal(removed.map_err(Into::into), &mut cleaned, &name)?;
+            if let Some(removed) = line::remove_line(self, &name) {
+                self.count_removal(removed, &mut cleaned, &name)?;
             }
             let age = metadata
                 .modified()
                 .map(|time| SystemTime::now().duration_since(time));
             let is_old = matches!(age, Ok(Ok(age)) if age > STRAY);
-            let is_made = metadata.is_file() || metadata.file_type().is_fifo();
-            if lock::is_stray_name(&name) && is_made && is_old {
-                let removed = rustix::fs::unlinkat(self.fd(), &name, AtFlags::empty());
-                self.count_removal(removed.map_err(Into::into), &mut cleaned, &name)?;
+            if lock_file::is_stray(&name, &metadata) && is_old {
+                self.count_removal(self.sys().remove(&name), &mut cleaned, &name)?;
             }
         }
         Ok(cleaned)
@@ -235,12 +227,9 @@ impl LockDir {
         match removed {
             Ok(()) => cleaned.removed += 1,
             // Somebody else was cleaning too, and was faster.
-            Err(error) if Errno::from_io_error(&error) == Some(Errno::NOENT) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             // In a sticky directory only its owner may remove a file (unlink(2)).
-            Err(error)
-                if [Errno::PERM, Errno::ACCESS]
-                    .contains(&Errno::from_io_error(&error).unwrap_or(Errno::IO)) =>
-            {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 cleaned.kept += 1;
             }
             Err(error) => {
@@ -256,14 +245,13 @@ impl LockDir {
     /// directory, under a port's name or not, is no lock file.
     fn ports(&self) -> Result<Vec<u16>> {
         let port = |(name, metadata): (String, fs::Metadata)| {
-            let port = name
-                .parse()
-                .ok()
-                .filter(|port: &u16| *port > 0 && port.to_string() == name)?;
-            is_lock_file(&metadata).then_some(port)
+            let port = lock_file::port_of(&name)?;
+            lock_file::is_lock_file(&metadata).then_some(port)
         };
         let mut ports: Vec<u16> = self.entries()?.into_iter().filter_map(port).collect();
         ports.sort_unstable();
+        // The files of one port may be several.
+        ports.dedup();
         Ok(ports)
     }
 
@@ -287,140 +275,5 @@ impl LockDir {
     fn cannot_read(&self, cause: io::Error) -> Error {
         let message = format!("cannot read lock directory {}", self.path().display());
         Error::with_cause(ErrorKind::LockDir, message, cause)
-    }
-}
-
-fn is_lock_file(metadata: &fs::Metadata) -> bool {
-    metadata.is_file() && metadata.nlink() == 1
-}
-
-/// The locks by flock(2) that the kernel lists, read as far as they are needed.
-#[derive(Default)]
-struct ListedLocks {
-    /// Each as device, inode number and pid of the process that took it.
-    locks: HashSet<(u32, u32, u64, u32)>,
-    /// Whether the list of all locks was read, and could be.
-    all: Option<bool>,
-    /// The processes whose own lists were read.
-    processes: HashSet<u32>,
-}
-
-impl ListedLocks {
-    /// Whether the file of `port` is locked, or `None` if the lists do not tell.
-    fn has(&mut self, dir: &LockDir, port: u16, owner: Option<&Owner>) -> Option<bool> {
-        let name = port.to_string();
-        let stat = rustix::fs::statat(dir.fd(), &name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
-        let process = owner.map(|owner| &owner.process);
-        let readable = *self.all.get_or_insert_with(|| {
-            let text = fs::read_to_string("/proc/locks");
-            self.locks.extend(
-                text.iter()
-                    .flat_map(|text| text.lines())
-                    .filter_map(Self::parse),
-            );
-            text.is_ok()
-        });
-        if self.lists(&stat, process) {
-            return Some(true);
-        }
-        if !readable || !process.is_none_or(Identity::is_of_this_namespace) {
-            return None;
-        }
-        // While many locks come and go, the list leaves some out: it is read a
-        // page at a time, and an entry that moves across is missed (seq_file).
-        // That of a process has its own locks only, each with its descriptor.
-        if process.is_some_and(|process| self.read_process(process.pid).is_err()) {
-            return None;
-        }
-        if self.lists(&stat, process) {
-            return Some(true);
-        }
-        // In a pid namespace below the first, locks are listed only while the
-        // process that took them lives, and not if others have inherited them
-        // (`locks_translate_pid` in fs/locks.c).
-        let may_be_hidden = |process: &Identity| {
-            !matches!(process.liveness(), Ok(Liveness::Alive | Liveness::Unseen))
-                && !in_first_namespace()
-        };
-        (!process.is_some_and(may_be_hidden)).then_some(false)
-    }
-
-    fn lists(&self, stat: &Stat, process: Option<&Identity>) -> bool {
-        let device = (major(stat.st_dev), minor(stat.st_dev));
-        // Some file systems (btrfs, overlayfs) have another device number in the
-        // list than stat tells; the pid in the record then has to agree.
-        let pid = process.map(|process| process.pid);
-        self.locks.iter().any(|&(major, minor, inode, holder)| {
-            inode == stat.st_ino && ((major, minor) == device || Some(holder) == pid)
-        })
-    }
-
-    /// Adds the locks on the files that a process has open (proc_pid_fdinfo(5)).
-    ///
-    /// # Errors
-    ///
-    /// There may be more. That it has ended, or is another user's, is none.
-    fn read_process(&mut self, pid: u32) -> io::Result<()> {
-        if !self.processes.insert(pid) {
-            return Ok(());
-        }
-        let read = self
-            .read_descriptors(pid)
-            .or_else(|error| match Errno::from_io_error(&error) {
-                Some(Errno::NOENT | Errno::SRCH | Errno::ACCESS | Errno::PERM) => Ok(()),
-                _ => Err(error),
-            });
-        if read.is_err() {
-            self.processes.remove(&pid);
-        }
-        read
-    }
-
-    fn read_descriptors(&mut self, pid: u32) -> io::Result<()> {
-        for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
-            let text = match fs::read_to_string(entry?.path()) {
-                // It was closed in the meantime.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                text => text?,
-            };
-            let locks = text.lines().filter_map(|line| line.strip_prefix("lock:"));
-            self.locks.extend(locks.filter_map(Self::parse));
-        }
-        Ok(())
-    }
-
-    /// A line such as `1: FLOCK  ADVISORY  WRITE 812 fe:00:5505 0 EOF`.
-    fn parse(line: &str) -> Option<(u32, u32, u64, u32)> {
-        let mut words = line.split_ascii_whitespace().skip(1);
-        if words.next()? != "FLOCK" {
-            return None;
-        }
-        let pid = words.nth(2)?.parse().ok()?;
-        let mut file = words.next()?.split(':');
-        let major = u32::from_str_radix(file.next()?, 16).ok()?;
-        let minor = u32::from_str_radix(file.next()?, 16).ok()?;
-        Some((major, minor, file.next()?.parse().ok()?, pid))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_kernels_list_is_read() {
-        let parse = ListedLocks::parse;
-        let line = "1: FLOCK  ADVISORY  WRITE 812 fe:0a:5505 0 EOF";
-        assert_eq!(parse(line), Some((0xfe, 0x0a, 5505, 812)));
-        assert_eq!(
-            parse("2: POSIX  ADVISORY  WRITE 812 fe:00:5505 0 EOF"),
-            None
-        );
-        assert_eq!(
-            parse("1: -> FLOCK  ADVISORY  WRITE 812 fe:00:5505 0 EOF"),
-            None
-        );
-        assert_eq!(parse("1: FLOCK"), None);
-        assert_eq!(parse(""), None);
     }
 }

@@ -47,12 +47,9 @@
 //!
 //! This version runs on Linux.
 
-#![forbid(unsafe_code)]
-
-#[cfg(not(target_os = "linux"))]
-compile_error!(
-    "portlock runs on Linux only so far: other systems need their own probe and lock directory"
-);
+// On Windows one file has a reason to allow it: `sys::windows::exclusive`.
+#![cfg_attr(not(windows), forbid(unsafe_code))]
+#![cfg_attr(windows, deny(unsafe_code))]
 
 mod acquisition;
 mod bindfree;
@@ -69,6 +66,7 @@ mod portserver;
 mod process;
 mod registry;
 mod search;
+mod sys;
 mod system_ports;
 mod waiting;
 

@@ -1,41 +1,26 @@
 //! One lock file, locked: the only module that takes or ends a file lock.
 //!
-//! A port is leased as long as the file `<lock directory>/<port>` is locked
-//! with flock(2). The kernel ends the lock when the last descriptor of that
+//! A port is leased as long as the file `<lock directory>/<port>` is locked, on Unix
+//! with flock(2), on Windows with LockFileEx. The kernel ends the lock when the last descriptor of that
 //! open file description is closed, and so at the latest when its holder dies,
 //! however it dies. Nothing is ever left to clean up.
 //!
 //! Files are not removed when a lease ends. Where somebody else removes or
 //! replaces one, a lock could be taken on a file that later callers can no
-//! longer find; so once it is locked, a file without links is let go of and opened
-//! anew. To compare it with what is at the path now would find nothing more on most
-//! file systems, but for a file renamed by hand between the two calls, and one that
-//! is renamed a moment later, with the lease held, nobody can find either way.
+//! longer find; so once it is locked, it is looked at again, and if need be let go of and
+//! opened anew. How, and where the owner record stands, is the system's: see
+//! `sys::lock_file`.
 
-use std::{
-    fmt::Display,
-    fs::File,
-    io,
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::fs::FileExt as _,
-    },
-    path::PathBuf,
-    process,
-};
+use std::{fs::File, io, path::PathBuf, process};
 
 use fs4::TryLockError;
-use rustix::{
-    fs::{AtFlags, FileType, Mode, OFlags, RenameFlags},
-    io::Errno,
-    path::DecInt,
-};
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    lock_dir::{LockDir, identity},
+    lock_dir::LockDir,
     owner::{self, Owner, Record},
     registry::Claim,
+    sys::lock_file,
 };
 
 /// How often one acquisition opens the file again because it was removed or
@@ -43,12 +28,47 @@ use crate::{
 /// again. Far beyond what happens; only a bound.
 const TRIES: usize = 100;
 
-/// Never by way of a symbolic link, never blocking on a FIFO, never making a
-/// terminal ours, never inherited by a program that is executed.
-pub(crate) const OPEN: OFlags = OFlags::NOFOLLOW
-    .union(OFlags::NONBLOCK)
-    .union(OFlags::NOCTTY)
-    .union(OFlags::CLOEXEC);
+/// For what a lock file is opened.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Access {
+    /// To read who has the port, without a lock.
+    ReadRecord,
+    /// To lock it, and so that its closing wakes nobody.
+    Look,
+    Write,
+}
+
+/// What came of opening a lock file.
+#[derive(Debug)]
+pub(crate) enum Opened {
+    File(File),
+    Missing,
+    /// Somebody is just removing it.
+    #[allow(dead_code, reason = "only on Windows this is seen")]
+    Held,
+}
+
+/// What came of making a lock file.
+#[derive(Debug)]
+pub(crate) enum Made {
+    File(File),
+    /// Somebody else was faster.
+    Exists,
+    /// The directory was removed.
+    NoDirectory,
+}
+
+/// What a lock file turned out to be once it was locked.
+#[derive(Debug)]
+pub(crate) enum Inspected {
+    /// What others find too, with a record so long.
+    AtItsPath { record: usize },
+    /// It was removed or replaced.
+    #[allow(dead_code, reason = "on Windows it cannot be")]
+    Elsewhere,
+    /// No file that may be written to.
+    Refused(&'static str),
+}
 
 /// A held lock on one port's file. Dropping it ends the lock.
 #[derive(Debug)]
@@ -79,7 +99,7 @@ impl PortLock {
     /// gives `None` if someone else holds it or has it delegated.
     pub(crate) fn try_acquire(dir: &LockDir, claim: Claim) -> Result<Option<Self>> {
         let (port, pid) = (claim.port(), claim.pid());
-        let open = || open_or_make(dir, port, pid).map(Some);
+        let open = || open_or_make(dir, port, pid);
         let Try::Locked(mut lock) = Self::try_lock(dir, port, pid, open)? else {
             return Ok(None);
         };
@@ -96,7 +116,7 @@ impl PortLock {
     pub(crate) fn try_look(dir: &LockDir, claim: Claim) -> Result<Try> {
         let (port, pid) = (claim.port(), claim.pid());
         Ok(
-            match Self::try_lock(dir, port, pid, || open_to_look(dir, port))? {
+            match Self::try_lock(dir, port, pid, || open(dir, port, Access::Look))? {
                 Try::Locked(mut lock) => {
                     lock.claim = Some(claim);
                     if lock.is_delegated()? {
@@ -113,12 +133,12 @@ impl PortLock {
     /// Locks the file of `port` if there is one, without waiting, whoever it is
     /// delegated to and whoever has claimed it.
     pub(crate) fn try_existing(dir: &LockDir, port: u16) -> Result<Try> {
-        Self::try_lock(dir, port, process::id(), || open_to_look(dir, port))
+        Self::try_lock(dir, port, process::id(), || open(dir, port, Access::Look))
     }
 
     /// The same, to write to it.
     pub(crate) fn try_existing_to_write(dir: &LockDir, port: u16) -> Result<Try> {
-        let open = || open(dir, port, OFlags::RDWR);
+        let open = || open(dir, port, Access::Write);
         Self::try_lock(dir, port, process::id(), open)
     }
 
@@ -126,13 +146,14 @@ impl PortLock {
         dir: &LockDir,
         port: u16,
         pid: u32,
-        open: impl Fn() -> Result<Option<OwnedFd>>,
+        open: impl Fn() -> Result<Opened>,
     ) -> Result<Try> {
         for _ in 0..TRIES {
-            let Some(fd) = open()? else {
-                return Ok(Try::Missing);
+            let file = match open()? {
+                Opened::File(file) => file,
+                Opened::Missing => return Ok(Try::Missing),
+                Opened::Held => return Ok(Try::Held),
             };
-            let file = File::from(fd);
             if !try_lock(&file).map_err(|error| fail("lock", dir, port, error))? {
                 return Ok(Try::Held);
             }
@@ -163,42 +184,22 @@ impl PortLock {
         self.port
     }
 
-    /// Removes the file, with the lock held: who waits to open it will make a
-    /// new one, and who has it open will notice.
-    pub(crate) fn remove(&self) -> io::Result<()> {
-        let name = DecInt::new(self.port);
-        Ok(rustix::fs::unlinkat(self.dir.fd(), name, AtFlags::empty())?)
-    }
-
     /// Looks at the file that was locked: whether it is still the one that others
-    /// find at its path, and how long it is.
+    /// find at its path, and how long its record is.
     ///
     /// # Errors
     ///
     /// It is no file that may be written to.
     fn inspect(&mut self) -> Result<bool> {
-        let fail = |error: Errno| fail("stat", &self.dir, self.port, error.into());
-        let locked = rustix::fs::fstat(&self.file).map_err(fail)?;
-        if FileType::from_raw_mode(locked.st_mode) != FileType::RegularFile {
-            return Err(self.refuse("it is not a regular file"));
+        match lock_file::inspect(self.dir.sys(), self.port, &self.file) {
+            Ok(Inspected::AtItsPath { record }) => {
+                self.is_long = owner::may_be_delegated(record);
+                Ok(true)
+            }
+            Ok(Inspected::Elsewhere) => Ok(false),
+            Ok(Inspected::Refused(why)) => Err(self.refuse(why)),
+            Err(error) => Err(fail("stat", &self.dir, self.port, error)),
         }
-        if locked.st_nlink > 1 {
-            // Where others may add to the directory, the other name could be
-            // that of any file of ours, and our record would overwrite it.
-            return Err(self.refuse("it has a second hard link"));
-        }
-        let mut is_at_its_path = locked.st_nlink == 1;
-        if is_at_its_path && !self.dir.is_local() {
-            let name = DecInt::new(self.port);
-            is_at_its_path =
-                match rustix::fs::statat(self.dir.fd(), name, AtFlags::SYMLINK_NOFOLLOW) {
-                    Ok(at_path) => identity(&at_path) == identity(&locked),
-                    Err(Errno::NOENT) => false,
-                    Err(error) => return Err(fail(error)),
-                };
-        }
-        self.is_long = usize::try_from(locked.st_size).is_ok_and(owner::may_be_delegated);
-        Ok(is_at_its_path)
     }
 
     #[cold]
@@ -210,31 +211,25 @@ impl PortLock {
 
     /// Who had the lock before, or has the port without one.
     pub(crate) fn read_owner(&self) -> Result<Option<Owner>> {
-        read_owner(&self.file)
-            .map_err(|error| fail("read owner record of", &self.dir, self.port, error))
+        read_owner(&self.dir, self.port, &self.file)
     }
 
     /// Writes the record of a held lease, or of none, into the file.
     ///
-    /// In place and always of the same length: truncating would cost more than
-    /// writing, and could fail for want of space where overwriting cannot. Only
-    /// where a delegated lease was, the file is cut to that length.
+    /// In place and always of the same length. Only where a delegated lease was, the
+    /// rest of its record is cut off.
     pub(crate) fn write_owner(&self, record: &Record<{ owner::LEN }>) -> Result<()> {
-        let mut written = write_all(&self.file, record.bytes());
-        if self.is_long && written.is_ok() {
-            // Not by `set_len`, which makes an interrupted call again without a bound.
-            written = retry(|| Ok(rustix::fs::ftruncate(&self.file, owner::LEN as u64)?));
-        }
-        self.written(written)
+        self.write(record.bytes(), self.is_long)
     }
 
     /// Writes the record of a delegated lease: the longer file is what makes it one.
     pub(crate) fn write_delegated(&self, record: &Record<{ owner::DELEGATED_LEN }>) -> Result<()> {
-        self.written(write_all(&self.file, record.bytes()))
+        self.write(record.bytes(), false)
     }
 
-    fn written(&self, written: io::Result<()>) -> Result<()> {
-        written.map_err(|error| fail("write owner record to", &self.dir, self.port, error))
+    fn write(&self, record: &[u8], is_longer: bool) -> Result<()> {
+        lock_file::write_record(self.dir.sys(), self.port, &self.file, record, is_longer)
+            .map_err(|error| fail("write owner record to", &self.dir, self.port, error))
     }
 
     /// Ends the lock.
@@ -254,14 +249,15 @@ impl PortLock {
     ///
     /// The caller is a forked copy of the process that acquired the lock; or the
     /// descriptor cannot be duplicated.
-    pub(crate) fn into_fd(mut self) -> Result<OwnedFd> {
+    #[cfg(unix)]
+    pub(crate) fn into_file(mut self) -> Result<File> {
         self.must_be_ours("pass on")?;
         let file = self
             .file
             .try_clone()
             .map_err(|error| fail("duplicate the descriptor of", &self.dir, self.port, error))?;
         self.ended = true;
-        Ok(file.into())
+        Ok(file)
     }
 
     /// # Errors
@@ -310,10 +306,10 @@ impl Drop for PortLock {
 
 /// What the file of `port` says of its holder, if there is one and it says anything.
 pub(crate) fn recorded_owner(dir: &LockDir, port: u16) -> Result<Option<Owner>> {
-    let Some(fd) = open(dir, port, OFlags::RDONLY)? else {
-        return Ok(None);
-    };
-    read_owner(&File::from(fd)).map_err(|error| fail("read owner record of", dir, port, error))
+    match open(dir, port, Access::ReadRecord)? {
+        Opened::File(file) => read_owner(dir, port, &file),
+        Opened::Missing | Opened::Held => Ok(None),
+    }
 }
 
 /// Whether a process that lives, or may live, has the port without a lock.
@@ -323,26 +319,15 @@ pub(crate) fn is_delegated(dir: &LockDir, port: u16, owner: Option<&Owner>) -> R
         .map_err(|error| fail("find the process that owns", dir, port, error))
 }
 
-fn read_owner(file: &File) -> io::Result<Option<Owner>> {
+fn read_owner(dir: &LockDir, port: u16, file: &File) -> Result<Option<Owner>> {
     let mut record = [0; owner::DELEGATED_LEN];
-    let len = retry(|| file.read_at(&mut record, 0))?;
+    let len = lock_file::read_record(dir.sys(), port, file, &mut record)
+        .map_err(|error| fail("read owner record of", dir, port, error))?;
     Ok(Owner::parse(&record[..len]))
 }
 
-/// As `write_all_at`, which makes interrupted calls again without a bound.
-fn write_all(file: &File, record: &[u8]) -> io::Result<()> {
-    let mut written = 0;
-    while written < record.len() {
-        written += match retry(|| file.write_at(&record[written..], written as u64))? {
-            0 => return Err(io::ErrorKind::WriteZero.into()),
-            len => len,
-        };
-    }
-    Ok(())
-}
-
 /// Makes a call again that a signal interrupted, within bounds.
-fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+pub(crate) fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     for _ in 0..TRIES {
         match call() {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -353,93 +338,26 @@ fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
 }
 
 /// Opens the file of `port`, and makes it first if it is missing.
-fn open_or_make(dir: &LockDir, port: u16, pid: u32) -> Result<OwnedFd> {
+fn open_or_make(dir: &LockDir, port: u16, pid: u32) -> Result<Opened> {
     for _ in 0..TRIES {
-        if let Some(fd) = open(dir, port, OFlags::RDWR)? {
-            return Ok(fd);
+        match open(dir, port, Access::Write)? {
+            Opened::Missing => {}
+            opened => return Ok(opened),
         }
-        if let Some(fd) = make(dir, port, pid)? {
-            return Ok(fd);
+        match lock_file::make(dir.sys(), port, pid) {
+            Ok(Made::File(file)) => return Ok(Opened::File(file)),
+            Ok(Made::Exists) => {}
+            Ok(Made::NoDirectory) => return Err(dir.removed()),
+            Err(error) => return Err(fail("make", dir, port, error)),
         }
     }
     let error = io::Error::other(format!("it was made and removed {TRIES} times"));
     Err(fail("open", dir, port, error))
 }
 
-/// Opens the file of `port`, if there is one, so that its closing wakes nobody: for
-/// reading.
-fn open_to_look(dir: &LockDir, port: u16) -> Result<Option<OwnedFd>> {
-    // On NFS only a file that is open for writing can be locked (flock(2)).
-    let local = dir.is_local();
-    open(dir, port, if local { OFlags::RDONLY } else { OFlags::RDWR })
-}
-
-/// Opens the file of `port` if there is one.
-///
-/// Without O_CREAT: in a sticky directory `fs.protected_regular` refuses that
-/// flag for files of other users (proc_sys_fs(5)).
-fn open(dir: &LockDir, port: u16, access: OFlags) -> Result<Option<OwnedFd>> {
-    let mut interrupted = 0;
-    loop {
-        let name = DecInt::new(port);
-        match rustix::fs::openat(dir.fd(), name, OPEN | access, Mode::empty()) {
-            Ok(fd) => return Ok(Some(fd)),
-            Err(Errno::NOENT) => return Ok(None),
-            Err(Errno::INTR) if interrupted < TRIES => interrupted += 1,
-            Err(error) => return Err(fail("open", dir, port, error.into())),
-        }
-    }
-}
-
-/// Whether a file of this name was being made. A maker that was killed leaves it.
-pub(crate) fn is_stray_name(name: &str) -> bool {
-    name.starts_with(STRAY_PREFIX)
-}
-
-/// The name, for this maker alone, of a file that is to become `name`.
-pub(crate) fn stray_name(name: impl Display, pid: u32) -> String {
-    format!("{STRAY_PREFIX}{name}.{pid}.{:08x}", rand::random::<u32>())
-}
-
-const STRAY_PREFIX: &str = ".new.";
-
-/// Makes the file of `port`, open, or gives `None` if another process was faster.
-///
-/// It comes into being under another name and is renamed once its mode is
-/// right: a maker that is killed in between then leaves a stray file, but never
-/// a lock file that other users, or with a harsh umask even its owner, could
-/// not open.
-fn make(dir: &LockDir, port: u16, pid: u32) -> Result<Option<OwnedFd>> {
-    let fail = |error: Errno| match error {
-        // There is no other name in the path that could be missing.
-        Errno::NOENT => dir.removed(),
-        error => fail("make", dir, port, error.into()),
-    };
-    let stray = stray_name(port, pid);
-    let flags = OPEN | OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
-    let fd = rustix::fs::openat(dir.fd(), &stray, flags, dir.file_mode()).map_err(fail)?;
-    let made = set_mode(&fd, dir.file_mode()).and_then(|()| {
-        let name = DecInt::new(port);
-        rustix::fs::renameat_with(dir.fd(), &stray, dir.fd(), name, RenameFlags::NOREPLACE)
-    });
-    let Err(error) = made else {
-        return Ok(Some(fd));
-    };
-    let removed = rustix::fs::unlinkat(dir.fd(), &stray, AtFlags::empty());
-    match error {
-        Errno::EXIST => removed.map(|()| None).map_err(fail),
-        error => Err(fail(error)),
-    }
-}
-
-/// Sets the mode of a file unless the umask has left it as it should be. To look
-/// costs a tenth of setting it again.
-fn set_mode(fd: impl AsFd, mode: Mode) -> rustix::io::Result<()> {
-    let stat = rustix::fs::fstat(&fd)?;
-    if Mode::from_raw_mode(stat.st_mode) == mode {
-        return Ok(());
-    }
-    rustix::fs::fchmod(fd, mode)
+/// Opens the file of `port`, if there is one.
+fn open(dir: &LockDir, port: u16, access: Access) -> Result<Opened> {
+    lock_file::open(dir.sys(), port, access).map_err(|error| fail("open", dir, port, error))
 }
 
 /// Takes the exclusive lock, or says that someone else has it.

@@ -2,26 +2,8 @@
 //!
 //! Whoever can rename or remove files in the directory can end exclusivity
 //! unseen, and whoever can plant a link in it can aim our writes elsewhere. So
-//! it is checked before it is used: a real directory (no symbolic link),
-//! and one of two kinds.
-//!
-//! * **Private**: owned by this user, writable by nobody else. Files in it are
-//!   made 0600. A mode like 0755 is as good as 0700 here, for others can
-//!   neither open the files nor add any.
-//! * **Shared between users**: writable by group or others, and then sticky
-//!   (mode 1777), owned by root or by this user, because a directory's owner
-//!   may rename and remove what is in it in spite of the sticky bit (unlink(2),
-//!   EPERM). Files in it are made 0666 whatever the umask.
-//!
-//! In a shared directory every user can do some harm, though none outside it: keep ports
-//! from others (lock files, or put something else in their place), hold up who waits
-//! until the timeout, end a *delegated* lease by writing to its record, and remove or
-//! rename a lock file that he has made. That ends exclusivity as it does wherever a
-//! lock file or the directory is removed or replaced while a lease is held: the lock
-//! goes on, on a file that is no longer at its path. Later callers in the same process
-//! still know of the lease, by the process-wide set; others only if the port is bound.
-//! Moved back, the file or directory is what it was. Files that root has made can be
-//! removed by root alone. What is above the directory is not checked.
+//! it is checked before it is used. What is checked, and where the directory is, is the
+//! system's: see `sys::dir`.
 //!
 //! The outcome holds good for [`RECHECK`], for to look again for every lease would
 //! cost a tenth of the lease. Only the directory's owner and root can change it
@@ -30,22 +12,16 @@
 //! made in it any more.
 
 use std::{
-    env, fmt,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    env, fmt, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use rustix::{
-    fs::{CWD, FileType, Mode, OFlags, Stat},
-    io::Errno,
-    process::{Uid, geteuid},
-};
-
 use crate::{
     error::{Error, ErrorKind, Result},
     owner::since_1970,
+    sys::dir::{self as sys, User},
 };
 
 /// The environment variable that names the lock directory.
@@ -58,11 +34,8 @@ const RECHECK: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 struct OpenDir {
     path: PathBuf,
-    fd: OwnedFd,
-    identity: (u64, u64),
-    shared: bool,
     origin: Origin,
-    local: bool,
+    sys: sys::Dir,
 }
 
 /// The directory with one lock file per port, checked to be trustworthy.
@@ -100,6 +73,8 @@ pub enum Origin {
     RuntimeDir,
     /// The user has no runtime directory.
     Fallback,
+    /// It is in the user's local data directory, on Windows.
+    LocalData,
 }
 
 impl fmt::Display for Origin {
@@ -109,6 +84,7 @@ impl fmt::Display for Origin {
             Self::Variable => "named by PORTLOCK_DIR",
             Self::RuntimeDir => "in this user's runtime directory",
             Self::Fallback => "this user has no runtime directory",
+            Self::LocalData => "in this user's local data directory",
         })
     }
 }
@@ -127,7 +103,7 @@ impl LockDir {
 
     /// The same for a caller that knows what time it is, after 1970.
     pub(crate) fn locate_at(chosen: Option<&Path>, now: Duration) -> Result<Self> {
-        let user = geteuid();
+        let user = sys::user();
         let variable = match chosen {
             Some(_) => None,
             // As in the XDG base directory specification, empty means unset.
@@ -156,7 +132,7 @@ impl LockDir {
             // directory of its own, in which every port is free.
             Some((origin, path)) => open(path, Missing::Refuse, origin, user)?,
             None => {
-                let (path, origin) = default_path(user)?;
+                let (path, origin) = sys::default_path(user)?;
                 open(&path, Missing::Make, origin, user)?
             }
         };
@@ -184,7 +160,7 @@ impl LockDir {
     /// Whether other users may lease ports in it too.
     #[must_use]
     pub fn is_shared(&self) -> bool {
-        self.dir.shared
+        self.dir.sys.is_shared()
     }
 
     /// The error that it turned out to be removed; the next [`locate`](Self::locate)
@@ -201,71 +177,21 @@ impl LockDir {
         Error::new(ErrorKind::LockDir, message)
     }
 
-    /// Whether it is on a file system of this machine on which a file that is removed
-    /// has no links left, and one that is open for reading can be locked.
-    pub(crate) fn is_local(&self) -> bool {
-        self.dir.local
-    }
-
     /// Whether both are the same directory.
     pub(crate) fn is(&self, other: &Self) -> bool {
-        self.dir.identity == other.dir.identity
+        self.dir.sys.is(&other.dir.sys)
     }
 
-    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
-        self.dir.fd.as_fd()
-    }
-
-    /// The mode that lock files in it have.
-    pub(crate) fn file_mode(&self) -> Mode {
-        let own = Mode::RUSR | Mode::WUSR;
-        if self.dir.shared {
-            own | Mode::RGRP | Mode::WGRP | Mode::ROTH | Mode::WOTH
-        } else {
-            own
-        }
-    }
-}
-
-/// `portlock` in the user's runtime directory, else `/tmp/portlock-<uid>`.
-///
-/// A runtime directory that is missing or another user's is passed over: that
-/// is how it looks after `su` or `sudo`, which may leave `XDG_RUNTIME_DIR` as it
-/// was. `/run/user/<uid>` is the same directory for a caller without that
-/// variable, such as a cron job. `TMPDIR` is not looked at: test runners and
-/// build systems rewrite it, and two callers would not see each other.
-///
-/// # Errors
-///
-/// The system fails to say what is there. To pass that over would put this caller
-/// into another directory than all others.
-fn default_path(us: Uid) -> Result<(PathBuf, Origin)> {
-    let uid = us.as_raw();
-    let by_uid = PathBuf::from(format!("/run/user/{uid}"));
-    for dir in dirs::runtime_dir().into_iter().chain([by_uid]) {
-        if is_dir_of(us, &dir)? {
-            return Ok((dir.join("portlock"), Origin::RuntimeDir));
-        }
-    }
-    Ok((format!("/tmp/portlock-{uid}").into(), Origin::Fallback))
-}
-
-fn is_dir_of(us: Uid, path: &Path) -> Result<bool> {
-    match rustix::fs::lstat(path) {
-        Ok(stat) => Ok(is_dir(&stat) && stat.st_uid == us.as_raw()),
-        Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS | Errno::LOOP | Errno::NAMETOOLONG) => {
-            Ok(false)
-        }
-        Err(error) => {
-            let message = format!("cannot use runtime directory {}", path.display());
-            Err(Error::with_cause(ErrorKind::LockDir, message, error))
-        }
+    /// The directory as the system sees it.
+    #[inline]
+    pub(crate) fn sys(&self) -> &sys::Dir {
+        &self.dir.sys
     }
 }
 
 /// What to do when there is nothing at the path.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Missing {
+pub(crate) enum Missing {
     Make,
     Refuse,
 }
@@ -275,7 +201,7 @@ enum Missing {
 struct LastUsed {
     /// What was asked for; `None` is the user's own directory.
     named: Option<(Origin, PathBuf)>,
-    user: Uid,
+    user: User,
     checked: Duration,
     dir: Arc<OpenDir>,
 }
@@ -287,7 +213,7 @@ fn last_used() -> MutexGuard<'static, Option<LastUsed>> {
 }
 
 impl LastUsed {
-    fn is_good_for(&self, named: Option<(Origin, &Path)>, user: Uid, now: Duration) -> bool {
+    fn is_good_for(&self, named: Option<(Origin, &Path)>, user: User, now: Duration) -> bool {
         let same_name = match (&self.named, named) {
             (Some((origin, path)), Some(named)) => {
                 // As text: to compare paths by their components takes longer.
@@ -304,138 +230,37 @@ impl LastUsed {
 
 /// Opens the directory at `path` and checks it, or only checks it again if it
 /// is still the one used last.
-fn open(path: &Path, missing: Missing, origin: Origin, user: Uid) -> Result<Arc<OpenDir>> {
+fn open(path: &Path, missing: Missing, origin: Origin, user: User) -> Result<Arc<OpenDir>> {
     // Without a trailing slash, with which a symbolic link would be followed
     // in spite of lstat and O_NOFOLLOW (path_resolution(7)).
     let path: PathBuf = path.components().collect();
-    let found = match rustix::fs::lstat(&path) {
-        Err(Errno::NOENT) if missing == Missing::Make => make_private(&path, user)?,
-        Ok(found) if missing == Missing::Make && is_unfinished(&found, user) => {
-            make_private(&path, user)?
-        }
-        found => found.map_err(|error| cannot("use", &path, error))?,
-    };
-    let shared = check(&path, &found, user)?;
-
+    let found = sys::find(&path, missing, user)?;
     let last = last_used().as_ref().map(|last| Arc::clone(&last.dir));
-    let is_it = |dir: &Arc<OpenDir>| {
-        (&dir.path, dir.identity) == (&path, identity(&found))
-            && (dir.shared, dir.origin) == (shared, origin)
-    };
+    let is_it =
+        |dir: &Arc<OpenDir>| (&dir.path, dir.origin) == (&path, origin) && dir.sys.is_still(&found);
     if let Some(dir) = last.filter(is_it) {
         return Ok(dir);
     }
-
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let fd = rustix::fs::openat(CWD, &path, flags, Mode::empty())
-        .map_err(|error| cannot("open", &path, error))?;
-    // What was checked above may have been replaced since.
-    let stat = rustix::fs::fstat(&fd).map_err(|error| cannot("stat", &path, error))?;
-    let shared = check(&path, &stat, user)?;
-    let local = is_local(&fd).map_err(|error| cannot("stat", &path, error))?;
-    Ok(Arc::new(OpenDir {
-        path,
-        fd,
-        identity: identity(&stat),
-        shared,
-        origin,
-        local,
-    }))
+    let sys = sys::Dir::open(&path, user)?;
+    Ok(Arc::new(OpenDir { path, origin, sys }))
 }
 
-/// Whether the file system is one of those that were tried.
-///
-/// On NFS, and as a rule on FUSE, a file that is removed while it is open is only
-/// renamed and keeps its link (`.nfsXXXX`, `.fuse_hiddenXXXX`). The numbers are from
-/// the kernel's linux/magic.h.
-fn is_local(dir: &OwnedFd) -> rustix::io::Result<bool> {
-    const TMPFS: u64 = 0x0102_1994;
-    const EXT: u64 = 0xef53;
-    const XFS: u64 = 0x5846_5342;
-    const BTRFS: u64 = 0x9123_683e;
-    const OVERLAYFS: u64 = 0x794c_7630;
-    let kind = rustix::fs::fstatfs(dir)?.f_type;
-    let local = [TMPFS, EXT, XFS, BTRFS, OVERLAYFS];
-    Ok(u64::try_from(kind).is_ok_and(|kind| local.contains(&kind)))
-}
-
-/// Makes the directory at `path` with mode 0700, or finds that another process
-/// has just made it, or was killed in between.
-fn make_private(path: &Path, us: Uid) -> Result<Stat> {
-    let made = match rustix::fs::mkdir(path, Mode::RWXU) {
-        Ok(()) | Err(Errno::EXIST) => rustix::fs::lstat(path),
-        Err(error) => Err(error),
-    };
-    made.and_then(|made| {
-        if !is_unfinished(&made, us) {
-            return Ok(made);
-        }
-        // The path is safe to use again: what is ours at it lies in a directory
-        // that is ours or sticky.
-        rustix::fs::chmod(path, Mode::RWXU)?;
-        rustix::fs::lstat(path)
-    })
-    .map_err(|error| cannot("make", path, error))
-}
-
-/// Whether it is a directory of ours that we cannot use: an umask that takes bits
-/// from the owner leaves it so until its maker has set the mode.
-fn is_unfinished(stat: &Stat, us: Uid) -> bool {
-    let mode = Mode::from_raw_mode(stat.st_mode);
-    is_dir(stat) && stat.st_uid == us.as_raw() && !mode.contains(Mode::RWXU)
-}
-
-/// Refuses the directory unless it is of one of the two kinds; gives whether it
-/// is shared.
-fn check(path: &Path, stat: &Stat, us: Uid) -> Result<bool> {
-    let refuse = |why: String| {
-        let message = format!("refusing lock directory {}: {why}", path.display());
-        Err(Error::new(ErrorKind::LockDir, message))
-    };
-    match FileType::from_raw_mode(stat.st_mode) {
-        FileType::Directory => {}
-        FileType::Symlink => return refuse("it is a symbolic link".into()),
-        _ => return refuse("it is not a directory".into()),
-    }
-    let mode = Mode::from_raw_mode(stat.st_mode);
-    let (owner, us) = (stat.st_uid, us.as_raw());
-    let shared = mode.intersects(Mode::WGRP | Mode::WOTH);
-    let octal = mode.as_raw_mode();
-    if shared && !mode.contains(Mode::SVTX) {
-        return refuse(format!(
-            "others may write to it (mode {octal:04o}) and it is not sticky; \
-             chmod 700 keeps it private, chmod 1777 shares it"
-        ));
-    }
-    if owner != us && !(shared && owner == 0) {
-        return refuse(format!(
-            "it is owned by user {owner} (mode {octal:04o}), this process runs as user {us}"
-        ));
-    }
-    Ok(shared)
-}
-
-fn is_dir(stat: &Stat) -> bool {
-    FileType::from_raw_mode(stat.st_mode) == FileType::Directory
-}
-
-/// What tells a file from every other one that exists at the same time.
-pub(crate) fn identity(stat: &Stat) -> (u64, u64) {
-    (stat.st_dev, stat.st_ino)
-}
-
-fn cannot(operation: &str, path: &Path, error: Errno) -> Error {
-    let hint = match error {
-        Errno::NOENT => " (mkdir -m 700 makes a private one, mkdir -m 1777 a shared one)",
-        _ => "",
-    };
+pub(crate) fn cannot(operation: &str, path: &Path, hint: &str, cause: io::Error) -> Error {
     let message = format!("cannot {operation} lock directory {}{hint}", path.display());
-    Error::with_cause(ErrorKind::LockDir, message, error)
+    Error::with_cause(ErrorKind::LockDir, message, cause)
 }
 
-#[cfg(test)]
+pub(crate) fn refuse(path: &Path, why: &str) -> Error {
+    let message = format!("refusing lock directory {}: {why}", path.display());
+    Error::new(ErrorKind::LockDir, message)
+}
+
+// Owners and modes are those of Unix.
+#[cfg(all(test, unix))]
 mod tests {
     use std::{fs, os::unix::fs::PermissionsExt};
+
+    use rustix::process::geteuid;
 
     use super::*;
 
@@ -451,14 +276,14 @@ mod tests {
             let dir = LockDir {
                 dir: open(dir.path(), Missing::Refuse, Origin::Given, geteuid()).expect("trusted"),
             };
-            assert_eq!(dir.file_mode().as_raw_mode(), 0o600, "{private:o}");
+            assert_eq!(dir.sys().file_mode().as_raw_mode(), 0o600, "{private:o}");
         }
         for shared in [0o1777, 0o1770] {
             mode(dir.path(), shared);
             let dir = LockDir {
                 dir: open(dir.path(), Missing::Refuse, Origin::Given, geteuid()).expect("trusted"),
             };
-            assert_eq!(dir.file_mode().as_raw_mode(), 0o666, "{shared:o}");
+            assert_eq!(dir.sys().file_mode().as_raw_mode(), 0o666, "{shared:o}");
         }
         for refused in [0o777, 0o770, 0o702] {
             mode(dir.path(), refused);
@@ -476,7 +301,7 @@ mod tests {
         let first = open(&path, Missing::Make, Origin::Given, geteuid()).expect("made");
         fs::rename(&path, parent.path().join("elsewhere")).expect("our own directory");
         let second = open(&path, Missing::Make, Origin::Given, geteuid()).expect("made again");
-        assert_ne!(first.identity, second.identity);
+        assert!(!first.sys.is(&second.sys));
     }
 
     #[test]

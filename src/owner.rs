@@ -7,8 +7,9 @@
 //! ```
 //!
 //! * kind: `held` or `delegated`;
-//! * pid, start time in clock ticks since boot, boot id and pid namespace of the
-//!   process that the lease belongs to;
+//! * pid, start time, boot id and pid namespace of the process that the lease belongs
+//!   to. The start time is in clock ticks since boot on Linux, in microseconds since
+//!   1970 on macOS, in units of 100 ns since 1601 on Windows;
 //! * when the lease began, in seconds since 1970;
 //! * program and label, in which every byte outside printable ASCII, the space
 //!   and `%` are written as `%XX`.
@@ -26,6 +27,9 @@
 //! while that process lives, or may live. It is written under the lock, and the
 //! line is longer, [`DELEGATED_LEN`] bytes: the length of a file, which is known
 //! anyway once its links have been counted, so tells that there is nothing to read.
+//!
+//! On Windows the record is in a file of its own, for a lock there keeps others from
+//! reading (see `sys::lock_file`).
 
 use std::{
     cell::RefCell,
@@ -171,6 +175,10 @@ struct Last {
 
 /// Gives `write` the record of a lease that this process, `pid`, holds since so many
 /// seconds after 1970.
+#[allow(
+    clippy::missing_const_for_thread_local,
+    reason = "it is const; a false alarm for windows-gnu"
+)]
 pub(crate) fn with_held<T>(
     pid: u32,
     since: u64,

@@ -1,27 +1,26 @@
 //! The client of a port server: portpicker's protocol.
 //!
-//! A stream socket, one request per connection: the pid that the port shall
+//! A stream socket, on Windows a named pipe, one request per connection: the pid that the port shall
 //! belong to, in decimal, and a newline. The answer is the port in decimal and a
 //! newline, or nothing where the server refuses; then it closes. There is no
 //! message to give a port back: it is free again when that process has ended.
 
 use std::{
-    io::{self, Read, Write},
-    str, thread,
+    io, str,
     time::{Duration, Instant},
 };
 
-use rustix::io::Errno;
-use socket2::{Domain, SockAddr, Socket, Type};
-
-use crate::error::{Error, ErrorKind, Result};
+use crate::{
+    error::{Error, ErrorKind, Result},
+    sys::portserver::Connection,
+};
 
 /// How long a port server may take for everything.
 const DEADLINE: Duration = Duration::from_secs(10);
 
 /// No port is longer than 5 digits and a line end. What is longer is no answer, and
 /// not read to its end.
-const LONGEST_ANSWER: usize = 15;
+pub(crate) const LONGEST_ANSWER: usize = 15;
 
 /// Asks the port server at `address` for a port that belongs to the process `pid`.
 ///
@@ -31,6 +30,12 @@ const LONGEST_ANSWER: usize = 15;
 /// The server decides what the port is leased against: `portlock serve` leases it
 /// from its lock directory, for as long as that process lives; the Python
 /// `portserver.py` remembers it, and knows nothing of leases.
+///
+/// # Platform-specific behavior
+///
+/// On Windows, as portpicker has it, `@name` is the named pipe `\\.\pipe\name`, and any
+/// other address is the path of a pipe. Only Linux has an abstract namespace: elsewhere
+/// on Unix a name in it cannot be connected to.
 ///
 /// # Errors
 ///
@@ -57,9 +62,10 @@ pub fn get_port_from_port_server(address: &str, pid: u32) -> Result<u16> {
         Error::with_cause(ErrorKind::PortServer, message, cause)
     };
     let deadline = Instant::now() + DEADLINE;
-    let mut socket = connect(address, deadline).map_err(|error| fail("connect to", error))?;
-    let answer =
-        exchange(&mut socket, &format!("{pid}\n"), deadline).map_err(|error| fail("ask", error))?;
+    let server = Connection::open(address, deadline).map_err(|error| fail("connect to", error))?;
+    let answer = server
+        .ask(&format!("{pid}\n"), deadline)
+        .map_err(|error| fail("ask", error))?;
     let number: Option<u16> = match answer.trim_ascii() {
         // Both mean no: some servers answer 0 rather than nothing.
         b"" => Some(0),
@@ -80,47 +86,8 @@ pub fn get_port_from_port_server(address: &str, pid: u32) -> Result<u16> {
     }
 }
 
-fn connect(address: &str, deadline: Instant) -> io::Result<Socket> {
-    let path = match address.strip_prefix('@') {
-        Some(name) => format!("\0{name}"),
-        None => address.to_owned(),
-    };
-    let address = SockAddr::unix(path)?;
-    loop {
-        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-        match socket.connect_timeout(&address, left(deadline)?) {
-            Ok(()) => return Ok(socket),
-            // Its queue of connections is full (connect(2)): as many wait already.
-            Err(error) if error.raw_os_error() == Some(Errno::AGAIN.raw_os_error()) => {
-                thread::sleep(Duration::from_millis(5).min(left(deadline)?));
-            }
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-fn exchange(socket: &mut Socket, request: &str, deadline: Instant) -> io::Result<Vec<u8>> {
-    socket.set_write_timeout(Some(left(deadline)?))?;
-    socket.write_all(request.as_bytes())?;
-    let mut answer = Vec::new();
-    while answer.len() <= LONGEST_ANSWER {
-        socket.set_read_timeout(Some(left(deadline)?))?;
-        let mut bytes = [0; LONGEST_ANSWER + 1];
-        match socket.read(&mut bytes) {
-            Ok(0) => break,
-            Ok(len) => answer.extend_from_slice(&bytes[..len]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-        if answer.ends_with(b"\n") {
-            break;
-        }
-    }
-    Ok(answer)
-}
-
 /// What is left until the deadline, never zero.
-fn left(deadline: Instant) -> io::Result<Duration> {
+pub(crate) fn left(deadline: Instant) -> io::Result<Duration> {
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() {
         return Err(io::ErrorKind::TimedOut.into());

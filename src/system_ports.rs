@@ -1,24 +1,16 @@
 //! Which ports this system sets aside, and which are left for servers.
 
-use std::{env, fs, io, ops::RangeInclusive};
-
-use rustix::thread::{CapabilitySet, capabilities};
+use std::{env, fs, ops::RangeInclusive};
 
 use crate::{
     error::{Error, ErrorKind, Result},
     ports::PortSet,
+    sys::ports as sys,
 };
 
 /// The environment variables that override [`PortSet::server_ports`].
 const PORTS: &str = "PORTLOCK_PORTS";
 const PORTS_FILE: &str = "PORTLOCK_PORTS_FILE";
-
-const EPHEMERAL: &str = "/proc/sys/net/ipv4/ip_local_port_range";
-const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
-const UNPRIVILEGED: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
-
-/// The kernel's own default for [`EPHEMERAL`] (ip-sysctl in its documentation).
-const DEFAULT_EPHEMERAL: RangeInclusive<u16> = 32768..=60999;
 
 /// The "bad ports" above 1023 of the Fetch standard
 /// (<https://fetch.spec.whatwg.org/#port-blocking>): no browser connects to them.
@@ -34,15 +26,19 @@ const REFUSED_BY_BROWSERS: [u16; 19] = [
 ///
 /// # Platform-specific behavior
 ///
-/// On Linux it is `net.ipv4.ip_local_port_range` of the calling thread's network
-/// namespace; it holds for IPv6 as well. In a container that hides it, it is
-/// the kernel's default, 32768 to 60999, rather than IANA's 49152 to 65535,
-/// which Linux does not use.
+/// * On Linux it is `net.ipv4.ip_local_port_range` of the calling thread's network
+///   namespace; it holds for IPv6 as well. In a container that hides it, it is
+///   the kernel's default, 32768 to 60999, rather than IANA's 49152 to 65535,
+///   which Linux does not use.
+/// * On macOS it is `net.inet.ip.portrange.first` and `last`, which hold for IPv6 as
+///   well.
+/// * On Windows it is what `netsh int ipv4 show dynamicport tcp` says, asked once in the
+///   life of this process: there is no documented function that tells it.
 ///
 /// # Errors
 ///
 /// [`Unsupported`](ErrorKind::Unsupported) if the setting is there but cannot be
-/// read or understood.
+/// read or understood; on macOS and Windows also if it is not there.
 ///
 /// # Examples
 ///
@@ -52,14 +48,7 @@ const REFUSED_BY_BROWSERS: [u16; 19] = [
 /// # Ok::<(), portlock::Error>(())
 /// ```
 pub fn ephemeral_port_range() -> Result<RangeInclusive<u16>> {
-    let Some(text) = setting(EPHEMERAL)? else {
-        return Ok(DEFAULT_EPHEMERAL);
-    };
-    let mut ends = text.split_ascii_whitespace().map(str::parse::<u16>);
-    match (ends.next(), ends.next(), ends.next()) {
-        (Some(Ok(first)), Some(Ok(last)), None) => Ok(first..=last),
-        _ => Err(not_understood(EPHEMERAL, &text)),
-    }
+    sys::ephemeral()
 }
 
 impl PortSet {
@@ -74,12 +63,18 @@ impl PortSet {
     /// Otherwise they are all from 1024 to 65535 but
     ///
     /// * those of the [ephemeral range](ephemeral_port_range), both ends included;
-    /// * those that an administrator has reserved
-    ///   (`net.ipv4.ip_local_reserved_ports`);
-    /// * those below `net.ipv4.ip_unprivileged_port_start`, if this thread does
+    /// * those that an administrator has reserved (Linux:
+    ///   `net.ipv4.ip_local_reserved_ports`; Windows: the excluded port ranges);
+    /// * on Linux those below `net.ipv4.ip_unprivileged_port_start`, if this thread does
     ///   not have `CAP_NET_BIND_SERVICE`;
     /// * those that browsers refuse to connect to, by the
     ///   [Fetch standard](https://fetch.spec.whatwg.org/#port-blocking).
+    ///
+    /// # Platform-specific behavior
+    ///
+    /// Where Windows does not tell its ephemeral range, it is taken to be the one that it
+    /// comes with, 49152 to 65535; where it does not tell the excluded ranges, none are
+    /// left out, and the probe finds those of its own that cannot be bound.
     ///
     /// # Errors
     ///
@@ -109,17 +104,13 @@ impl PortSet {
                 .map_err(|error| Error::with_cause(ErrorKind::InvalidPorts, &origin, error))?;
             return chosen(&text, &origin);
         }
-        let first = if may_bind_privileged_ports() {
-            1024
-        } else {
-            unprivileged_port_start()?.max(1024)
-        };
+        let first = sys::first_permitted()?.max(1024);
         let refused = REFUSED_BY_BROWSERS.into_iter().collect();
-        let ephemeral = ephemeral_port_range()?;
+        let ephemeral = sys::presumably_ephemeral()?;
         let (from, to) = (*ephemeral.start(), *ephemeral.end());
         let ports = Self::from(first..)
             .difference(&ephemeral.into())
-            .difference(&reserved_ports()?)
+            .difference(&sys::reserved()?)
             .difference(&refused);
         if ports.is_empty() {
             // To take some all the same would be a silent clash with clients.
@@ -152,45 +143,4 @@ fn variable(name: &str) -> Result<Option<String>> {
         Error::new(ErrorKind::InvalidPorts, message)
     })?;
     Ok(Some(value))
-}
-
-fn reserved_ports() -> Result<PortSet> {
-    match setting(RESERVED)? {
-        None => Ok(PortSet::default()),
-        // The kernel writes it as we do: 8080,9148-9150.
-        Some(text) => text.parse().map_err(|_| not_understood(RESERVED, &text)),
-    }
-}
-
-fn unprivileged_port_start() -> Result<u16> {
-    match setting(UNPRIVILEGED)? {
-        // IPPORT_RESERVED, as it was before Linux 4.11 made it a setting.
-        None => Ok(1024),
-        Some(text) => text
-            .trim()
-            .parse()
-            .map_err(|_| not_understood(UNPRIVILEGED, &text)),
-    }
-}
-
-/// In doubt not: at worst it leaves out ports that could have been used.
-fn may_bind_privileged_ports() -> bool {
-    capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_BIND_SERVICE))
-}
-
-/// A setting of the kernel, or `None` where it is not to be seen.
-fn setting(path: &str) -> Result<Option<String>> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => {
-            let message = format!("cannot read {path}");
-            Err(Error::with_cause(ErrorKind::Unsupported, message, error))
-        }
-    }
-}
-
-fn not_understood(path: &str, text: &str) -> Error {
-    let message = format!("cannot understand {path}: {:?}", text.trim_end());
-    Error::new(ErrorKind::Unsupported, message)
 }

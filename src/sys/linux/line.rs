@@ -1,0 +1,213 @@
+//! The line of those who wait for the same ports: a FIFO in the lock directory,
+//! `.waiting.<hash of the ports>`.
+//!
+//! Whoever has it locked is at the head. Who leaves the head unlocks it and writes a
+//! byte, and the kernel wakes one of those who wait to read it (`EPOLLEXCLUSIVE` in
+//! epoll_ctl(2)). The lock is the truth and the byte only a bell: a head that is
+//! killed rings none, so the others also look now and then whether the lock is free.
+
+use std::{
+    fs::File,
+    io::{self, Read as _, Write as _},
+    mem::MaybeUninit,
+    os::fd::OwnedFd,
+    process,
+    time::{Duration, Instant, SystemTime},
+};
+
+use rustix::{
+    event::epoll,
+    fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_NOW},
+    io::Errno,
+};
+
+use super::timespec;
+use crate::{
+    lock,
+    lock_dir::LockDir,
+    sys::unix::{
+        dir::identity,
+        lock_file::{OPEN, stray_name},
+    },
+    waiting::random,
+};
+
+/// How often those behind look whether the head has gone; half of it is random.
+const LOOK_AHEAD: Duration = Duration::from_millis(200);
+
+/// A head that has not stirred for so long is stopped (SIGSTOP, a debugger), and
+/// not waited for.
+pub(crate) const STOPPED: Duration = Duration::from_secs(10);
+
+/// A place in the line of those who wait for the same ports.
+#[derive(Debug)]
+pub(crate) struct Line {
+    pub(crate) fifo: File,
+    pub(crate) is_head: bool,
+}
+
+/// What the names of lines begin with.
+pub(crate) const LINE_PREFIX: &str = ".waiting.";
+
+/// Removes a line in which nobody waits. Gives `None` if somebody does, or it is none.
+pub(crate) fn remove_line(dir: &LockDir, name: &str) -> Option<io::Result<()>> {
+    if !name.starts_with(LINE_PREFIX) {
+        return None;
+    }
+    let removed = Line::open(dir, name).ok()?.remove(dir, name)?;
+    Some(removed.map_err(Into::into))
+}
+
+impl Line {
+    /// The line for the ports of this digest, made if there is none.
+    pub(crate) fn join(dir: &LockDir, digest: u64) -> io::Result<Self> {
+        let name = format!("{LINE_PREFIX}{digest:016x}");
+        match Self::open(dir, &name) {
+            Err(Errno::NOENT) => {}
+            opened => return Ok(opened?),
+        }
+        Self::make(dir, &name)?;
+        Ok(Self::open(dir, &name)?)
+    }
+
+    /// Whether this is the head.
+    pub(crate) fn is_head(&self) -> bool {
+        self.is_head
+    }
+
+    /// Makes a line, if nobody was faster.
+    ///
+    /// As for lock files, it has its name only once its mode is right: with one that
+    /// the umask has taken bits from there would never be a line for these ports, for
+    /// other users or even for its owner.
+    fn make(dir: &LockDir, name: &str) -> rustix::io::Result<()> {
+        let stray = stray_name(&name[1..], process::id());
+        rustix::fs::mkfifoat(dir.sys().fd(), &stray, dir.sys().file_mode())?;
+        // By name, for its mode may keep us from opening it. Nobody else may replace it:
+        // the directory is private or sticky.
+        let made = rustix::fs::chmodat(
+            dir.sys().fd(),
+            &stray,
+            dir.sys().file_mode(),
+            AtFlags::empty(),
+        )
+        .and_then(|()| {
+            rustix::fs::renameat_with(
+                dir.sys().fd(),
+                &stray,
+                dir.sys().fd(),
+                name,
+                RenameFlags::NOREPLACE,
+            )
+        });
+        let Err(error) = made else { return Ok(()) };
+        rustix::fs::unlinkat(dir.sys().fd(), &stray, AtFlags::empty())?;
+        if error == Errno::EXIST {
+            Ok(())
+        } else {
+            Err(error)
+        }
+    }
+
+    fn open(dir: &LockDir, name: &str) -> rustix::io::Result<Self> {
+        // For both: a FIFO without a reader cannot be opened for writing (fifo(7)).
+        let flags = OPEN | OFlags::RDWR;
+        let fifo = rustix::fs::openat(dir.sys().fd(), name, flags, Mode::empty())?;
+        let stat = rustix::fs::fstat(&fifo)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Fifo {
+            return Err(Errno::EXIST);
+        }
+        if stat.st_nlink > 1 {
+            // As with lock files, the other name could be that of any FIFO of ours.
+            return Err(Errno::MLINK);
+        }
+        Ok(Self {
+            fifo: fifo.into(),
+            is_head: false,
+        })
+    }
+
+    /// Removes the line unless somebody is at its head, or it has already been removed.
+    pub(crate) fn remove(mut self, dir: &LockDir, name: &str) -> Option<rustix::io::Result<()>> {
+        self.is_head = lock::try_lock(&self.fifo).ok()?;
+        if !self.is_head {
+            return None;
+        }
+        // Since it was opened, another cleaner may have removed it, and a waiter made
+        // a new one, which is not ours to remove.
+        let locked = rustix::fs::fstat(&self.fifo).ok()?;
+        let at_path = rustix::fs::statat(dir.sys().fd(), name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+        let is_at_its_path = identity(&locked) == identity(&at_path);
+        is_at_its_path.then(|| rustix::fs::unlinkat(dir.sys().fd(), name, AtFlags::empty()))
+    }
+
+    /// Waits until this is the head of the line, the head turns out to be stopped,
+    /// or it is `end`.
+    pub(crate) fn wait_for_head(&mut self, end: Instant) -> io::Result<()> {
+        let mut bell = None;
+        loop {
+            self.is_head = lock::try_lock(&self.fifo)?;
+            let left = end.saturating_duration_since(Instant::now());
+            if self.is_head || left.is_zero() || self.head_is_stopped() {
+                return Ok(());
+            }
+            let bell = match &bell {
+                Some(bell) => bell,
+                None => bell.insert(self.bell()?),
+            };
+            let at_most = timespec(random(LOOK_AHEAD).min(left));
+            let mut events = [MaybeUninit::uninit(); 1];
+            match epoll::wait(bell, &mut events[..], Some(&at_most)) {
+                Ok(([], _)) => {}
+                Ok(_) => {
+                    // Somebody else may have been faster, which is as well.
+                    let _ = (&self.fifo).read(&mut [0; 1]);
+                }
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Wakes one of those who wait for it, where poll(2) would wake all.
+    pub(crate) fn bell(&self) -> rustix::io::Result<OwnedFd> {
+        let bell = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::EXCLUSIVE;
+        epoll::add(&bell, &self.fifo, epoll::EventData::new_u64(0), flags)?;
+        Ok(bell)
+    }
+
+    /// Shows those behind that the head is awake.
+    pub(crate) fn stir(&self) {
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_NOW,
+        };
+        let times = Timestamps {
+            last_access: now,
+            last_modification: now,
+        };
+        // If it fails, others will not wait for this one: no harm.
+        let _ = rustix::fs::futimens(&self.fifo, &times);
+    }
+
+    pub(crate) fn head_is_stopped(&self) -> bool {
+        let stirred = self
+            .fifo
+            .metadata()
+            .and_then(|metadata| metadata.modified());
+        // A time that is yet to come is of a clock that was set back since, and of a head
+        // that has not stirred after that.
+        let away = |stirred: SystemTime| stirred.elapsed().unwrap_or_else(|ahead| ahead.duration());
+        stirred.is_ok_and(|stirred| away(stirred) > STOPPED)
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        if self.is_head && lock::unlock(&self.fifo).is_ok() {
+            // It is full only if nobody has listened for long.
+            let _ = (&self.fifo).write(b"\n");
+        }
+    }
+}

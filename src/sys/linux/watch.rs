@@ -1,0 +1,126 @@
+//! The watch on the lock directory: an inotify(7) instance.
+//!
+//! The end of a lease closes a file that was open for writing, and the kernel tells its
+//! name. Waiters that look at a port open its file for reading only, and so wake
+//! nobody.
+
+use std::{
+    io,
+    mem::MaybeUninit,
+    os::fd::OwnedFd,
+    process,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    fs::inotify::{self, ReadFlags, WatchFlags},
+    io::Errno,
+};
+
+use super::timespec;
+use crate::lock_dir::LockDir;
+
+/// Is told by the kernel of files in a directory that are closed after they were
+/// open for writing.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    instance: Option<OwnedFd>,
+    /// Its name for the directory.
+    directory: i32,
+}
+
+/// The inotify instance of this process, by its pid, while nobody waits. One is kept,
+/// for to close it takes the kernel some 10 ms, and whoever has just been given a port
+/// would wait for that. A forked child must not read its parent's events, and makes
+/// its own.
+static SPARE: Mutex<Option<(u32, OwnedFd)>> = Mutex::new(None);
+
+fn spare() -> MutexGuard<'static, Option<(u32, OwnedFd)>> {
+    SPARE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let Some(instance) = self.instance.take() else {
+            return;
+        };
+        // If the directory was removed, its watch was too.
+        let _ = inotify::remove_watch(&instance, self.directory);
+        spare().get_or_insert((process::id(), instance));
+    }
+}
+
+impl Watch {
+    pub(crate) fn begin(dir: &LockDir) -> io::Result<Self> {
+        if !dir.sys().is_local() {
+            // There a look is not told from the end of a lease, and would wake its
+            // own maker; and of other machines nothing would be heard.
+            return Err(Errno::OPNOTSUPP.into());
+        }
+        let spare = spare().take().filter(|(pid, _)| *pid == process::id());
+        let instance = match spare {
+            Some((_, instance)) => instance,
+            None => {
+                let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
+                inotify::init(flags)?
+            }
+        };
+        let what = WatchFlags::CLOSE_WRITE | WatchFlags::ONLYDIR | WatchFlags::DONT_FOLLOW;
+        let directory = inotify::add_watch(&instance, dir.path(), what)?;
+        Ok(Self {
+            instance: Some(instance),
+            directory,
+        })
+    }
+
+    /// The ports whose files were closed since the last call, once there are any
+    /// or after so long; `None` if there were more than the kernel keeps.
+    ///
+    /// # Errors
+    ///
+    /// `NOENT` if the directory is gone.
+    pub(crate) fn wait(&self, at_most: Duration) -> io::Result<Option<Vec<u16>>> {
+        match self.closed(at_most) {
+            Ok(ports) => Ok(Some(ports)),
+            Err(Errno::INTR) => Ok(Some(Vec::new())),
+            Err(Errno::OVERFLOW) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn closed(&self, at_most: Duration) -> rustix::io::Result<Vec<u16>> {
+        let mut ports = Vec::new();
+        let Some(instance) = &self.instance else {
+            return Ok(ports);
+        };
+        let mut fds = [PollFd::new(instance, PollFlags::IN)];
+        if poll(&mut fds, Some(&timespec(at_most)))? == 0 {
+            return Ok(ports);
+        }
+        let mut buffer = [MaybeUninit::uninit(); 4096];
+        let mut events = inotify::Reader::new(instance, &mut buffer);
+        // So many in one go at most: others may add to them all the time.
+        while ports.len() < usize::from(u16::MAX) {
+            let event = match events.next() {
+                Ok(event) => event,
+                Err(Errno::AGAIN) => break,
+                Err(error) => return Err(error),
+            };
+            if event.events().contains(ReadFlags::QUEUE_OVERFLOW) {
+                return Err(Errno::OVERFLOW);
+            }
+            if event.wd() != self.directory {
+                // Of an earlier wait.
+                continue;
+            }
+            if event.events().contains(ReadFlags::IGNORED) {
+                return Err(Errno::NOENT);
+            }
+            let name = event.file_name().and_then(|name| name.to_str().ok());
+            ports.extend(name.and_then(|name| name.parse::<u16>().ok()));
+        }
+        Ok(ports)
+    }
+}

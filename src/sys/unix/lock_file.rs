@@ -1,0 +1,206 @@
+//! Lock files: locked with flock(2), each with its record in it.
+//!
+//! Where somebody else removes or replaces one, a lock could be taken on a file that
+//! later callers can no longer find; so once it is locked, a file without links is let
+//! go of and opened anew. To compare it with what is at the path now would find nothing
+//! more on most file systems, but for a file renamed by hand between the two calls, and
+//! one that is renamed a moment later, with the lease held, nobody can find either way.
+
+use std::{
+    fmt::Display,
+    fs::{self, File},
+    io,
+    os::{
+        fd::AsFd,
+        unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _},
+    },
+    path::Path,
+};
+
+use rustix::{
+    fs::{AtFlags, FileType, Mode, OFlags, RenameFlags},
+    io::Errno,
+    path::DecInt,
+};
+
+use super::dir::{Dir, identity};
+use crate::lock::{Access, Inspected, Made, Opened, retry};
+
+/// Never by way of a symbolic link, never blocking on a FIFO, never making a
+/// terminal ours, never inherited by a program that is executed.
+pub(crate) const OPEN: OFlags = OFlags::NOFOLLOW
+    .union(OFlags::NONBLOCK)
+    .union(OFlags::NOCTTY)
+    .union(OFlags::CLOEXEC);
+
+/// Opens the file of `port` if there is one.
+///
+/// Without O_CREAT: in a sticky directory `fs.protected_regular` refuses that
+/// flag for files of other users (proc_sys_fs(5)).
+pub(crate) fn open(dir: &Dir, port: u16, access: Access) -> io::Result<Opened> {
+    let access = match access {
+        Access::ReadRecord => OFlags::RDONLY,
+        // On NFS only a file that is open for writing can be locked (flock(2)).
+        Access::Look if dir.is_local() => OFlags::RDONLY,
+        Access::Look | Access::Write => OFlags::RDWR,
+    };
+    let open = || {
+        let name = DecInt::new(port);
+        Ok(rustix::fs::openat(
+            dir.fd(),
+            name,
+            OPEN | access,
+            Mode::empty(),
+        )?)
+    };
+    match retry(open) {
+        Ok(fd) => Ok(Opened::File(File::from(fd))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Opened::Missing),
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes the file of `port`, open.
+///
+/// It comes into being under another name and is renamed once its mode is
+/// right: a maker that is killed in between then leaves a stray file, but never
+/// a lock file that other users, or with a harsh umask even its owner, could
+/// not open.
+pub(crate) fn make(dir: &Dir, port: u16, pid: u32) -> io::Result<Made> {
+    let fail = |error: Errno| match error {
+        // There is no other name in the path that could be missing.
+        Errno::NOENT => Ok(Made::NoDirectory),
+        error => Err(error.into()),
+    };
+    let stray = stray_name(port, pid);
+    let flags = OPEN | OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+    let fd = match rustix::fs::openat(dir.fd(), &stray, flags, dir.file_mode()) {
+        Ok(fd) => fd,
+        Err(error) => return fail(error),
+    };
+    let made = set_mode(&fd, dir.file_mode()).and_then(|()| {
+        let name = DecInt::new(port);
+        rustix::fs::renameat_with(dir.fd(), &stray, dir.fd(), name, RenameFlags::NOREPLACE)
+    });
+    let Err(error) = made else {
+        return Ok(Made::File(File::from(fd)));
+    };
+    let removed = rustix::fs::unlinkat(dir.fd(), &stray, AtFlags::empty());
+    match error {
+        Errno::EXIST => removed.map_or_else(fail, |()| Ok(Made::Exists)),
+        error => fail(error),
+    }
+}
+
+/// Sets the mode of a file unless the umask has left it as it should be. To look
+/// costs a tenth of setting it again.
+fn set_mode(fd: impl AsFd, mode: Mode) -> rustix::io::Result<()> {
+    let stat = rustix::fs::fstat(&fd)?;
+    if Mode::from_raw_mode(stat.st_mode) == mode {
+        return Ok(());
+    }
+    rustix::fs::fchmod(fd, mode)
+}
+
+/// Looks at the file that was locked: whether it is still the one that others
+/// find at its path, and how long it is.
+#[inline]
+pub(crate) fn inspect(dir: &Dir, port: u16, file: &File) -> io::Result<Inspected> {
+    let locked = rustix::fs::fstat(file)?;
+    if FileType::from_raw_mode(locked.st_mode) != FileType::RegularFile {
+        return Ok(Inspected::Refused("it is not a regular file"));
+    }
+    if locked.st_nlink > 1 {
+        // Where others may add to the directory, the other name could be
+        // that of any file of ours, and our record would overwrite it.
+        return Ok(Inspected::Refused("it has a second hard link"));
+    }
+    let mut is_at_its_path = locked.st_nlink == 1;
+    if is_at_its_path && !dir.is_local() {
+        let name = DecInt::new(port);
+        is_at_its_path = match rustix::fs::statat(dir.fd(), name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(at_path) => identity(&at_path) == identity(&locked),
+            Err(Errno::NOENT) => false,
+            Err(error) => return Err(error.into()),
+        };
+    }
+    if !is_at_its_path {
+        return Ok(Inspected::Elsewhere);
+    }
+    Ok(Inspected::AtItsPath {
+        record: usize::try_from(locked.st_size).unwrap_or_default(),
+    })
+}
+
+/// Reads the record of `port`, as much of it as there is room for.
+pub(crate) fn read_record(_: &Dir, _: u16, file: &File, record: &mut [u8]) -> io::Result<usize> {
+    retry(|| file.read_at(record, 0))
+}
+
+/// Writes the record of `port`, in place: truncating would cost more than writing, and
+/// could fail for want of space where overwriting cannot. Of one that is longer, the
+/// rest is cut off.
+#[inline]
+pub(crate) fn write_record(
+    _: &Dir,
+    _: u16,
+    file: &File,
+    record: &[u8],
+    is_longer: bool,
+) -> io::Result<()> {
+    write_all(file, record)?;
+    if is_longer {
+        // Not by `set_len`, which makes an interrupted call again without a bound.
+        retry(|| Ok(rustix::fs::ftruncate(file, record.len() as u64)?))?;
+    }
+    Ok(())
+}
+
+/// As `write_all_at`, which makes interrupted calls again without a bound.
+fn write_all(file: &File, record: &[u8]) -> io::Result<()> {
+    let mut written = 0;
+    while written < record.len() {
+        written += match retry(|| file.write_at(&record[written..], written as u64))? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            len => len,
+        };
+    }
+    Ok(())
+}
+
+/// Removes the file of `port`, whose lock `held` is: who waits to open it will make a
+/// new one, and who has it open will notice.
+pub(crate) fn remove<T>(dir: &Dir, port: u16, held: T) -> io::Result<()> {
+    let removed = rustix::fs::unlinkat(dir.fd(), DecInt::new(port), AtFlags::empty());
+    drop(held);
+    Ok(removed?)
+}
+
+/// What is at the path of the lock file of `port`.
+pub(crate) fn metadata(dir: &Path, port: u16) -> io::Result<fs::Metadata> {
+    fs::symlink_metadata(dir.join(port.to_string()))
+}
+
+/// The port whose files have this name.
+pub(crate) fn port_of(name: &str) -> Option<u16> {
+    let port: u16 = name.parse().ok()?;
+    (port > 0 && port.to_string() == name).then_some(port)
+}
+
+/// Whether it can be a lock file.
+pub(crate) fn is_lock_file(metadata: &fs::Metadata) -> bool {
+    metadata.is_file() && metadata.nlink() == 1
+}
+
+/// Whether a file of this name was being made. A maker that was killed leaves it.
+pub(crate) fn is_stray(name: &str, metadata: &fs::Metadata) -> bool {
+    let is_made = metadata.is_file() || metadata.file_type().is_fifo();
+    is_made && name.starts_with(STRAY_PREFIX)
+}
+
+/// The name, for this maker alone, of a file that is to become `name`.
+pub(crate) fn stray_name(name: impl Display, pid: u32) -> String {
+    format!("{STRAY_PREFIX}{name}.{pid}.{:08x}", rand::random::<u32>())
+}
+
+const STRAY_PREFIX: &str = ".new.";

@@ -1,0 +1,133 @@
+//! The lock directory.
+//!
+//! It is `portlock` in the user's local application data, a directory of the user's
+//! profile that is not roaming and that no environment variable moves
+//! (`FOLDERID_LocalAppData`). Its access control list is left as it is inherited, which
+//! by default lets in this user, the system and the administrators, and nobody else.
+//! That of a directory that was named is not looked at either: who can write to it is
+//! for whoever names it to know.
+//!
+//! It must be a real directory: no symbolic link, junction or other reparse point. It is
+//! not held open. As long as a port of it is leased, it can be neither renamed nor
+//! removed, for a file in it is open.
+
+use std::{
+    fs, io,
+    os::windows::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use windows_sys::Win32::Storage::FileSystem::FILE_ATTRIBUTE_REPARSE_POINT;
+
+use crate::{
+    error::{Error, ErrorKind, Result},
+    lock_dir::{Missing, Origin, VARIABLE, cannot, refuse},
+};
+
+/// Who uses the directory: whoever may.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct User;
+
+/// Who runs this process.
+pub(crate) fn user() -> User {
+    User
+}
+
+/// A directory that has been checked.
+#[derive(Debug)]
+pub(crate) struct Dir {
+    path: PathBuf,
+}
+
+/// That a check went well.
+pub(crate) struct Checked;
+
+impl Dir {
+    /// Gives the directory, which has just been found.
+    pub(crate) fn open(path: &Path, _: User) -> Result<Self> {
+        let path = path.to_owned();
+        Ok(Self { path })
+    }
+
+    /// Whether it is still what has just been found: by its path, it is.
+    pub(crate) fn is_still(&self, _: &Checked) -> bool {
+        true
+    }
+
+    /// Whether it is known that other users lease ports in it too: it is not.
+    pub(crate) fn is_shared(&self) -> bool {
+        false
+    }
+
+    /// Whether both are the same directory.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        self.path == other.path
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Removes a file in it.
+    pub(crate) fn remove(&self, name: &str) -> io::Result<()> {
+        fs::remove_file(self.path.join(name))
+    }
+}
+
+/// Looks at the directory at `path` and checks it, after it was made if need be.
+pub(crate) fn find(path: &Path, missing: Missing, _: User) -> Result<Checked> {
+    let found = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && missing == Missing::Make => {
+            match fs::create_dir(path) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(cannot("make", path, "", error)),
+            }
+            fs::symlink_metadata(path)
+        }
+        found => found,
+    };
+    let found = found.map_err(|error| cannot("use", path, "", error))?;
+    if found.file_attributes() & FILE_ATTRIBUTE_REPARSE_POINT != 0 {
+        return Err(refuse(
+            path,
+            "it is a symbolic link or another reparse point",
+        ));
+    }
+    if !found.is_dir() {
+        return Err(refuse(path, "it is not a directory"));
+    }
+    Ok(Checked)
+}
+
+/// `portlock` in the user's local application data.
+pub(crate) fn default_path(_: User) -> Result<(PathBuf, Origin)> {
+    match dirs::data_local_dir() {
+        Some(dir) => Ok((dir.join("portlock"), Origin::LocalData)),
+        None => {
+            let message = format!(
+                "this user has no local data directory: name a lock directory in {VARIABLE}"
+            );
+            Err(Error::new(ErrorKind::LockDir, message))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_directory_is_trusted() {
+        let parent = tempfile::tempdir().expect("a temporary directory");
+        let path = parent.path().join("locks");
+        assert!(find(&path, Missing::Refuse, User).is_err());
+        for _ in 0..2 {
+            find(&path, Missing::Make, User).expect("made once");
+        }
+        let file = parent.path().join("file");
+        fs::write(&file, "").expect("our own directory");
+        let error = find(&file, Missing::Make, User).err().expect("a file");
+        assert!(error.to_string().contains("not a directory"), "{error}");
+    }
+}

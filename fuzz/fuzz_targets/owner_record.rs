@@ -8,11 +8,23 @@
 #[path = "../../src/error.rs"]
 mod error;
 #[allow(dead_code, reason = "only a part is fuzzed")]
+#[path = "../../src/sys/linux/process.rs"]
+mod linux_process;
+#[allow(dead_code, reason = "only a part is fuzzed")]
 #[path = "../../src/owner.rs"]
 mod owner;
 #[allow(dead_code, reason = "only a part is fuzzed")]
 #[path = "../../src/process.rs"]
 mod process;
+#[path = "../../src/sys/unix/process.rs"]
+mod unix_process;
+
+mod sys {
+    pub(crate) use crate::linux_process as process;
+    pub(crate) mod unix {
+        pub(crate) use crate::unix_process as process;
+    }
+}
 
 use std::time::{Duration, UNIX_EPOCH};
 

@@ -15,7 +15,7 @@ use crate::process::{
     Found, Identity, Named, Seen, UNKNOWN, differ, file_name, this as this_process,
 };
 
-pub(crate) use crate::sys::unix::{exists, no_such_process};
+pub(crate) use crate::sys::unix::process::{exists, no_such_process};
 
 /// Where a process is to be seen: its directory in /proc.
 pub(crate) type Place = String;

@@ -5,12 +5,9 @@ use std::{ffi::OsStr, io, os::unix::ffi::OsStrExt as _, process};
 use proc_pidinfo::{Pid, ProcBSDInfo, proc_pidinfo};
 use rustix::io::Errno;
 
-use crate::{
-    process::{Found, Identity, Named, Seen, differ, file_name},
-    sys::unix,
-};
+use crate::process::{Found, Identity, Named, Seen, differ, file_name};
 
-pub(crate) use unix::{exists, no_such_process};
+pub(crate) use crate::sys::unix::process::{exists, no_such_process};
 
 /// Where a process is to be seen: what the system says of its user, if anything.
 pub(crate) type Place = Option<u32>;

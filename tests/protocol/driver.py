@@ -1,0 +1,116 @@
+
+# Below the client out of docs/protocol.md: does what the test says, line by line, and
+# says what came of it. Arguments: lock directory.
+
+directory = sys.argv[1]
+label = "api under test/größe %41"
+held = None
+spare = []  # Keeps duplicates open, as a child that is just starting does.
+
+
+def say(line):
+    print(f"@{line}", flush=True)
+
+
+def hear():
+    return sys.stdin.readline().split()
+
+
+def attempt(ports):
+    global held
+    try:
+        port, held = lease(directory, ports, label)
+        say(f"leased {port}")
+    except OSError as error:
+        say(f"none: {error}")
+
+
+def pausing(flock):
+    """Says when a file was opened, and waits before it is locked."""
+
+    def paused(file, operation):
+        fcntl.flock = flock
+        say("opened")
+        hear()
+        flock(file, operation)
+
+    return paused
+
+
+class Inherited(socket.socket):
+    """A socket of which somebody else still has a duplicate when it is closed."""
+
+    def close(self):
+        if self.fileno() >= 0 and self.getsockname()[1] != 0:
+            spare.append(os.dup(self.fileno()))
+        super().close()
+
+
+def compete(first, last, oracle, times):
+    """Leases and binds, again and again, and counts what must not be."""
+    overlaps = failed_binds = done = 0
+    end_of_patience = time.monotonic() + 60
+    while done < times:
+        try:
+            port, lease_ends = lease(directory, range(first, last + 1))
+        except OSError:
+            if time.monotonic() > end_of_patience:
+                raise
+            time.sleep(0.001)
+            continue
+        end_of_patience = time.monotonic() + 60
+        done += 1
+        with lease_ends:
+            path = f"{oracle}/{port}"
+            try:
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                overlaps += 1
+                continue
+            server = socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET)
+            with server:
+                try:
+                    server.bind(("", port))
+                    server.listen()
+                except OSError:
+                    failed_binds += 1
+            os.unlink(path)
+    say(f"{overlaps} overlaps, {failed_binds} failed binds")
+
+
+say("started")
+while words := hear():
+    match words:
+        case ["lease", first, last]:
+            attempt(range(int(first), int(last) + 1))
+        case ["pause"]:
+            fcntl.flock = pausing(fcntl.flock)
+            say("ready")
+        case ["inherit"]:
+            socket.socket = Inherited
+            say("ready")
+        case ["release"]:
+            held.close()
+            say("released")
+        case ["duplicate", port]:
+            same = os.stat(f"{directory}/{port}")
+            for entry in os.listdir("/proc/self/fd"):
+                with contextlib.suppress(OSError):
+                    if os.path.samestat(os.stat(f"/proc/self/fd/{entry}"), same):
+                        spare.append(os.dup(int(entry)))
+                        break
+            say(len(spare))
+        case ["fork"]:
+            child = os.fork()
+            if child == 0:
+                held.close()
+                os._exit(0)
+            os.waitpid(child, 0)
+            say("ended")
+        case ["ask", port]:
+            say("started")
+            while True:
+                with contextlib.suppress(OSError):
+                    lease(directory, [int(port)])[1].close()
+        case ["compete", first, last, oracle, times]:
+            compete(int(first), int(last), oracle, int(times))

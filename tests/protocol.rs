@@ -5,6 +5,7 @@
 //! pipes what to do. All tests are serial: the client does not try again where a child
 //! that another test is just starting has a duplicate of a probe.
 
+#![cfg(target_os = "linux")] // As is the client, which looks into /proc.
 #![allow(
     clippy::incompatible_msrv,
     reason = "tests need a newer Rust than the library"

@@ -234,20 +234,24 @@ fn at_no_time_do_both_hold_the_same_port() {
 
 #[test]
 #[serial]
-fn what_it_leases_it_leaves_alone_while_somebody_else_has_it() {
+fn what_somebody_else_has_leased_it_does_not_bind_to_look() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let port = block.first();
-    let lease = builder(dir.path(), port).try_acquire().expect("free");
-    let Some(mut asker) = Python::start(dir.path()) else {
+    let builder = builder(dir.path(), port);
+    let Some(mut python) = Python::start(dir.path()) else {
         return;
     };
-    assert_eq!(asker.peer.ask(format!("ask {port}")), "started");
-    // Whoever binds it to look makes a strict bind of its holder fail.
-    for _ in 0..stress(5_000) {
-        drop(bind_strictly(port).expect("leased to us"));
-    }
-    asker.peer.kill();
+    assert_eq!(python.peer.ask("count"), "ready");
+    let lease = builder.try_acquire().expect("free");
+    python.must_not_lease(port, "leased or in use");
     lease.release().expect("released");
+    let server = Cat::start();
+    builder.acquire_for(server.0.id()).expect("free");
+    python.must_not_lease(port, "leased or in use");
+    assert_eq!(python.peer.ask("binds"), "0");
+    server.end();
+    python.must_lease(port);
+    assert_eq!(python.peer.ask("binds"), "1");
 }
 
 #[test]

@@ -37,6 +37,16 @@ def pausing(flock):
     return paused
 
 
+class Counted(socket.socket):
+    """A socket that counts how often any of them is bound."""
+
+    binds = 0
+
+    def bind(self, address):
+        Counted.binds += 1
+        super().bind(address)
+
+
 class Inherited(socket.socket):
     """A socket of which somebody else still has a duplicate when it is closed."""
 
@@ -86,6 +96,11 @@ while words := hear():
         case ["pause"]:
             fcntl.flock = pausing(fcntl.flock)
             say("ready")
+        case ["count"]:
+            socket.socket = Counted
+            say("ready")
+        case ["binds"]:
+            say(Counted.binds)
         case ["inherit"]:
             socket.socket = Inherited
             say("ready")
@@ -107,10 +122,5 @@ while words := hear():
                 os._exit(0)
             os.waitpid(child, 0)
             say("ended")
-        case ["ask", port]:
-            say("started")
-            while True:
-                with contextlib.suppress(OSError):
-                    lease(directory, [int(port)])[1].close()
         case ["compete", first, last, oracle, times]:
             compete(int(first), int(last), oracle, int(times))

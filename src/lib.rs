@@ -1,30 +1,276 @@
 //! Free ports as leases.
 //!
-//! Whoever starts servers in tests needs a free port *number*, and between
-//! "it was free" and "my server binds it" somebody else may take it. Here a
-//! free port is a **lease**: a lock on a per-port file, held until
-//! [`release`](FreePort::release), drop, or the holder's death, and shared by
-//! all threads and processes of this machine. There is no daemon and nothing
-//! to clean up.
+//! Whoever starts servers in tests needs a free port *number*, and between "it was
+//! free" and "my server binds it" somebody else may take it. Here a free port is a
+//! **lease**: a lock on a per-port file, held until [`release`](FreePort::release),
+//! drop, or the holder's death, and shared by all threads and processes of this
+//! machine, without a daemon and without anything to clean up.
 //!
-//! ```no_run
-//! use std::process::Command;
+//! # One port
 //!
-//! let port = portlock::FreePort::new(4000..=6000)?;
-//! Command::new("redis-server").args(["--port", &port.to_string()]).spawn()?;
+//! ```
+//! use std::net::{TcpListener, TcpStream};
+//! use portlock::FreePort;
+//!
+//! let port = FreePort::new(4000..=6000)?;
+//! let server = TcpListener::bind(port.addr())?; // 127.0.0.1:<port>
+//! let client = TcpStream::connect(port.addr())?;
+//!
+//! drop(server);
+//! port.release()?; // or drop; `release` reports what drop swallows
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! * [`FreePort`] is the lease. [`FreePort::new`] waits for a port,
-//!   [`FreePort::try_new`] does not, [`FreePort::listen`] gives the listening
-//!   socket too.
-//! * [`Builder`] says more than a range: hosts, protocols, timeout, lock
-//!   directory, a stable choice, and several ports at once.
-//! * [`PortSet`] is any set of ports, also as text such as `4000-4999,!4045`;
-//!   [`PortSet::server_ports`] are those that this machine has left for servers.
-//! * [`BindFreePort`] is the probe alone: bound, not leased.
-//! * [`compat`] has the helpers of CPython's test suite, by their names.
-//! * [`Error`] names the operation, the path or port, and the cause.
+//! [`FreePort::new`] waits, 30 seconds at most, while every port of the range is leased
+//! or in use; [`FreePort::try_new`] does not. Keep the value as long as the port is in
+//! use: dropping it gives the port away. In a struct, put the field below the server that
+//! uses it, for fields are dropped from top to bottom.
+//!
+//! The port is free on every address of this machine, and a program that does not use
+//! portlock can still take it before you bind it. [`FreePort::listen`] leaves no such gap: the
+//! very socket that found the port free becomes the listener.
+//!
+//! ```
+//! let (port, listener) = portlock::FreePort::listen(4000..=6000)?;
+//! assert_eq!(listener.local_addr()?.port(), port.port());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Choosing a range
+//!
+//! A lease keeps out all who use portlock. What else takes ports is the kernel: to every
+//! client that connects it gives one from the *ephemeral range*, on Linux 32768 to 60999
+//! by default ([`ephemeral_port_range`]). Choose a range outside it. Without one, the
+//! [`Builder`] does: it takes [`PortSet::server_ports`], which is all that this machine has
+//! left for servers: about 36,000 ports, without those that need a privilege and those that
+//! browsers refuse.
+//!
+//! That default has another good side: whoever runs your tests can say which ports they may
+//! use. `PORTLOCK_PORTS=20000-20999,!20443` in the environment overrides it, or
+//! `PORTLOCK_PORTS_FILE` with the path of a file.
+//!
+//! ```
+//! use portlock::{FreePort, PortSet};
+//!
+//! let port = FreePort::builder().acquire()?; // any that is left for servers
+//!
+//! let ours: PortSet = "20000-20999,!20443".parse()?;
+//! let builder = FreePort::builder().ports(ours);
+//! assert!(!builder.overlaps_ephemeral()?);
+//! let port = builder.acquire()?;
+//! # Ok::<(), portlock::Error>(())
+//! ```
+//!
+//! The range may be as narrow as you like, for who finds no port waits for one. But a server
+//! that closes connections leaves them in TIME_WAIT on its port, which then counts as in use
+//! for a minute; with few ports and many servers, ask for
+//! [`reuse_address`](Builder::reuse_address). If it must be the ephemeral range, keep the port
+//! bound with [`hold_socket`](Builder::hold_socket). And for the same port every day, as for a
+//! server that is in a bookmark, there is [`prefer`](Builder::prefer).
+//!
+//! # Several ports
+//!
+//! All or none, and never a deadlock between callers that each want several: who cannot
+//! have all waits without holding any.
+//!
+//! ```
+//! use portlock::FreePort;
+//!
+//! let builder = FreePort::builder().ports(4000..=6000);
+//! let any = builder.acquire_many(3)?;
+//! let contiguous = builder.acquire_block(4)?;
+//! // A Redis Cluster node: a port, and 10000 above it that of its bus.
+//! let node = builder.acquire_offsets(&[0, 10000])?;
+//! assert_eq!(node[1].port(), node[0].port() + 10000);
+//! # Ok::<(), portlock::Error>(())
+//! ```
+//!
+//! "Free" means for TCP and on every address, unless the builder is told otherwise by
+//! [`protocol`](Builder::protocol) and [`host`](Builder::host).
+//!
+//! # Handing a port to a child
+//!
+//! What is handed over is the number, as an argument or in the environment, and the lease
+//! stays here:
+//!
+//! ```
+//! use std::process::Command;
+//! use portlock::FreePort;
+//!
+//! # if !cfg!(unix) { return Ok(()) }
+//! let port = FreePort::new(4000..=6000)?;
+//! let child = Command::new("sh")
+//!     .args(["-c", "echo listening on $0 or $PORT"])
+//!     .arg(port.to_string())
+//!     .env("PORT", port.to_string())
+//!     .output()?;
+//! # assert_eq!(child.stdout, format!("listening on {port} or {port}\n").into_bytes());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! If this process is killed, its leases end, and a child that goes on listening has its port
+//! only as any program has: nobody is given it while it is bound. Where the lease itself shall
+//! last as long as the child, there are three ways:
+//!
+//! * [`delegate_to`](FreePort::delegate_to)`(child.id())` gives it to a process that is already
+//!   running. It then ends with that process; what this one does no longer matters.
+//! * [`into_fd`](FreePort#method.into_fd), on Unix, gives the descriptor of the lock. A
+//!   child that inherits it has the lease, and so have its own children, until the last of
+//!   them has ended.
+//! * [`listen`](FreePort::listen) gives a listening socket, which the child can inherit in
+//!   the same way, as from inetd(8) or systemd. Then there is no gap either.
+//!
+//! The program `portlock run` does all of this for commands that know nothing of it.
+//!
+//! ```
+//! use std::process::Command;
+//! use portlock::FreePort;
+//!
+//! # if !cfg!(unix) { return Ok(()) }
+//! let port = FreePort::new(4000..=6000)?;
+//! let mut server = Command::new("sleep").arg("10").env("PORT", port.to_string()).spawn()?;
+//! let number = port.delegate_to(server.id())?;
+//! assert!(FreePort::try_new(number..=number).is_err(), "leased until the child ends");
+//! # server.kill()?;
+//! # server.wait()?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Waiting for the server
+//!
+//! A child that has been started does not listen yet.
+//! [`FreePort::wait_until_listening`] connects again and again until something accepts; it
+//! is a function too, [`wait_until_listening`], for any address. What it cannot tell is
+//! whether that is *your* server. A server that could not bind has ended, so look for that:
+//!
+//! ```
+//! use std::{io, process::{Child, Command}, time::Duration};
+//! use portlock::FreePort;
+//!
+//! /// A server for one test.
+//! struct Server {
+//!     child: Child,
+//!     port: FreePort,
+//! }
+//!
+//! impl Server {
+//!     fn start() -> io::Result<Self> {
+//!         let port = FreePort::builder().label("redis under test").acquire()?;
+//!         let child = Command::new("redis-server")
+//!             .args(["--bind", "127.0.0.1", "--save", "", "--port", &port.to_string()])
+//!             .spawn()?;
+//!         // From here on, whatever fails, `drop` ends the server.
+//!         let mut server = Self { child, port };
+//!         server.port.wait_until_listening(Duration::from_secs(10))?;
+//!         match server.child.try_wait()? {
+//!             None => Ok(server),
+//!             Some(status) => Err(io::Error::other(format!("the server has ended: {status}"))),
+//!         }
+//!     }
+//! }
+//!
+//! impl Drop for Server {
+//!     fn drop(&mut self) {
+//!         let _ = self.child.kill();
+//!         // Only when it is dead is the port given back, after this.
+//!         let _ = self.child.wait();
+//!     }
+//! }
+//!
+//! # if Command::new("redis-server").arg("--version").output().is_err() { return Ok(()) }
+//! let server = Server::start()?;
+//! println!("test against {}", server.port.addr());
+//! # Ok::<(), io::Error>(())
+//! ```
+//!
+//! # cargo test, nextest, tokio
+//!
+//! A fixture like that is all that a suite needs. `cargo test` runs the tests of a binary as
+//! threads of one process, and `cargo nextest run` each in a process of its own; leases hold
+//! over both, and over two suites at once, so no test need run alone for the sake of its
+//! port. Under nextest, set `leak-timeout = { period = "500ms", result = "fail" }` in
+//! `.config/nextest.toml`: then a server that outlives its test is a failure.
+//!
+//! Leasing blocks: for a few system calls, or for as long as it waits. In asynchronous code
+//! lease in tokio's `spawn_blocking`. The listener becomes tokio's in two lines:
+//!
+//! ```
+//! let (port, listener) = portlock::FreePort::listen(4000..=6000)?;
+//! listener.set_nonblocking(true)?;
+//! // let listener = tokio::net::TcpListener::from_std(listener)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! The repository has all of that as projects to copy from, in `examples/`: a suite
+//! for both runners, nginx with a health check, several axum servers in one test, a Redis
+//! Cluster, shell scripts, pytest fixtures and a job for GitHub.
+//!
+//! # Containers, sandboxes and users
+//!
+//! Callers share leases if they share the lock directory, which is by default each user's own
+//! ([`Builder::lock_dir`] says where). Ask which it is, and why:
+//!
+//! ```
+//! let dir = portlock::LockDir::locate(None)?;
+//! println!("{}: {}", dir.path().display(), dir.origin());
+//! # Ok::<(), portlock::Error>(())
+//! ```
+//!
+//! * **Users**: make one directory for all, as with `install -d -m 1777 /var/lib/portlock`,
+//!   and name it in the environment variable `PORTLOCK_DIR`. That is for users who trust each
+//!   other: each can lease all ports, and end what was delegated.
+//! * **Sandboxes** that have a `/tmp` or `/run` of their own see another default directory
+//!   there, and lease the same ports once more: give them `PORTLOCK_DIR` too, and let them
+//!   write to it.
+//! * **Containers** on the host's network, likewise: mount the directory. A container with a
+//!   network of its own has all ports for itself; what is scarce is the port of the host that
+//!   is mapped to it, so lease that outside and keep the lease as long as the container:
+//!   `-p 127.0.0.1:{port}:80`.
+//! * **Network namespaces** that share a directory share its leases: rather a port too few
+//!   than one given twice. Whether a port is *bound* is asked in the caller's own.
+//! * A lease that is *delegated* to a process in another container lives on for good where
+//!   that process cannot be seen; see [`delegate_to`](FreePort::delegate_to).
+//!
+//! # What can go wrong
+//!
+//! Only "leased" and "in use" make it try the next port. Any other failure ends the call at
+//! once, with an [`Error`] whose message names the operation, the path or port, and the cause;
+//! its [`kind`](Error::kind) is for code:
+//!
+//! ```
+//! use std::time::Duration;
+//! use portlock::{ErrorKind, FreePort};
+//!
+//! let port = FreePort::new(4000..=6000)?;
+//! let again = FreePort::builder()
+//!     .ports(port.port()..=port.port())
+//!     .timeout(Duration::from_millis(10))
+//!     .acquire();
+//! let error = again.unwrap_err();
+//! assert_eq!(error.kind(), ErrorKind::Exhausted);
+//! println!("{error}");
+//! // no free port in 4711 after 0.0 s: 1 leased (4711 by pid 14171 "orders-test")
+//! # Ok::<(), portlock::Error>(())
+//! ```
+//!
+//! | [`ErrorKind`] | what to do |
+//! |---|---|
+//! | [`Exhausted`](ErrorKind::Exhausted) | the message says who has the ports; a wider range, a longer [`timeout`](Builder::timeout), or [`reuse_address`](Builder::reuse_address) if they are in TIME_WAIT |
+//! | [`PermissionDenied`](ErrorKind::PermissionDenied) | ports from 1024 on |
+//! | [`InvalidPorts`](ErrorKind::InvalidPorts) | a range that has a port, and enough of them |
+//! | [`LockDir`](ErrorKind::LockDir), [`Lock`](ErrorKind::Lock) | the message says what is wrong with the directory or the file: its owner, its mode, a link, a full disk |
+//! | [`Probe`](ErrorKind::Probe) | most often no descriptors are left (EMFILE) |
+//! | [`Process`](ErrorKind::Process) | the child has ended before the lease could be given to it |
+//! | [`Timeout`](ErrorKind::Timeout) | what the server says on its standard error |
+//! | [`PortServer`](ErrorKind::PortServer) | the server that was named, by `PORTSERVER_ADDRESS` or in the call |
+//! | [`Unsupported`](ErrorKind::Unsupported) | not on this system, or not together |
+//!
+//! [`io::Error`](std::io::Error) is made from an [`Error`] by `?`.
+//!
+//! # Moving over
+//!
+//! [`compat`] has the helpers of CPython's test suite and of portpicker, by their names.
+//! [`BindFreePort`] is the probe alone: a port that is bound, and not leased.
 //!
 //! # What is promised
 //!

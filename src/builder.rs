@@ -68,6 +68,17 @@ impl Builder {
     ///
     /// Port 0 is never among them. They are used as given, also where they
     /// [overlap the ephemeral range](Self::overlaps_ephemeral).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use portlock::{FreePort, PortSet};
+    ///
+    /// let port = FreePort::builder().ports(4000..=6000).acquire()?;
+    /// let ports: PortSet = "4000-4999,!4045,7000".parse()?;
+    /// let port = FreePort::builder().ports(ports).acquire()?;
+    /// # Ok::<(), portlock::Error>(())
+    /// ```
     pub fn ports(mut self, ports: impl Into<PortSet>) -> Self {
         self.ports = Some(ports.into());
         self
@@ -80,12 +91,41 @@ impl Builder {
     /// named, the port may be in use on others. A wildcard address covers every
     /// address of its family, and `::` covers IPv4 too. A host of a family
     /// that this system lacks does not count, unless it is the only one.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::net::{Ipv4Addr, Ipv6Addr};
+    /// use portlock::FreePort;
+    ///
+    /// let port = FreePort::builder()
+    ///     .ports(4000..=6000)
+    ///     .host(Ipv4Addr::LOCALHOST)
+    ///     .host(Ipv6Addr::LOCALHOST)
+    ///     .acquire()?;
+    /// # Ok::<(), portlock::Error>(())
+    /// ```
     pub fn host(mut self, host: impl Into<IpAddr>) -> Self {
         self.endpoints.add_host(host.into());
         self
     }
 
     /// The transport protocols for which the port must be free; TCP by default.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::net::{TcpListener, UdpSocket};
+    /// use portlock::{FreePort, Protocol};
+    ///
+    /// let port = FreePort::builder()
+    ///     .ports(4000..=6000)
+    ///     .protocol(Protocol::TcpAndUdp)
+    ///     .acquire()?;
+    /// let tcp = TcpListener::bind(port.addr())?;
+    /// let udp = UdpSocket::bind(port.addr())?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn protocol(mut self, protocol: Protocol) -> Self {
         self.endpoints.protocol = protocol;
         self
@@ -103,6 +143,20 @@ impl Builder {
     /// Sockets in TIME_WAIT cannot be told from one that another program has
     /// bound with `SO_REUSEADDR` and does not listen on yet: that port counts as
     /// free too. It has no effect on UDP, which has no TIME_WAIT.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::net::TcpListener;
+    /// use portlock::FreePort;
+    ///
+    /// let port = FreePort::builder()
+    ///     .ports(4000..=6000)
+    ///     .reuse_address(true)
+    ///     .acquire()?;
+    /// let server = TcpListener::bind(port.addr())?; // sets SO_REUSEADDR on Unix
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn reuse_address(mut self, reuse_address: bool) -> Self {
         self.endpoints.reuse_address = reuse_address;
         self
@@ -126,6 +180,22 @@ impl Builder {
     ///
     /// Only on Linux. Other systems have no option that can be set after the
     /// bind with this effect.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::net::TcpListener;
+    /// use portlock::{BindFreePort, FreePort, ephemeral_port_range};
+    ///
+    /// # if !cfg!(target_os = "linux") { return Ok(()) }
+    /// let port = FreePort::builder()
+    ///     .ports(ephemeral_port_range()?)
+    ///     .hold_socket(true)
+    ///     .acquire()?;
+    /// assert!(BindFreePort::new(port.port()..=port.port()).is_err());
+    /// let server = TcpListener::bind(port.addr())?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn hold_socket(mut self, hold_socket: bool) -> Self {
         self.hold_socket = hold_socket;
         self
@@ -141,6 +211,19 @@ impl Builder {
     /// The port is the one at index *h* modulo *n* in ascending order, where *n*
     /// is the number of ports to choose from and *h* the 64-bit FNV-1a hash of
     /// the name's UTF-8 bytes. That will not change.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use portlock::FreePort;
+    ///
+    /// let builder = FreePort::builder().ports(4000..=6000).prefer("my-worktree/api");
+    /// let today = builder.acquire()?;
+    /// // Somewhere else, for that one is taken.
+    /// let other = builder.acquire()?;
+    /// assert_ne!(today.port(), other.port());
+    /// # Ok::<(), portlock::Error>(())
+    /// ```
     pub fn prefer(mut self, name: impl Into<String>) -> Self {
         self.prefer = Some(name.into());
         self
@@ -165,6 +248,17 @@ impl Builder {
     /// The directory must be this user's and writable by nobody else, or
     /// sticky (mode 1777) and owned by root or this user. Its last component
     /// must not be a symbolic link.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use portlock::FreePort;
+    ///
+    /// // For a test of portlock's users: leases that are shared with nobody else.
+    /// let dir = tempfile::tempdir()?; // with mode 0700
+    /// let port = FreePort::builder().lock_dir(dir.path()).acquire()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn lock_dir(mut self, path: impl Into<PathBuf>) -> Self {
         self.lock_dir = Some(path.into());
         self
@@ -232,6 +326,20 @@ impl Builder {
     /// As for [`acquire`](Self::acquire); and [`Unsupported`](ErrorKind::Unsupported)
     /// if there are several [`host`](Self::host)s or a [`protocol`](Self::protocol)
     /// other than TCP, which one listener cannot serve.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::net::Ipv4Addr;
+    /// use portlock::FreePort;
+    ///
+    /// let (port, listener) = FreePort::builder()
+    ///     .ports(4000..=6000)
+    ///     .host(Ipv4Addr::LOCALHOST)
+    ///     .listen()?;
+    /// assert_eq!(listener.local_addr()?, port.addr());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn listen(&self) -> Result<(FreePort, TcpListener)> {
         self.begin_listening()?.one_listening()
     }
@@ -242,6 +350,17 @@ impl Builder {
     /// # Errors
     ///
     /// As for [`listen`](Self::listen) and [`acquire_many`](Self::acquire_many).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use portlock::FreePort;
+    ///
+    /// for (port, listener) in FreePort::builder().ports(4000..=6000).listen_many(2)? {
+    ///     assert_eq!(listener.local_addr()?.port(), port.port());
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn listen_many(&self, n: usize) -> Result<Vec<(FreePort, TcpListener)>> {
         self.begin_listening()?.many_listening(n)
     }
@@ -341,6 +460,16 @@ impl Builder {
     ///
     /// As for [`ephemeral_port_range`] and, if no ports were given, for
     /// [`PortSet::server_ports`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use portlock::{FreePort, ephemeral_port_range};
+    ///
+    /// let ephemeral = FreePort::builder().ports(ephemeral_port_range()?);
+    /// assert!(ephemeral.overlaps_ephemeral()?);
+    /// # Ok::<(), portlock::Error>(())
+    /// ```
     pub fn overlaps_ephemeral(&self) -> Result<bool> {
         let ephemeral = PortSet::from(ephemeral_port_range()?);
         Ok(self.ports_to_choose_from()?.overlaps(&ephemeral))

@@ -227,6 +227,17 @@ pub fn pick_unused_port() -> Result<u16> {
 ///
 /// [`InvalidPorts`](ErrorKind::InvalidPorts) if the port was not picked by this
 /// process, or was returned already; otherwise as for [`FreePort::release`].
+///
+/// # Examples
+///
+/// ```
+/// use portlock::{pick_unused_port, return_port};
+///
+/// let port = pick_unused_port()?;
+/// return_port(port)?;
+/// assert!(return_port(port).is_err(), "only once");
+/// # Ok::<(), portlock::Error>(())
+/// ```
 pub fn return_port(port: u16) -> Result<()> {
     let found = {
         let mut picked = picked();
@@ -256,6 +267,18 @@ pub fn return_port(port: u16) -> Result<()> {
 ///
 /// As for [`FreePort::try_new`]: [`Exhausted`](ErrorKind::Exhausted) if it is leased
 /// or bound.
+///
+/// # Examples
+///
+/// ```
+/// use portlock::{add_reserved_port, pick_unused_port};
+///
+/// // If nobody else has it:
+/// if add_reserved_port(7000).is_ok() {
+///     assert_eq!(pick_unused_port()?, 7000);
+/// }
+/// # Ok::<(), portlock::Error>(())
+/// ```
 pub fn add_reserved_port(port: u16) -> Result<()> {
     let lease = any_protocol().ports(port..=port).try_acquire()?;
     picked().returned.push((port, Some(lease)));
@@ -272,6 +295,16 @@ pub fn add_reserved_port(port: u16) -> Result<()> {
 ///
 /// As for [`FreePort::try_new`], but that the port is in use, leased or not
 /// permitted is no error.
+///
+/// # Examples
+///
+/// ```
+/// use std::net::TcpListener;
+///
+/// let server = TcpListener::bind("127.0.0.1:0")?;
+/// assert!(!portlock::is_port_free(server.local_addr()?.port())?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn is_port_free(port: u16) -> Result<bool> {
     match any_protocol().ports(port..=port).try_acquire() {
         Ok(lease) => lease.release().map(|()| true),

@@ -38,6 +38,18 @@ struct Inner {
 ///
 /// Where several ports were wanted together, it counts the places that were
 /// tried for them.
+///
+/// # Examples
+///
+/// ```
+/// use portlock::FreePort;
+///
+/// let port = FreePort::new(4000..=6000)?;
+/// let error = FreePort::try_new(port.port()..=port.port()).unwrap_err();
+/// let why = error.exhaustion().expect("that is the error");
+/// assert_eq!((why.leased, why.bound), (1, 0));
+/// # Ok::<(), portlock::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Exhaustion {

@@ -46,13 +46,15 @@ use crate::{
 ///
 /// # Examples
 ///
-/// ```no_run
-/// use std::process::Command;
+/// ```
+/// use std::{process::Command, time::Duration};
 ///
+/// # if Command::new("redis-server").arg("--version").output().is_err() { return Ok(()) }
 /// let port = portlock::FreePort::new(4000..=6000)?;
 /// let mut server = Command::new("redis-server")
-///     .args(["--port", &port.to_string()])
+///     .args(["--save", "", "--port", &port.to_string()])
 ///     .spawn()?;
+/// port.wait_until_listening(Duration::from_secs(10))?;
 /// // Test against `port.addr()`.
 /// server.kill()?;
 /// server.wait()?;
@@ -185,6 +187,14 @@ impl FreePort {
     /// Where a client on this machine reaches a server on this port: the
     /// builder's host, or `127.0.0.1` if it named none. For a wildcard
     /// address it is the loopback address of the same family.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let port = portlock::FreePort::new(4000..=6000)?;
+    /// assert_eq!(port.addr().to_string(), format!("127.0.0.1:{port}"));
+    /// # Ok::<(), portlock::Error>(())
+    /// ```
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         let host = match self.host {
@@ -276,6 +286,22 @@ impl FreePort {
     /// [`Lock`](crate::ErrorKind::Lock) if the descriptor cannot be duplicated, for
     /// want of descriptors: the lease has then ended; or if this is a forked copy of
     /// the process that acquired the lease, which then goes on there.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::process::Command;
+    /// use portlock::FreePort;
+    ///
+    /// let port = FreePort::new(4000..=6000)?;
+    /// let number = port.port();
+    /// // The simplest way for a child to inherit a descriptor: as its standard input.
+    /// let mut child = Command::new("sleep").arg("10").stdin(port.into_fd()?).spawn()?;
+    /// assert!(FreePort::try_new(number..=number).is_err(), "leased until the child ends");
+    /// # child.kill()?;
+    /// # child.wait()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[cfg(unix)]
     pub fn into_fd(self) -> Result<std::os::fd::OwnedFd> {
         self.lock.into_file().map(Into::into)

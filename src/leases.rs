@@ -72,6 +72,19 @@ impl LockDir {
     ///
     /// [`LockDir`](ErrorKind::LockDir) if the directory cannot be read;
     /// [`Lock`](ErrorKind::Lock) if a lock file cannot be.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use portlock::{LeaseState, LockDir};
+    ///
+    /// for lease in LockDir::locate(None)?.leases()? {
+    ///     if lease.state != LeaseState::Stale {
+    ///         println!("{}: {:?}", lease.port, lease.owner);
+    ///     }
+    /// }
+    /// # Ok::<(), portlock::Error>(())
+    /// ```
     pub fn leases(&self) -> Result<Vec<Lease>> {
         let mut listed = ListedLocks::new();
         let lease = |port| self.lease_by(port, &mut listed);
@@ -83,6 +96,20 @@ impl LockDir {
     /// # Errors
     ///
     /// As for [`leases`](Self::leases).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use portlock::{FreePort, LeaseState, LockDir};
+    ///
+    /// let port = FreePort::builder().label("api under test").acquire()?;
+    /// let lease = LockDir::locate(None)?.lease(port.port())?.expect("its lock file");
+    /// assert_eq!(lease.state, LeaseState::Held);
+    /// let owner = lease.owner.expect("we wrote it");
+    /// assert_eq!(owner.pid(), std::process::id());
+    /// assert_eq!(owner.label(), Some("api under test"));
+    /// # Ok::<(), portlock::Error>(())
+    /// ```
     pub fn lease(&self, port: u16) -> Result<Option<Lease>> {
         let metadata = lock_file::metadata(self.path(), port);
         let is_there = match metadata {
@@ -125,6 +152,16 @@ impl LockDir {
     ///
     /// [`Lock`](ErrorKind::Lock) if the port is not leased by delegation, or is not
     /// this user's and there is no `force`, or the lock file cannot be written.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use portlock::{FreePort, LockDir};
+    ///
+    /// let number = FreePort::builder().acquire_for(std::process::id())?;
+    /// LockDir::locate(None)?.release(number, false)?;
+    /// # Ok::<(), portlock::Error>(())
+    /// ```
     pub fn release(&self, port: u16, force: bool) -> Result<()> {
         let what = || {
             let path = self.path().join(port.to_string());
@@ -179,6 +216,18 @@ impl LockDir {
     /// [`LockDir`](ErrorKind::LockDir) if the directory cannot be read;
     /// [`Lock`](ErrorKind::Lock) if a lock file cannot be locked or removed for
     /// another reason than that it is in use, or another user's.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use portlock::{FreePort, LockDir};
+    ///
+    /// let path = tempfile::tempdir()?;
+    /// FreePort::builder().lock_dir(path.path()).acquire()?.release()?;
+    /// let cleaned = LockDir::locate(Some(path.path()))?.clean()?;
+    /// assert_eq!((cleaned.removed, cleaned.kept), (1, 0));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn clean(&self) -> Result<Cleaned> {
         let mut cleaned = Cleaned::default();
         for port in self.ports()? {

@@ -97,6 +97,14 @@ impl LockDir {
     ///
     /// [`LockDir`](ErrorKind::LockDir) if it is missing, cannot be made or
     /// opened, or is not to be trusted, with the reason.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let dir = portlock::LockDir::locate(None)?;
+    /// println!("{}: {}", dir.path().display(), dir.origin());
+    /// # Ok::<(), portlock::Error>(())
+    /// ```
     pub fn locate(chosen: Option<&Path>) -> Result<Self> {
         Self::locate_at(chosen, since_1970())
     }

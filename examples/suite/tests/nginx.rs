@@ -1,14 +1,22 @@
 //! The fixture for a program that is not ours: nginx with a configuration file,
 //! ready when its health check says so, and gone with the test.
 //!
-//! With a container it is the same lease, and only the command differs. What
-//! binds the port is then docker's daemon, which knows nothing of the lease: keep
-//! the `FreePort` as long as the container.
+//! With a container it is the same lease, and only the command differs. Not run here, for
+//! want of docker's daemon:
 //!
 //! ```text
 //! let mapping = format!("127.0.0.1:{port}:80");
-//! Command::new("docker").args(["run", "--rm", "-p", &mapping, "nginx:alpine"])
+//! let name = format!("nginx-{port}");
+//! Command::new("docker").args(["run", "--detach", "--name", &name, "-p", &mapping, "nginx"])
+//! // In drop. To kill the client, as `docker run`, would leave the container behind.
+//! Command::new("docker").args(["rm", "--force", &name])
+//!
+//! // The same with the crate testcontainers 0.26:
+//! GenericImage::new("nginx", "latest").with_mapped_port(port.port(), 80.tcp()).start()
 //! ```
+//!
+//! What binds the port is then docker's daemon, which knows nothing of the lease: keep the
+//! `FreePort` as long as the container.
 
 use std::{
     fs,

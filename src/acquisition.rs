@@ -369,7 +369,7 @@ impl Acquisition<'_> {
                 let (process, program) = process::find(pid)?;
                 lock.write_delegated(&owner::delegated(&process, &program, self.label))?;
             }
-        };
+        }
         Ok(Ok(Taken { socket, lock }))
     }
 

@@ -160,12 +160,15 @@ impl Line {
             let at_most = timespec(random(LOOK_AHEAD).min(left));
             let mut events = [MaybeUninit::uninit(); 1];
             match epoll::wait(bell, &mut events[..], Some(&at_most)) {
-                Ok(([], _)) => {}
-                Ok(_) => {
-                    // Somebody else may have been faster, which is as well.
-                    let _ = (&self.fifo).read(&mut [0; 1]);
-                }
-                Err(Errno::INTR) => {}
+                Ok(([], _)) | Err(Errno::INTR) => {}
+                Ok(_) => match (&self.fifo).read(&mut [0; 1]) {
+                    // Somebody else was faster, which is as well.
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    // And not again and again until the end.
+                    Err(error) => return Err(error),
+                    Ok(_) => {}
+                },
                 Err(error) => return Err(error.into()),
             }
         }

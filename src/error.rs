@@ -207,14 +207,16 @@ mod tests {
 
     #[test]
     fn message_says_operation_object_and_cause_once() {
-        let cause = io::Error::from_raw_os_error(13);
+        // EACCES, or ERROR_ACCESS_DENIED.
+        let denied = if cfg!(windows) { 5 } else { 13 };
+        let cause = io::Error::from_raw_os_error(denied);
         let text = cause.to_string();
         let error = Error::with_cause(ErrorKind::Lock, "cannot open lock file /x/4000", cause);
         assert_eq!(
             error.to_string(),
             format!("cannot open lock file /x/4000: {text}")
         );
-        assert_eq!(error.raw_os_error(), Some(13));
+        assert_eq!(error.raw_os_error(), Some(denied));
         assert!(std::error::Error::source(&error).is_none());
 
         let io = io::Error::from(error);

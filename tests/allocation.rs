@@ -1,4 +1,8 @@
 //! A lease takes no memory from the heap: what it needs is on the stack.
+//!
+//! Where the paths of lock files are joined, as on Windows, it is not so.
+
+#![cfg(unix)]
 
 use allocation_counter::{AllocationInfo, measure};
 use portlock::FreePort;

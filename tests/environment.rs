@@ -2,9 +2,9 @@
 
 mod common;
 
-use std::{env, ffi::OsStr, fs, os::unix::ffi::OsStrExt};
+use std::{env, ffi::OsStr, fs};
 
-use common::{Block, Parent, Peer, command, lock_dir, run_child, text};
+use common::{Block, NOT_FOUND, Parent, Peer, command, lock_dir, run_child, text};
 use portlock::{FreePort, PortSet};
 
 #[test]
@@ -84,11 +84,16 @@ fn the_environment_names_ports_or_says_what_is_wrong() {
             &["PORTLOCK_PORTS=", "names no port"],
         ),
         (variable, OsStr::new("0"), &["\"0\""]),
-        (variable, OsStr::from_bytes(b"4000\xff"), &["not UTF-8"]),
+        #[cfg(unix)]
+        (
+            variable,
+            std::os::unix::ffi::OsStrExt::from_bytes(b"4000\xff"),
+            &["not UTF-8"],
+        ),
         (
             file_variable,
             OsStr::new("/nowhere"),
-            &["/nowhere", "No such file"],
+            &["/nowhere", NOT_FOUND],
         ),
         (
             file_variable,
@@ -98,7 +103,15 @@ fn the_environment_names_ports_or_says_what_is_wrong() {
         (
             file_variable,
             OsStr::new("/"),
-            &["PORTLOCK_PORTS_FILE=", "directory"],
+            // On Windows, that it may not be opened as a file.
+            &[
+                "PORTLOCK_PORTS_FILE=",
+                if cfg!(windows) {
+                    "os error"
+                } else {
+                    "directory"
+                },
+            ],
         ),
     ] {
         let (message, leased) = said(&[(name, value)]);

@@ -9,7 +9,10 @@
 //!
 //! By default a random part of all cells is tried, and with `PORTLOCK_STRESS` of 2 or
 //! more all of them. With `--nocapture` the table is printed.
+//!
+//! Only Linux has strace, and other systems make other calls.
 
+#![cfg(target_os = "linux")]
 #![allow(
     clippy::incompatible_msrv,
     reason = "tests need a newer Rust than the library"

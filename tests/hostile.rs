@@ -1,7 +1,11 @@
 //! A lock directory in which others do as they please. Nothing outside it is ever
 //! touched, no call hangs, no port is leased twice but where the kernel leaves no way
 //! to tell (the last section), and what was done can be undone.
+//!
+//! Written for Linux: each trap is one of its file systems and users. What of it is true
+//! of macOS too goes through the same code.
 
+#![cfg(target_os = "linux")]
 #![allow(
     clippy::incompatible_msrv,
     reason = "tests need a newer Rust than the library"

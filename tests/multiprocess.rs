@@ -7,24 +7,18 @@
 )]
 
 mod common;
+// Nowhere else there is a fork.
+#[cfg(unix)]
+#[path = "multiprocess/fork.rs"]
+mod fork;
 
-use std::{
-    fs::{self, File},
-    io::{self, Read, Write},
-    ops::RangeInclusive,
-    os::unix::{fs::MetadataExt, process::CommandExt},
-    path::Path,
-    process::Command,
-    sync::{Arc, Mutex},
-    thread,
-    time::Duration,
-};
+use std::{fs, ops::RangeInclusive, path::Path, thread, time::Duration};
 
 use common::{
     Block, LONG, Oracle, Parent, Peer, bind_strictly, listen_strictly, lock_dir, run_child, stress,
     text,
 };
-use portlock::{Builder, ErrorKind, FreePort, LockDir};
+use portlock::{Builder, FreePort, LockDir};
 use serial_test::{parallel, serial};
 
 // Serial are the tests that fork, for their children inherit the sockets of other
@@ -82,12 +76,7 @@ fn lease_and_bind(parent: &Parent) {
     parent.say(format!("{overlaps} overlaps, {failed_binds} failed binds"));
 }
 
-/// Removes the lock files of a range over and over, each while it holds the
-/// file's lock: what a cleaner may do at any time.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "stands for a program that is not this one"
-)]
+/// Removes the lock files of a range over and over: what a cleaner may do at any time.
 fn remove_lock_files(parent: &Parent) {
     let dir: String = parent.argument(0);
     let ports = parent.argument::<u16>(1)..=parent.argument(2);
@@ -97,22 +86,38 @@ fn remove_lock_files(parent: &Parent) {
             // By our own cleaner, and by one that only knows the protocol.
             own.clean().expect("our own directory");
             for port in ports.clone() {
-                let path = format!("{dir}/{port}");
-                let Ok(file) = File::open(&path) else {
-                    continue;
-                };
-                if file.try_lock().is_ok() {
-                    // If it has been replaced since, this would remove a file
-                    // that somebody else may hold: a cleaner must look again too.
-                    let inode = |metadata: io::Result<fs::Metadata>| metadata.map(|m| m.ino()).ok();
-                    if inode(file.metadata()) == inode(fs::symlink_metadata(&path)) {
-                        let _ = fs::remove_file(&path);
-                    }
-                }
+                remove_unless_locked(Path::new(&format!("{dir}/{port}")));
             }
         }
     });
     parent.hear();
+}
+
+/// Removes a lock file while holding its lock.
+#[cfg(unix)]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "stands for a program that is not this one"
+)]
+fn remove_unless_locked(path: &Path) {
+    use std::os::unix::fs::MetadataExt as _;
+    let Ok(file) = fs::File::open(path) else {
+        return;
+    };
+    if file.try_lock().is_ok() {
+        // If it has been replaced since, this would remove a file
+        // that somebody else may hold: a cleaner must look again too.
+        let inode = |metadata: std::io::Result<fs::Metadata>| metadata.map(|m| m.ino()).ok();
+        if inode(file.metadata()) == inode(fs::symlink_metadata(path)) {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// Removes a lock file. The system refuses it while anybody has it open.
+#[cfg(windows)]
+fn remove_unless_locked(path: &Path) {
+    let _ = fs::remove_file(path);
 }
 
 /// Leases, listens and releases, over and over, in two threads.
@@ -214,157 +219,6 @@ fn a_dropped_lease_is_free_for_another_process_and_a_held_one_is_not() {
         other.say("now");
         assert_eq!(other.hear(), "leased");
     }
-}
-
-/// Lets a forked copy go on, also when the test that waits beside it panics.
-struct EndOnDrop(io::PipeWriter);
-
-impl Drop for EndOnDrop {
-    fn drop(&mut self) {
-        let _ = self.0.write_all(b"!");
-    }
-}
-
-/// Runs `in_child` in a forked copy of this process and calls `then`, while
-/// that copy lives on, with the descriptors and memory it was forked with.
-fn with_forked_copy(in_child: impl FnMut() + Send + Sync + 'static, then: impl FnOnce()) {
-    let (mut child_says, says) = io::pipe().expect("a pipe");
-    let (hears, end) = io::pipe().expect("a pipe");
-    let (mut in_child, mut says, mut hears) = (in_child, Some(says), Some(hears));
-    let mut command = Command::new("true");
-    let before_exec = move || {
-        in_child();
-        let Some(says) = &mut says else { return Ok(()) };
-        says.write_all(b"!")?;
-        // Until the parent writes: its closing would not be seen, for this
-        // child has a copy of that end too.
-        let mut byte = [0];
-        let Some(hears) = &mut hears else {
-            return Ok(());
-        };
-        hears.read_exact(&mut byte)
-    };
-    // SAFETY: the closure runs in the child of a process with other threads.
-    // What it does there beyond async-signal-safe calls is to lock a mutex
-    // that no other thread uses and to free memory, which glibc keeps usable
-    // after fork (pthread_atfork(3), "malloc").
-    unsafe { command.pre_exec(before_exec) };
-    thread::scope(|scope| {
-        // `spawn` returns only after exec.
-        let child = scope.spawn(move || command.status());
-        let mut byte = [0];
-        child_says.read_exact(&mut byte).expect("the copy runs");
-        let end = EndOnDrop(end);
-        then();
-        drop(end);
-        let status = child.join().expect("no panic").expect("true is installed");
-        assert!(status.success());
-    });
-}
-
-#[test]
-#[serial]
-fn an_inherited_descriptor_does_not_keep_a_released_port() {
-    let (dir, block) = (lock_dir(), Block::new(1));
-    let builder = builder(text(dir.path()), block.ports.clone());
-    let mut other = Peer::start("try once", &[text(dir.path()), &block.first().to_string()]);
-    let port = builder.try_acquire().expect("free");
-    with_forked_copy(
-        || {},
-        || {
-            other.say("now");
-            assert_eq!(other.hear(), "Exhausted");
-            port.release().expect("released");
-            other.say("now");
-            assert_eq!(other.hear(), "leased");
-        },
-    );
-}
-
-#[test]
-#[serial]
-fn a_forked_copy_that_is_dropped_does_not_free_the_port() {
-    the_port_stays_leased_whatever_a_copy_does(drop);
-}
-
-#[test]
-#[serial]
-fn a_forked_copy_cannot_delegate() {
-    the_port_stays_leased_whatever_a_copy_does(|copy| {
-        // For good, if it were written down.
-        let _ = copy.delegate_to(1);
-    });
-}
-
-#[test]
-#[serial]
-fn a_forked_copy_cannot_pass_the_lease_on() {
-    // What it would have, the parent could end; and it shares nothing that is its own.
-    the_port_stays_leased_whatever_a_copy_does(|copy| {
-        if copy.into_fd().is_ok() {
-            std::process::abort();
-        }
-    });
-}
-
-fn the_port_stays_leased_whatever_a_copy_does(end: fn(FreePort)) {
-    let (dir, block) = (lock_dir(), Block::new(1));
-    let builder = builder(text(dir.path()), block.ports.clone());
-    let mut other = Peer::start("try once", &[text(dir.path()), &block.first().to_string()]);
-    let port = builder.try_acquire().expect("free");
-    let slot = Arc::new(Mutex::new(Some(port)));
-    let in_child = {
-        let slot = Arc::clone(&slot);
-        move || {
-            if let Some(copy) = slot.lock().expect("unused by others").take() {
-                end(copy);
-            }
-        }
-    };
-    with_forked_copy(in_child, || {
-        other.say("now");
-        assert_eq!(other.hear(), "Exhausted");
-    });
-    other.say("now");
-    assert_eq!(other.hear(), "Exhausted");
-    let port = slot.lock().expect("not poisoned").take();
-    port.expect("this process still has it")
-        .release()
-        .expect("released");
-    other.say("now");
-    assert_eq!(other.hear(), "leased");
-}
-
-#[test]
-#[serial]
-fn a_forked_copy_cannot_release_and_can_lease_for_itself() {
-    let (dir, block) = (lock_dir(), Block::new(2));
-    let builder = builder(text(dir.path()), block.ports.clone());
-    let slot = Arc::new(Mutex::new(Some(builder.try_acquire().expect("free"))));
-    let (mut answer, mut answers) = io::pipe().expect("a pipe");
-    let in_child = {
-        let (slot, builder) = (Arc::clone(&slot), builder.clone());
-        move || {
-            let copy = slot.lock().expect("unused by others").take();
-            let refused = copy.map(|copy| {
-                let taken = copy.port();
-                let refused = copy.release().is_err_and(|e| e.kind() == ErrorKind::Lock);
-                // Its own, and so not the one that its parent holds.
-                let own = builder.try_acquire().map(|own| own.port());
-                refused && own.is_ok_and(|own| own != taken)
-            });
-            let byte = if refused == Some(true) { b"+" } else { b"-" };
-            let _ = answers.write_all(byte);
-        }
-    };
-    with_forked_copy(in_child, || {
-        let mut byte = [0];
-        answer.read_exact(&mut byte).expect("the copy answers");
-        assert_eq!(&byte, b"+");
-    });
-    drop(slot);
-    let both = [builder.try_acquire(), builder.try_acquire()];
-    assert!(both.iter().all(Result::is_ok));
 }
 
 #[test]

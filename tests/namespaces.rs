@@ -1,5 +1,9 @@
 //! Against the kernel's own choice of ports, in network namespaces with
 //! settings made for the purpose.
+//!
+//! Only Linux has namespaces.
+
+#![cfg(target_os = "linux")]
 
 mod common;
 

@@ -1,5 +1,9 @@
 //! Real three-node Redis Clusters on ports from `acquire_offsets(&[0, 10000])`, in
 //! three suites at once: each forms, and keeps its own value.
+//!
+//! Redis is a program of Unix.
+
+#![cfg(unix)]
 
 mod common;
 #[path = "../examples/redis_cluster.rs"]

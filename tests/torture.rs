@@ -28,7 +28,10 @@
 //! Left out is that somebody who does not hold the lock removes the file of a port
 //! that is leased: by design, nothing can exclude anybody then. `clean`, which holds
 //! it, is called all the time.
+//!
+//! Written for Linux: it stops processes, reads /proc, and adopts orphans.
 
+#![cfg(target_os = "linux")]
 #![allow(
     clippy::incompatible_msrv,
     reason = "tests need a newer Rust than the library"

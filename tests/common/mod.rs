@@ -13,10 +13,6 @@ use std::{
     io::{self, BufRead, BufReader, Write},
     net::{Ipv6Addr, SocketAddr},
     ops::RangeInclusive,
-    os::unix::{
-        fs::{PermissionsExt, chown},
-        process::CommandExt,
-    },
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, ExitStatus, Stdio},
     str::FromStr,
@@ -26,6 +22,12 @@ use std::{
 };
 
 use socket2::{Domain, Socket, Type};
+
+#[cfg(unix)]
+mod unix;
+#[cfg(unix)]
+#[allow(unused_imports, reason = "no test binary uses all of it")]
+pub use unix::*;
 
 /// Longer than anything takes on a crowded machine; a test that waits so long has failed.
 pub const LONG: Duration = Duration::from_secs(60);
@@ -79,6 +81,15 @@ pub type Role = fn(&Parent);
 /// The body of the test `child` in every binary that has children.
 pub fn run_child(roles: &[(&str, Role)]) {
     let Ok(role) = env::var(ROLE) else { return };
+    if role == "cat" {
+        let parent = Parent {
+            arguments: Vec::new(),
+        };
+        parent.say("here");
+        loop {
+            parent.hear();
+        }
+    }
     let arguments = env::var(ARGUMENTS).expect("set together with the role");
     let arguments = arguments.split('\n').map(str::to_owned).collect();
     let (_, run) = roles
@@ -108,6 +119,24 @@ pub fn command(prefix: &[&str], binary: &Path, role: &str, arguments: &[&str]) -
         .stdout(Stdio::piped());
     command
 }
+
+/// A command that ends at once, and well.
+pub fn nothing() -> Command {
+    if cfg!(windows) {
+        let mut command = Command::new("cmd");
+        command.args(["/C", "exit"]);
+        command
+    } else {
+        Command::new("true")
+    }
+}
+
+/// What the system says of a path at which there is nothing.
+pub const NOT_FOUND: &str = if cfg!(windows) {
+    "os error 2)"
+} else {
+    "No such file"
+};
 
 /// Starts a command whose program may just have been copied: a child that another
 /// thread is starting can have it open for writing, until it executes its own.
@@ -218,23 +247,26 @@ impl Drop for Peer {
     }
 }
 
-/// A process that ends when its input is closed.
+/// A process that ends when its input is closed: this test binary, for a program that
+/// every system has is not to be found.
 pub struct Cat(pub Child);
 
 impl Cat {
     pub fn start() -> Self {
-        let mut command = Command::new("cat");
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().expect("cat is installed");
+        let binary = env::current_exe().expect("this test binary");
+        let mut child = spawn(&mut command(&[], &binary, "cat", &[]));
         // Once it answers, it has executed its program.
-        let mut line = String::new();
-        let stdin = child.stdin.as_mut().expect("piped");
-        stdin.write_all(b"!\n").expect("it reads");
         let stdout = child.stdout.as_mut().expect("piped");
-        BufReader::new(stdout)
-            .read_line(&mut line)
-            .expect("it answers");
+        let mut lines = BufReader::new(stdout).lines().map_while(Result::ok);
+        assert!(lines.any(|line| line == "@here"), "it answers");
         Self(child)
+    }
+
+    /// What its program is called.
+    pub fn program() -> String {
+        let binary = env::current_exe().expect("this test binary");
+        let name = binary.file_name().expect("a file");
+        name.to_str().expect("UTF-8").to_owned()
     }
 
     pub fn end(mut self) {
@@ -248,97 +280,6 @@ impl Drop for Cat {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-/// How many descriptors this process has open, and the one to look.
-pub fn open_descriptors() -> usize {
-    fs::read_dir("/proc/self/fd").expect("Linux has it").count()
-}
-
-/// Whether strace is installed. If not, it says that the test is left out.
-pub fn have_strace() -> bool {
-    let version = Command::new("strace")
-        .arg("-V")
-        .stdout(Stdio::null())
-        .status();
-    if version.is_err() {
-        eprintln!("left out: strace is not installed");
-    }
-    version.is_ok()
-}
-
-// ---------------------------------------------------------------------------
-// Other users and namespaces.
-
-/// An ordinary user: "nobody".
-pub const NOBODY: u32 = 65534;
-
-pub fn am_root() -> bool {
-    rustix::process::geteuid().is_root()
-}
-
-pub fn give_to_ordinary_user(path: &Path) {
-    if am_root() {
-        chown(path, Some(NOBODY), Some(NOBODY)).expect("root may");
-    }
-}
-
-/// A copy of this test binary that every user can execute; the build directory
-/// may be closed to others.
-pub fn open_copy() -> (tempfile::TempDir, PathBuf) {
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("our own");
-    let copy = dir.path().join("test");
-    let binary = env::current_exe().expect("this test binary");
-    fs::copy(binary, &copy).expect("a copy of this test binary");
-    (dir, copy)
-}
-
-/// A child that is an ordinary user, whoever runs the tests. It must say "started".
-pub fn start_unprivileged(role: &str, arguments: &[&str]) -> Peer {
-    start_as(NOBODY, role, arguments)
-}
-
-/// A child that is the user `uid`, or the one who runs the tests if that is not root.
-/// It must say "started".
-pub fn start_as(uid: u32, role: &str, arguments: &[&str]) -> Peer {
-    let (_dir, copy) = open_copy();
-    let mut command = command(&[], &copy, role, arguments);
-    if am_root() {
-        command.uid(uid).gid(uid);
-    }
-    let peer = Peer::start_command(command);
-    assert_eq!(peer.hear(), "started");
-    peer
-}
-
-/// Starts a child in a namespace of the given kind, such as `--mount`, in which
-/// `script` was run, or gives `None` where namespaces cannot be had.
-pub fn start_in_namespace(
-    kind: &str,
-    script: &str,
-    role: &str,
-    arguments: &[&str],
-) -> Option<Peer> {
-    let binary = env::current_exe().expect("this test binary");
-    let script = format!("{script} && exec \"$0\" \"$@\"");
-    let mut unshare = vec!["unshare"];
-    unshare.extend(kind.split(' '));
-    if !am_root() {
-        unshare.extend(["--user", "--map-root-user"]);
-    }
-    let works = Command::new(unshare[0])
-        .args(&unshare[1..])
-        .arg("true")
-        .stderr(Stdio::null())
-        .status();
-    if !works.is_ok_and(|status| status.success()) {
-        eprintln!("left out: {unshare:?} is not permitted here");
-        return None;
-    }
-    let prefix = [&unshare[..], &["sh", "-c", &script]].concat();
-    let command = command(&prefix, &binary, role, arguments);
-    Some(Peer::start_command(command))
 }
 
 // ---------------------------------------------------------------------------
@@ -385,12 +326,13 @@ impl Block {
 }
 
 /// Whether a strict bind succeeds. What a child that another test is just starting
-/// has of it must not keep the test from leasing the port.
+/// has of it must not keep the test from leasing the port; on Windows it has nothing.
 fn is_free(port: u16) -> bool {
-    bind_strictly(port).is_ok_and(|socket| socket.set_reuse_address(true).is_ok())
+    bind_strictly(port).is_ok_and(|socket| cfg!(windows) || socket.set_reuse_address(true).is_ok())
 }
 
-/// A TCP socket bound to `port` on every address, without `SO_REUSEADDR`.
+/// A TCP socket bound to `port` on every address, without `SO_REUSEADDR`. On Windows that
+/// is not strict, but fails at least if somebody else has every address.
 pub fn bind_strictly(port: u16) -> io::Result<Socket> {
     let socket = Socket::new(Domain::IPV6, Type::STREAM, None)?;
     socket.set_only_v6(false)?;
@@ -408,10 +350,6 @@ pub fn listen_strictly(port: u16) -> io::Result<Socket> {
 /// A lock directory of its own for a test.
 pub fn lock_dir() -> tempfile::TempDir {
     tempfile::tempdir().expect("a temporary directory")
-}
-
-pub fn mode(path: &Path, mode: u32) {
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("our own");
 }
 
 /// Whether `outcome` is an error of `kind` whose message has every one of `parts`.

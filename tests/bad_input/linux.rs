@@ -1,0 +1,320 @@
+//! What is of Linux: modes and users, and a system that fails.
+
+use std::{
+    env, fs,
+    fs::File,
+    net::IpAddr,
+    os::unix::fs::{PermissionsExt, chown},
+    path::{Path, PathBuf},
+};
+
+use portlock::{BindFreePort, ErrorKind};
+
+use crate::{
+    builder,
+    common::{
+        Block, NOBODY, Parent, Peer, Role, am_root, assert_error, command, give_to_ordinary_user,
+        have_strace, lock_dir, mode, open_descriptors, start_in_namespace, start_unprivileged,
+        text,
+    },
+};
+
+/// What children of these tests do.
+pub(crate) const ROLES: [(&str, Role); 6] = [
+    ("fill the file system", fill_the_file_system),
+    ("read-only file system", read_only_file_system),
+    ("run out of descriptors", run_out_of_descriptors),
+    ("privileged ports", privileged_ports),
+    ("read-only directory", read_only_directory),
+    ("no IPv6", no_ipv6),
+];
+
+#[test]
+fn private_lock_files_are_private() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let port = builder(dir.path(), block.ports.clone()).acquire();
+    let port = port.expect("free");
+    let file = dir.path().join(port.to_string());
+    let made = fs::metadata(&file).expect("the lock file").permissions();
+    assert_eq!(made.mode() & 0o7777, 0o600);
+    assert_eq!(fs::read_dir(dir.path()).expect("ours").count(), 1);
+    port.release().expect("released");
+    assert!(file.exists(), "release leaves the file");
+}
+
+#[test]
+fn without_the_variable_it_is_in_the_runtime_directory() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let binary = env::current_exe().expect("this test binary");
+    let port = block.first().to_string();
+    let said = |variables: &[(&str, &Path)]| {
+        let mut command = command(&[], &binary, "environment", &[&port]);
+        command
+            .env_remove("PORTLOCK_DIR")
+            .envs(variables.iter().copied());
+        Peer::start_command(command).hear()
+    };
+    let runtime = dir.path().join("runtime");
+    fs::create_dir(&runtime).expect("our own directory");
+    let named = dir.path().join("named");
+    fs::create_dir(&named).expect("our own directory");
+    let missing = dir.path().join("missing");
+    let (variable, xdg) = ("PORTLOCK_DIR", "XDG_RUNTIME_DIR");
+
+    assert_eq!(said(&[(variable, &named), (xdg, &runtime)]), "leased");
+    assert!(named.join(&port).exists() && !runtime.join("portlock").exists());
+    // Empty means unset, and TMPDIR means nothing.
+    let unset = [
+        (variable, Path::new("")),
+        (xdg, &runtime),
+        ("TMPDIR", &missing),
+    ];
+    assert_eq!(said(&unset), "leased");
+    assert!(runtime.join("portlock").join(&port).exists());
+    let made = fs::metadata(runtime.join("portlock")).expect("made");
+    assert_eq!(made.permissions().mode() & 0o7777, 0o700);
+
+    if am_root() {
+        // As after `su`: the variable still names another user's directory.
+        let foreign = dir.path().join("foreign");
+        fs::create_dir(&foreign).expect("our own directory");
+        chown(&foreign, Some(NOBODY), None).expect("root may");
+        assert_eq!(said(&[(xdg, &foreign)]), "leased");
+        assert!(!foreign.join("portlock").exists());
+    }
+}
+
+// ---------------------------------------------------------------------------
+// A system that fails. These need a process of their own, and some root.
+
+/// Arguments: lock directory, on a file system of its own, and port.
+fn fill_the_file_system(parent: &Parent) {
+    let dir = PathBuf::from(parent.argument::<String>(0));
+    let port: u16 = parent.argument(1);
+    let acquire = || builder(&dir, port..=port).acquire();
+    let file = dir.join(port.to_string());
+
+    // Space for a name but not for the record, then not even for a name.
+    for name in ["space", "names"] {
+        let filler = dir.join(name);
+        fs::create_dir(&filler).expect("still space");
+        if name == "space" {
+            let error = fs::write(filler.join("0"), vec![0; 1 << 20]).expect_err("full");
+            assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
+        } else {
+            fs::remove_file(&file).expect("made before");
+            let full = (0..1 << 20).find(|i| File::create(filler.join(i.to_string())).is_err());
+            assert!(full.is_some());
+        }
+        let operation = if name == "space" {
+            "write owner record"
+        } else {
+            "make"
+        };
+        assert_error(
+            acquire(),
+            ErrorKind::Lock,
+            &[operation, text(&file), "No space"],
+        );
+        fs::remove_dir_all(&filler).expect("our own");
+        drop(acquire().expect("with space again, the port is free"));
+    }
+    parent.say("done");
+}
+
+#[test]
+fn a_full_file_system() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let dir = text(dir.path());
+    let mount = format!("mount -t tmpfs -o size=64k,nr_inodes=64,mode=700 none {dir}");
+    let arguments = [dir, &block.first().to_string()];
+    if let Some(peer) = start_in_namespace("--mount", &mount, "fill the file system", &arguments) {
+        peer.finish_well();
+    }
+}
+
+/// Arguments: lock directory, on a read-only file system, and port.
+fn read_only_file_system(parent: &Parent) {
+    let dir = PathBuf::from(parent.argument::<String>(0));
+    let port: u16 = parent.argument(1);
+    for port in [port, port + 1] {
+        let file = dir.join(port.to_string());
+        assert_error(
+            builder(&dir, port..=port).acquire(),
+            ErrorKind::Lock,
+            &[text(&file), "Read-only file system"],
+        );
+    }
+    parent.say("done");
+}
+
+#[test]
+fn a_read_only_file_system() {
+    let (dir, block) = (lock_dir(), Block::new(2));
+    let (dir, port) = (text(dir.path()), block.first().to_string());
+    // One lock file is there already, the other is missing.
+    let mount = format!(
+        "mount -t tmpfs -o mode=700 none {dir} && : > {dir}/{port} && \
+         mount -o remount,ro {dir}"
+    );
+    if let Some(peer) =
+        start_in_namespace("--mount", &mount, "read-only file system", &[dir, &port])
+    {
+        peer.finish_well();
+    }
+}
+
+/// Arguments: lock directory that this user may not write to, and port.
+fn read_only_directory(parent: &Parent) {
+    parent.say("started");
+    let dir = PathBuf::from(parent.argument::<String>(0));
+    let port: u16 = parent.argument(1);
+    let file = dir.join(port.to_string());
+    assert_error(
+        builder(&dir, port..=port).acquire(),
+        ErrorKind::Lock,
+        &[text(&file), "Permission denied"],
+    );
+    parent.say("done");
+}
+
+#[test]
+fn a_directory_that_we_may_not_write_to() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    give_to_ordinary_user(dir.path());
+    mode(dir.path(), 0o500);
+    let arguments = [text(dir.path()), &block.first().to_string()];
+    let peer = start_unprivileged("read-only directory", &arguments);
+    peer.finish_well();
+}
+
+/// Arguments: lock directory.
+fn privileged_ports(parent: &Parent) {
+    parent.say("started");
+    let dir = PathBuf::from(parent.argument::<String>(0));
+    let first = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
+    let first: u16 = first.expect("Linux has it").trim().parse().expect("a port");
+    if first < 11 {
+        eprintln!("left out: every port may be bound by everybody here");
+    } else {
+        let ports = first - 10..=first - 1;
+        let named = format!("{}-{}", ports.start(), ports.end());
+        assert_error(
+            builder(&dir, ports.clone()).acquire(),
+            ErrorKind::PermissionDenied,
+            &[&named],
+        );
+        assert_error(
+            BindFreePort::new(ports.clone()),
+            ErrorKind::PermissionDenied,
+            &[&named],
+        );
+        // With one that is permitted among them, that one is found.
+        let port = builder(&dir, first - 10..=first + 200).acquire();
+        assert!(port.expect("some port above is free").port() >= first);
+    }
+    parent.say("done");
+}
+
+#[test]
+fn ports_that_an_ordinary_user_may_not_bind() {
+    let dir = lock_dir();
+    give_to_ordinary_user(dir.path());
+    let peer = start_unprivileged("privileged ports", &[text(dir.path())]);
+    peer.finish_well();
+}
+
+/// Arguments: lock directory and port.
+fn run_out_of_descriptors(parent: &Parent) {
+    let dir = PathBuf::from(parent.argument::<String>(0));
+    let port: u16 = parent.argument(1);
+    let file = dir.join(port.to_string());
+    let builder = builder(&dir, port..=port);
+    let mut seen = Vec::new();
+    // First with the directory to be opened, then with it open.
+    for _ in 0..2 {
+        for left in 0.. {
+            let mut taken = Vec::new();
+            while let Ok(file) = File::open("/dev/null") {
+                taken.push(file);
+            }
+            taken.truncate(taken.len() - left);
+            let outcome = builder.try_acquire();
+            drop(taken);
+            let Err(error) = outcome else { break };
+            let (kind, message) = (error.kind(), error.to_string());
+            assert!(message.contains("Too many open files"), "{message}");
+            let named = match kind {
+                ErrorKind::LockDir => text(&dir),
+                ErrorKind::Lock => text(&file),
+                _ => &port.to_string(),
+            };
+            assert!(message.contains(named), "{message}");
+            seen.push(kind);
+
+            let before = open_descriptors();
+            drop(builder.try_acquire().expect("the failure took nothing"));
+            // The directory stays open from the first success on.
+            assert!(open_descriptors() <= before + 1);
+        }
+    }
+    let open = open_descriptors();
+    for _ in 0..100 {
+        drop(builder.try_acquire().expect("free"));
+    }
+    assert_eq!(open_descriptors(), open);
+    // None left for the directory; then, with that open, none left for the
+    // socket; then none left for the lock file.
+    let [directory, file, socket] = [ErrorKind::LockDir, ErrorKind::Lock, ErrorKind::Probe];
+    assert_eq!(seen, [directory, socket, file, socket]);
+    parent.say("done");
+}
+
+#[test]
+fn no_descriptors_left() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let binary = env::current_exe().expect("this test binary");
+    let limit = ["sh", "-c", "ulimit -n 64 && exec \"$0\" \"$@\""];
+    let arguments = [text(dir.path()), &block.first().to_string()];
+    let command = command(&limit, &binary, "run out of descriptors", &arguments);
+    Peer::start_command(command).finish_well();
+}
+
+/// Arguments: lock directory and port. Every other socket it makes, from the
+/// first, is an IPv6 one and cannot be had.
+fn no_ipv6(parent: &Parent) {
+    let dir = PathBuf::from(parent.argument::<String>(0));
+    let port: u16 = parent.argument(1);
+    let v6: IpAddr = "::1".parse().expect("an address");
+    let v4: IpAddr = "127.0.0.1".parse().expect("an address");
+    let any = builder(&dir, port..=port);
+
+    let lease = any.try_acquire();
+    drop(lease.expect("free on every address there is"));
+    let (lease, listener) = any.listen().expect("free");
+    assert!(listener.local_addr().expect("bound").is_ipv4());
+    drop(lease);
+    assert_error(any.try_acquire(), ErrorKind::Exhausted, &["1 bound"]);
+    drop(listener);
+    let only_v6 = any.clone().host(v6).try_acquire();
+    assert_error(only_v6, ErrorKind::Probe, &["[::1]", "not supported"]);
+    // Tried in the order of addresses: IPv4 first.
+    let lease = any.host(v6).host(v4).try_acquire();
+    drop(lease.expect("free on every host there is"));
+    parent.say("done");
+}
+
+#[test]
+fn no_ipv6_on_this_system() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    if !have_strace() {
+        return;
+    }
+    let binary = env::current_exe().expect("this test binary");
+    let trace = dir.path().join("trace");
+    let strace = ["strace", "-f", "-o", text(&trace)];
+    let arguments = [text(dir.path()), &block.first().to_string()];
+    let fail = "inject=socket:error=EAFNOSUPPORT:when=1+2";
+    let prefix = [&strace[..], &["-e", "trace=socket", "-e", fail]].concat();
+    Peer::start_command(command(&prefix, &binary, "no IPv6", &arguments)).finish_well();
+}

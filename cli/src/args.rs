@@ -5,6 +5,8 @@ use std::{ffi::OsString, net::IpAddr, path::PathBuf, time::Duration};
 use clap::{Parser, Subcommand};
 use portlock::{PortSet, Protocol};
 
+use crate::sys;
+
 const AFTER_HELP: &str = "\
 Exit status: 0 on success, 75 if no port could be had in time, 124 if what was
 waited for did not happen in time, 125 if portlock itself failed; `run` ends as
@@ -20,7 +22,7 @@ choose from; NO_COLOR turns colours off.";
 /// A leased port is given to nobody else until its holder ends. There is no
 /// daemon, and nothing to clean up.
 #[derive(Debug, Parser)]
-#[command(version, name = "portlock", after_long_help = AFTER_HELP, max_term_width = 100)]
+#[command(version, name = "portlock", bin_name = "portlock", after_long_help = AFTER_HELP, max_term_width = 100)]
 pub(crate) struct Args {
     /// The lock directory; only callers with the same one share leases
     /// [default: as `portlock dir` tells].
@@ -119,17 +121,14 @@ impl Selection {
     }
 }
 
-/// Lease ports and become CMD: the lease lasts as long as CMD.
+/// Lease ports for CMD: the lease lasts as long as CMD.
 ///
 /// CMD finds the first port in PORT, and if there are several, all of them in
 /// PORT_1, PORT_2 and so on; or it finds them in the variables named with --env. In
 /// its arguments, {port} or {port1} is replaced by the first, {port2} by the second,
 /// and {NAME} by that of the variable NAME.
-///
-/// portlock does not stay: it executes CMD in its place, which keeps the locks. So
-/// signals and exit status are CMD's own, and the lease ends when the last
-/// process has ended that inherited its descriptors.
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = sys::RUN_HELP)]
 pub(crate) struct Run {
     #[command(flatten)]
     pub(crate) selection: Selection,
@@ -140,7 +139,11 @@ pub(crate) struct Run {
 
     /// Pass listening sockets to CMD as systemd does (LISTEN_FDS, LISTEN_PID and
     /// LISTEN_FDNAMES; sd_listen_fds(3)): there is no gap at all.
-    #[arg(long, conflicts_with_all = ["udp", "tcp_and_udp", "contiguous"])]
+    #[arg(
+        long,
+        conflicts_with_all = ["udp", "tcp_and_udp", "contiguous"],
+        hide = !sys::PASSES_LISTENERS
+    )]
     pub(crate) listen: bool,
 
     /// The command, and its arguments.
@@ -151,10 +154,9 @@ pub(crate) struct Run {
 /// Lease ports for a process that is already running, and print them.
 ///
 /// The lease lives as long as that process: by default the one that called
-/// portlock. In a shell script, TEST_PORT=$(portlock pick) is leased until the
-/// script ends. In a pipeline or in a subshell in parentheses, the caller is that
-/// subshell, which may end at once: there, say --pid $$.
+/// portlock.
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = sys::PICK_HELP)]
 pub(crate) struct Pick {
     #[command(flatten)]
     pub(crate) selection: Selection,
@@ -269,19 +271,17 @@ pub(crate) struct Ports {
 /// this server. Each port that it grants is leased from the lock directory for as
 /// long as the client that it is for lives, so they never collide with other
 /// users of portlock; and the server can be killed and started again at any time.
-///
-/// A client names a process by its pid, without proof: it gets ports for
-/// processes of its own user only, unless it is root. SIGUSR1 prints statistics.
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = sys::SERVE_HELP)]
 pub(crate) struct Serve {
-    /// Where to listen: @NAME in Linux's abstract namespace, or a path.
     #[arg(
         long,
         value_name = "ADDRESS",
-        default_value = "@unittest-portserver",
+        help = sys::ADDRESS_HELP,
+        default_value = sys::DEFAULT_ADDRESS,
         aliases = ["portserver_address", "portserver_unix_socket_address"]
     )]
-    pub(crate) address: String,
+    pub(crate) address: Option<String>,
 
     /// The ports to grant.
     #[arg(

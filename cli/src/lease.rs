@@ -1,21 +1,14 @@
 //! `run` and `pick`: the commands that lease.
 
 use std::{
+    env,
     ffi::{OsStr, OsString},
     io,
     net::TcpListener,
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::{
-            ffi::{OsStrExt, OsStringExt},
-            process::CommandExt,
-        },
-    },
     path::Path,
     process,
 };
 
-use command_fds::{CommandFdExt, FdMapping};
 use portlock::{Builder, ErrorKind, FreePort, LockDir};
 use serde_json::json;
 
@@ -23,11 +16,8 @@ use crate::{
     args::{Pick, Run, Selection},
     failure::{FAILED, Failure, NOT_EXECUTABLE, NOT_FOUND},
     output::{print_to_somebody, unprintable},
+    sys,
 };
-
-/// The first descriptor that is passed by the socket activation protocol
-/// (SD_LISTEN_FDS_START in sd_listen_fds(3)).
-const FIRST_PASSED: i32 = 3;
 
 fn builder(selection: &Selection, dir: Option<&Path>) -> Result<Builder, Failure> {
     let mut builder = FreePort::builder()
@@ -50,8 +40,12 @@ fn builder(selection: &Selection, dir: Option<&Path>) -> Result<Builder, Failure
         builder = builder.lock_dir(dir);
     }
     // Ports that were named are taken as they are; that they are ephemeral may
-    // not have been meant.
-    if selection.ports.is_some() && builder.overlaps_ephemeral()? {
+    // not have been meant. Where the system does not tell, nobody can be warned.
+    let is_ephemeral = || match builder.overlaps_ephemeral() {
+        Err(error) if error.kind() == ErrorKind::Unsupported => Ok(false),
+        outcome => outcome,
+    };
+    if selection.ports.is_some() && is_ephemeral()? {
         eprint(
             "portlock: warning: some of these ports are ephemeral: the system may give them to \
              clients although they are leased\n",
@@ -74,7 +68,7 @@ fn acquire(builder: &Builder, selection: &Selection, n: usize) -> portlock::Resu
     }
 }
 
-/// Leases, and becomes the command. Returns only if that fails.
+/// Leases, and runs the command. Returns only if that fails.
 pub(crate) fn run(args: &Run, dir: Option<&Path>) -> Result<u8, Failure> {
     let [program, arguments @ ..] = &args.command[..] else {
         return Err(Failure::new(FAILED, "no command was given"));
@@ -84,10 +78,17 @@ pub(crate) fn run(args: &Run, dir: Option<&Path>) -> Result<u8, Failure> {
         let message = format!("--env names the variable {twice} twice");
         return Err(Failure::new(FAILED, message));
     }
+    if args.listen && !sys::PASSES_LISTENERS {
+        let message = format!(
+            "run --listen is not there on {}: a command cannot be given listening sockets",
+            env::consts::OS
+        );
+        return Err(Failure::new(FAILED, message));
+    }
     let selection = &args.selection;
     let mut builder = builder(selection, dir)?;
     if selection.label.is_none() {
-        // After exec, the lease's process is this command.
+        // By its record, the lease is portlock's.
         let name = Path::new(program).file_name().unwrap_or(program);
         builder = builder.label(name.to_string_lossy());
     }
@@ -103,7 +104,7 @@ pub(crate) fn run(args: &Run, dir: Option<&Path>) -> Result<u8, Failure> {
 
     let ports: Vec<u16> = leases.iter().map(FreePort::port).collect();
     let variables = variables(&args.env, &ports);
-    let mut command = process::Command::new(program);
+    let mut command = process::Command::new(sys::program(program));
     command
         .args(
             arguments
@@ -115,9 +116,7 @@ pub(crate) fn run(args: &Run, dir: Option<&Path>) -> Result<u8, Failure> {
                 .iter()
                 .map(|(name, port)| (name, port.to_string())),
         );
-    pass_on(&mut command, &variables, leases, listeners)?;
-
-    let error = command.exec();
+    let error = sys::execute(&mut command, &variables, leases, listeners)?;
     let status = match error.kind() {
         io::ErrorKind::NotFound => NOT_FOUND,
         _ => NOT_EXECUTABLE,
@@ -140,9 +139,18 @@ fn variables(names: &[String], ports: &[u16]) -> Vec<(String, u16)> {
 /// Replaces `{port}`, `{port2}` and `{NAME}` in an argument, whatever else is in
 /// it, UTF-8 or not. Other text in braces stays as it is.
 fn replace(text: &OsStr, ports: &[u16], variables: &[(String, u16)]) -> OsString {
-    let value = |name: &[u8]| -> Option<u16> {
-        let name = std::str::from_utf8(name).ok()?;
-        if let Some((_, port)) = variables.iter().find(|(variable, _)| variable == name) {
+    sys::from_units(replace_in(&sys::units(text), ports, variables))
+}
+
+fn replace_in<U>(text: &[U], ports: &[u16], variables: &[(String, u16)]) -> Vec<U>
+where
+    U: Copy + PartialEq + From<u8>,
+    u8: TryFrom<U>,
+{
+    let value = |name: &[U]| -> Option<u16> {
+        let bytes: Result<Vec<u8>, _> = name.iter().map(|&unit| u8::try_from(unit)).collect();
+        let name = String::from_utf8(bytes.ok()?).ok()?;
+        if let Some((_, port)) = variables.iter().find(|(variable, _)| *variable == name) {
             return Some(*port);
         }
         let number = match name.strip_prefix("port")? {
@@ -152,66 +160,23 @@ fn replace(text: &OsStr, ports: &[u16], variables: &[(String, u16)]) -> OsString
         ports.get(number.checked_sub(1)?).copied()
     };
     let mut replaced = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&byte, after)) = rest.split_first() {
-        let end = (byte == b'{')
-            .then(|| after.iter().position(|&byte| byte == b'}'))
+    let mut rest = text;
+    while let Some((&unit, after)) = rest.split_first() {
+        let end = (unit == U::from(b'{'))
+            .then(|| after.iter().position(|&unit| unit == U::from(b'}')))
             .flatten();
         match end.and_then(|end| Some((end, value(&after[..end])?))) {
             Some((end, port)) => {
-                replaced.extend_from_slice(port.to_string().as_bytes());
+                replaced.extend(port.to_string().bytes().map(U::from));
                 rest = &after[end + 1..];
             }
             None => {
-                replaced.push(byte);
+                replaced.push(unit);
                 rest = after;
             }
         }
     }
-    OsString::from_vec(replaced)
-}
-
-/// Lets the command inherit the locks, and the listeners by the socket activation
-/// protocol.
-fn pass_on(
-    command: &mut process::Command,
-    variables: &[(String, u16)],
-    leases: Vec<FreePort>,
-    listeners: Vec<TcpListener>,
-) -> Result<(), Failure> {
-    let after_passed = FIRST_PASSED + i32::try_from(listeners.len()).unwrap_or(i32::MAX);
-    let mut locks = Vec::with_capacity(leases.len());
-    for lease in leases {
-        let fd = lease.into_fd()?;
-        // Where the command expects listeners there must be no lock.
-        let fd = rustix::io::fcntl_dupfd_cloexec(fd.as_fd(), after_passed);
-        locks.push(fd.map_err(|error| cannot_pass(&error))?);
-    }
-    command.preserved_fds(locks);
-    if listeners.is_empty() {
-        return Ok(());
-    }
-
-    // `PORT` and `PORT_1` may name the same one.
-    let names = &variables[variables.len().saturating_sub(listeners.len())..];
-    let names: Vec<&str> = names.iter().map(|(name, _)| name.as_str()).collect();
-    command
-        .env("LISTEN_FDS", listeners.len().to_string())
-        .env("LISTEN_FDNAMES", names.join(":"))
-        // exec keeps the pid.
-        .env("LISTEN_PID", process::id().to_string());
-    let mappings = listeners.into_iter().zip(FIRST_PASSED..);
-    let mappings = mappings.map(|(listener, child_fd)| FdMapping {
-        parent_fd: OwnedFd::from(listener),
-        child_fd,
-    });
-    let mapped = command.fd_mappings(mappings.collect());
-    mapped.map(drop).map_err(|error| cannot_pass(&error))
-}
-
-fn cannot_pass(error: &dyn std::error::Error) -> Failure {
-    let message = format!("cannot pass the lease on to the command: {error}");
-    Failure::new(FAILED, message)
+    replaced
 }
 
 /// Leases for another process, and prints the ports.
@@ -247,16 +212,12 @@ pub(crate) fn pick(args: &Pick, dir: Option<&Path>) -> Result<u8, Failure> {
 
 /// The process that called this one.
 fn caller() -> Result<u32, Failure> {
-    let parent = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get());
-    match parent.map(u32::try_from) {
-        // To whom orphans are given: the caller may have ended already, and the
-        // lease would live until the machine goes down.
-        Some(Ok(pid)) if pid != 1 => Ok(pid),
-        _ => Err(Failure::new(
+    sys::caller().ok_or_else(|| {
+        Failure::new(
             FAILED,
             "cannot tell who called: name the process that the lease shall belong to with --pid",
-        )),
-    }
+        )
+    })
 }
 
 /// Whether an error says that ports are busy rather than that something failed.
@@ -287,8 +248,10 @@ mod tests {
             let result = replace(OsStr::new(text), &ports, &variables);
             assert_eq!(result, OsStr::new(replaced));
         }
-        let bytes = OsStr::from_bytes(b"\xff{port}\xfe");
-        assert_eq!(replace(bytes, &ports, &[]).as_bytes(), b"\xff4000\xfe");
+        // Neither UTF-8 nor UTF-16.
+        assert_eq!(replace_in(b"\xff{port}\xfe", &ports, &[]), b"\xff4000\xfe");
+        let text = |text: &str| [&[0xd800], &text.encode_utf16().collect::<Vec<_>>()[..]].concat();
+        assert_eq!(replace_in(&text("{port}"), &ports, &[]), text("4000"));
     }
 
     #[test]

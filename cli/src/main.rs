@@ -13,7 +13,7 @@ mod pool;
 mod request;
 mod serve;
 mod snapshot;
-mod sockets;
+mod sys;
 
 use std::process::ExitCode;
 

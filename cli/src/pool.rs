@@ -12,12 +12,8 @@ use std::{
 };
 
 use portlock::{Builder, FreePort, Lease, LeaseState, LockDir, PortSet, Protocol};
-use rustix::{
-    io::Errno,
-    process::{Pid, test_kill_process},
-};
 
-use crate::lease::is_busy;
+use crate::{lease::is_busy, sys};
 
 /// How long the outcome of looking at all ports again counts, if it was that
 /// none is free. It bounds what refused clients can make the server do.
@@ -79,8 +75,7 @@ impl Pool {
     /// Leases a port for the process `pid`. Blocks for as long as the system calls
     /// of that take, and no lock is held meanwhile.
     pub(crate) fn grant(&self, pid: u32) -> Result<u16, Denial> {
-        let process = i32::try_from(pid).ok().and_then(Pid::from_raw);
-        if process.is_none_or(|process| test_kill_process(process) == Err(Errno::SRCH)) {
+        if sys::is_no_process(pid) {
             return Err(Denial::Process);
         }
         let (mut checked, mut looked) = (0, false);
@@ -182,10 +177,13 @@ mod tests {
         let ports: PortSet = "20100-20104".parse().expect("valid");
         let pool = Pool::new(&ports, Some(dir.path().to_owned()));
         let own = std::process::id();
-        let mut child = std::process::Command::new("sleep")
-            .arg("1000")
+        // Either waits for its input, which does not end before this test.
+        let waiting = if cfg!(windows) { "cmd" } else { "cat" };
+        let mut child = std::process::Command::new(waiting)
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::null())
             .spawn()
-            .expect("sleep");
+            .expect("every system has it");
         let first = pool.grant(child.id()).expect("one is free");
         let mut granted = vec![first];
         while let Ok(port) = pool.grant(own) {

@@ -4,13 +4,8 @@
 //! it. The answer is a port and a newline, or nothing.
 
 use std::{
-    fs,
     io::{self, IsTerminal as _},
-    os::{
-        linux::net::SocketAddrExt,
-        unix::{fs::FileTypeExt, fs::MetadataExt, net as std_net},
-    },
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -18,14 +13,9 @@ use std::{
     time::Duration,
 };
 
-use procfs::process::Process;
-use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{UnixListener, UnixStream},
-    runtime,
-    signal::unix::{SignalKind, signal},
-    task, time,
+    runtime, task, time,
 };
 use tracing::{debug, info, warn};
 
@@ -34,6 +24,7 @@ use crate::{
     failure::{FAILED, Failure},
     pool::{Denial, Pool},
     request,
+    sys::{self, Connection, Endpoint, Wish, Wishes},
 };
 
 /// How long a client may take to begin its request, and to take the answer.
@@ -97,7 +88,13 @@ pub(crate) fn serve(args: &Serve, dir: Option<&Path>) -> Result<u8, Failure> {
             "--ports names no port from 1 to 65535",
         ));
     }
-    raise_descriptor_limit();
+    let Some(address) = &args.address else {
+        return Err(Failure::new(FAILED, "name where to serve with --address"));
+    };
+    // Thousands of clients may be connected at once.
+    if let Err(error) = sys::raise_descriptor_limit() {
+        debug!("cannot raise the limit of open files: {error}");
+    }
     let server = Arc::new(Server {
         pool: Pool::new(&args.ports, Some(locks.path().to_owned())),
         statistics: Statistics::default(),
@@ -112,19 +109,10 @@ pub(crate) fn serve(args: &Serve, dir: Option<&Path>) -> Result<u8, Failure> {
             format!("cannot start the server's threads: {error}"),
         )
     })?;
-    runtime.block_on(run(&server, &args.address))?;
+    runtime.block_on(run(&server, address))?;
     server.statistics.log(&server.pool);
     info!("Goodbye.");
     Ok(0)
-}
-
-/// Thousands of clients may be connected at once, and each takes a descriptor.
-fn raise_descriptor_limit() {
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    if let Err(error) = setrlimit(Resource::Nofile, limit) {
-        debug!("cannot raise the limit of open files: {error}");
-    }
 }
 
 async fn run(server: &Arc<Server>, address: &str) -> Result<(), Failure> {
@@ -132,21 +120,13 @@ async fn run(server: &Arc<Server>, address: &str) -> Result<(), Failure> {
         let address = address.to_owned();
         move |error: io::Error| Failure::new(FAILED, format!("cannot {what} {address}: {error}"))
     };
-    let (mut terminate, mut interrupt, mut dump) = (|| {
-        let on = |kind| signal(kind);
-        Ok((
-            on(SignalKind::terminate())?,
-            on(SignalKind::interrupt())?,
-            on(SignalKind::user_defined1())?,
-        ))
-    })()
-    .map_err(fail("handle signals for"))?;
-    let (listener, _own_path) = listen(address).map_err(fail("serve on"))?;
+    let mut wishes = Wishes::listen().map_err(fail("handle signals for"))?;
+    let mut endpoint = Endpoint::listen(address).map_err(fail("serve on"))?;
     info!("Serving on {address}");
     loop {
         tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((connection, _)) => {
+            accepted = endpoint.accept() => match accepted {
+                Ok(connection) => {
                     task::spawn(answer(Arc::clone(server), connection));
                 }
                 Err(error) => {
@@ -154,75 +134,16 @@ async fn run(server: &Arc<Server>, address: &str) -> Result<(), Failure> {
                     time::sleep(ACCEPT_PAUSE).await;
                 }
             },
-            _ = dump.recv() => server.statistics.log(&server.pool),
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
-        }
-    }
-}
-
-/// A socket's file, removed at the end if it is still the one that was made.
-struct OwnPath {
-    path: PathBuf,
-    identity: (u64, u64),
-}
-
-impl Drop for OwnPath {
-    fn drop(&mut self) {
-        let is_own = identity(&self.path).is_ok_and(|identity| identity == self.identity);
-        if is_own {
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
-}
-
-/// Listens on an abstract address, `@name`, or on a path.
-fn listen(address: &str) -> io::Result<(UnixListener, Option<OwnPath>)> {
-    let (listener, own_path) = match address.strip_prefix('@') {
-        Some(name) => {
-            let name = std_net::SocketAddr::from_abstract_name(name)?;
-            (std_net::UnixListener::bind_addr(&name)?, None)
-        }
-        None => {
-            let path = Path::new(address);
-            remove_dead_socket(path)?;
-            let listener = std_net::UnixListener::bind(path)?;
-            let identity = identity(path)?;
-            let path = path.to_owned();
-            (listener, Some(OwnPath { path, identity }))
-        }
-    };
-    listener.set_nonblocking(true)?;
-    Ok((UnixListener::from_std(listener)?, own_path))
-}
-
-/// Removes a socket on which nobody listens any more; leaves everything else.
-fn remove_dead_socket(path: &Path) -> io::Result<()> {
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-        Ok(metadata) if !metadata.file_type().is_socket() => {
-            let message = "there is a file that is no socket";
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
-        }
-        Ok(_) => {}
-    }
-    match std_net::UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
-        Err(error) => Err(error),
-        Ok(_) => {
-            let message = "a server is already listening there";
-            Err(io::Error::new(io::ErrorKind::AddrInUse, message))
+            wish = wishes.next() => match wish {
+                Wish::Statistics => server.statistics.log(&server.pool),
+                Wish::Stop => return Ok(()),
+            },
         }
     }
 }
 
 /// Answers one client. Whatever it does, it has a bounded time for it.
-async fn answer(server: Arc<Server>, mut connection: UnixStream) {
+async fn answer(server: Arc<Server>, mut connection: Connection) {
     let request = match read_request(&mut connection).await {
         Ok(request) => request,
         Err(error) => {
@@ -285,7 +206,7 @@ async fn answer(server: Arc<Server>, mut connection: UnixStream) {
 }
 
 /// Reads until a newline, the end, one byte too many, or a short quiet time.
-async fn read_request(connection: &mut UnixStream) -> io::Result<Vec<u8>> {
+async fn read_request(connection: &mut Connection) -> io::Result<Vec<u8>> {
     let mut request = Vec::with_capacity(request::LONGEST + 1);
     // A client that sends a byte now and then is not waited for longer either.
     let read = async {
@@ -312,36 +233,13 @@ async fn read_request(connection: &mut UnixStream) -> io::Result<Vec<u8>> {
 }
 
 /// The process that shall have the port, if the client may name it.
-///
-/// A pid is a claim without proof. What is compared is the user: nobody but root
-/// can have ports leased for another user's process. That a process names
-/// another one of the same user is what the protocol is for.
-fn client(pid: i64, connection: &UnixStream) -> Result<u32, String> {
+fn client(pid: i64, connection: &Connection) -> Result<u32, String> {
     let pid = match u32::try_from(pid) {
         Ok(0) | Err(_) => return Err(format!("invalid pid {pid}")),
         // It is who orphans belong to, and would keep its ports for ever.
         Ok(1) => return Err("init".to_owned()),
         Ok(pid) => pid,
     };
-    let peer = connection
-        .peer_cred()
-        .map_err(|error| format!("unknown peer: {error}"))?;
-    if peer.uid() == 0 {
-        return Ok(pid);
-    }
-    let process = i32::try_from(pid)
-        .ok()
-        .and_then(|pid| Process::new(pid).ok());
-    let Some(status) = process.and_then(|process| process.status().ok()) else {
-        return Err(format!("process {pid}, which does not exist"));
-    };
-    if [status.ruid, status.euid].contains(&peer.uid()) {
-        Ok(pid)
-    } else {
-        Err(format!(
-            "process {pid} of user {}, for user {} asked for it",
-            status.ruid,
-            peer.uid()
-        ))
-    }
+    sys::check_client(pid, connection)?;
+    Ok(pid)
 }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use portlock::{Lease, LockDir};
 
-use crate::{failure::Failure, sockets::ports_in_use};
+use crate::{failure::Failure, sys::ports_in_use};
 
 pub(crate) struct Snapshot {
     pub(crate) leases: Vec<Lease>,
@@ -16,7 +16,7 @@ impl Snapshot {
     pub(crate) fn take(dir: &LockDir) -> Result<Self, Failure> {
         Ok(Self {
             leases: dir.leases()?,
-            in_use: ports_in_use(),
+            in_use: ports_in_use()?,
         })
     }
 }

@@ -1,0 +1,45 @@
+//! macOS, and the other Unixes that are not Linux.
+
+use std::{collections::HashSet, io, os::unix::net::SocketAddr};
+
+use listeners::{Protocol, SocketState};
+use rustix::process::{Pid, geteuid, test_kill_process};
+
+use crate::failure::{FAILED, Failure};
+
+pub(super) const DEFAULT_ADDRESS: Option<&str> = None;
+pub(super) const ADDRESS_HELP: &str = "Where to listen: a path";
+
+/// The ports on which a TCP socket listens or a UDP socket is bound.
+///
+/// Only looks, for the same reason as on Linux. An ordinary user is told the sockets
+/// of that user's own processes only.
+pub(crate) fn ports_in_use() -> Result<HashSet<u16>, Failure> {
+    let sockets = listeners::get_all()
+        .map_err(|error| Failure::new(FAILED, format!("cannot list the sockets: {error}")))?;
+    let has_server = sockets.iter().filter(|socket| match socket.protocol {
+        Protocol::TCP => socket.state == SocketState::Listen,
+        Protocol::UDP => true,
+    });
+    Ok(has_server.map(|socket| socket.socket.port()).collect())
+}
+
+pub(super) fn abstract_address(_: &str) -> io::Result<SocketAddr> {
+    let message = "only Linux has an abstract namespace for sockets: name a path";
+    Err(io::Error::new(io::ErrorKind::Unsupported, message))
+}
+
+/// Whether the process may have a port that this user asks for. Whose another
+/// user's process is cannot be asked without privileges; so only this server's
+/// own user is served, for processes that may be sent a signal (kill(2)).
+pub(super) fn check_user(pid: u32, user: u32) -> Result<(), String> {
+    let server = geteuid();
+    if server.is_root() || server.as_raw() != user {
+        return Err(format!("user {user}, who is not this server's"));
+    }
+    let process = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    match process.map(test_kill_process) {
+        Some(Ok(())) => Ok(()),
+        _ => Err(format!("process {pid}, which is not of user {user}")),
+    }
+}

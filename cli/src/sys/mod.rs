@@ -1,0 +1,26 @@
+//! What differs from system to system: how a command gets a lease, who called, which
+//! ports have a server, and where the port server listens.
+//!
+//! Every system has the same items here, so that nothing else has to ask which one
+//! it is. What a system lacks is left out of the help and refused in a sentence.
+
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(all(unix, not(target_os = "linux")))]
+mod macos;
+#[cfg(unix)]
+mod unix;
+#[cfg(windows)]
+mod windows;
+
+#[cfg(unix)]
+pub(crate) use unix::*;
+#[cfg(windows)]
+pub(crate) use windows::*;
+
+/// What somebody wants of a server that runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Wish {
+    Stop,
+    Statistics,
+}

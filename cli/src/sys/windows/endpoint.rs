@@ -1,0 +1,126 @@
+//! The port server's address is a named pipe, as with portpicker, and the console's
+//! events say what it shall do.
+
+use std::io;
+
+use tokio::{
+    net::windows::named_pipe::{NamedPipeServer, ServerOptions},
+    signal::windows::{CtrlBreak, CtrlC, CtrlClose, ctrl_break, ctrl_c, ctrl_close},
+    task::JoinSet,
+};
+
+use super::super::Wish;
+
+pub(crate) const DEFAULT_ADDRESS: Option<&str> = Some("@unittest-portserver");
+pub(crate) const ADDRESS_HELP: &str = r"Where to listen: @NAME, for the named pipe \\.\pipe\NAME";
+pub(crate) const SERVE_HELP: &str = "\
+A client names a process by its pid, without proof. Only this server's own user and
+administrators can be clients. Ctrl-Break prints statistics.";
+
+/// Each instance of the pipe serves one client, and a client that finds none waiting
+/// is turned away: so many may come at the same moment.
+const WAITING: usize = 64;
+/// Requests and answers are short.
+const BUFFER: u32 = 64;
+
+pub(crate) type Connection = NamedPipeServer;
+
+/// Where the server listens.
+#[derive(Debug)]
+pub(crate) struct Endpoint {
+    path: String,
+    waiting: JoinSet<io::Result<Connection>>,
+}
+
+impl Endpoint {
+    /// Listens on the named pipe `@name`, or on one that is named in full.
+    ///
+    /// By default only its owner, administrators and the system may write to a pipe
+    /// (Named Pipe Security and Access Rights); clients of other machines are refused.
+    pub(crate) fn listen(address: &str) -> io::Result<Self> {
+        let path = match address.strip_prefix('@') {
+            Some(name) => format!(r"\\.\pipe\{name}"),
+            None => address.to_owned(),
+        };
+        let first = options().first_pipe_instance(true).create(&path);
+        let first = first.map_err(|error| match error.kind() {
+            io::ErrorKind::PermissionDenied => {
+                let message = "a server is already listening there";
+                io::Error::new(io::ErrorKind::AddrInUse, message)
+            }
+            _ => error,
+        })?;
+        let waiting = JoinSet::new();
+        let mut endpoint = Self { path, waiting };
+        endpoint.wait_with(first);
+        endpoint.wait_with_all()?;
+        Ok(endpoint)
+    }
+
+    pub(crate) async fn accept(&mut self) -> io::Result<Connection> {
+        self.wait_with_all()?;
+        match self.waiting.join_next().await {
+            Some(Ok(connected)) => connected,
+            Some(Err(error)) => Err(error.into()),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+
+    fn wait_with_all(&mut self) -> io::Result<()> {
+        while self.waiting.len() < WAITING {
+            let instance = options().create(&self.path)?;
+            self.wait_with(instance);
+        }
+        Ok(())
+    }
+
+    fn wait_with(&mut self, instance: NamedPipeServer) {
+        self.waiting
+            .spawn(async move { instance.connect().await.map(|()| instance) });
+    }
+}
+
+fn options() -> ServerOptions {
+    let mut options = ServerOptions::new();
+    options
+        .reject_remote_clients(true)
+        .in_buffer_size(BUFFER)
+        .out_buffer_size(BUFFER);
+    options
+}
+
+/// Whoever may write to the pipe may ask for any process; see [`Endpoint::listen`].
+pub(crate) fn check_client(_: u32, _: &Connection) -> Result<(), String> {
+    Ok(())
+}
+
+/// What is told by events of the console.
+#[derive(Debug)]
+pub(crate) struct Wishes {
+    interrupt: CtrlC,
+    close: CtrlClose,
+    dump: CtrlBreak,
+}
+
+impl Wishes {
+    pub(crate) fn listen() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: ctrl_c()?,
+            close: ctrl_close()?,
+            dump: ctrl_break()?,
+        })
+    }
+
+    pub(crate) async fn next(&mut self) -> Wish {
+        tokio::select! {
+            _ = self.interrupt.recv() => Wish::Stop,
+            _ = self.close.recv() => Wish::Stop,
+            _ = self.dump.recv() => Wish::Statistics,
+        }
+    }
+}
+
+/// There is none that matters: a process may have millions of handles.
+pub(crate) fn raise_descriptor_limit() -> io::Result<()> {
+    Ok(())
+}

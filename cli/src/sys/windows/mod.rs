@@ -1,0 +1,86 @@
+//! Windows: nothing takes the place of another process, and locks are not inherited.
+
+mod command;
+mod endpoint;
+
+use std::{
+    collections::HashSet,
+    ffi::{OsStr, OsString},
+    os::windows::ffi::{OsStrExt, OsStringExt},
+    process,
+};
+
+use netstat2::{
+    AddressFamilyFlags, ProtocolFlags, ProtocolSocketInfo, SocketInfo, TcpState, get_sockets_info,
+};
+use winsafe::{FILETIME, HPROCESS, HPROCESSLIST, SysResult, co};
+
+use crate::failure::Failure;
+
+pub(crate) use command::{PASSES_LISTENERS, RUN_HELP, execute, program};
+pub(crate) use endpoint::{
+    ADDRESS_HELP, Connection, DEFAULT_ADDRESS, Endpoint, SERVE_HELP, Wishes, check_client,
+    raise_descriptor_limit,
+};
+pub(crate) const PICK_HELP: &str = "\
+In PowerShell, $port = portlock pick is leased until that PowerShell ends. `for /f` of
+cmd.exe calls by way of another cmd.exe, which ends at once: there, say --pid.";
+
+/// The process that called this one, unless it has ended: its pid may be another's
+/// by then, which has started after this one.
+pub(crate) fn caller() -> Option<u32> {
+    let own = process::id();
+    let mut list = HPROCESSLIST::CreateToolhelp32Snapshot(co::TH32CS::SNAPPROCESS, None).ok()?;
+    let mut processes = list.iter_processes().map_while(SysResult::ok);
+    let this = processes.find(|process| process.th32ProcessID == own)?;
+    let parent = this.th32ParentProcessID;
+    let rights = co::PROCESS::QUERY_LIMITED_INFORMATION;
+    let opened = HPROCESS::OpenProcess(rights, false, parent).ok()?;
+    (start(&opened)? <= start(&HPROCESS::GetCurrentProcess())?).then_some(parent)
+}
+
+/// When a process has started, in tenths of a microsecond.
+fn start(process: &HPROCESS) -> Option<u64> {
+    let (
+        FILETIME {
+            dwHighDateTime: high,
+            dwLowDateTime: low,
+        },
+        ..,
+    ) = process.GetProcessTimes().ok()?;
+    Some(u64::from(high) << 32 | u64::from(low))
+}
+
+/// Whether it is certain, before any port is looked at, that there is no such process.
+pub(crate) fn is_no_process(pid: u32) -> bool {
+    let opened = HPROCESS::OpenProcess(co::PROCESS::QUERY_LIMITED_INFORMATION, false, pid);
+    matches!(opened, Err(co::ERROR::INVALID_PARAMETER))
+}
+
+/// The ports on which a TCP socket listens or a UDP socket is bound.
+///
+/// Only looks, for the same reason as on Linux (GetExtendedTcpTable,
+/// GetExtendedUdpTable).
+pub(crate) fn ports_in_use() -> Result<HashSet<u16>, Failure> {
+    let families = [AddressFamilyFlags::IPV4, AddressFamilyFlags::IPV6];
+    let protocols = [ProtocolFlags::TCP, ProtocolFlags::UDP];
+    let lists = families
+        .into_iter()
+        .flat_map(|family| protocols.map(|protocol| get_sockets_info(family, protocol)));
+    // A list that is not there, as that of IPv6 may be, has no sockets.
+    let sockets = lists.flatten().flatten();
+    let port = |socket: SocketInfo| match socket.protocol_socket_info {
+        ProtocolSocketInfo::Tcp(tcp) => (tcp.state == TcpState::Listen).then_some(tcp.local_port),
+        ProtocolSocketInfo::Udp(udp) => Some(udp.local_port),
+    };
+    Ok(sockets.filter_map(port).collect())
+}
+
+/// An argument in the units that the system has it in, well-formed or not.
+pub(crate) fn units(text: &OsStr) -> Vec<u16> {
+    text.encode_wide().collect()
+}
+
+pub(crate) fn from_units(units: Vec<u16>) -> OsString {
+    OsString::from_wide(&units)
+}

@@ -14,13 +14,11 @@ use std::{
     cell::{Cell, RefCell},
     error::Error,
     io,
-    os::{linux::net::SocketAddrExt, unix::net as std_net},
     time::{Duration, Instant},
 };
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::UnixStream,
     task::{JoinSet, LocalSet},
     time,
 };
@@ -59,23 +57,41 @@ fn parse() -> Result<Args, lexopt::Error> {
     Ok(args)
 }
 
-async fn connect(address: &str) -> io::Result<UnixStream> {
+#[cfg(unix)]
+async fn connect(address: &str) -> io::Result<tokio::net::UnixStream> {
+    use std::os::unix::net::{SocketAddr, UnixStream};
     let address = match address.strip_prefix('@') {
-        Some(name) => std_net::SocketAddr::from_abstract_name(name)?,
-        None => std_net::SocketAddr::from_pathname(address)?,
+        #[cfg(target_os = "linux")]
+        Some(name) => <SocketAddr as std::os::linux::net::SocketAddrExt>::from_abstract_name(name)?,
+        _ => SocketAddr::from_pathname(address)?,
     };
     loop {
         // tokio has no way to connect to an abstract address; a stream that is
         // non-blocking only afterwards waits for its turn in the queue.
-        match std_net::UnixStream::connect_addr(&address) {
+        match UnixStream::connect_addr(&address) {
             Ok(stream) => {
                 stream.set_nonblocking(true)?;
-                return UnixStream::from_std(stream);
+                return tokio::net::UnixStream::from_std(stream);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 time::sleep(Duration::from_millis(1)).await;
             }
             Err(error) => return Err(error),
+        }
+    }
+}
+
+#[cfg(windows)]
+async fn connect(address: &str) -> io::Result<tokio::net::windows::named_pipe::NamedPipeClient> {
+    use tokio::net::windows::named_pipe::ClientOptions;
+    const PIPE_BUSY: i32 = 231;
+    let path = address.replacen('@', r"\\.\pipe\", 1);
+    loop {
+        match ClientOptions::new().open(&path) {
+            Err(error) if error.raw_os_error() == Some(PIPE_BUSY) => {
+                time::sleep(Duration::from_millis(1)).await;
+            }
+            pipe => return pipe,
         }
     }
 }

@@ -1,5 +1,7 @@
 //! `portlock run --listen`: sockets passed on as systemd does (sd_listen_fds(3)),
-//! to programs that know nothing of portlock.
+//! to programs that know nothing of portlock. Only Unix has that custom.
+
+#![cfg(unix)]
 
 mod common;
 

@@ -1,4 +1,7 @@
-//! Standard output that is closed, full or a terminal.
+//! Standard output that is closed, full or a terminal: devices, sockets and shells
+//! of Unix.
+
+#![cfg(unix)]
 
 mod common;
 

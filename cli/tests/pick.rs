@@ -2,16 +2,19 @@
 
 mod common;
 
+use std::{collections::HashSet, process::id};
+#[cfg(unix)]
 use std::{
-    collections::HashSet,
     fs::OpenOptions,
     os::unix::net::UnixStream,
-    process::{Command, Stdio, id},
+    process::{Command, Stdio},
 };
 
+use common::{EXHAUSTED, Said, Scene, TRUE};
+#[cfg(unix)]
 use common::{
-    EXHAUSTED, FAILED, LEASED, OrdinaryUser, Running, Said, Scene, am_root, answer, is_installed,
-    open_to_all, stress, until,
+    FAILED, LEASED, OrdinaryUser, Running, am_root, answer, is_installed, open_to_all, stress,
+    until,
 };
 
 #[test]
@@ -25,6 +28,8 @@ fn the_lease_belongs_to_the_caller() {
     assert_eq!(list[0]["state"], "delegated");
 }
 
+// A Unix shell's scripts.
+#[cfg(unix)]
 #[test]
 fn in_a_shell_script_the_lease_lasts_as_long_as_the_script() {
     for shell in ["sh", "bash"] {
@@ -74,14 +79,15 @@ fn the_lease_lasts_as_long_as_the_process_that_is_named() {
         for lease in scene.list() {
             assert_eq!(lease["pid"], idle.id());
             assert_eq!(lease["label"], "x y");
-            assert_eq!(lease["program"], "cat");
+            let program = if cfg!(windows) { "cmd.exe" } else { "cat" };
+            assert_eq!(lease["program"], program);
         }
         assert_eq!(scene.list().len(), n);
         for &port in &ports {
             scene.assert_leased(port);
         }
         idle.kill();
-        let all = ["run", "--timeout=0", "-n", "3", "true"];
+        let all = ["run", "--timeout=0", "-n", "3", TRUE];
         scene.portlock(all).code(0);
     }
 }
@@ -115,6 +121,8 @@ fn all_ports_or_none() {
     assert_eq!(pick.code(0).ports().len(), 2);
 }
 
+// As /proc tells.
+#[cfg(target_os = "linux")]
 #[test]
 fn a_process_that_has_ended_gets_nothing() {
     let scene = Scene::new(1);
@@ -133,6 +141,8 @@ fn a_process_that_has_ended_gets_nothing() {
     scene.assert_leasable(scene.port());
 }
 
+// Only Unix has zombies.
+#[cfg(unix)]
 #[test]
 fn a_process_that_ends_as_a_zombie_keeps_nothing() {
     let scene = Scene::new(1);
@@ -153,6 +163,8 @@ fn a_process_that_ends_as_a_zombie_keeps_nothing() {
     idle.wait().expect("our own child");
 }
 
+// Only Linux tells the boot id.
+#[cfg(target_os = "linux")]
 #[test]
 fn a_pid_that_was_given_out_again_keeps_nothing() {
     let scene = Scene::new(1);
@@ -173,6 +185,8 @@ fn a_pid_that_was_given_out_again_keeps_nothing() {
     assert!(idle.finish().success());
 }
 
+// In a pid namespace.
+#[cfg(target_os = "linux")]
 #[test]
 fn orphans_have_to_say_whom_they_pick_for() {
     let scene = Scene::new(1);
@@ -187,6 +201,7 @@ fn orphans_have_to_say_whom_they_pick_for() {
 }
 
 /// Nothing was printed, and so nothing is leased, not even for a moment longer.
+#[cfg(target_os = "linux")]
 #[track_caller]
 fn assert_took_nothing(scene: &Scene, mut pick: Command) {
     let child = pick.stderr(Stdio::piped()).spawn().expect("it starts");
@@ -201,8 +216,11 @@ fn assert_took_nothing(scene: &Scene, mut pick: Command) {
     }
 }
 
+#[cfg(target_os = "linux")]
 const UNHEARD: [&[&str]; 3] = [&["pick"], &["pick", "--json"], &["pick", "-n2"]];
 
+// By way of /dev/full and a Unix socket.
+#[cfg(target_os = "linux")]
 #[test]
 fn ports_that_nobody_can_be_told_of_are_not_leased() {
     let scene = Scene::new(2);
@@ -222,6 +240,8 @@ fn ports_that_nobody_can_be_told_of_are_not_leased() {
     }
 }
 
+// A Unix shell's scripts.
+#[cfg(unix)]
 #[test]
 fn a_closed_standard_output_is_as_good_as_dev_null() {
     let scene = Scene::new(1);
@@ -235,6 +255,8 @@ fn a_closed_standard_output_is_as_good_as_dev_null() {
     }
 }
 
+// A Unix shell's scripts.
+#[cfg(unix)]
 #[test]
 fn two_shells_pick_at_once_and_never_the_same() {
     if !is_installed("bash") {
@@ -281,10 +303,12 @@ fn two_shells_pick_at_once_and_never_the_same() {
     // They can be leased at once, all together, though their files are there.
     assert!(scene.lock_files() >= 2 * each);
     let (set, n) = (picked.concat().join(","), (2 * each).to_string());
-    let run = ["run", "--timeout=0", "--ports", &set, "-n", &n, "true"];
+    let run = ["run", "--timeout=0", "--ports", &set, "-n", &n, TRUE];
     scene.portlock(run).code(0);
 }
 
+// As two Unix users.
+#[cfg(unix)]
 #[test]
 fn a_lease_can_be_given_to_a_process_of_another_user() {
     if !am_root() {
@@ -300,7 +324,6 @@ fn a_lease_can_be_given_to_a_process_of_another_user() {
     let check = user.portlock(&scene, &["check", &scene.port().to_string()]);
     check.code(LEASED);
     idle.kill();
-    user.portlock(&scene, &["run", "--timeout=0", "true"])
-        .code(0);
+    user.portlock(&scene, &["run", "--timeout=0", TRUE]).code(0);
     scene.assert_leasable(scene.port());
 }

@@ -1,4 +1,8 @@
-//! `portlock run`: the lease of a command.
+//! `portlock run`: the lease of a command, which on Unix takes the place of portlock.
+//! The commands are a Unix shell's, and what is asked for is what exec gives; Windows
+//! has `windows.rs`.
+
+#![cfg(unix)]
 
 mod common;
 

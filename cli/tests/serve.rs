@@ -1,6 +1,8 @@
 //! `portlock serve`: the protocol, the promises that its grants make, and
-//! portpicker itself as client and as server.
+//! portpicker itself as client and as server. All by Unix sockets and signals; for
+//! Windows there is `windows.rs`.
 
+#![cfg(unix)]
 #![allow(
     clippy::incompatible_msrv,
     reason = "tests need a newer Rust than the program"
@@ -14,13 +16,10 @@ use std::{
     fs::{self, File},
     io::{self, BufRead, BufReader, Read, Write},
     net::{Ipv6Addr, SocketAddr, TcpListener},
-    os::{
-        linux::net::SocketAddrExt,
-        unix::{
-            fs::PermissionsExt,
-            net::{self as unix_net, UnixListener, UnixStream},
-            process::CommandExt,
-        },
+    os::unix::{
+        fs::PermissionsExt,
+        net::{self as unix_net, UnixListener, UnixStream},
+        process::CommandExt,
     },
     path::{Path, PathBuf},
     process::{self, Child, ChildStdin, Command, ExitStatus, Stdio},
@@ -292,9 +291,15 @@ fn serve(dir: &Path, args: &[&str]) -> Command {
     command
 }
 
-/// An address in the abstract namespace, which all users of this machine share.
-fn abstract_address(name: &str) -> String {
-    format!("@portlock-test-{}-{name}", process::id())
+/// An address for all users of this machine: in the abstract namespace, or where there
+/// is none, a path.
+fn own_address(name: &str) -> String {
+    let start = if cfg!(target_os = "linux") {
+        "@"
+    } else {
+        "/tmp/"
+    };
+    format!("{start}portlock-test-{}-{name}", process::id())
 }
 
 /// A server that listens.
@@ -352,8 +357,11 @@ impl Server {
 
 fn connect(address: &str) -> io::Result<UnixStream> {
     let address = match address.strip_prefix('@') {
-        Some(name) => unix_net::SocketAddr::from_abstract_name(name)?,
-        None => unix_net::SocketAddr::from_pathname(address)?,
+        #[cfg(target_os = "linux")]
+        Some(name) => {
+            <unix_net::SocketAddr as std::os::linux::net::SocketAddrExt>::from_abstract_name(name)?
+        }
+        _ => unix_net::SocketAddr::from_pathname(address)?,
     };
     let connection = UnixStream::connect_addr(&address)?;
     connection.set_read_timeout(Some(LONG))?;
@@ -489,7 +497,7 @@ fn child() {
 #[test]
 fn what_is_no_request_gets_no_answer() {
     let (dir, ports) = (lock_dir(), Ports::new(4));
-    let server = Server::start(dir.path(), &abstract_address("malformed"), &ports);
+    let server = Server::start(dir.path(), &own_address("malformed"), &ports);
     let requests: [&[u8]; 12] = [
         b"\n",
         b" \r\n",
@@ -542,7 +550,7 @@ fn what_is_no_request_gets_no_answer() {
 #[test]
 fn the_writing_of_a_request_does_not_matter() {
     let (dir, ports) = (lock_dir(), Ports::new(16));
-    let server = Server::start(dir.path(), &abstract_address("writing"), &ports);
+    let server = Server::start(dir.path(), &own_address("writing"), &ports);
     let own = process::id();
     let mut granted = Vec::new();
     let mut grant = |answer: &str| {
@@ -585,7 +593,7 @@ fn the_writing_of_a_request_does_not_matter() {
 #[test]
 fn a_request_in_pieces_is_one_request() {
     let (dir, ports) = (lock_dir(), Ports::new(16));
-    let server = Server::start(dir.path(), &abstract_address("pieces"), &ports);
+    let server = Server::start(dir.path(), &own_address("pieces"), &ports);
     let own = process::id();
     let request = format!("{own}\n");
     let (first, second) = request.split_at(1);
@@ -607,7 +615,7 @@ fn a_request_in_pieces_is_one_request() {
 #[test]
 fn a_port_is_leased_until_its_client_has_ended() {
     let (dir, ports) = (lock_dir(), Ports::new(2));
-    let server = Server::start(dir.path(), &abstract_address("ended"), &ports);
+    let server = Server::start(dir.path(), &own_address("ended"), &ports);
     let mut client = client();
     let granted = [(); 2].map(|()| server.ask(client.id()).expect("a port"));
     assert_ne!(granted[0], granted[1]);
@@ -635,7 +643,7 @@ fn a_port_that_is_bound_or_leased_by_others_is_not_granted() {
     let socket = std::net::UdpSocket::bind(("127.0.0.1", bound_udp)).expect("free");
     let builder = FreePort::builder().ports(leased..=leased);
     let lease = builder.lock_dir(dir.path()).try_acquire().expect("free");
-    let server = Server::start(dir.path(), &abstract_address("others"), &ports);
+    let server = Server::start(dir.path(), &own_address("others"), &ports);
     assert_eq!(server.ask(process::id()), Some(free));
     assert_eq!(server.ask(process::id()), None);
     drop((listener, socket, lease));
@@ -651,7 +659,7 @@ fn a_port_that_is_bound_or_leased_by_others_is_not_granted() {
 #[test]
 fn all_ports_of_an_ended_client_come_back_whoever_has_one_of_them() {
     let (dir, ports) = (lock_dir(), Ports::new(3));
-    let server = Server::start(dir.path(), &abstract_address("partly"), &ports);
+    let server = Server::start(dir.path(), &own_address("partly"), &ports);
     let mut client = client();
     let granted = [(); 3].map(|()| server.ask(client.id()).expect("a port"));
     client.kill();
@@ -690,7 +698,7 @@ fn assert_statistics(log: &[String], expected: [usize; 5]) {
 fn statistics_are_printed_on_demand_and_at_the_end() {
     for (name, signal) in [("term", Signal::TERM), ("int", Signal::INT)] {
         let (dir, ports) = (lock_dir(), Ports::new(2));
-        let server = Server::start(dir.path(), &abstract_address(name), &ports);
+        let server = Server::start(dir.path(), &own_address(name), &ports);
         let dump = || {
             server.logging.signal(Signal::USR1);
             server.logging.logged("total-allocations")
@@ -726,7 +734,7 @@ fn refusal(dir: &Path, args: &[&str]) -> String {
 fn a_server_that_listens_already_is_left_alone() {
     let (dir, ports) = (lock_dir(), Ports::new(4));
     let path = dir.path().join("socket");
-    for address in [&abstract_address("live")[..], text(&path)] {
+    for address in [&own_address("live")[..], text(&path)] {
         let server = Server::start(dir.path(), address, &ports);
         let args = ["--address", address, "--ports", &ports.text()];
         let message = refusal(dir.path(), &args).to_lowercase();
@@ -800,7 +808,7 @@ fn the_flags_of_the_reference_work() {
     let (first, last) = (ports.numbers[0], ports.numbers[3]);
     let pool = format!("{first}-{},{last}-{last}", first + 1);
     for flag in ["--portserver_address", "--portserver_unix_socket_address"] {
-        let address = abstract_address(flag);
+        let address = own_address(flag);
         let lock_dir = dir.path().join(flag);
         fs::create_dir(&lock_dir).expect("our own directory");
         let flag = format!("{flag}={address}");
@@ -825,7 +833,7 @@ fn the_flags_of_the_reference_work() {
 #[test]
 fn what_is_no_pool_is_refused() {
     let dir = lock_dir();
-    let address = abstract_address("refused");
+    let address = own_address("refused");
     for flag in ["--portserver_static_pool", "--ports"] {
         for pool in [
             "",
@@ -850,7 +858,7 @@ fn what_is_no_pool_is_refused() {
 #[test]
 fn a_server_that_was_killed_keeps_its_promises() {
     let (dir, ports) = (lock_dir(), Ports::new(8));
-    let address = abstract_address("killed");
+    let address = own_address("killed");
     let start = || Server::start(dir.path(), &address, &ports);
     let server = start();
     let mut clients: Vec<(Guard, u16)> = Vec::new();
@@ -879,7 +887,7 @@ fn a_server_that_was_killed_keeps_its_promises() {
 #[test]
 fn a_server_that_is_killed_while_it_grants_keeps_its_promises() {
     let (dir, ports) = (lock_dir(), Ports::new(256));
-    let address = abstract_address("interrupted");
+    let address = own_address("interrupted");
     let mut client = client();
     let pid = client.id();
     let mut granted = Vec::new();
@@ -917,7 +925,7 @@ fn two_servers_never_grant_the_same_port() {
     let (dir, ports) = (lock_dir(), Ports::new(2 * EACH));
     let mut clients = [client(), client()];
     let servers =
-        ["one", "other"].map(|name| Server::start(dir.path(), &abstract_address(name), &ports));
+        ["one", "other"].map(|name| Server::start(dir.path(), &own_address(name), &ports));
     let granted: Vec<u16> = thread::scope(|scope| {
         let ask = |(server, client): (&Server, &Guard)| {
             let (address, pid) = (server.address.clone(), client.id());
@@ -966,7 +974,7 @@ fn silent_connections_keep_nobody_waiting() {
         setrlimit(Resource::Nofile, limit).expect("within the hard limit");
     }
     let (dir, ports) = (lock_dir(), Ports::new(64));
-    let server = Server::start(dir.path(), &abstract_address("silent"), &ports);
+    let server = Server::start(dir.path(), &own_address("silent"), &ports);
     let silent: Vec<UnixStream> = (0..SILENT).map(|_| server.connect()).collect();
     let mut longest = Duration::ZERO;
     for _ in 0..50 {
@@ -1001,7 +1009,7 @@ fn a_user_gets_ports_for_own_processes_only() {
         return;
     }
     let (dir, ports) = (lock_dir(), Ports::new(8));
-    let server = Server::start(dir.path(), &abstract_address("user"), &ports);
+    let server = Server::start(dir.path(), &own_address("user"), &ports);
     let binary = env::current_exe().expect("this test binary");
     let (_open, copy) = open_copy(&binary);
     let mut peer = Peer::start(as_nobody(role(&copy, "ask", &[&server.address])));
@@ -1036,7 +1044,7 @@ fn an_ordinary_user_can_serve_everybody() {
     let (dir, ports) = (lock_dir(), Ports::new(2));
     std::os::unix::fs::chown(dir.path(), Some(NOBODY), Some(NOBODY)).expect("root may");
     let (_open, copy) = open_copy(Path::new(env!("CARGO_BIN_EXE_portlock")));
-    let address = abstract_address("ordinary");
+    let address = own_address("ordinary");
     let mut command = Command::new(copy);
     command.args(["serve", "--address", &address, "--ports", &ports.text()]);
     command.env("PORTLOCK_DIR", dir.path());
@@ -1081,7 +1089,7 @@ sys.stdin.readline()
     let number = 2 * PROCESSES * each;
     // A few more, for none of them is forbidden to the rest of the machine.
     let (dir, ports) = (lock_dir(), Ports::new(number + 32));
-    let server = Server::start(dir.path(), &abstract_address("portpicker"), &ports);
+    let server = Server::start(dir.path(), &own_address("portpicker"), &ports);
     let binary = env::current_exe().expect("this test binary");
     let mut peers: Vec<Peer> = Vec::new();
     for _ in 0..PROCESSES {
@@ -1139,7 +1147,7 @@ fn the_client_understands_the_port_server_of_portpicker() {
         return;
     };
     let ports = Ports::new(3);
-    let address = abstract_address("reference");
+    let address = own_address("reference");
     let mut command = Command::new(&python);
     command
         .arg(script)

@@ -2,17 +2,17 @@
 
 mod common;
 
+use std::net::TcpListener;
+#[cfg(unix)]
 use std::{
     ffi::OsStr,
     fs,
-    net::TcpListener,
     os::unix::{ffi::OsStrExt, fs::symlink},
 };
 
-use common::{
-    BOUND, EXHAUSTED, FAILED, OrdinaryUser, Said, Scene, TIMED_OUT, am_root,
-    low_ports_are_privileged, open_to_all,
-};
+#[cfg(unix)]
+use common::{BOUND, OrdinaryUser, am_root, low_ports_are_privileged, open_to_all};
+use common::{EXHAUSTED, FAILED, NAME, Said, Scene, TIMED_OUT, TRUE, shell, value};
 
 /// The commands, as the help lists them.
 fn listed_commands(scene: &Scene) -> Vec<String> {
@@ -104,7 +104,7 @@ fn what_is_no_usage_is_refused() {
     let scene = Scene::new(1);
     for (args, why) in [
         (&["nonsense"][..], "nonsense"),
-        (&["Run", "true"], "Run"),
+        (&["Run", TRUE], "Run"),
         (&["--nonsense"], "--nonsense"),
         (&["help", "nonsense"], "nonsense"),
         (&["run"], "CMD"),
@@ -131,8 +131,8 @@ fn what_is_no_usage_is_refused() {
 #[test]
 fn a_misspelt_option_of_run_is_not_taken_for_the_command() {
     let scene = Scene::new(1);
-    assert_refused(&scene, &["run", "--prots", "4000", "true"], "--prots");
-    assert_refused(&scene, &["run", "-x", "true"], "-x");
+    assert_refused(&scene, &["run", "--prots", "4000", TRUE], "--prots");
+    assert_refused(&scene, &["run", "-x", TRUE], "-x");
 }
 
 #[test]
@@ -142,7 +142,8 @@ fn the_number_of_ports_may_follow_its_option_at_once() {
         let pick = [&["pick"], option].concat();
         assert_eq!(scene.portlock(&pick).code(0).ports().len(), 2);
         scene.release_all();
-        let run = [&["run"], option, &["printenv", "PORT_2"]].concat();
+        let line = format!("echo {}", value("PORT_2"));
+        let run = [&["run"], option, &shell(&line)].concat();
         assert_eq!(scene.portlock(&run).code(0).ports().len(), 1);
     }
 }
@@ -151,12 +152,12 @@ fn the_number_of_ports_may_follow_its_option_at_once() {
 fn options_that_exclude_each_other_are_refused() {
     let scene = Scene::new(2);
     for args in [
-        &["run", "--env", "A", "-n", "2", "true"][..],
-        &["run", "-n", "1", "--env", "A", "true"],
-        &["run", "--udp", "--tcp-and-udp", "true"],
-        &["run", "--listen", "--udp", "true"],
-        &["run", "--listen", "--tcp-and-udp", "true"],
-        &["run", "--listen", "--contiguous", "-n", "2", "true"],
+        &["run", "--env", "A", "-n", "2", TRUE][..],
+        &["run", "-n", "1", "--env", "A", TRUE],
+        &["run", "--udp", "--tcp-and-udp", TRUE],
+        &["run", "--listen", "--udp", TRUE],
+        &["run", "--listen", "--tcp-and-udp", TRUE],
+        &["run", "--listen", "--contiguous", "-n", "2", TRUE],
         &["pick", "--udp", "--tcp-and-udp"],
         &["list", "--map", "--json"],
         &["ports", "--server", "--ephemeral"],
@@ -166,8 +167,14 @@ fn options_that_exclude_each_other_are_refused() {
         assert_refused(&scene, args, "cannot be used with");
     }
     // A listener is bound to one address.
-    let two = ["run", "--listen", "--host=127.0.0.1", "--host=::1", "true"];
-    assert_refused(&scene, &two, "one host");
+    let two = ["run", "--listen", "--host=127.0.0.1", "--host=::1", TRUE];
+    // On Windows it is not there at all.
+    let why = if cfg!(windows) {
+        "--listen"
+    } else {
+        "one host"
+    };
+    assert_refused(&scene, &two, why);
 }
 
 #[test]
@@ -175,7 +182,7 @@ fn what_is_no_set_of_ports_is_refused() {
     let scene = Scene::new(1);
     for set in ["x", "0", "65536", "1-65536", "9-1", "-5", "1-", "!", "1;2"] {
         let option = format!("--ports={set}");
-        for command in [&["run", &option, "true"][..], &["pick", &option]] {
+        for command in [&["run", &option, TRUE][..], &["pick", &option]] {
             assert_refused(&scene, command, set);
         }
         assert_refused(&scene, &["list", &option], set);
@@ -184,7 +191,7 @@ fn what_is_no_set_of_ports_is_refused() {
     // A set, but with nothing to choose from.
     for set in ["", ",", "#4000", "4000,!4000"] {
         let option = format!("--ports={set}");
-        assert_refused(&scene, &["run", &option, "true"], "no ports to choose from");
+        assert_refused(&scene, &["run", &option, TRUE], "no ports to choose from");
         assert_refused(&scene, &["pick", &option], "no ports to choose from");
     }
 }
@@ -219,12 +226,12 @@ fn what_is_no_number_of_ports_is_refused() {
         if option != "-n" {
             assert_refused(&scene, &["pick", &option], "not a number from 1 to 65535");
         }
-        let run = ["run", &number, "true"];
+        let run = ["run", &number, TRUE];
         assert_refused(&scene, &run, "not a number from 1 to 65535");
     }
     // More than there are, whatever comes free.
     for option in [&["-n", "4"][..], &["-n", "4", "--contiguous"]] {
-        let args = [&["run"], option, &["true"]].concat();
+        let args = [&["run"], option, &[TRUE]].concat();
         assert_refused(&scene, &args, "were asked for");
     }
 }
@@ -236,7 +243,7 @@ fn what_is_no_time_is_refused_and_a_long_one_is_not() {
     for seconds in ["-1", "-0.1", "NaN", "inf", "-inf", "1e300", "x", "", "1s"] {
         let option = format!("--timeout={seconds}");
         for command in [
-            &["run", &option, "true"][..],
+            &["run", &option, TRUE][..],
             &["pick", &option],
             &["wait", &option, &port],
             &["wait", "--free", &option, &port],
@@ -246,7 +253,7 @@ fn what_is_no_time_is_refused_and_a_long_one_is_not() {
     }
     for seconds in ["0", "0.0", "1e-9", ".5", "1e19"] {
         let option = format!("--timeout={seconds}");
-        scene.portlock(["run", &option, "true"]).code(0);
+        scene.portlock(["run", &option, TRUE]).code(0);
         scene.portlock(["wait", "--free", &option, &port]).code(0);
     }
 }
@@ -256,7 +263,7 @@ fn what_is_no_name_of_a_variable_is_refused() {
     let scene = Scene::new(2);
     for name in ["", "1", "1A", "A-B", "A=B", "A B", "Ä", "{port}", "A\n"] {
         let option = format!("--env={name}");
-        let run = ["run", &option, "true"];
+        let run = ["run", &option, TRUE];
         assert_refused(&scene, &run, "not the name of a variable");
     }
 }
@@ -265,7 +272,7 @@ fn what_is_no_name_of_a_variable_is_refused() {
 fn a_variable_that_is_named_twice_is_refused() {
     // It could have one of the ports only.
     let scene = Scene::new(2);
-    let run = ["run", "--env=A", "--env=A", "true"];
+    let run = ["run", "--env=A", "--env=A", TRUE];
     assert_refused(&scene, &run, "A");
 }
 
@@ -296,17 +303,19 @@ fn what_is_no_address_is_refused() {
     let scene = Scene::new(1);
     for host in ["localhost", "127.0.0", "", "127.0.0.1:80", "[::1]"] {
         let option = format!("--host={host}");
-        assert_refused(&scene, &["run", &option, "true"], "--host");
+        assert_refused(&scene, &["run", &option, TRUE], "--host");
         assert_refused(&scene, &["wait", &option, "4000"], "--host");
     }
     // TEST-NET-1 of RFC 5737: an address, but none of this machine.
     scene
-        .portlock(["run", "--timeout=0", "--host=192.0.2.1", "true"])
+        .portlock(["run", "--timeout=0", "--host=192.0.2.1", TRUE])
         .code(FAILED)
         .prints_just("")
         .warns("cannot bind TCP 192.0.2.1");
 }
 
+// Only on Unix any bytes are an argument.
+#[cfg(unix)]
 #[test]
 fn what_is_not_utf8_is_refused_where_text_is_meant() {
     let scene = Scene::new(1);
@@ -322,9 +331,10 @@ fn what_is_not_utf8_is_refused_where_text_is_meant() {
 }
 
 /// What each command that uses the lock directory is called with.
+#[cfg(unix)]
 fn commands(port: &str) -> [Vec<&str>; 9] {
     [
-        vec!["run", "true"],
+        vec!["run", TRUE],
         vec!["pick"],
         vec!["list"],
         vec!["list", "--map"],
@@ -336,6 +346,8 @@ fn commands(port: &str) -> [Vec<&str>; 9] {
     ]
 }
 
+// By Unix modes and links.
+#[cfg(unix)]
 #[test]
 fn a_lock_directory_that_is_none_or_cannot_be_trusted_is_refused() {
     let scene = Scene::new(1);
@@ -383,6 +395,8 @@ fn a_lock_directory_that_is_none_or_cannot_be_trusted_is_refused() {
         .prints_just("");
 }
 
+// Only on Unix any bytes are an argument.
+#[cfg(unix)]
 #[test]
 fn the_lock_directory_may_be_named_before_the_command_or_behind_it() {
     let scene = Scene::new(1);
@@ -405,6 +419,8 @@ fn the_lock_directory_may_be_named_before_the_command_or_behind_it() {
     run.prints_just("--lock-dir /nowhere\n");
 }
 
+// By Unix modes and links.
+#[cfg(unix)]
 #[test]
 fn a_lock_directory_that_cannot_be_written_to_is_an_error() {
     let (scene, user) = (Scene::new(1), OrdinaryUser::new());
@@ -412,7 +428,7 @@ fn a_lock_directory_that_cannot_be_written_to_is_an_error() {
     open_to_all(scene.dir(), 0o500);
     let port = scene.port().to_string();
     for args in [
-        &["run", "true"][..],
+        &["run", TRUE][..],
         &["pick"],
         &["check", &port],
         &["wait", "--free", "--timeout=0", &port],
@@ -428,6 +444,8 @@ fn a_lock_directory_that_cannot_be_written_to_is_an_error() {
     open_to_all(scene.dir(), 0o700);
 }
 
+// By Unix modes and links.
+#[cfg(unix)]
 #[test]
 fn a_lock_directory_of_another_user_is_refused() {
     if !am_root() {
@@ -442,7 +460,7 @@ fn a_lock_directory_of_another_user_is_refused() {
     }
     // Sticky and open to all, it is shared.
     open_to_all(scene.dir(), 0o1777);
-    user.portlock(&scene, &["run", "true"]).code(0);
+    user.portlock(&scene, &["run", TRUE]).code(0);
     let dir = user.portlock(&scene, &["dir"]).code(0);
     assert!(dir.out().contains("shared"), "{}", dir.out());
 }
@@ -456,20 +474,24 @@ fn ports_that_others_have_end_it_with_75_and_say_who_has_them() {
     let (holder, _) = scene.hold(&["--label=api", "--ports", &only]);
     let server = TcpListener::bind(("127.0.0.1", bound)).expect("a free port");
     let pid = format!(
-        "1 leased ({leased} by pid {} \"portlock\" (api))",
+        "1 leased ({leased} by pid {} \"{NAME}\" (api))",
         holder.id()
     );
     for timeout in ["0", "0.1"] {
         let timeout = format!("--timeout={timeout}");
         for args in [
-            &["run", &timeout, "true"][..],
-            &["run", "--listen", &timeout, "true"],
-            &["run", "-n", "2", &timeout, "true"],
-            &["run", "-n", "2", "--contiguous", &timeout, "true"],
+            &["run", &timeout, TRUE][..],
+            &["run", "--listen", &timeout, TRUE],
+            &["run", "-n", "2", &timeout, TRUE],
+            &["run", "-n", "2", "--contiguous", &timeout, TRUE],
             &["pick", &timeout],
             &["pick", "-n2", &timeout],
             &["pick", "--json", &timeout],
         ] {
+            // Windows does not have it.
+            if cfg!(windows) && args.contains(&"--listen") {
+                continue;
+            }
             let refused = scene.portlock(args).code(EXHAUSTED).prints_just("");
             let waited = refused.err().contains(" after 0.");
             assert_eq!(waited, timeout != "--timeout=0", "{}", refused.err());
@@ -496,6 +518,8 @@ fn what_does_not_happen_in_time_ends_it_with_124() {
     }
 }
 
+// Only Unix has ports that are not for everybody.
+#[cfg(unix)]
 #[test]
 fn ports_that_are_not_permitted_are_no_reason_to_wait() {
     if !low_ports_are_privileged() {
@@ -507,7 +531,7 @@ fn ports_that_are_not_permitted_are_no_reason_to_wait() {
     let check = user.portlock(&scene, &["check", "1"]).code(BOUND);
     check.prints_just("1 not permitted\n");
     for args in [
-        &["run", "--ports=1-9", "--timeout=1000", "true"][..],
+        &["run", "--ports=1-9", "--timeout=1000", TRUE][..],
         &["pick", "--ports=1-9", "--timeout=1000"],
         &["wait", "--free", "--timeout=1000", "1"],
     ] {

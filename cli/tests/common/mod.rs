@@ -1,11 +1,19 @@
 //! What several test binaries need: the program with a lock directory and ports
-//! of its own, processes that speak over pipes, other users and namespaces.
+//! of its own, commands that every system has, and processes that speak over pipes.
 
-#![allow(dead_code, unreachable_pub, reason = "no test binary uses all of it")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    unused_imports,
+    reason = "no test binary uses all of it"
+)]
 #![allow(
     clippy::incompatible_msrv,
     reason = "tests need a newer Rust than the program"
 )]
+
+#[cfg(unix)]
+mod unix;
 
 use std::{
     env,
@@ -15,10 +23,6 @@ use std::{
     io::{self, BufRead, BufReader, Write},
     net::{Ipv6Addr, SocketAddr},
     ops::RangeInclusive,
-    os::unix::{
-        fs::{PermissionsExt, chown},
-        process::CommandExt,
-    },
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, ExitStatus, Stdio},
     sync::mpsc::{self, Receiver, RecvTimeoutError},
@@ -28,12 +32,20 @@ use std::{
 
 use assert_cmd::assert::Assert;
 use portlock::socket2::{Domain, Socket, Type};
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
+#[cfg(unix)]
+pub use unix::*;
 
 /// The program under test.
 pub const PORTLOCK: &str = env!("CARGO_BIN_EXE_portlock");
+
+/// Its name as processes are named, which is with an ending where programs have one.
+pub const NAME: &str = if cfg!(windows) {
+    "portlock.exe"
+} else {
+    "portlock"
+};
 
 /// Longer than anything takes on a crowded machine; a test that waits so long has failed.
 pub const LONG: Duration = Duration::from_secs(60);
@@ -145,13 +157,6 @@ impl Scene {
         command
     }
 
-    /// A script, run by `shell`.
-    pub fn script(&self, shell: &str, script: &str) -> Command {
-        let mut command = self.command(shell);
-        command.args(["-c", script]);
-        command
-    }
-
     /// Runs portlock to its end.
     #[track_caller]
     pub fn portlock<T: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = T>) -> Assert {
@@ -169,16 +174,10 @@ impl Scene {
     pub fn assert_leasable(&self, port: u16) {
         self.check(port).code(0).prints(&format!("{port} free"));
         let port = port.to_string();
-        let run = [
-            "run",
-            "--timeout=0",
-            "--ports",
-            &port,
-            "--",
-            "echo",
-            "{port}",
-        ];
-        self.portlock(run).code(0).prints(&format!("{port}\n"));
+        let run = ["run", "--timeout=0", "--ports", &port, "--"];
+        let shell = shell("echo {port}");
+        let run = run.iter().chain(&shell);
+        assert_eq!(self.portlock(run).code(0).out().trim_end(), port);
     }
 
     /// The port cannot be leased, for somebody else has.
@@ -187,7 +186,7 @@ impl Scene {
         let state = format!("{port} leased");
         self.check(port).code(LEASED).prints(&state);
         let port = port.to_string();
-        let run = ["run", "--timeout=0", "--ports", &port, "--", "true"];
+        let run = ["run", "--timeout=0", "--ports", &port, "--", TRUE];
         self.portlock(run)
             .code(EXHAUSTED)
             .warns("1 leased (")
@@ -295,16 +294,62 @@ impl Said for Assert {
 
 /// The kernel's range of ports for clients.
 pub fn ephemeral() -> RangeInclusive<u16> {
+    if !cfg!(target_os = "linux") {
+        return portlock::ephemeral_port_range().expect("the system tells");
+    }
     let text = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").expect("Linux");
     let mut ends = text.split_ascii_whitespace().map(|end| end.parse());
     let mut end = || ends.next().expect("two ends").expect("a port");
     end()..=end()
 }
 
+/// Whether the system tells that range; says so if it does not, as under Wine.
+pub fn tells_ephemeral() -> bool {
+    let tells = portlock::ephemeral_port_range();
+    if let Err(error) = &tells {
+        eprintln!("left out: {error}");
+    }
+    cfg!(target_os = "linux") || tells.is_ok()
+}
+
 /// Whether any port below 1024 is for privileged processes only.
 pub fn low_ports_are_privileged() -> bool {
     let text = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
     text.is_ok_and(|text| text.trim_end() == "1024")
+}
+
+// ---------------------------------------------------------------------------
+// Commands that every system has.
+
+/// Does nothing, and does it well.
+pub const TRUE: &str = if cfg!(windows) { "hostname" } else { "true" };
+
+/// A shell's line that waits for its input to be closed.
+pub const WAIT: &str = if cfg!(windows) {
+    "set /p line=& exit 0"
+} else {
+    "exec cat"
+};
+
+/// What joins two commands in a shell's line.
+pub const AND: &str = if cfg!(windows) { "&" } else { "; " };
+
+/// A line for the shell. `echo` and `exit` are much the same everywhere.
+pub fn shell(line: &str) -> [&str; 3] {
+    if cfg!(windows) {
+        ["cmd", "/c", line]
+    } else {
+        ["sh", "-c", line]
+    }
+}
+
+/// The value of a variable in a shell's line.
+pub fn value(variable: &str) -> String {
+    if cfg!(windows) {
+        format!("%{variable}%")
+    } else {
+        format!("${variable}")
+    }
 }
 
 // ---------------------------------------------------------------------------
@@ -389,17 +434,16 @@ impl Running {
         self.to = None;
     }
 
-    /// Sends a signal.
-    pub fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.id()).expect("a pid");
-        let pid = Pid::from_raw(pid).expect("not 0");
-        kill_process(pid, signal).expect("our own child");
-    }
-
-    /// SIGKILL, and wait until it is gone.
+    /// SIGKILL or TerminateProcess, and wait until it is gone.
     #[track_caller]
     pub fn kill(mut self) -> ExitStatus {
-        self.signal(Signal::KILL);
+        self.kill_only()
+    }
+
+    /// The same, but its input stays open, for those that have it from it.
+    #[track_caller]
+    pub fn kill_only(&mut self) -> ExitStatus {
+        self.child.kill().expect("our own child");
         self.wait()
     }
 }
@@ -414,15 +458,19 @@ impl Drop for Running {
 impl Scene {
     /// A process that does nothing until its input is closed.
     pub fn idle(&self) -> Running {
-        Running::start(self.command("cat"))
+        let [shell, option, line] = shell(WAIT);
+        let mut command = self.command(shell);
+        command.args([option, line]);
+        Running::start(command)
     }
 
     /// portlock, with the rest of the command line for something that lives until
     /// its input is closed. Gives the port too.
     #[track_caller]
     pub fn hold(&self, options: &[&str]) -> (Running, u16) {
-        let script = ["--", "sh", "-c", "echo {port}; exec cat"];
-        let options = ["run"].iter().chain(options).chain(&script);
+        let line = format!("echo {{port}}{AND}{WAIT}");
+        let shell = shell(&line);
+        let options = ["run"].iter().chain(options).chain(&["--"]).chain(&shell);
         let holder = Running::start(self.program(options));
         let port = holder.hear().parse().expect("a port");
         (holder, port)
@@ -502,7 +550,16 @@ impl Block {
 }
 
 // ---------------------------------------------------------------------------
-// Other users, namespaces, terminals, and programs that may not be there.
+// Lock files, and programs that may not be there.
+
+/// Whether this is Windows as Wine has it; says what of a test is left out then.
+pub fn is_wine(what: &str) -> bool {
+    let is_wine = cfg!(windows) && env::var_os("WINECONFIGDIR").is_some();
+    if is_wine {
+        eprintln!("left out: under Wine, {what}");
+    }
+    is_wine
+}
 
 /// Whether a program can be started; says so if it cannot.
 pub fn is_installed(program: &str) -> bool {
@@ -515,118 +572,33 @@ pub fn is_installed(program: &str) -> bool {
     installed
 }
 
-/// An ordinary user: "nobody".
-const NOBODY: u32 = 65534;
-
-pub fn am_root() -> bool {
-    rustix::process::geteuid().is_root()
-}
-
-/// A user without privileges, whoever runs the tests.
-pub struct OrdinaryUser {
-    /// The build directory may be closed to others.
-    copy: TempDir,
-}
-
-impl OrdinaryUser {
-    pub fn new() -> Self {
-        let copy = tempfile::tempdir().expect("a temporary directory");
-        open_to_all(copy.path(), 0o755);
-        // Not by this process: what another thread is just starting would inherit
-        // the file open for writing, and it could not be executed (ETXTBSY).
-        let mut cp = Command::new("cp");
-        let status = cp.arg(PORTLOCK).arg(copy.path()).status();
-        assert!(status.expect("cp is installed").success());
-        Self { copy }
-    }
-
-    pub fn program(&self, scene: &Scene, args: &[&str]) -> Command {
-        let mut command = scene.command(self.copy.path().join("portlock"));
-        command.args(args).current_dir("/");
-        if am_root() {
-            command.uid(NOBODY).gid(NOBODY);
-        }
-        command
-    }
-
-    pub fn portlock(&self, scene: &Scene, args: &[&str]) -> Assert {
-        answer(self.program(scene, args))
-    }
-
-    /// Makes something this user's own.
-    pub fn give(&self, path: &Path) {
-        if am_root() {
-            chown(path, Some(NOBODY), Some(NOBODY)).expect("root may");
-        }
-    }
-}
-
-/// Sets the mode of a file or directory of ours.
-pub fn open_to_all(path: &Path, mode: u32) {
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("our own");
-}
-
 impl Scene {
-    /// A script in a namespace of the given kind, such as `--net`, or `None` where
-    /// namespaces cannot be had.
-    pub fn in_namespace(&self, kind: &str, script: &str) -> Option<Command> {
-        let unshare = |command: &mut Command| {
-            command.args(kind.split(' '));
-            if !am_root() {
-                command.args(["--user", "--map-root-user"]);
-            }
-        };
-        let mut works = Command::new("unshare");
-        unshare(&mut works);
-        works.arg("true").stderr(Stdio::null());
-        if !works.status().is_ok_and(|status| status.success()) {
-            eprintln!("left out: a namespace by {kind} is not permitted here");
-            return None;
-        }
-        let mut command = self.command("unshare");
-        unshare(&mut command);
-        command.args(["sh", "-c", script]);
-        Some(command)
-    }
-
-    /// A shell's command line on a terminal of its own, or `None` where
-    /// script(1) of util-linux is not installed. What it says on either output is
-    /// on standard output.
-    pub fn on_terminal(&self, line: &str) -> Option<Command> {
-        let version = Command::new("script").arg("--version").output();
-        let version = version.map(|version| version.stdout).unwrap_or_default();
-        if !String::from_utf8_lossy(&version).contains("util-linux") {
-            eprintln!("left out: script(1) of util-linux is not installed");
-            return None;
-        }
-        let mut command = self.command("script");
-        command
-            .args(["--quiet", "--return", "--command", line, "/dev/null"])
-            .env("TERM", "xterm")
-            .env("SHELL", "/bin/sh");
-        Some(command)
-    }
-
-    /// The lock file of a port.
-    pub fn lock_file(&self, port: u16) -> PathBuf {
-        self.dir().join(port.to_string())
+    /// The file with the record of a port: its lock file, or on Windows, where nobody
+    /// else can read a file that is locked, one beside it.
+    fn record(&self, port: u16) -> PathBuf {
+        let beside = if cfg!(windows) { ".owner" } else { "" };
+        self.dir().join(format!("{port}{beside}"))
     }
 
     /// Writes the record of a port, as somebody else might.
     pub fn forge(&self, port: u16, record: impl AsRef<[u8]>) {
-        fs::write(self.lock_file(port), record).expect("our own directory");
+        fs::write(self.record(port), record).expect("our own directory");
     }
 
     /// Replaces the word at `index` of a port's record.
     pub fn forge_word(&self, port: u16, index: usize, word: &str) {
-        let record = fs::read_to_string(self.lock_file(port)).expect("a lock file");
+        let record = fs::read_to_string(self.record(port)).expect("a record");
         let mut words: Vec<&str> = record.split_ascii_whitespace().collect();
         words[index] = word;
         self.forge(port, format!("{:511}\n", words.join(" ")));
     }
 
-    /// How many lock files there are.
+    /// How many files there are, without the records that stand beside them.
     pub fn lock_files(&self) -> usize {
-        fs::read_dir(self.dir()).expect("our own directory").count()
+        let files = fs::read_dir(self.dir()).expect("our own directory");
+        let names = files.map(|file| file.expect("our own directory").path());
+        names
+            .filter(|name| name.extension() != Some(OsStr::new("owner")))
+            .count()
     }
 }

@@ -1,0 +1,287 @@
+//! What is different on Windows: `portlock run` has the command as a child, and
+//! `portlock serve` listens on a named pipe. What is the same is in the other tests.
+
+#![cfg(windows)]
+
+mod common;
+
+use std::{
+    env,
+    fs::OpenOptions,
+    io::{self, Read, Write},
+    process::{Command, Stdio, id},
+};
+
+use common::{
+    AND, EXHAUSTED, FAILED, Running, Said, Scene, TRUE, WAIT, answer, shell, stress, until, value,
+};
+use portlock::get_port_from_port_server;
+
+/// portlock, running this line of the shell.
+fn run(scene: &Scene, options: &[&str], line: &str) -> Command {
+    let shell = shell(line);
+    scene.program(["run"].iter().chain(options).chain(&["--"]).chain(&shell))
+}
+
+// ---------------------------------------------------------------------------
+// `run`: how CMD is told, and what is told of it.
+
+#[test]
+fn the_ports_are_in_the_environment_and_in_the_arguments() {
+    let scene = Scene::new(3);
+    let (a, b, c) = (scene.port(), scene.port() + 1, scene.port() + 2);
+    let all = ["-n", "3", "--contiguous"];
+    let of = |name: &str| format!("echo {}", value(name));
+    for (options, line, told) in [
+        (&all[..], of("PORT"), a.to_string()),
+        (&all, of("PORT_1"), a.to_string()),
+        (&all, of("PORT_3"), c.to_string()),
+        (
+            &all,
+            "echo {port}:{port2}{PORT_3}".into(),
+            format!("{a}:{b}{c}"),
+        ),
+        (
+            &all,
+            "echo {port4} {Port} {".into(),
+            "{port4} {Port} {".into(),
+        ),
+    ] {
+        let run = answer(run(&scene, options, &line))
+            .code(0)
+            .warns_of_nothing();
+        assert_eq!(run.out().trim_end(), told, "{line}");
+    }
+    let line = format!("echo {} {}", value("HTTP"), value("ADMIN"));
+    let told = answer(run(&scene, &["--env=HTTP", "--env=ADMIN"], &line)).code(0);
+    let ports: Vec<u16> = told
+        .out()
+        .split_whitespace()
+        .map(|port| port.parse().expect("a port"))
+        .collect();
+    assert!(ports.len() == 2 && ports[0] != ports[1], "{ports:?}");
+    scene.assert_no_lease();
+}
+
+#[test]
+fn its_exit_status_is_the_commands() {
+    let scene = Scene::new(1);
+    // They have 32 bits there, and those of crashes look negative.
+    for status in [0, 1, 3, 42, 75, 125, 255, 256, 1_000_000, -1_073_741_819] {
+        let line = format!("exit {status}");
+        answer(run(&scene, &[], &line))
+            .code(status)
+            .warns_of_nothing();
+    }
+    scene.assert_leasable(scene.port());
+}
+
+#[test]
+fn what_is_not_found_is_told() {
+    let scene = Scene::new(1);
+    for program in ["no-such-program-anywhere", r"C:\no\such\program.exe"] {
+        let run = scene.portlock(["run", "--", program]).code(127);
+        let says = format!("portlock: cannot execute {program}");
+        run.prints_just("").warns(&says);
+    }
+    let file = scene.dir().join("file");
+    std::fs::write(&file, "no program").expect("our own directory");
+    let file = file.to_str().expect("UTF-8");
+    scene.portlock(["run", "--", file]).code(126).warns(file);
+    scene.assert_leasable(scene.port());
+}
+
+#[test]
+fn a_script_is_found_without_its_ending() {
+    let scene = Scene::new(1);
+    let script = "@echo %PORT% %1\r\n@exit /b 7\r\n";
+    std::fs::write(scene.dir().join("a-script.cmd"), script).expect("our own directory");
+    let mut command = scene.program(["run", "--", "a-script", "{port}"]);
+    command.env(
+        "PATH",
+        format!(
+            "{};{}",
+            scene.dir().display(),
+            env::var("PATH").expect("set")
+        ),
+    );
+    let told = answer(command).code(7);
+    let expected = format!("{0} {0}", scene.port());
+    assert_eq!(told.out().trim_end(), expected);
+}
+
+#[test]
+fn listening_sockets_cannot_be_passed_and_the_help_does_not_say_so() {
+    let scene = Scene::new(1);
+    let refused = scene.portlock(["run", "--listen", TRUE]).code(FAILED);
+    refused.prints_just("").warns("windows");
+    let help = scene.portlock(["run", "--help"]).code(0);
+    assert!(!help.out().contains("listen"), "{}", help.out());
+    assert!(!help.out().contains("in its place"), "{}", help.out());
+}
+
+// ---------------------------------------------------------------------------
+// `run`: the lease, and the end.
+
+#[test]
+fn the_lease_is_portlocks_and_ends_with_the_command() {
+    let scene = Scene::new(1);
+    let (holder, port) = scene.hold(&["--label=api"]);
+    scene.assert_leased(port);
+    let lease = &scene.list()[0];
+    assert_eq!(
+        (&lease["pid"], &lease["label"]),
+        (&holder.id().into(), &"api".into())
+    );
+    assert!(holder.finish().success());
+    scene.assert_leasable(port);
+}
+
+/// What the command has started is tied to portlock too.
+#[test]
+fn with_portlock_the_command_is_killed_and_all_that_it_has_started() {
+    let scene = Scene::new(1);
+    for line in [
+        format!("echo {{port}}{AND}{WAIT}"),
+        format!("echo {{port}}{AND}cmd /c \"cmd /c \"{WAIT}\"\""),
+        format!("start /b cmd /c \"{WAIT}\"{AND}echo {{port}}{AND}{WAIT}"),
+    ] {
+        for _ in 0..stress(3) {
+            let mut portlock = Running::start(run(&scene, &[], &line));
+            assert_eq!(portlock.hear().trim_end(), scene.port().to_string());
+            portlock.kill_only();
+            // Their output ends when none of them is left, though their input is open.
+            while let Some(line) = portlock.hear_or_end() {
+                assert_eq!(line, "");
+            }
+            scene.assert_leasable(scene.port());
+        }
+    }
+}
+
+const STARTER: &str = "PORTLOCK_TEST_STARTER";
+
+/// A command that starts another one and ends: this test binary, running this test.
+#[test]
+fn starter() {
+    if env::var_os(STARTER).is_some() {
+        let [shell, option, line] = shell("echo started& set /p line=& echo over");
+        let started = Command::new(shell).args([option, line]).spawn();
+        drop(started.expect("every system has it"));
+    }
+}
+
+#[test]
+fn what_the_command_leaves_running_goes_on() {
+    let scene = Scene::new(1);
+    let own = env::current_exe().expect("this test binary");
+    let mut run = scene.program(["run", "--"]);
+    run.arg(own)
+        .args(["starter", "--exact", "--nocapture", "--test-threads=1"])
+        .env(STARTER, "1");
+    let mut portlock = Running::start(run);
+    while portlock.hear() != "started" {}
+    assert!(portlock.wait().success());
+    scene.assert_leasable(scene.port());
+    portlock.say("a line");
+    while portlock.hear() != "over" {}
+}
+
+#[test]
+fn a_command_that_waits_for_a_lease_gets_it() {
+    let scene = Scene::new(1);
+    let (holder, port) = scene.hold(&[]);
+    let refused = scene.portlock(["run", "--timeout=0", TRUE]).code(EXHAUSTED);
+    refused.prints_just("").warns("1 leased (");
+    let waiting = Running::start(run(&scene, &["--timeout=60"], "echo {port}"));
+    holder.kill();
+    assert_eq!(waiting.hear(), port.to_string());
+}
+
+// ---------------------------------------------------------------------------
+// `serve`.
+
+struct Server {
+    _process: Running,
+    address: String,
+}
+
+impl Server {
+    fn start(scene: &Scene, name: &str) -> Self {
+        let address = format!("@portlock-test-{}-{name}", id());
+        let mut serve = scene.program(["serve", "--address", &address, "--ports", &scene.set()]);
+        serve.stderr(Stdio::null());
+        let server = Self {
+            _process: Running::start(serve),
+            address,
+        };
+        until("it listens", || server.answer("\n").ok());
+        server
+    }
+
+    /// The answer to a request, as portpicker asks: one write, one read.
+    fn answer(&self, request: &str) -> io::Result<String> {
+        let path = format!(r"\\.\pipe\{}", &self.address[1..]);
+        let mut pipe = OpenOptions::new().read(true).write(true).open(path)?;
+        pipe.write_all(request.as_bytes())?;
+        let mut answer = [0; 6];
+        let len = match pipe.read(&mut answer) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
+            len => len?,
+        };
+        Ok(String::from_utf8_lossy(&answer[..len]).into_owned())
+    }
+
+    fn ask(&self, pid: u32) -> Option<u16> {
+        let answer = self.answer(&format!("{pid}\n")).expect("it listens");
+        let port = answer.strip_suffix('\n')?.parse();
+        Some(port.expect("a port"))
+    }
+}
+
+#[test]
+fn a_port_is_granted_for_as_long_as_its_client_lives() {
+    let scene = Scene::new(2);
+    let server = Server::start(&scene, "granted");
+    let idle = scene.idle();
+    let port = server.ask(idle.id()).expect("one is free");
+    assert!(scene.ports().contains(&port));
+    scene.assert_leased(port);
+    assert_eq!(scene.list()[0]["pid"], idle.id());
+    let other = get_port_from_port_server(&server.address, id()).expect("one is free");
+    assert_ne!(other, port);
+    assert_eq!(server.ask(id()), None, "both are leased");
+    idle.kill();
+    assert_eq!(until("a port", || server.ask(id())), port);
+}
+
+#[test]
+fn what_is_no_request_gets_no_answer() {
+    let scene = Scene::new(1);
+    let server = Server::start(&scene, "malformed");
+    for request in ["99Z\n", "0\n", "1\n", "-5\n", "1\n2\n", "4294967294\n"] {
+        assert_eq!(
+            server.answer(request).expect("it listens"),
+            "",
+            "{request:?}"
+        );
+    }
+    assert_eq!(server.ask(id()), Some(scene.port()), "it is still there");
+}
+
+#[test]
+fn many_clients_at_once_get_each_a_port() {
+    const CLIENTS: usize = 16;
+    let scene = Scene::new(64);
+    let server = Server::start(&scene, "many");
+    let mut ports: Vec<u16> = std::thread::scope(|scope| {
+        let address = &server.address;
+        let ask = || get_port_from_port_server(address, id()).expect("there are enough");
+        let four = move || [(); 4].map(|()| ask());
+        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(four)).collect();
+        let joined = clients.into_iter().map(|client| client.join());
+        joined.flat_map(|ports| ports.expect("no panic")).collect()
+    });
+    ports.sort_unstable();
+    assert!(ports.iter().copied().eq(scene.ports()), "{ports:?}");
+}

@@ -14,7 +14,6 @@ mod worker;
 use std::{
     env,
     fs::{self, DirBuilder},
-    os::unix::fs::DirBuilderExt,
     path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant},
@@ -124,10 +123,11 @@ fn compare() -> Result<()> {
         return Ok(());
     };
     let locks = tempfile::tempdir()?;
+    let mut private = DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut private, 0o700);
     for name in ["portlock", "recipe"] {
-        DirBuilder::new()
-            .mode(0o700)
-            .create(locks.path().join(name))?;
+        private.create(locks.path().join(name))?;
     }
     let places = Places {
         venv: args.venv,

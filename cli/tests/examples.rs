@@ -5,9 +5,10 @@
 mod common;
 
 use std::{
+    fs,
     net::{Ipv4Addr, TcpStream},
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{Command, Stdio},
 };
 
 use common::{Running, Said, Scene, answer, is_installed};
@@ -24,8 +25,18 @@ fn scripts() -> Option<PathBuf> {
     Some(scripts)
 }
 
+/// A script that has `files` for its files, temporary or not.
+fn command(scene: &Scene, script: &Path, files: &Path) -> Command {
+    let mut command = scene.command(script);
+    command.env_remove("TEST_PORT").env_remove("PRIMARY");
+    command.current_dir(files).env("TMPDIR", files);
+    command
+}
+
 #[track_caller]
-fn assert_nothing_is_left(scene: &Scene) {
+fn assert_nothing_is_left(scene: &Scene, files: &Path) {
+    let left: Vec<_> = fs::read_dir(files).expect("our own").collect();
+    assert!(left.is_empty(), "{left:?}");
     scene.assert_no_lease();
     for port in scene.ports() {
         let server = TcpStream::connect((Ipv4Addr::LOCALHOST, port));
@@ -54,11 +65,10 @@ fn each_script_does_what_it_says() {
             continue;
         }
         let scene = Scene::new(4);
-        let mut command = scene.command(scripts.join(name));
-        command.env_remove("TEST_PORT").env_remove("PRIMARY");
-        let run = answer(command).code(0);
+        let files = tempfile::tempdir().expect("a temporary directory");
+        let run = answer(command(&scene, &scripts.join(name), files.path())).code(0);
         run.warns_of_nothing().prints_just(says);
-        assert_nothing_is_left(&scene);
+        assert_nothing_is_left(&scene, files.path());
     }
 }
 
@@ -70,12 +80,13 @@ fn a_script_that_is_interrupted_takes_its_server_with_it() {
     }
     for signal in [Signal::TERM, Signal::HUP] {
         let scene = Scene::new(1);
-        let mut command = scene.command(scripts.join("wait.sh"));
+        let files = tempfile::tempdir().expect("a temporary directory");
+        let mut command = command(&scene, &scripts.join("wait.sh"), files.path());
         command.stderr(Stdio::null());
         let mut running = Running::start(command);
         assert_eq!(running.hear(), "waiting for the server");
         running.signal(signal);
         assert!(!running.wait().success());
-        assert_nothing_is_left(&scene);
+        assert_nothing_is_left(&scene, files.path());
     }
 }

@@ -5,13 +5,15 @@ set -eu
 [ -n "${PRIMARY:-}" ] || exec portlock run --env PRIMARY --env REPLICA -- "$0" "$@"
 
 servers=''
-trap 'kill $servers 2>/dev/null || :; wait' EXIT
+dir=$(mktemp -d) # what is replicated goes through files
+trap 'kill $servers 2>/dev/null || :; wait; rm -r "$dir"' EXIT
 trap 'exit 129' HUP; trap 'exit 130' INT; trap 'exit 143' TERM
 
-redis-server --port "$PRIMARY" --bind 127.0.0.1 --save '' \
+redis-server --port "$PRIMARY" --bind 127.0.0.1 --save '' --dir "$dir" \
     --repl-diskless-sync-delay 0 >/dev/null & # not 5 s, for more replicas to come
 servers="$servers $!"
-redis-server --port "$REPLICA" --bind 127.0.0.1 --save '' --replicaof 127.0.0.1 "$PRIMARY" >/dev/null &
+redis-server --port "$REPLICA" --bind 127.0.0.1 --save '' --dir "$dir" \
+    --dbfilename replica.rdb --replicaof 127.0.0.1 "$PRIMARY" >/dev/null &
 servers="$servers $!"
 portlock wait "$PRIMARY"
 portlock wait "$REPLICA"

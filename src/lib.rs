@@ -64,8 +64,8 @@
 //! The range may be as narrow as you like, for who finds no port waits for one. But a server
 //! that closes connections leaves them in TIME_WAIT on its port, which then counts as in use
 //! for a minute; with few ports and many servers, ask for
-//! [`reuse_address`](Builder::reuse_address). If it must be the ephemeral range, keep the port
-//! bound with [`hold_socket`](Builder::hold_socket). And for the same port every day, as for a
+//! [`reuse_address`](Builder::reuse_address). If it must be the ephemeral range, on Linux
+//! [`hold_socket`](Builder::hold_socket) keeps the port bound. And for the same port every day, as for a
 //! server that is in a bookmark, there is [`prefer`](Builder::prefer).
 //!
 //! # Several ports

@@ -23,7 +23,6 @@ use std::{
     io::{self, BufRead, BufReader, ErrorKind, Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     num::NonZeroU16,
-    os::unix::process::CommandExt,
     path::Path,
     process::{self, Child, Command, ExitCode, ExitStatus, Stdio},
     sync::mpsc::{self, Receiver, RecvTimeoutError},
@@ -565,7 +564,16 @@ impl Worker {
         command.args(["--ports", &args.ports.to_string()]);
         // In a group of its own, a child is not killed by Ctrl-C: it sees that
         // the parent is gone, and stops its servers.
-        command.process_group(0);
+        #[cfg(unix)]
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        #[cfg(windows)]
+        {
+            const CREATE_NEW_PROCESS_GROUP: u32 = 0x200;
+            std::os::windows::process::CommandExt::creation_flags(
+                &mut command,
+                CREATE_NEW_PROCESS_GROUP,
+            );
+        }
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let process = command.spawn();
         let mut process = process.map_err(|error| format!("cannot run {command:?}: {error}"))?;

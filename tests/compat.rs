@@ -33,7 +33,7 @@ fn bind_port_refuses_tcp_sockets_that_could_share_their_port() {
     ] {
         let reuse_address = socket(domain, Type::STREAM);
         reuse_address.set_reuse_address(true).expect("unbound");
-        for (socket, name) in [
+        let sockets = [
             (reuse_address, "SO_REUSEADDR"),
             // Windows has none.
             #[cfg(unix)]
@@ -42,7 +42,8 @@ fn bind_port_refuses_tcp_sockets_that_could_share_their_port() {
                 reuse_port.set_reuse_port(true).expect("unbound");
                 (reuse_port, "SO_REUSEPORT")
             },
-        ] {
+        ];
+        for (socket, name) in sockets {
             let error = bind_port(&socket, host).expect_err(name);
             assert_eq!(error.kind(), ErrorKind::Unsupported);
             assert!(error.to_string().contains(name), "{error}");

@@ -72,6 +72,7 @@ fn the_environment_names_ports_or_says_what_is_wrong() {
     }
 
     fs::write(&file, "4000\n40x0\n").expect("our own directory");
+    let quoted = format!("{file:?}");
     for (name, value, parts) in [
         (
             variable,
@@ -98,7 +99,7 @@ fn the_environment_names_ports_or_says_what_is_wrong() {
         (
             file_variable,
             file.as_os_str(),
-            &[text(&file), "40x0", "line 2"],
+            &[&quoted, "40x0", "line 2"],
         ),
         (
             file_variable,

@@ -1,23 +1,22 @@
 //! portpicker's functions, and the client of a port server.
 
 mod common;
+#[cfg(unix)]
+#[path = "portpicker/socket.rs"]
+mod server;
+#[cfg(windows)]
+#[path = "portpicker/pipe.rs"]
+mod server;
 
-use std::{
-    collections::HashSet,
-    env, fs,
-    io::{Read, Write},
-    net::TcpListener,
-    os::unix::net::UnixListener,
-    path::Path,
-    thread::{self, JoinHandle},
-};
+use std::{collections::HashSet, env, net::TcpListener, path::Path};
 
-use common::{Block, Parent, Peer, bind_strictly, command, lock_dir, run_child, text};
+use common::{Block, NOT_FOUND, Parent, Peer, bind_strictly, command, lock_dir, run_child};
 use portlock::{
     ErrorKind, FreePort, LockDir, add_reserved_port, get_port_from_port_server, is_port_free,
     pick_unused_port, return_port,
 };
 use serial_test::{parallel, serial};
+use server::{address_in, server};
 
 // Serial are the tests that bind ports strictly themselves: a child that another
 // test is just starting has such a socket too, until it executes its program.
@@ -27,30 +26,11 @@ fn child() {
     run_child(&[("pick", pick), ("reserved", reserved)]);
 }
 
-/// A port server that gives these answers, one connection each, and tells what
-/// it was asked.
-fn server(path: &Path, answers: &[&'static str]) -> JoinHandle<Vec<String>> {
-    let listener = UnixListener::bind(path).expect("our own directory");
-    let answers = answers.to_vec();
-    thread::spawn(move || {
-        let answer = |answer: &str| {
-            let (mut connection, _) = listener.accept().expect("a client");
-            let mut request = [0; 20];
-            let len = connection.read(&mut request).expect("a request");
-            // The client need not read an answer that is no answer to the end.
-            let _ = connection.write_all(answer.as_bytes());
-            String::from_utf8_lossy(&request[..len]).into_owned()
-        };
-        answers.into_iter().map(answer).collect()
-    })
-}
-
 #[test]
 #[parallel]
 fn the_client_tells_every_failure_from_the_others() {
     let dir = lock_dir();
-    let path = dir.path().join("socket");
-    let address = text(&path);
+    let address = &address_in(dir.path());
     let ask = || get_port_from_port_server(address, 812);
     let refused = |part: &str| {
         let error = ask().expect_err(part);
@@ -61,10 +41,13 @@ fn the_client_tells_every_failure_from_the_others() {
             "{message}"
         );
     };
-    refused("No such file");
-    fs::write(&path, "").expect("our own directory");
-    refused("Connection refused");
-    fs::remove_file(&path).expect("our own directory");
+    refused(NOT_FOUND);
+    #[cfg(unix)]
+    {
+        std::fs::write(address, "").expect("our own directory");
+        refused("Connection refused");
+        std::fs::remove_file(address).expect("our own directory");
+    }
 
     let answers = [
         "15000\n",
@@ -77,7 +60,7 @@ fn the_client_tells_every_failure_from_the_others() {
         "00\n",
         "           150029\n",
     ];
-    let server = server(&path, &answers);
+    let server = server(address, &answers);
     assert_eq!(ask().expect("a port"), 15000);
     assert_eq!(ask().expect("a port"), 15001);
     refused("no port for process 812");
@@ -181,15 +164,15 @@ fn a_picked_port_is_leased_until_returned_or_until_the_process_ends() {
 #[parallel]
 fn a_server_that_fails_is_replaced_by_a_lease_and_told_of() {
     let (dir, block) = (lock_dir(), Block::new(2));
-    let path = dir.path().join("socket");
-    let mut peer = start("pick", dir.path(), text(&path), &set(&block));
+    let address = &address_in(dir.path());
+    let mut peer = start("pick", dir.path(), address, &set(&block));
     peer.say("pick");
     let warning = peer.hear();
     assert!(
         warning.contains("cannot connect to port server"),
         "{warning}"
     );
-    assert!(warning.contains(text(&path)), "{warning}");
+    assert!(warning.contains(address), "{warning}");
     let port: u16 = peer.hear().parse().expect("a port");
     assert!(
         warning.ends_with(&format!("leased port {port} without it")),
@@ -201,7 +184,7 @@ fn a_server_that_fails_is_replaced_by_a_lease_and_told_of() {
     let owner = leased.expect("readable").expect("leased").owner;
     assert_eq!(owner.expect("a record").pid(), peer.id());
 
-    let server = server(&path, &[""]);
+    let server = server(address, &[""]);
     peer.say("pick");
     assert!(peer.hear().contains("has no port for process"));
     let other: u16 = peer.hear().parse().expect("a port");
@@ -210,16 +193,15 @@ fn a_server_that_fails_is_replaced_by_a_lease_and_told_of() {
         server.join().expect("no panic"),
         [format!("{}\n", peer.id())]
     );
-    fs::remove_file(&path).expect("our own directory");
 }
 
 #[test]
 #[parallel]
 fn a_served_port_is_given_out_again_when_it_is_returned() {
     let (dir, block) = (lock_dir(), Block::new(1));
-    let path = dir.path().join("socket");
-    let server = server(&path, &["15000\n", "15001\n"]);
-    let mut peer = start("pick", dir.path(), text(&path), &set(&block));
+    let address = &address_in(dir.path());
+    let server = server(address, &["15000\n", "15001\n"]);
+    let mut peer = start("pick", dir.path(), address, &set(&block));
     let mut ask = |line: &str| {
         peer.say(line);
         peer.hear()

@@ -2,14 +2,19 @@
 
 mod common;
 
-use std::{
-    io::Read,
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 
 use common::{Block, bind_strictly, lock_dir};
 use portlock::{BindFreePort, Builder, ErrorKind, FreePort, Protocol};
 use socket2::{Domain, Socket, Type};
+
+/// A second loopback address, or the first again on macOS, which has no other unless it
+/// is given one.
+const SECOND: &str = if cfg!(target_os = "macos") {
+    "127.0.0.1"
+} else {
+    "127.0.0.2"
+};
 
 fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address")
@@ -78,16 +83,37 @@ fn builder(dir: &tempfile::TempDir, block: &Block) -> Builder {
         .lock_dir(dir.path())
 }
 
+/// Where Wine, under which the tests of Windows are run, does not do what Microsoft's
+/// documentation of SO_EXCLUSIVEADDRUSE says, or that says nothing.
+fn may_differ(occupant: &str, kind: Kind, request: &str) -> bool {
+    let specific = |host: &str| ["127.0.0.1", "127.0.0.2"].contains(&host);
+    cfg!(windows)
+        && if kind == Kind::Bound {
+            // A dual-stack socket and one of IPv4.
+            occupant == "::" && !request.contains(':') && request != "any"
+        } else {
+            // A wildcard address beside one that is in use.
+            specific(occupant) && specific(request) && occupant != request
+        }
+}
+
 #[test]
 fn every_request_against_every_occupant() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let port = block.first();
     let mut wrong = Vec::new();
     let mut cells = 0;
+    let is_there = |host: &str| host != "127.0.0.2" || host == SECOND;
     for (occupant, row) in OCCUPANTS {
+        if !is_there(occupant) {
+            continue;
+        }
         for kind in KINDS {
             let _occupant = occupy(occupant, port, kind);
             for (request, common_address) in REQUESTS.into_iter().zip(row) {
+                if !is_there(request) {
+                    continue;
+                }
                 for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::TcpAndUdp] {
                     let common_protocol = match protocol {
                         Protocol::Udp => kind == Kind::Udp,
@@ -109,6 +135,9 @@ fn every_request_against_every_occupant() {
                             Err(error) => panic!("{occupant} {kind:?} {request}: {error}"),
                         };
                         cells += 1;
+                        if may_differ(occupant, kind, request) {
+                            continue;
+                        }
                         if taken != (common_address && common_protocol) {
                             wrong.push((occupant, kind, request, protocol, taken));
                         }
@@ -117,7 +146,8 @@ fn every_request_against_every_occupant() {
             }
         }
     }
-    assert_eq!(cells, 6 * 4 * 6 * 3 * 2);
+    let hosts = if is_there("127.0.0.2") { 6 } else { 5 };
+    assert_eq!(cells, hosts * 4 * hosts * 3 * 2);
     assert!(wrong.is_empty(), "{wrong:?}");
 }
 
@@ -137,12 +167,12 @@ fn a_given_port_can_be_bound_strictly_wherever_it_was_asked_for() {
         drop(bind_strictly(port.port()).expect("free on every address"));
     }
     let both = builder(&dir, &block)
-        .host(ip("127.0.0.2"))
+        .host(ip(SECOND))
         .host(ip("::1"))
         .protocol(Protocol::TcpAndUdp);
     for _ in 0..20 {
         let port = both.acquire().expect("one is free").port();
-        for host in ["127.0.0.2", "::1"] {
+        for host in [SECOND, "::1"] {
             for ty in [Type::STREAM, Type::DGRAM] {
                 bind(ip(host), port, ty, true, false);
             }
@@ -161,7 +191,7 @@ fn a_probe_occupies_its_port_until_released() {
     assert!(error.to_string().ends_with("2 bound by other programs"));
 
     let port = probe.port();
-    for host in ["127.0.0.1", "127.0.0.2", "0.0.0.0", "::1", "::"] {
+    for host in ["127.0.0.1", SECOND, "0.0.0.0", "::1", "::"] {
         assert!(TcpListener::bind((host, port)).is_err(), "{host}");
     }
     UdpSocket::bind(("0.0.0.0", port)).expect("UDP ports are others");
@@ -169,16 +199,18 @@ fn a_probe_occupies_its_port_until_released() {
     TcpListener::bind(("0.0.0.0", port)).expect("free again");
 }
 
+// On Windows TIME_WAIT keeps nobody from a port.
+#[cfg(unix)]
 #[test]
 fn time_wait_counts_as_free_only_if_asked_for() {
     let (dir, block) = (lock_dir(), Block::new(1));
-    let address = (Ipv4Addr::LOCALHOST, block.first());
+    let address = ("127.0.0.1", block.first());
     let listener = TcpListener::bind(address).expect("free");
     let mut client = TcpStream::connect(address).expect("it listens");
     // The server closes first, and so the connection's TIME_WAIT is on its port.
     drop(listener.accept().expect("a connection"));
     drop(listener);
-    let end = client.read(&mut [0]).expect("connected");
+    let end = std::io::Read::read(&mut client, &mut [0]).expect("connected");
     assert_eq!(end, 0);
     drop(client);
 
@@ -197,7 +229,7 @@ fn the_address_to_connect_to() {
     for (host, address) in [
         (None, "127.0.0.1"),
         (Some("0.0.0.0"), "127.0.0.1"),
-        (Some("127.0.0.2"), "127.0.0.2"),
+        (Some(SECOND), SECOND),
         (Some("::1"), "::1"),
     ] {
         let builder = builder(&dir, &block);

@@ -1,0 +1,54 @@
+//! A port server at a named pipe.
+
+use std::{
+    path::Path,
+    sync::mpsc,
+    thread::{self, JoinHandle},
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::windows::named_pipe::{NamedPipeServer, ServerOptions},
+    runtime::Builder,
+};
+
+/// The address of a server, of which `dir` has one.
+pub(crate) fn address_in(dir: &Path) -> String {
+    let name = dir.file_name().expect("of its own");
+    format!("@portlock-test-{}", name.display())
+}
+
+/// A port server that gives these answers, one connection each, and tells what
+/// it was asked.
+pub(crate) fn server(address: &str, answers: &[&'static str]) -> JoinHandle<Vec<String>> {
+    let name = address.replacen('@', r"\\.\pipe\", 1);
+    let answers = answers.to_vec();
+    let (sender, ready) = mpsc::channel();
+    let server = thread::spawn(move || {
+        let runtime = Builder::new_current_thread().enable_io().build();
+        runtime.expect("a runtime").block_on(async {
+            let make = |first| -> NamedPipeServer {
+                let mut options = ServerOptions::new();
+                let pipe = options.first_pipe_instance(first).create(&name);
+                pipe.expect("a name of its own")
+            };
+            // There is always one, so that every client finds the server.
+            let mut pipes = vec![make(true)];
+            let mut requests = Vec::new();
+            sender.send(()).expect("received below");
+            for answer in answers {
+                let mut pipe = pipes.pop().expect("one");
+                pipe.connect().await.expect("a client");
+                pipes.push(make(false));
+                let mut request = [0; 20];
+                let len = pipe.read(&mut request).await.expect("a request");
+                // The client need not read an answer that is no answer to the end.
+                let _ = pipe.write_all(answer.as_bytes()).await;
+                requests.push(String::from_utf8_lossy(&request[..len]).into_owned());
+            }
+            requests
+        })
+    });
+    ready.recv().expect("no panic");
+    server
+}

@@ -1,0 +1,31 @@
+//! A port server at a socket.
+
+use std::{
+    io::{Read, Write},
+    os::unix::net::UnixListener,
+    path::Path,
+    thread::{self, JoinHandle},
+};
+
+/// The address of a server, of which `dir` has one.
+pub(crate) fn address_in(dir: &Path) -> String {
+    crate::common::text(&dir.join("socket")).to_owned()
+}
+
+/// A port server that gives these answers, one connection each, and tells what
+/// it was asked.
+pub(crate) fn server(address: &str, answers: &[&'static str]) -> JoinHandle<Vec<String>> {
+    let listener = UnixListener::bind(address).expect("our own directory");
+    let answers = answers.to_vec();
+    thread::spawn(move || {
+        let answer = |answer: &str| {
+            let (mut connection, _) = listener.accept().expect("a client");
+            let mut request = [0; 20];
+            let len = connection.read(&mut request).expect("a request");
+            // The client need not read an answer that is no answer to the end.
+            let _ = connection.write_all(answer.as_bytes());
+            String::from_utf8_lossy(&request[..len]).into_owned()
+        };
+        answers.into_iter().map(answer).collect()
+    })
+}

@@ -40,6 +40,8 @@ use crate::{
 ///
 /// The socket is dual-stack: it occupies the port on every IPv4 and IPv6
 /// address. Where the system has no IPv6, it occupies every IPv4 address.
+/// On Windows it has `SO_EXCLUSIVEADDRUSE`: nobody can bind beside it, not even with
+/// `SO_REUSEADDR`.
 ///
 /// # Examples
 ///

@@ -144,6 +144,11 @@ impl Builder {
     /// bound with `SO_REUSEADDR` and does not listen on yet: that port counts as
     /// free too. It has no effect on UDP, which has no TIME_WAIT.
     ///
+    /// # Platform-specific behavior
+    ///
+    /// On Windows it has no effect: there TIME_WAIT keeps nobody from binding, and
+    /// `SO_REUSEADDR` would let two servers have one port.
+    ///
     /// # Examples
     ///
     /// ```
@@ -179,7 +184,8 @@ impl Builder {
     /// # Platform-specific behavior
     ///
     /// Only on Linux. Other systems have no option that can be set after the
-    /// bind with this effect.
+    /// bind with this effect, and there a lease that shall hold its socket is
+    /// an error: [`Unsupported`](ErrorKind::Unsupported).
     ///
     /// # Examples
     ///
@@ -248,6 +254,14 @@ impl Builder {
     /// The directory must be this user's and writable by nobody else, or
     /// sticky (mode 1777) and owned by root or this user. Its last component
     /// must not be a symbolic link.
+    ///
+    /// # Platform-specific behavior
+    ///
+    /// That is so on Linux. macOS has no runtime directories. On Windows this user's own
+    /// is `portlock` in the local application data, which no environment variable
+    /// moves; any directory is trusted that is no symbolic link or other reparse point.
+    /// Its access control list is left as it is, for one that was made as it is
+    /// inherited, which by default lets in nobody but this user and administrators.
     ///
     /// # Examples
     ///

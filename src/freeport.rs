@@ -44,6 +44,10 @@ use crate::{
 /// too few than one given twice. Whether a port is bound is asked in the caller's own
 /// namespace alone.
 ///
+/// Windows has neither. On macOS a child that another thread is just starting can keep
+/// the port bound for a moment also from servers that set `SO_REUSEADDR`, if it was
+/// forked: that option, set after the bind, has no effect there.
+///
 /// # Examples
 ///
 /// ```
@@ -148,6 +152,11 @@ impl FreePort {
     /// `net.core.somaxconn`. Keep the lease as long as the listener: when the
     /// listener is closed, the lease keeps the port for the next server.
     ///
+    /// # Platform-specific behavior
+    ///
+    /// On Windows it has `SO_EXCLUSIVEADDRUSE` instead, so that nobody can listen beside
+    /// it.
+    ///
     /// # Errors
     ///
     /// As for [`new`](Self::new).
@@ -245,6 +254,11 @@ impl FreePort {
     /// shares the lock directory, the lease lives on for good: rather a port too
     /// few than one given twice. [`LockDir::release`](crate::LockDir::release) with
     /// force, or any caller that can see that the process is gone, ends it.
+    ///
+    /// Windows and macOS do not show every process. One that exists and may not be
+    /// looked at, such as another user's that was given the pid since, counts as the one
+    /// that has the lease. On Windows a process that has ended keeps its leases if its exit
+    /// code was 259, as long as somebody has a handle of it.
     ///
     /// # Examples
     ///

@@ -291,7 +291,21 @@
 //!
 //! # Platform-specific behavior
 //!
-//! This version runs on Linux.
+//! Linux, macOS and Windows. What is promised above is promised on all of them; they differ
+//! in this:
+//!
+//! | | Linux | macOS | Windows |
+//! |---|---|---|---|
+//! | lock | flock(2) | flock(2) | LockFileEx |
+//! | this user's lock directory | `portlock` in the runtime directory, else `/tmp/portlock-<uid>` | `/tmp/portlock-<uid>` | `portlock` in the local application data |
+//! | what makes it trustworthy | owner and mode | owner and mode | that it is a directory and no reparse point; its access control list stays as inherited |
+//! | strict bind | without `SO_REUSEADDR` | the same, on the loopback addresses too | with `SO_EXCLUSIVEADDRUSE` |
+//! | waiters are woken by a release | yes | no: they look from time to time | no: they look from time to time |
+//! | [`Builder::hold_socket`] | yes | [`Unsupported`](ErrorKind::Unsupported) | [`Unsupported`](ErrorKind::Unsupported) |
+//! | `FreePort::into_fd` | yes | yes | no |
+//! | port server | socket, also abstract | socket | named pipe |
+//!
+//! macOS is compiled and linked, and was not run; the tests of Windows are run under Wine.
 
 // On Windows one file has a reason to allow it: `sys::windows::exclusive`.
 #![cfg_attr(not(windows), forbid(unsafe_code))]

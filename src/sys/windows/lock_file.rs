@@ -229,3 +229,81 @@ pub(crate) fn is_stray(_: &str, _: &fs::Metadata) -> bool {
 fn is_link(metadata: &fs::Metadata) -> bool {
     metadata.file_attributes() & FILE_ATTRIBUTE_REPARSE_POINT != 0
 }
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::sys::windows::dir::user;
+
+    const PORT: u16 = 4000;
+
+    fn dir() -> (TempDir, Dir) {
+        let parent = tempfile::tempdir().expect("a temporary directory");
+        let dir = Dir::open(parent.path(), user()).expect("our own");
+        (parent, dir)
+    }
+
+    fn made(dir: &Dir) -> File {
+        match make(dir, PORT, 0).expect("our own directory") {
+            Made::File(file) => file,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_lock_file_that_is_open_stays_at_its_path() {
+        let (_parent, dir) = dir();
+        let file = made(&dir);
+        let path = lock_path(&dir, PORT);
+        assert!(fs::remove_file(&path).is_err());
+        assert!(fs::rename(&path, path.with_extension("old")).is_err());
+        let kept = remove(&dir, PORT, ()).expect_err("it is open");
+        assert_eq!(kept.kind(), io::ErrorKind::PermissionDenied);
+        drop(file);
+        remove(&dir, PORT, ()).expect("nobody has it open");
+        let opened = open(&dir, PORT, Access::Write).expect("our own directory");
+        assert!(matches!(opened, Opened::Missing));
+    }
+
+    #[test]
+    fn a_lock_file_that_is_being_removed_counts_as_held() {
+        let (_parent, dir) = dir();
+        drop(made(&dir));
+        let mut alone = File::options();
+        let alone = alone
+            .access_mode(DELETE)
+            .share_mode(0)
+            .open(lock_path(&dir, PORT));
+        let opened = open(&dir, PORT, Access::Look).expect("our own directory");
+        assert!(matches!(opened, Opened::Held));
+        drop(alone.expect("nobody has it open"));
+    }
+
+    #[test]
+    fn the_record_stands_beside_the_lock_file() {
+        let (_parent, dir) = dir();
+        let file = made(&dir);
+        let read = || {
+            let mut record = [0; 8];
+            let len = read_record(&dir, PORT, &file, &mut record).expect("our own");
+            record[..len].to_vec()
+        };
+        let write = |record, is_longer| {
+            write_record(&dir, PORT, &file, record, is_longer).expect("our own");
+        };
+        let len = || match inspect(&dir, PORT, &file).expect("our own") {
+            Inspected::AtItsPath { record } => record,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!((read(), len()), (Vec::new(), 0));
+        write(b"delegated", false);
+        assert_eq!((read(), len()), (b"delegate".to_vec(), 9));
+        write(b"held", true);
+        assert_eq!((read(), len()), (b"held".to_vec(), 4));
+        assert_eq!(file.metadata().expect("our own").len(), 0);
+        assert_eq!(port_of("4000.owner"), Some(PORT));
+        assert_eq!(port_of("04000"), None);
+    }
+}

@@ -2,19 +2,18 @@
 
 mod common;
 
-use std::{collections::HashSet, process::id};
 #[cfg(unix)]
-use std::{
-    fs::OpenOptions,
-    os::unix::net::UnixStream,
-    process::{Command, Stdio},
-};
+use std::process::Stdio;
+use std::{collections::HashSet, process::id};
+#[cfg(target_os = "linux")]
+use std::{fs::OpenOptions, os::unix::net::UnixStream, process::Command};
 
+#[cfg(target_os = "linux")]
+use common::FAILED;
 use common::{EXHAUSTED, Said, Scene, TRUE};
 #[cfg(unix)]
 use common::{
-    FAILED, LEASED, OrdinaryUser, Running, am_root, answer, is_installed, open_to_all, stress,
-    until,
+    LEASED, OrdinaryUser, Running, am_root, answer, is_installed, open_to_all, stress, until,
 };
 
 #[test]

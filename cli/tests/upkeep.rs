@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 #[cfg(unix)]
-use std::{io::Write, os::unix::process::CommandExt, process::id};
+use std::{io::Write, os::unix::process::CommandExt};
 
 use common::{
     FAILED, NAME, Running, Said, Scene, TIMED_OUT, TRUE, answer, ephemeral, is_wine, set,
@@ -457,7 +457,7 @@ fn the_lock_directory_is_told_with_its_origin() {
 #[test]
 fn a_user_without_a_runtime_directory_has_one_in_tmp() {
     // A user that nobody is: their directory is in no one's way.
-    let user = 3_000_000_000 + id();
+    let user = 3_000_000_000 + std::process::id();
     if !am_root() {
         eprintln!("left out: only root can be another user");
         return;

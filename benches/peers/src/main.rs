@@ -123,6 +123,7 @@ fn compare() -> Result<()> {
         return Ok(());
     };
     let locks = tempfile::tempdir()?;
+    #[cfg_attr(windows, expect(unused_mut, reason = "only Unix has modes"))]
     let mut private = DirBuilder::new();
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut private, 0o700);

@@ -1,4 +1,4 @@
-//! macOS, and the other Unixes that are not Linux.
+//! What macOS has instead of Linux's lists of sockets and /proc, and what it lacks.
 
 use std::{collections::HashSet, io, os::unix::net::SocketAddr};
 

@@ -6,7 +6,7 @@
 
 #[cfg(target_os = "linux")]
 mod linux;
-#[cfg(all(unix, not(target_os = "linux")))]
+#[cfg(target_os = "macos")]
 mod macos;
 #[cfg(unix)]
 mod unix;

@@ -15,7 +15,7 @@ use rustix::{
 
 #[cfg(target_os = "linux")]
 use super::linux as system;
-#[cfg(not(target_os = "linux"))]
+#[cfg(target_os = "macos")]
 use super::macos as system;
 
 pub(crate) use command::{PASSES_LISTENERS, RUN_HELP, execute, program};

@@ -117,9 +117,9 @@ impl Floor {
         };
         sockopt::set_socket_reuseaddr(&socket, true).expect("our own socket");
         if !free {
-            // As one that is not free is told from the rest of one that is.
-            let again = rustix::net::bind(&socket, &address);
-            assert_eq!(again, Err(Errno::ADDRINUSE));
+            // As one that is not free is told from the rest of one that is. Here neither
+            // is taken.
+            let _ = rustix::net::bind(&socket, &address);
             release(file);
             return None;
         }

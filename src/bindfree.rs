@@ -206,11 +206,7 @@ impl Probe {
         let mut absent = None;
         for &host in hosts {
             for &ty in types {
-                let fail = |error| {
-                    let name = if ty == Type::DGRAM { "UDP" } else { "TCP" };
-                    let message = format!("cannot bind {name} {}", SocketAddr::new(host, port));
-                    Error::with_cause(ErrorKind::Probe, message, error)
-                };
+                let fail = |error| cannot_bind(SocketAddr::new(host, port), ty, error);
                 match bind_strictly(host, port, ty, endpoints.reuse_address) {
                     Ok(Ok(socket)) if probe.first.is_none() => probe.first = Some(socket),
                     Ok(Ok(socket)) => probe.others.push(socket),
@@ -430,6 +426,13 @@ pub(crate) fn is_absent_family(host: IpAddr, error: &io::Error) -> bool {
     let is_unknown = error.kind() == io::ErrorKind::AddrNotAvailable;
     error.raw_os_error() == Some(probe::UNKNOWN_FAMILY)
         || host.is_ipv6() && v6_everywhere && is_unknown
+}
+
+#[cold]
+fn cannot_bind(address: SocketAddr, ty: Type, cause: io::Error) -> Error {
+    let name = if ty == Type::DGRAM { "UDP" } else { "TCP" };
+    let message = format!("cannot bind {name} {address}");
+    Error::with_cause(ErrorKind::Probe, message, cause)
 }
 
 #[cold]

@@ -64,12 +64,15 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        let entry = &CLAIMED_BY[usize::from(self.port)];
-        // In a forked copy it may be the child's own. If it is ours, nobody else changes
-        // it: who finds it claimed by its own process leaves it.
-        if entry.load(Ordering::Relaxed) == self.pid {
-            entry.store(0, Ordering::Release);
-        }
+        // In a forked copy this clears the child's own memory only, where the
+        // parent's entry meant nothing anyway. Not by a load and a store: in between,
+        // another thread of the child may claim the port (the model finds it).
+        let _ = CLAIMED_BY[usize::from(self.port)].compare_exchange(
+            self.pid,
+            0,
+            Ordering::Release,
+            Ordering::Relaxed,
+        );
     }
 }
 

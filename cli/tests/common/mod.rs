@@ -458,9 +458,14 @@ impl Drop for Running {
 impl Scene {
     /// A process that does nothing until its input is closed.
     pub fn idle(&self) -> Running {
-        let [shell, option, line] = shell(WAIT);
-        let mut command = self.command(shell);
-        command.args([option, line]);
+        // On Unix not by way of a shell, which would become `cat` a moment later.
+        let words: &[&str] = if cfg!(windows) {
+            &shell(WAIT)
+        } else {
+            &["cat"]
+        };
+        let mut command = self.command(words[0]);
+        command.args(&words[1..]);
         Running::start(command)
     }
 

@@ -160,18 +160,21 @@ fn environment(parent: &Parent) {
     parent.say(outcome);
 }
 
+/// What a process says that leases `port` with these variables in its environment.
+fn lease_with(port: &str, variables: &[(&str, &Path)]) -> String {
+    let binary = env::current_exe().expect("this test binary");
+    let mut command = command(&[], &binary, "environment", &[port]);
+    command
+        .env_remove("PORTLOCK_DIR")
+        .envs(variables.iter().copied());
+    Peer::start_command(command).hear()
+}
+
 #[test]
 fn the_environment_names_the_directory() {
     let (dir, block) = (lock_dir(), Block::new(1));
-    let binary = env::current_exe().expect("this test binary");
     let port = block.first().to_string();
-    let said = |variables: &[(&str, &Path)]| {
-        let mut command = command(&[], &binary, "environment", &[&port]);
-        command
-            .env_remove("PORTLOCK_DIR")
-            .envs(variables.iter().copied());
-        Peer::start_command(command).hear()
-    };
+    let said = |variables: &[(&str, &Path)]| lease_with(&port, variables);
     let named = dir.path().join("named");
     fs::create_dir(&named).expect("our own directory");
     let missing = dir.path().join("missing");

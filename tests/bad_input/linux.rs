@@ -17,6 +17,7 @@ use crate::{
         have_strace, lock_dir, mode, open_descriptors, start_in_namespace, start_unprivileged,
         text,
     },
+    lease_with,
 };
 
 /// What children of these tests do.
@@ -45,15 +46,8 @@ fn private_lock_files_are_private() {
 #[test]
 fn without_the_variable_it_is_in_the_runtime_directory() {
     let (dir, block) = (lock_dir(), Block::new(1));
-    let binary = env::current_exe().expect("this test binary");
     let port = block.first().to_string();
-    let said = |variables: &[(&str, &Path)]| {
-        let mut command = command(&[], &binary, "environment", &[&port]);
-        command
-            .env_remove("PORTLOCK_DIR")
-            .envs(variables.iter().copied());
-        Peer::start_command(command).hear()
-    };
+    let said = |variables: &[(&str, &Path)]| lease_with(&port, variables);
     let runtime = dir.path().join("runtime");
     fs::create_dir(&runtime).expect("our own directory");
     let named = dir.path().join("named");

@@ -2,7 +2,7 @@
 //! says is enough to lease ports together.
 //!
 //! The code is taken out of the page, `protocol/driver.py` put below it, and told over
-//! pipes what to do. All tests are serial: the client does not try again where a child
+//! pipes what to do. It is the client of thirty lines, where the whole one is not named. All tests are serial: the client does not try again where a child
 //! that another test is just starting has a duplicate of a probe.
 
 #![cfg(target_os = "linux")] // As is the client, which looks into /proc.
@@ -54,8 +54,19 @@ struct Python {
 }
 
 impl Python {
-    /// `None` where Python is not installed.
+    /// The client of thirty lines. `None` where Python is not installed.
     fn start(dir: &Path) -> Option<Self> {
+        let mut blocks = python_on_page();
+        let client = blocks.find(|block| block.contains("def lease("));
+        Self::start_program(client.expect("on the page"), dir)
+    }
+
+    /// The client that sees whether a process lives, and says who it is itself.
+    fn start_whole(dir: &Path) -> Option<Self> {
+        Self::start_program(&python_on_page().collect::<String>(), dir)
+    }
+
+    fn start_program(client: &str, dir: &Path) -> Option<Self> {
         // Where it is a script that looks for the right one, this takes as long as a test.
         static IS_INSTALLED: OnceLock<bool> = OnceLock::new();
         let is_installed = IS_INSTALLED.get_or_init(|| {
@@ -69,7 +80,7 @@ impl Python {
         }
         let file = tempfile::tempdir().expect("a temporary directory");
         let path = file.path().join("client.py");
-        fs::write(&path, client() + DRIVER).expect("our own directory");
+        fs::write(&path, [client, DRIVER].concat()).expect("our own directory");
         let mut command = Command::new("python3");
         command
             .args([&path, dir])
@@ -96,14 +107,10 @@ impl Python {
     }
 }
 
-/// The Python on the page, all of it.
-fn client() -> String {
+/// The blocks of Python on the page, in its order.
+fn python_on_page() -> impl Iterator<Item = &'static str> {
     let blocks = PAGE.split("```python\n").skip(1);
-    let code: String = blocks
-        .map(|block| block.split_once("```").expect("the block ends").0)
-        .collect();
-    assert!(code.contains("def lease("), "the client is on the page");
-    code
+    blocks.map(|block| block.split_once("```").expect("the block ends").0)
 }
 
 fn leases(dir: &Path) -> Vec<portlock::Lease> {
@@ -146,7 +153,7 @@ fn its_lease_is_listed_with_its_record() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let port = block.first();
     let builder = builder(dir.path(), port);
-    let Some(mut python) = Python::start(dir.path()) else {
+    let Some(mut python) = Python::start_whole(dir.path()) else {
         return;
     };
     let label = "api under test/größe %41";
@@ -221,8 +228,8 @@ fn at_no_time_do_both_hold_the_same_port() {
     let times = stress(300).to_string();
     let arguments = [text(dir.path()), &first, &last, text(oracle.path()), &times];
     let mut pythons = Vec::new();
-    for _ in 0..2 {
-        let Some(mut python) = Python::start(dir.path()) else {
+    for start in [Python::start, Python::start_whole] {
+        let Some(mut python) = start(dir.path()) else {
             return;
         };
         let order = ["compete", &first, &last, text(oracle.path()), &times];
@@ -243,7 +250,7 @@ fn what_somebody_else_has_leased_it_does_not_bind_to_look() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let port = block.first();
     let builder = builder(dir.path(), port);
-    let Some(mut python) = Python::start(dir.path()) else {
+    let Some(mut python) = Python::start_whole(dir.path()) else {
         return;
     };
     assert_eq!(python.peer.ask("count"), "ready");
@@ -436,7 +443,7 @@ fn delegated_leases_are_respected_as_long_as_their_process_lives() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let port = block.first();
     let builder = builder(dir.path(), port).label("for another");
-    let Some(mut python) = Python::start(dir.path()) else {
+    let Some(mut python) = Python::start_whole(dir.path()) else {
         return;
     };
     let server = Cat::start();
@@ -505,6 +512,36 @@ fn delegated_leases_are_respected_as_long_as_their_process_lives() {
     let server = Cat(server.expect("cat is installed"));
     builder.acquire_for(server.0.id()).expect("free");
     python.must_not_lease(port, "leased or in use");
+}
+
+#[test]
+#[serial]
+fn thirty_lines_take_a_delegated_port_for_leased() {
+    let code = python_on_page().find(|block| block.contains("def lease("));
+    let lines = code.expect("on the page").lines();
+    assert_eq!(lines.filter(|line| !line.is_empty()).count(), 30);
+
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let port = block.first();
+    let builder = builder(dir.path(), port);
+    let Some(mut python) = Python::start(dir.path()) else {
+        return;
+    };
+    let server = Cat::start();
+    builder.acquire_for(server.0.id()).expect("free");
+    python.must_not_lease(port, "leased or in use");
+    server.end();
+    // It does not look for the process.
+    python.must_not_lease(port, "leased or in use");
+    builder
+        .try_acquire()
+        .map(drop)
+        .expect("its process has ended");
+    python.must_lease(port);
+    let listed = &leases(dir.path())[0];
+    assert_eq!((listed.port, listed.state), (port, LeaseState::Held));
+    let owner = listed.owner.as_ref().expect("a record");
+    assert_eq!((owner.pid(), owner.since()), (python.peer.id(), None));
 }
 
 #[test]

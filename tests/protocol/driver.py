@@ -2,8 +2,15 @@
 # Below the client out of docs/protocol.md: does what the test says, line by line, and
 # says what came of it. Arguments: lock directory.
 
+import sys
+import time
+
 directory = sys.argv[1]
-label = "api under test/größe %41"
+# What the client's second part adds to its first, if it is above.
+try:
+    whole = [record("api under test/größe %41"), is_delegated]
+except NameError:
+    whole = [b"held %d - - - -" % os.getpid()]
 held = None
 spare = []  # Keeps duplicates open, as a child that is just starting does.
 
@@ -19,7 +26,7 @@ def hear():
 def attempt(ports):
     global held
     try:
-        port, held = lease(directory, ports, label)
+        port, held = lease(directory, ports, *whole)
         say(f"leased {port}")
     except OSError as error:
         say(f"none: {error}")
@@ -62,7 +69,7 @@ def compete(first, last, oracle, times):
     end_of_patience = time.monotonic() + 60
     while done < times:
         try:
-            port, lease_ends = lease(directory, range(first, last + 1))
+            port, lease_ends = lease(directory, range(first, last + 1), *whole)
         except OSError:
             if time.monotonic() > end_of_patience:
                 raise

@@ -54,6 +54,9 @@ const RECORD: [u8; 256] = [b' '; 256];
 struct Floor {
     /// Whether the probe is made dual-stack, or left as the system has it.
     dual_stack: bool,
+    /// Whether each port's file is there for good, or made to be leased and removed to be
+    /// released. Either is a way to end a lease, with LOCK_UN or unlink.
+    files_stay: bool,
     dir: OwnedFd,
     names: Vec<(u16, CString)>,
 }
@@ -74,6 +77,7 @@ impl Floor {
         let names = ports.map(name).collect();
         Self {
             dual_stack: true,
+            files_stay: true,
             dir,
             names,
         }
@@ -84,8 +88,9 @@ impl Floor {
     }
 
     fn lock(&self, name: &CString) -> Option<OwnedFd> {
-        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = rustix::fs::openat(&self.dir, name, flags, Mode::empty());
+        let mut flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        flags.set(OFlags::CREATE, !self.files_stay);
+        let file = rustix::fs::openat(&self.dir, name, flags, Mode::RUSR | Mode::WUSR);
         let file = file.expect("our own file");
         #[expect(clippy::disallowed_methods, reason = "what is measured against")]
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -126,6 +131,11 @@ impl Floor {
         drop(socket);
         rustix::io::pwrite(&file, &RECORD, 0).expect("our own file");
         Some(file)
+    }
+
+    fn remove(&self, (_, name): &(u16, CString)) {
+        let flags = rustix::fs::AtFlags::empty();
+        rustix::fs::unlinkat(&self.dir, name, flags).expect("our own file");
     }
 
     /// Tries one after the other until one can be had, and gives it back.
@@ -243,6 +253,24 @@ fn one_thread(criterion: &mut Criterion, dir: &Path) {
             },
         );
     }
+
+    // Of other ports, for it removes the files.
+    let mut floor = Floor::new(dir, 20064..=20127);
+    (floor.dual_stack, floor.files_stay) = (false, false);
+    floor.shuffle();
+    let mut next = floor.names.iter().cycle();
+    side_by_side(
+        criterion,
+        "(a) lease and release, the floor so and with files made and removed",
+        200,
+        || lease_and_release(&builder),
+        || {
+            let name = next.next().expect("for ever");
+            let file = floor.lease(name).expect("free");
+            floor.remove(name);
+            drop(file);
+        },
+    );
 }
 
 fn crowded(criterion: &mut Criterion, dir: &Path) {

@@ -6,6 +6,7 @@ mod common;
 
 use std::{
     fs,
+    io::Write,
     net::{Ipv4Addr, TcpStream},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -78,14 +79,27 @@ fn a_script_that_is_interrupted_takes_its_server_with_it() {
     if !is_installed("python3") {
         return;
     }
+    // Each Python waits until it may go on.
+    let gates = tempfile::tempdir().expect("a temporary directory");
+    let hook = "import os\nopen(os.environ['GATE']).readline()\n";
+    fs::write(gates.path().join("sitecustomize.py"), hook).expect("our own directory");
     for signal in [Signal::TERM, Signal::HUP] {
         let scene = Scene::new(1);
         let files = tempfile::tempdir().expect("a temporary directory");
+        let gate = gates.path().join(format!("{signal:?}"));
+        let mut mkfifo = Command::new("mkfifo");
+        mkfifo.arg(&gate);
+        answer(mkfifo).code(0);
         let mut command = command(&scene, &scripts.join("wait.sh"), files.path());
+        command.env("PYTHONPATH", gates.path()).env("GATE", &gate);
         command.stderr(Stdio::null());
         let mut running = Running::start(command);
         assert_eq!(running.hear(), "waiting for the server");
         running.signal(signal);
+        // Opened for both, it need not wait for a reader.
+        let gate = fs::OpenOptions::new().read(true).write(true).open(&gate);
+        let mut gate = gate.expect("our own");
+        gate.write_all(b"\n").expect("there is room");
         assert!(!running.wait().success());
         assert_nothing_is_left(&scene, files.path());
     }

@@ -252,8 +252,12 @@ fn the_list_is_made_again_and_again_until_interrupted() {
     #[cfg(unix)]
     {
         use std::os::unix::process::ExitStatusExt as _;
-        watch.signal(rustix::process::Signal::INT);
-        assert_eq!(watch.wait().signal(), Some(2));
+
+        use rustix::process::Signal;
+        if !common::is_ignored(Signal::INT) {
+            watch.signal(Signal::INT);
+            assert_eq!(watch.wait().signal(), Some(2));
+        }
     }
 
     let scene = Scene::new(1);

@@ -25,6 +25,19 @@ impl Running {
     }
 }
 
+/// Whether the tests were started with this signal ignored, as nohup(1) and a shell's `&`
+/// start programs; what they start ignores it too. Only Linux tells.
+pub fn is_ignored(signal: Signal) -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    let is_ignored = mask.is_some_and(|mask| mask >> (signal.as_raw() - 1) & 1 == 1);
+    if is_ignored {
+        eprintln!("left out: {signal:?} is ignored here");
+    }
+    is_ignored
+}
+
 /// An ordinary user: "nobody".
 const NOBODY: u32 = 65534;
 

@@ -122,12 +122,24 @@ impl LockDir {
     }
 
     fn lease_by(&self, port: u16, listed: &mut ListedLocks) -> Result<Lease> {
-        let owner = match lock::recorded_owner(self, port) {
-            // Another user has closed it to others; who has it is told by the kernel's list.
-            Err(error) if error.is_denied() => None,
-            owner => owner?,
+        let (owner, is_delegated) = match lock::recorded_owner(self, port) {
+            // Another user has closed it to others. Whether it is held, the kernel's list
+            // tells; whether it may be delegated, its length.
+            Err(error) if error.is_denied() => {
+                let len = match lock_file::metadata(self.path(), port) {
+                    Ok(metadata) => usize::try_from(metadata.len()).unwrap_or_default(),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+                    Err(error) => return Err(self.cannot_read(error)),
+                };
+                (None, owner::may_be_delegated(len))
+            }
+            owner => {
+                let owner = owner?;
+                let is_delegated = lock::is_delegated(self, port, owner.as_ref())?;
+                (owner, is_delegated)
+            }
         };
-        let state = if lock::is_delegated(self, port, owner.as_ref())? {
+        let state = if is_delegated {
             LeaseState::Delegated
         } else {
             let held = match listed.has(self, port, owner.as_ref()) {

@@ -530,9 +530,27 @@ fn files_that_are_closed_to_others() {
     assert_eq!(victim.ask(format!("try {}", port + 1)), "free");
     // They are listed, not removed, and keep nobody from the other files.
     let listed = victim.ask("list");
-    assert!(listed.contains(&format!("port: {port},")), "{listed}");
+    assert!(
+        listed.contains(&format!("port: {port}, state: Stale")),
+        "{listed}"
+    );
     assert_eq!(victim.ask("clean"), "Cleaned { removed: 1, kept: 1 }");
     assert!(file.exists());
+    // By its length it may be delegated.
+    let len = |len| {
+        let opened = File::options()
+            .write(true)
+            .open(&file)
+            .expect("we are root");
+        opened.set_len(len).expect("our own");
+    };
+    len(512);
+    let listed = victim.ask("list");
+    assert!(
+        listed.contains(&format!("port: {port}, state: Delegated")),
+        "{listed}"
+    );
+    len(0);
     mode(&file, 0o666);
     assert_eq!(victim.ask(format!("try {port}")), "free");
 }

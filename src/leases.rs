@@ -22,7 +22,7 @@ pub struct Lease {
     /// Whether it is leased.
     pub state: LeaseState,
     /// Who has it, or had it last. For a held lease it is what the holder wrote
-    /// of itself.
+    /// of itself. `None` if the file does not say, or is closed to this user.
     pub owner: Option<Owner>,
 }
 

@@ -20,21 +20,14 @@ use serial_test::serial;
 /// Runs `test` while `n` threads start one child after the other.
 fn while_spawning(n: usize, test: impl FnOnce()) {
     let done = AtomicBool::new(false);
-    let (started, failed) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let spawned = AtomicUsize::new(0);
     thread::scope(|scope| {
         for _ in 0..n {
             scope.spawn(|| {
                 while !done.load(Ordering::Relaxed) {
-                    // Wine fails to start one in some thousands, where addresses are
-                    // random; who does not start disturbs nobody.
-                    let counter = match nothing().status() {
-                        Ok(status) => {
-                            assert!(status.success());
-                            &started
-                        }
-                        Err(_) => &failed,
-                    };
-                    counter.fetch_add(1, Ordering::Relaxed);
+                    let status = nothing().status().expect("every system has it");
+                    assert!(status.success());
+                    spawned.fetch_add(1, Ordering::Relaxed);
                 }
             });
         }
@@ -48,9 +41,7 @@ fn while_spawning(n: usize, test: impl FnOnce()) {
         let _done = Done(&done);
         test();
     });
-    let (started, failed) = (started.into_inner(), failed.into_inner());
-    println!("{started} children meanwhile, {failed} could not be started");
-    assert!(failed <= started / 100, "{failed} beside {started}");
+    println!("{} children meanwhile", spawned.into_inner());
 }
 
 #[test]

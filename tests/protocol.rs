@@ -2,8 +2,9 @@
 //! says is enough to lease ports together.
 //!
 //! The code is taken out of the page, `protocol/driver.py` put below it, and told over
-//! pipes what to do. It is the client of thirty lines, where the whole one is not named. All tests are serial: the client does not try again where a child
-//! that another test is just starting has a duplicate of a probe.
+//! pipes what to do. It is the client of thirty lines, where the whole one is not named.
+//! All tests are serial: the client does not try again where a child that another test
+//! is just starting has a duplicate of a probe.
 
 #![cfg(target_os = "linux")] // As is the client, which looks into /proc.
 #![allow(

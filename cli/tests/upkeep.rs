@@ -120,8 +120,13 @@ fn waiting_has_the_end_that_was_set() {
         &["wait", "--free", "--timeout=0.5", &port],
     ] {
         let start = Instant::now();
-        scene.portlock(args).code(TIMED_OUT).warns(" after ");
+        let wait = scene.portlock(args).code(TIMED_OUT);
         let waited = start.elapsed();
+        let said = wait.err().split_once(" after ");
+        let said = said.and_then(|(_, rest)| rest.split_once(" s"));
+        let seconds: f64 = said.expect("it says").0.parse().expect("a number");
+        // Told in tenths.
+        assert!((0.5..=waited.as_secs_f64() + 0.05).contains(&seconds));
         let bounds = Duration::from_millis(500)..Duration::from_secs(20);
         assert!(bounds.contains(&waited), "{waited:?}");
     }

@@ -14,7 +14,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
     freeport::FreePort,
     lock::{self, PortLock, Try},
-    lock_dir::LockDir,
+    lock_dir::OpenDir,
     owner,
     ports::{Order, PortSet},
     process, registry,
@@ -42,7 +42,7 @@ pub(crate) struct Acquisition<'a> {
 
 /// One pass over the ports.
 struct Pass<'a> {
-    dir: &'a LockDir,
+    dir: &'a OpenDir,
     /// When it began, after 1970.
     now: Duration,
     order: Order,
@@ -257,7 +257,7 @@ impl Acquisition<'_> {
                 None => Order::random(),
             };
             let outcome = pass(&Pass {
-                dir: &LockDir::locate_at(self.lock_dir, now)?,
+                dir: &OpenDir::locate_at(self.lock_dir, now)?,
                 now,
                 order,
                 released,
@@ -288,7 +288,7 @@ impl Acquisition<'_> {
         loop {
             let waited = start.elapsed();
             let left = self.timeout.saturating_sub(waited);
-            let dir = LockDir::locate(self.lock_dir)?;
+            let dir = OpenDir::locate(self.lock_dir)?;
             if released.is_none() && (left.is_zero() || !exhausted.may_change()) {
                 let waited = match self.timeout {
                     Duration::ZERO => String::new(),

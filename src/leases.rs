@@ -8,7 +8,7 @@ use std::{
 use crate::{
     error::{Error, ErrorKind, Result},
     lock::{self, PortLock, Try},
-    lock_dir::LockDir,
+    lock_dir::{LockDir, OpenDir},
     owner::{self, Kind, Owner},
     sys::{held::ListedLocks, line, lock_file},
 };
@@ -86,9 +86,12 @@ impl LockDir {
     /// # Ok::<(), portlock::Error>(())
     /// ```
     pub fn leases(&self) -> Result<Vec<Lease>> {
+        let Some(dir) = self.open() else {
+            return Ok(Vec::new());
+        };
         let mut listed = ListedLocks::new();
-        let lease = |port| self.lease_by(port, &mut listed);
-        self.ports()?.into_iter().map(lease).collect()
+        let lease = |port| dir.lease_by(port, &mut listed);
+        dir.ports()?.into_iter().map(lease).collect()
     }
 
     /// The lock file of one port, if it has one, as [`leases`](Self::leases) tells it.
@@ -111,16 +114,21 @@ impl LockDir {
     /// # Ok::<(), portlock::Error>(())
     /// ```
     pub fn lease(&self, port: u16) -> Result<Option<Lease>> {
-        let metadata = lock_file::metadata(self.path(), port);
+        let Some(dir) = self.open() else {
+            return Ok(None);
+        };
+        let metadata = lock_file::metadata(dir.path(), port);
         let is_there = match metadata {
             Ok(metadata) => lock_file::is_lock_file(&metadata),
             Err(error) if error.kind() == io::ErrorKind::NotFound => false,
-            Err(error) => return Err(self.cannot_read(error)),
+            Err(error) => return Err(dir.cannot_read(error)),
         };
-        let lease = || self.lease_by(port, &mut ListedLocks::new());
+        let lease = || dir.lease_by(port, &mut ListedLocks::new());
         is_there.then(lease).transpose()
     }
+}
 
+impl OpenDir {
     fn lease_by(&self, port: u16, listed: &mut ListedLocks) -> Result<Lease> {
         let (owner, is_delegated) = match lock::recorded_owner(self, port) {
             // Another user has closed it to others. Whether it is held, the kernel's list
@@ -154,7 +162,9 @@ impl LockDir {
         };
         Ok(Lease { port, state, owner })
     }
+}
 
+impl LockDir {
     /// Ends the delegated lease of `port`. What is no lease any more is no error.
     ///
     /// Without `force`, only if the process it is delegated to runs as this user.
@@ -180,14 +190,17 @@ impl LockDir {
             format!("cannot release port {port} ({})", path.display())
         };
         let refuse = |why: String| Err(Error::new(ErrorKind::Lock, what() + ": " + &why));
+        let Some(dir) = self.open() else {
+            return refuse("it is not leased".into());
+        };
         let mut tries = 0;
         let lock = loop {
-            match PortLock::try_existing_to_write(self, port)? {
+            match PortLock::try_existing_to_write(dir, port)? {
                 Try::Locked(lock) => break lock,
                 Try::Missing => return refuse("it is not leased".into()),
                 Try::Held => {}
             }
-            let owner = lock::recorded_owner(self, port)?;
+            let owner = lock::recorded_owner(dir, port)?;
             let is_delegated = |owner: &Owner| owner.kind == Kind::Delegated;
             // Whoever wants the port locks the file for a moment to look.
             if owner.as_ref().is_some_and(is_delegated) && tries < LOOKS {
@@ -242,8 +255,11 @@ impl LockDir {
     /// ```
     pub fn clean(&self) -> Result<Cleaned> {
         let mut cleaned = Cleaned::default();
-        for port in self.ports()? {
-            let lock = match PortLock::try_existing(self, port) {
+        let Some(dir) = self.open() else {
+            return Ok(cleaned);
+        };
+        for port in dir.ports()? {
+            let lock = match PortLock::try_existing(dir, port) {
                 Ok(Try::Locked(lock)) => lock,
                 Ok(_) => {
                     cleaned.kept += 1;
@@ -257,28 +273,30 @@ impl LockDir {
                 Err(error) => return Err(error),
             };
             let owner = lock.read_owner()?;
-            if lock::is_delegated(self, port, owner.as_ref())? {
+            if lock::is_delegated(dir, port, owner.as_ref())? {
                 cleaned.kept += 1;
                 continue;
             }
-            let removed = lock_file::remove(self.sys(), port, lock);
-            self.count_removal(removed, &mut cleaned, &port.to_string())?;
+            let removed = lock_file::remove(dir.sys(), port, lock);
+            dir.count_removal(removed, &mut cleaned, &port.to_string())?;
         }
-        for (name, metadata) in self.entries()? {
-            if let Some(removed) = line::remove_line(self, &name) {
-                self.count_removal(removed, &mut cleaned, &name)?;
+        for (name, metadata) in dir.entries()? {
+            if let Some(removed) = line::remove_line(dir, &name) {
+                dir.count_removal(removed, &mut cleaned, &name)?;
             }
             let age = metadata
                 .modified()
                 .map(|time| SystemTime::now().duration_since(time));
             let is_old = matches!(age, Ok(Ok(age)) if age > STRAY);
             if lock_file::is_stray(&name, &metadata) && is_old {
-                self.count_removal(self.sys().remove(&name), &mut cleaned, &name)?;
+                dir.count_removal(dir.sys().remove(&name), &mut cleaned, &name)?;
             }
         }
         Ok(cleaned)
     }
+}
 
+impl OpenDir {
     fn count_removal(
         &self,
         removed: io::Result<()>,

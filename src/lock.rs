@@ -17,7 +17,7 @@ use fs4::TryLockError;
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    lock_dir::LockDir,
+    lock_dir::OpenDir,
     owner::{self, Owner, Record},
     registry::Claim,
     sys::lock_file,
@@ -80,7 +80,7 @@ pub(crate) struct PortLock {
     /// The lock was ended, or goes on without this value.
     ended: bool,
     port: u16,
-    dir: LockDir,
+    dir: OpenDir,
     pid: u32,
     /// The file is long enough for the record of a delegated lease.
     is_long: bool,
@@ -97,7 +97,7 @@ pub(crate) enum Try {
 impl PortLock {
     /// Locks the file of the claimed port, made if it is missing, without waiting, or
     /// gives `None` if someone else holds it or has it delegated.
-    pub(crate) fn try_acquire(dir: &LockDir, claim: Claim) -> Result<Option<Self>> {
+    pub(crate) fn try_acquire(dir: &OpenDir, claim: Claim) -> Result<Option<Self>> {
         let (port, pid) = (claim.port(), claim.pid());
         let open = || open_or_make(dir, port, pid);
         let Try::Locked(mut lock) = Self::try_lock(dir, port, pid, open)? else {
@@ -113,7 +113,7 @@ impl PortLock {
 
     /// Locks the file of the claimed port without waiting, only to look whether it can
     /// be had.
-    pub(crate) fn try_look(dir: &LockDir, claim: Claim) -> Result<Try> {
+    pub(crate) fn try_look(dir: &OpenDir, claim: Claim) -> Result<Try> {
         let (port, pid) = (claim.port(), claim.pid());
         Ok(
             match Self::try_lock(dir, port, pid, || open(dir, port, Access::Look))? {
@@ -132,18 +132,18 @@ impl PortLock {
 
     /// Locks the file of `port` if there is one, without waiting, whoever it is
     /// delegated to and whoever has claimed it.
-    pub(crate) fn try_existing(dir: &LockDir, port: u16) -> Result<Try> {
+    pub(crate) fn try_existing(dir: &OpenDir, port: u16) -> Result<Try> {
         Self::try_lock(dir, port, process::id(), || open(dir, port, Access::Look))
     }
 
     /// The same, to write to it.
-    pub(crate) fn try_existing_to_write(dir: &LockDir, port: u16) -> Result<Try> {
+    pub(crate) fn try_existing_to_write(dir: &OpenDir, port: u16) -> Result<Try> {
         let open = || open(dir, port, Access::Write);
         Self::try_lock(dir, port, process::id(), open)
     }
 
     fn try_lock(
-        dir: &LockDir,
+        dir: &OpenDir,
         port: u16,
         pid: u32,
         open: impl Fn() -> Result<Opened>,
@@ -305,7 +305,7 @@ impl Drop for PortLock {
 }
 
 /// What the file of `port` says of its holder, if there is one and it says anything.
-pub(crate) fn recorded_owner(dir: &LockDir, port: u16) -> Result<Option<Owner>> {
+pub(crate) fn recorded_owner(dir: &OpenDir, port: u16) -> Result<Option<Owner>> {
     match open(dir, port, Access::ReadRecord)? {
         Opened::File(file) => read_owner(dir, port, &file),
         Opened::Missing | Opened::Held => Ok(None),
@@ -313,13 +313,13 @@ pub(crate) fn recorded_owner(dir: &LockDir, port: u16) -> Result<Option<Owner>> 
 }
 
 /// Whether a process that lives, or may live, has the port without a lock.
-pub(crate) fn is_delegated(dir: &LockDir, port: u16, owner: Option<&Owner>) -> Result<bool> {
+pub(crate) fn is_delegated(dir: &OpenDir, port: u16, owner: Option<&Owner>) -> Result<bool> {
     owner
         .map_or(Ok(false), Owner::is_delegated_to_the_living)
         .map_err(|error| fail("find the process that owns", dir, port, error))
 }
 
-fn read_owner(dir: &LockDir, port: u16, file: &File) -> Result<Option<Owner>> {
+fn read_owner(dir: &OpenDir, port: u16, file: &File) -> Result<Option<Owner>> {
     let mut record = [0; owner::DELEGATED_LEN];
     let len = lock_file::read_record(dir.sys(), port, file, &mut record)
         .map_err(|error| fail("read owner record of", dir, port, error))?;
@@ -338,7 +338,7 @@ pub(crate) fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T>
 }
 
 /// Opens the file of `port`, and makes it first if it is missing.
-fn open_or_make(dir: &LockDir, port: u16, pid: u32) -> Result<Opened> {
+fn open_or_make(dir: &OpenDir, port: u16, pid: u32) -> Result<Opened> {
     for _ in 0..TRIES {
         match open(dir, port, Access::Write)? {
             Opened::Missing => {}
@@ -356,7 +356,7 @@ fn open_or_make(dir: &LockDir, port: u16, pid: u32) -> Result<Opened> {
 }
 
 /// Opens the file of `port`, if there is one.
-fn open(dir: &LockDir, port: u16, access: Access) -> Result<Opened> {
+fn open(dir: &OpenDir, port: u16, access: Access) -> Result<Opened> {
     lock_file::open(dir.sys(), port, access).map_err(|error| fail("open", dir, port, error))
 }
 
@@ -384,12 +384,12 @@ pub(crate) fn unlock(file: &File) -> io::Result<()> {
     retry(|| fs4::FileExt::unlock(file))
 }
 
-fn file_path(dir: &LockDir, port: u16) -> PathBuf {
+fn file_path(dir: &OpenDir, port: u16) -> PathBuf {
     dir.path().join(port.to_string())
 }
 
 #[cold]
-fn fail(operation: &str, dir: &LockDir, port: u16, cause: io::Error) -> Error {
+fn fail(operation: &str, dir: &OpenDir, port: u16, cause: io::Error) -> Error {
     let path = file_path(dir, port);
     let message = format!("cannot {operation} lock file {}", path.display());
     Error::with_cause(ErrorKind::Lock, message, cause)

@@ -30,9 +30,14 @@ pub(crate) const VARIABLE: &str = "PORTLOCK_DIR";
 /// How long a directory that was found trustworthy is used without another look.
 const RECHECK: Duration = Duration::from_millis(100);
 
-/// A directory that has been checked, and is open.
+/// A lock directory that has been checked, and is open: what leasing needs.
+#[derive(Clone, Debug)]
+pub(crate) struct OpenDir {
+    dir: Arc<Inner>,
+}
+
 #[derive(Debug)]
-struct OpenDir {
+struct Inner {
     path: PathBuf,
     origin: Origin,
     sys: sys::Dir,
@@ -40,9 +45,12 @@ struct OpenDir {
 
 /// The directory with one lock file per port, checked to be trustworthy.
 ///
-/// Only callers that use the same lock directory exclude each other. To lease
-/// ports, no value of this type is needed: [`Builder`](crate::Builder) finds the
-/// directory by the same rules. It is for looking after it.
+/// Only callers that use the same lock directory exclude each other. Leasing ports
+/// needs no value of this type: [`Builder`](crate::Builder) finds the directory by
+/// the same rules. It is for inspecting and cleaning the directory.
+///
+/// Locating never creates anything. A default directory that does not exist yet is an
+/// empty one: no port is leased in it.
 ///
 /// # Examples
 ///
@@ -58,7 +66,10 @@ struct OpenDir {
 /// ```
 #[derive(Clone, Debug)]
 pub struct LockDir {
-    dir: Arc<OpenDir>,
+    path: PathBuf,
+    origin: Origin,
+    /// `None` for a default directory that does not exist.
+    open: Option<OpenDir>,
 }
 
 /// Why a lock directory is the one in use.
@@ -90,13 +101,13 @@ impl fmt::Display for Origin {
 }
 
 impl LockDir {
-    /// The lock directory to use: `chosen` if there is one, else the one that
-    /// `PORTLOCK_DIR` names, else this user's own, which is made if it is missing.
+    /// Returns the lock directory to use: `chosen` if there is one, else the one that
+    /// `PORTLOCK_DIR` names, else this user's default directory.
     ///
     /// # Errors
     ///
-    /// [`LockDir`](ErrorKind::LockDir) if it is missing, cannot be made or
-    /// opened, or is not to be trusted, with the reason.
+    /// [`LockDir`](ErrorKind::LockDir) if a directory that was named is missing, or the
+    /// directory cannot be opened or trusted, with the reason.
     ///
     /// # Examples
     ///
@@ -106,83 +117,78 @@ impl LockDir {
     /// # Ok::<(), portlock::Error>(())
     /// ```
     pub fn locate(chosen: Option<&Path>) -> Result<Self> {
+        Ok(match locate(chosen, since_1970(), Missing::Allow)? {
+            Located::Open(open) => Self {
+                path: open.dir.path.clone(),
+                origin: open.dir.origin,
+                open: Some(open),
+            },
+            Located::Missing { path, origin } => Self {
+                path,
+                origin,
+                open: None,
+            },
+        })
+    }
+
+    /// Returns where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns why it is this one.
+    #[must_use]
+    pub fn origin(&self) -> Origin {
+        self.origin
+    }
+
+    /// Returns whether other users may lease ports in it too. A default directory that
+    /// does not exist will be private when the first lease creates it.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.open
+            .as_ref()
+            .is_some_and(|open| open.sys().is_shared())
+    }
+
+    /// Returns the directory if it exists.
+    pub(crate) fn open(&self) -> Option<&OpenDir> {
+        self.open.as_ref()
+    }
+}
+
+impl OpenDir {
+    /// Returns the directory to lease from, by the rules of [`LockDir::locate`]. A
+    /// default directory that is missing is created.
+    pub(crate) fn locate(chosen: Option<&Path>) -> Result<Self> {
         Self::locate_at(chosen, since_1970())
     }
 
     /// The same for a caller that knows what time it is, after 1970.
     pub(crate) fn locate_at(chosen: Option<&Path>, now: Duration) -> Result<Self> {
-        let user = sys::user();
-        let variable = match chosen {
-            Some(_) => None,
-            // As in the XDG base directory specification, empty means unset.
-            None => env::var_os(VARIABLE).filter(|value| !value.is_empty()),
-        };
-        let named = match (chosen, &variable) {
-            (Some(path), _) => Some((Origin::Given, path)),
-            (None, Some(value)) => Some((Origin::Variable, Path::new(value))),
-            (None, None) => None,
-        };
-        if let Some(last) = &*last_used()
-            && last.is_good_for(named, user, now)
-        {
-            return Ok(Self {
-                dir: Arc::clone(&last.dir),
-            });
+        match locate(chosen, now, Missing::Create)? {
+            Located::Open(open) => Ok(open),
+            // Another process removed it as soon as it was created.
+            Located::Missing { path, .. } => Err(removed(&path)),
         }
-        let dir = match named {
-            Some((Origin::Variable, path)) if path.is_relative() => {
-                // It would mean another directory in each working directory.
-                let message = format!("{VARIABLE}={} is not an absolute path", path.display());
-                return Err(Error::new(ErrorKind::LockDir, message));
-            }
-            // A directory that was named must exist. To make it would need a guess
-            // at its kind, and a misspelt path would give its caller an empty
-            // directory of its own, in which every port is free.
-            Some((origin, path)) => open(path, Missing::Refuse, origin, user)?,
-            None => {
-                let (path, origin) = sys::default_path(user)?;
-                open(&path, Missing::Make, origin, user)?
-            }
-        };
-        *last_used() = Some(LastUsed {
-            named: named.map(|(origin, path)| (origin, path.to_owned())),
-            user,
-            checked: now,
-            dir: Arc::clone(&dir),
-        });
-        Ok(Self { dir })
     }
 
-    /// Where it is.
-    #[must_use]
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.dir.path
     }
 
-    /// Why it is this one.
-    #[must_use]
-    pub fn origin(&self) -> Origin {
-        self.dir.origin
-    }
-
-    /// Whether other users may lease ports in it too.
-    #[must_use]
-    pub fn is_shared(&self) -> bool {
-        self.dir.sys.is_shared()
-    }
-
-    /// The error that it turned out to be removed; the next [`locate`](Self::locate)
-    /// looks again.
+    /// Returns the error that it turned out to be removed; the next
+    /// [`locate`](Self::locate) checks it again.
     pub(crate) fn removed(&self) -> Error {
         let mut last = last_used();
         if last
             .as_ref()
-            .is_some_and(|last| Arc::ptr_eq(&last.dir, &self.dir))
+            .is_some_and(|last| Arc::ptr_eq(&last.open.dir, &self.dir))
         {
             *last = None;
         }
-        let message = format!("lock directory {} was removed", self.path().display());
-        Error::new(ErrorKind::LockDir, message)
+        removed(self.path())
     }
 
     /// Whether both are the same directory.
@@ -197,10 +203,65 @@ impl LockDir {
     }
 }
 
+fn removed(path: &Path) -> Error {
+    let message = format!("lock directory {} was removed", path.display());
+    Error::new(ErrorKind::LockDir, message)
+}
+
+/// Outcome of [`locate`].
+enum Located {
+    Open(OpenDir),
+    Missing { path: PathBuf, origin: Origin },
+}
+
+fn locate(chosen: Option<&Path>, now: Duration, default: Missing) -> Result<Located> {
+    let user = sys::user();
+    let variable = match chosen {
+        Some(_) => None,
+        // As in the XDG base directory specification, empty means unset.
+        None => env::var_os(VARIABLE).filter(|value| !value.is_empty()),
+    };
+    let named = match (chosen, &variable) {
+        (Some(path), _) => Some((Origin::Given, path)),
+        (None, Some(value)) => Some((Origin::Variable, Path::new(value))),
+        (None, None) => None,
+    };
+    if let Some(last) = &*last_used()
+        && last.is_good_for(named, user, now)
+    {
+        return Ok(Located::Open(last.open.clone()));
+    }
+    let located = match named {
+        Some((Origin::Variable, path)) if path.is_relative() => {
+            // It would mean another directory in each working directory.
+            let message = format!("{VARIABLE}={} is not an absolute path", path.display());
+            return Err(Error::new(ErrorKind::LockDir, message));
+        }
+        // A directory that was named must exist. To make it would need a guess
+        // at its kind, and a misspelt path would give its caller an empty
+        // directory of its own, in which every port is free.
+        Some((origin, path)) => open(path, Missing::Refuse, origin, user)?,
+        None => {
+            let (path, origin) = sys::default_path(user)?;
+            open(&path, default, origin, user)?
+        }
+    };
+    if let Located::Open(open) = &located {
+        *last_used() = Some(LastUsed {
+            named: named.map(|(origin, path)| (origin, path.to_owned())),
+            user,
+            checked: now,
+            open: open.clone(),
+        });
+    }
+    Ok(located)
+}
+
 /// What to do when there is nothing at the path.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Missing {
-    Make,
+    Create,
+    Allow,
     Refuse,
 }
 
@@ -211,7 +272,7 @@ struct LastUsed {
     named: Option<(Origin, PathBuf)>,
     user: User,
     checked: Duration,
-    dir: Arc<OpenDir>,
+    open: OpenDir,
 }
 
 static LAST_USED: Mutex<Option<LastUsed>> = Mutex::new(None);
@@ -238,19 +299,23 @@ impl LastUsed {
 
 /// Opens the directory at `path` and checks it, or only checks it again if it
 /// is still the one used last.
-fn open(path: &Path, missing: Missing, origin: Origin, user: User) -> Result<Arc<OpenDir>> {
+fn open(path: &Path, missing: Missing, origin: Origin, user: User) -> Result<Located> {
     // Without a trailing slash, with which a symbolic link would be followed
     // in spite of lstat and O_NOFOLLOW (path_resolution(7)).
     let path: PathBuf = path.components().collect();
-    let found = sys::find(&path, missing, user)?;
-    let last = last_used().as_ref().map(|last| Arc::clone(&last.dir));
-    let is_it =
-        |dir: &Arc<OpenDir>| (&dir.path, dir.origin) == (&path, origin) && dir.sys.is_still(&found);
-    if let Some(dir) = last.filter(is_it) {
-        return Ok(dir);
+    let Some(found) = sys::find(&path, missing, user)? else {
+        return Ok(Located::Missing { path, origin });
+    };
+    let last = last_used().as_ref().map(|last| last.open.clone());
+    let is_it = |OpenDir { dir }: &OpenDir| {
+        (&dir.path, dir.origin) == (&path, origin) && dir.sys.is_still(&found)
+    };
+    if let Some(last) = last.filter(is_it) {
+        return Ok(Located::Open(last));
     }
     let sys = sys::Dir::open(&path, user)?;
-    Ok(Arc::new(OpenDir { path, origin, sys }))
+    let dir = Arc::new(Inner { path, origin, sys });
+    Ok(Located::Open(OpenDir { dir }))
 }
 
 pub(crate) fn cannot(operation: &str, path: &Path, hint: &str, cause: io::Error) -> Error {
@@ -276,27 +341,34 @@ mod tests {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("our own directory");
     }
 
+    fn opened(path: &Path, missing: Missing) -> OpenDir {
+        match open(path, missing, Origin::Given, geteuid()).expect("trusted") {
+            Located::Open(open) => open,
+            Located::Missing { path, .. } => panic!("{} is missing", path.display()),
+        }
+    }
+
+    fn refused(path: &Path) -> Error {
+        let outcome = open(path, Missing::Refuse, Origin::Given, geteuid());
+        outcome.err().expect("not to be trusted")
+    }
+
     #[test]
     fn own_directories_are_private_when_only_we_can_write() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         for private in [0o700, 0o755, 0o1700] {
             mode(dir.path(), private);
-            let dir = LockDir {
-                dir: open(dir.path(), Missing::Refuse, Origin::Given, geteuid()).expect("trusted"),
-            };
+            let dir = opened(dir.path(), Missing::Refuse);
             assert_eq!(dir.sys().file_mode().as_raw_mode(), 0o600, "{private:o}");
         }
         for shared in [0o1777, 0o1770] {
             mode(dir.path(), shared);
-            let dir = LockDir {
-                dir: open(dir.path(), Missing::Refuse, Origin::Given, geteuid()).expect("trusted"),
-            };
+            let dir = opened(dir.path(), Missing::Refuse);
             assert_eq!(dir.sys().file_mode().as_raw_mode(), 0o666, "{shared:o}");
         }
-        for refused in [0o777, 0o770, 0o702] {
-            mode(dir.path(), refused);
-            let error = open(dir.path(), Missing::Refuse, Origin::Given, geteuid())
-                .expect_err("not sticky");
+        for writable in [0o777, 0o770, 0o702] {
+            mode(dir.path(), writable);
+            let error = refused(dir.path());
             assert_eq!(error.kind(), ErrorKind::LockDir);
             assert!(error.to_string().contains("not sticky"), "{error}");
         }
@@ -306,10 +378,19 @@ mod tests {
     fn a_directory_that_was_replaced_is_opened_again() {
         let parent = tempfile::tempdir().expect("a temporary directory");
         let path = parent.path().join("locks");
-        let first = open(&path, Missing::Make, Origin::Given, geteuid()).expect("made");
+        let first = opened(&path, Missing::Create);
         fs::rename(&path, parent.path().join("elsewhere")).expect("our own directory");
-        let second = open(&path, Missing::Make, Origin::Given, geteuid()).expect("made again");
-        assert!(!first.sys.is(&second.sys));
+        let second = opened(&path, Missing::Create);
+        assert!(!first.is(&second));
+    }
+
+    #[test]
+    fn a_missing_directory_is_not_created_to_look_at_it() {
+        let parent = tempfile::tempdir().expect("a temporary directory");
+        let path = parent.path().join("locks");
+        let located = open(&path, Missing::Allow, Origin::Given, geteuid());
+        assert!(matches!(located, Ok(Located::Missing { .. })));
+        assert!(!path.exists());
     }
 
     #[test]
@@ -319,13 +400,12 @@ mod tests {
         fs::create_dir(&path).expect("our own directory");
         // As under an umask of 0777.
         mode(&path, 0);
-        open(&path, Missing::Make, Origin::Fallback, geteuid()).expect("finished");
+        opened(&path, Missing::Create);
         let finished = fs::metadata(&path).expect("made").permissions();
         assert_eq!(finished.mode() & 0o7777, 0o700);
         // But not one that somebody has named.
         mode(&path, 0o500);
-        let named = open(&path, Missing::Refuse, Origin::Given, geteuid());
-        named.expect("it can be opened");
+        opened(&path, Missing::Refuse);
         let named = fs::metadata(&path).expect("made").permissions();
         assert_eq!(named.mode() & 0o7777, 0o500);
     }
@@ -334,12 +414,11 @@ mod tests {
     fn a_trailing_slash_does_not_let_a_symbolic_link_through() {
         let parent = tempfile::tempdir().expect("a temporary directory");
         let target = parent.path().join("target");
-        open(&target, Missing::Make, Origin::Given, geteuid()).expect("made");
+        opened(&target, Missing::Create);
         let link = parent.path().join("link");
         std::os::unix::fs::symlink(&target, &link).expect("our own directory");
         for path in [link.clone(), link.join(""), link.join(".")] {
-            let error = open(&path, Missing::Refuse, Origin::Given, geteuid())
-                .expect_err("a symbolic link");
+            let error = refused(&path);
             assert!(error.to_string().contains("symbolic link"), "{error}");
         }
     }

@@ -21,7 +21,7 @@ use log::debug;
 use rand::RngExt;
 
 use crate::{
-    lock_dir::LockDir,
+    lock_dir::OpenDir,
     ports::PortSet,
     sys::{line::Line, watch::Watch},
 };
@@ -52,7 +52,7 @@ pub(crate) enum Woken {
 /// One caller's wait for some ports.
 #[derive(Debug)]
 pub(crate) struct Waiting<'a> {
-    dir: LockDir,
+    dir: OpenDir,
     ports: &'a PortSet,
     line: Option<Line>,
     /// At the head, or on its own. With a watch, if there can be one.
@@ -64,7 +64,7 @@ pub(crate) struct Waiting<'a> {
 }
 
 impl<'a> Waiting<'a> {
-    pub(crate) fn new(dir: &LockDir, ports: &'a PortSet) -> Self {
+    pub(crate) fn new(dir: &OpenDir, ports: &'a PortSet) -> Self {
         let line = Line::join(dir, ports.digest())
             .inspect_err(|error| debug!("no line for {}: {error}", ports.brief()));
         Self {
@@ -80,7 +80,7 @@ impl<'a> Waiting<'a> {
     }
 
     /// Whether it is a wait for ports of this directory.
-    pub(crate) fn is_in(&self, dir: &LockDir) -> bool {
+    pub(crate) fn is_in(&self, dir: &OpenDir) -> bool {
         self.dir.is(dir)
     }
 
@@ -185,20 +185,20 @@ mod tests {
     /// Longer than anything takes on a crowded machine.
     const LONG: Duration = Duration::from_secs(60);
 
-    fn lock_dir() -> (TempDir, LockDir) {
+    fn lock_dir() -> (TempDir, OpenDir) {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let locks = LockDir::locate(Some(dir.path())).expect("our own");
+        let locks = OpenDir::locate(Some(dir.path())).expect("our own");
         (dir, locks)
     }
 
-    fn hold(dir: &LockDir, port: u16) -> PortLock {
+    fn hold(dir: &OpenDir, port: u16) -> PortLock {
         let claim = registry::claim(port, process::id()).expect("of this test alone");
         let lock = PortLock::try_acquire(dir, claim).expect("our own directory");
         lock.expect("not locked")
     }
 
     /// A waiter that watches, and does not look by itself.
-    fn watcher<'a>(dir: &LockDir, ports: &'a PortSet) -> Waiting<'a> {
+    fn watcher<'a>(dir: &OpenDir, ports: &'a PortSet) -> Waiting<'a> {
         let mut waiting = Waiting::new(dir, ports);
         assert!(matches!(waiting.wait(Duration::ZERO, LONG), Woken::Due));
         assert!(waiting.is_ahead && waiting.watch.is_some());
@@ -342,7 +342,10 @@ mod tests {
     fn a_line_is_removed_when_nobody_waits() {
         let (dir, locks) = lock_dir();
         let ports = PortSet::from(21..=21);
-        let clean = || locks.clean().expect("our own").removed;
+        let clean = || {
+            let locks = crate::LockDir::locate(Some(dir.path())).expect("our own");
+            locks.clean().expect("our own").removed
+        };
         let head = watcher(&locks, &ports);
         assert_eq!(clean(), 0);
         drop(head);

@@ -27,9 +27,10 @@ pub(crate) fn check(args: &Check, dir: Option<&Path>) -> Result<u8, Failure> {
     let locks = LockDir::locate(dir)?;
     let (mut status, mut text, mut rows) = (0, String::new(), Vec::new());
     for &port in &args.ports {
-        let builder = FreePort::builder()
-            .ports(port..=port)
-            .lock_dir(locks.path());
+        let mut builder = FreePort::builder().ports(port..=port);
+        if let Some(dir) = dir {
+            builder = builder.lock_dir(dir);
+        }
         let busy = match builder.try_acquire() {
             Ok(_) => None,
             Err(error) if is_busy(&error) => Some(error.exhaustion().unwrap_or_default()),

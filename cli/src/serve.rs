@@ -80,8 +80,8 @@ pub(crate) fn serve(args: &Serve, dir: Option<&Path>) -> Result<u8, Failure> {
         .with_max_level(level)
         .with_target(false)
         .init();
-    // A directory that is not to be trusted is found now, not by the first client.
-    let locks = portlock::LockDir::locate(dir)?;
+    // Report a directory that cannot be trusted now, and not to the first client.
+    portlock::LockDir::locate(dir)?;
     if args.ports.is_empty() {
         return Err(Failure::new(
             FAILED,
@@ -96,7 +96,7 @@ pub(crate) fn serve(args: &Serve, dir: Option<&Path>) -> Result<u8, Failure> {
         debug!("cannot raise the limit of open files: {error}");
     }
     let server = Arc::new(Server {
-        pool: Pool::new(&args.ports, Some(locks.path().to_owned())),
+        pool: Pool::new(&args.ports, dir.map(Path::to_owned)),
         statistics: Statistics::default(),
     });
     let runtime = runtime::Builder::new_multi_thread()

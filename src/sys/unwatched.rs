@@ -7,7 +7,7 @@
 
 /// The locks that the system lists: none.
 pub(crate) mod held {
-    use crate::{lock_dir::LockDir, owner::Owner};
+    use crate::{lock_dir::OpenDir, owner::Owner};
 
     pub(crate) struct ListedLocks;
 
@@ -17,7 +17,7 @@ pub(crate) mod held {
         }
 
         /// Whether the file of `port` is locked, which only trying tells.
-        pub(crate) fn has(&mut self, _: &LockDir, _: u16, _: Option<&Owner>) -> Option<bool> {
+        pub(crate) fn has(&mut self, _: &OpenDir, _: u16, _: Option<&Owner>) -> Option<bool> {
             None
         }
     }
@@ -27,13 +27,13 @@ pub(crate) mod held {
 pub(crate) mod line {
     use std::{io, time::Instant};
 
-    use crate::lock_dir::LockDir;
+    use crate::lock_dir::OpenDir;
 
     #[derive(Debug)]
     pub(crate) enum Line {}
 
     impl Line {
-        pub(crate) fn join(_: &LockDir, _: u64) -> io::Result<Self> {
+        pub(crate) fn join(_: &OpenDir, _: u64) -> io::Result<Self> {
             Err(io::ErrorKind::Unsupported.into())
         }
 
@@ -50,7 +50,7 @@ pub(crate) mod line {
         }
     }
 
-    pub(crate) fn remove_line(_: &LockDir, _: &str) -> Option<io::Result<()>> {
+    pub(crate) fn remove_line(_: &OpenDir, _: &str) -> Option<io::Result<()>> {
         None
     }
 }
@@ -59,13 +59,13 @@ pub(crate) mod line {
 pub(crate) mod watch {
     use std::{io, time::Duration};
 
-    use crate::lock_dir::LockDir;
+    use crate::lock_dir::OpenDir;
 
     #[derive(Debug)]
     pub(crate) enum Watch {}
 
     impl Watch {
-        pub(crate) fn begin(_: &LockDir) -> io::Result<Self> {
+        pub(crate) fn begin(_: &OpenDir) -> io::Result<Self> {
             Err(io::ErrorKind::Unsupported.into())
         }
 

@@ -10,7 +10,7 @@ use rustix::{
 
 use super::process::{in_first_namespace, is_of_this_namespace};
 use crate::{
-    lock_dir::LockDir,
+    lock_dir::OpenDir,
     owner::Owner,
     process::{Identity, Liveness},
 };
@@ -32,7 +32,7 @@ impl ListedLocks {
     }
 
     /// Whether the file of `port` is locked, or `None` if the lists do not tell.
-    pub(crate) fn has(&mut self, dir: &LockDir, port: u16, owner: Option<&Owner>) -> Option<bool> {
+    pub(crate) fn has(&mut self, dir: &OpenDir, port: u16, owner: Option<&Owner>) -> Option<bool> {
         let name = port.to_string();
         let stat = rustix::fs::statat(dir.sys().fd(), &name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
         let process = owner.map(|owner| &owner.process);

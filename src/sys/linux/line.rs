@@ -24,7 +24,7 @@ use rustix::{
 use super::timespec;
 use crate::{
     lock,
-    lock_dir::LockDir,
+    lock_dir::OpenDir,
     sys::unix::{
         dir::identity,
         lock_file::{OPEN, stray_name},
@@ -52,7 +52,7 @@ pub(crate) struct Line {
 pub(crate) const LINE_PREFIX: &str = ".waiting.";
 
 /// Removes a line in which nobody waits. Gives `None` if somebody does, or it is none.
-pub(crate) fn remove_line(dir: &LockDir, name: &str) -> Option<io::Result<()>> {
+pub(crate) fn remove_line(dir: &OpenDir, name: &str) -> Option<io::Result<()>> {
     if !name.starts_with(LINE_PREFIX) {
         return None;
     }
@@ -62,7 +62,7 @@ pub(crate) fn remove_line(dir: &LockDir, name: &str) -> Option<io::Result<()>> {
 
 impl Line {
     /// The line for the ports of this digest, made if there is none.
-    pub(crate) fn join(dir: &LockDir, digest: u64) -> io::Result<Self> {
+    pub(crate) fn join(dir: &OpenDir, digest: u64) -> io::Result<Self> {
         let name = format!("{LINE_PREFIX}{digest:016x}");
         match Self::open(dir, &name) {
             Err(Errno::NOENT) => {}
@@ -82,7 +82,7 @@ impl Line {
     /// As for lock files, it has its name only once its mode is right: with one that
     /// the umask has taken bits from there would never be a line for these ports, for
     /// other users or even for its owner.
-    fn make(dir: &LockDir, name: &str) -> rustix::io::Result<()> {
+    fn make(dir: &OpenDir, name: &str) -> rustix::io::Result<()> {
         let stray = stray_name(&name[1..], process::id());
         rustix::fs::mkfifoat(dir.sys().fd(), &stray, dir.sys().file_mode())?;
         // By name, for its mode may keep us from opening it. Nobody else may replace it:
@@ -111,7 +111,7 @@ impl Line {
         }
     }
 
-    fn open(dir: &LockDir, name: &str) -> rustix::io::Result<Self> {
+    fn open(dir: &OpenDir, name: &str) -> rustix::io::Result<Self> {
         // For both: a FIFO without a reader cannot be opened for writing (fifo(7)).
         let flags = OPEN | OFlags::RDWR;
         let fifo = rustix::fs::openat(dir.sys().fd(), name, flags, Mode::empty())?;
@@ -130,7 +130,7 @@ impl Line {
     }
 
     /// Removes the line unless somebody is at its head, or it has already been removed.
-    pub(crate) fn remove(mut self, dir: &LockDir, name: &str) -> Option<rustix::io::Result<()>> {
+    pub(crate) fn remove(mut self, dir: &OpenDir, name: &str) -> Option<rustix::io::Result<()>> {
         self.is_head = lock::try_lock(&self.fifo).ok()?;
         if !self.is_head {
             return None;

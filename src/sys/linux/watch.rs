@@ -20,7 +20,7 @@ use rustix::{
 };
 
 use super::timespec;
-use crate::lock_dir::LockDir;
+use crate::lock_dir::OpenDir;
 
 /// Is told by the kernel of files in a directory that are closed after they were
 /// open for writing.
@@ -53,7 +53,7 @@ impl Drop for Watch {
 }
 
 impl Watch {
-    pub(crate) fn begin(dir: &LockDir) -> io::Result<Self> {
+    pub(crate) fn begin(dir: &OpenDir) -> io::Result<Self> {
         if !dir.sys().is_local() {
             // There a look is not told from the end of a lease, and would wake its
             // own maker; and of other machines nothing would be heard.

@@ -121,16 +121,16 @@ impl Dir {
     }
 }
 
-/// Looks at the directory at `path` and checks it, after it was made if need be.
-pub(crate) fn find(path: &Path, missing: Missing, user: User) -> Result<Checked> {
-    let found = match rustix::fs::lstat(path) {
-        Err(Errno::NOENT) if missing == Missing::Make => make_private(path, user)?,
-        Ok(found) if missing == Missing::Make && is_unfinished(&found, user) => {
-            make_private(path, user)?
-        }
-        found => found.map_err(|error| fail("use", path, error))?,
+/// Checks the directory at `path`. Creates it first if it is missing and `missing` says
+/// so; returns `None` if it is missing and may be.
+pub(crate) fn find(path: &Path, missing: Missing, user: User) -> Result<Option<Checked>> {
+    let found = match (rustix::fs::lstat(path), missing) {
+        (Err(Errno::NOENT), Missing::Allow) => return Ok(None),
+        (Err(Errno::NOENT), Missing::Create) => make_private(path, user)?,
+        (Ok(found), Missing::Create) if is_unfinished(&found, user) => make_private(path, user)?,
+        (found, _) => found.map_err(|error| fail("use", path, error))?,
     };
-    check(path, &found, user)
+    check(path, &found, user).map(Some)
 }
 
 /// `portlock` in the user's runtime directory, else `/tmp/portlock-<uid>`.

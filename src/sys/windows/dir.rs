@@ -74,17 +74,22 @@ impl Dir {
     }
 }
 
-/// Looks at the directory at `path` and checks it, after it was made if need be.
-pub(crate) fn find(path: &Path, missing: Missing, _: User) -> Result<Checked> {
+/// Checks the directory at `path`. Creates it first if it is missing and `missing` says
+/// so; returns `None` if it is missing and may be.
+pub(crate) fn find(path: &Path, missing: Missing, _: User) -> Result<Option<Checked>> {
     let found = match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound && missing == Missing::Make => {
-            match fs::create_dir(path) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(cannot("make", path, "", error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => match missing {
+            Missing::Allow => return Ok(None),
+            Missing::Refuse => Err(error),
+            Missing::Create => {
+                match fs::create_dir(path) {
+                    Ok(()) => {}
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                    Err(error) => return Err(cannot("make", path, "", error)),
+                }
+                fs::symlink_metadata(path)
             }
-            fs::symlink_metadata(path)
-        }
+        },
         found => found,
     };
     let found = found.map_err(|error| cannot("use", path, "", error))?;
@@ -97,7 +102,7 @@ pub(crate) fn find(path: &Path, missing: Missing, _: User) -> Result<Checked> {
     if !found.is_dir() {
         return Err(refuse(path, "it is not a directory"));
     }
-    Ok(Checked)
+    Ok(Some(Checked))
 }
 
 /// `portlock` in the user's local application data.
@@ -122,12 +127,13 @@ mod tests {
         let parent = tempfile::tempdir().expect("a temporary directory");
         let path = parent.path().join("locks");
         assert!(find(&path, Missing::Refuse, User).is_err());
+        assert!(matches!(find(&path, Missing::Allow, User), Ok(None)));
         for _ in 0..2 {
-            find(&path, Missing::Make, User).expect("made once");
+            find(&path, Missing::Create, User).expect("made once");
         }
         let file = parent.path().join("file");
         fs::write(&file, "").expect("our own directory");
-        let error = find(&file, Missing::Make, User).err().expect("a file");
+        let error = find(&file, Missing::Create, User).err().expect("a file");
         assert!(error.to_string().contains("not a directory"), "{error}");
     }
 }

@@ -6,6 +6,7 @@ use std::{
     mem,
     net::{IpAddr, TcpListener},
     path::Path,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -13,18 +14,30 @@ use crate::{
     bindfree::{Endpoints, Probe},
     error::{Error, ErrorKind, Result},
     freeport::FreePort,
-    lock::{self, PortLock, Try},
-    lock_dir::OpenDir,
-    owner,
+    leases,
+    lock::{PortLock, Try},
+    lock_dir::{LockDir, OpenDir},
+    owner::{self, Kind},
     ports::{Order, PortSet},
     process, registry,
     search::{Exhausted, Miss, search},
+    sys::mark,
     waiting::{Waiting, Woken},
 };
 
 /// How often one call goes on in a lock directory that was made again after it had
 /// been removed. Far beyond what happens; only a bound.
 const REMOVALS: u32 = 100;
+
+/// The pauses before a call that is about to fail tries again because a port seems to be locked
+/// only by somebody who looks at it, 21 ms in all. A look takes some microseconds, unless it is
+/// preempted.
+const MOMENTS: [Duration; 4] = [
+    Duration::from_micros(250),
+    Duration::from_millis(1),
+    Duration::from_millis(4),
+    Duration::from_millis(16),
+];
 
 /// All that the attempts of one call have in common.
 #[derive(Debug)]
@@ -36,13 +49,16 @@ pub(crate) struct Acquisition<'a> {
     pub(crate) prefer: Option<&'a str>,
     pub(crate) hold_socket: bool,
     pub(crate) timeout: Duration,
-    /// The process that shall have the lease, if not this one.
+    /// The process that will have the lease, if not this one.
     pub(crate) delegate_to: Option<u32>,
+    /// Whether the default lock directory is created if it is missing. A check creates nothing.
+    pub(crate) creates_dir: bool,
 }
 
 /// One pass over the ports.
 struct Pass<'a> {
-    dir: &'a OpenDir,
+    /// `None` if it does not exist and is not to be created: then nothing is leased.
+    dir: Option<OpenDir>,
     /// When it began, after 1970.
     now: Duration,
     order: Order,
@@ -66,6 +82,17 @@ impl Acquisition<'_> {
     pub(crate) fn one(&self) -> Result<FreePort> {
         let taken = self.take_one(|probe| self.settle(probe))?;
         Ok(self.lease(taken))
+    }
+
+    /// Waits until one port could be leased, and leases none.
+    pub(crate) fn none(&self) -> Result<()> {
+        self.repeat(
+            || format!("no free port in {}", self.ports.brief()),
+            |pass| {
+                let ports = pass.released.unwrap_or(&self.ports);
+                search(ports, pass.order, |port| self.check(pass, port))
+            },
+        )
     }
 
     /// Leases one port for the process that it is delegated to.
@@ -257,7 +284,7 @@ impl Acquisition<'_> {
                 None => Order::random(),
             };
             let outcome = pass(&Pass {
-                dir: &OpenDir::locate_at(self.lock_dir, now)?,
+                dir: self.open_dir(now)?,
                 now,
                 order,
                 released,
@@ -272,7 +299,16 @@ impl Acquisition<'_> {
         }
     }
 
-    /// Goes on after a first pass: apart from it, for what waiting needs would make it
+    /// The lock directory; `None` if it does not exist and is not to be created.
+    fn open_dir(&self, now: Duration) -> Result<Option<OpenDir>> {
+        if self.creates_dir {
+            OpenDir::locate_at(self.lock_dir, now).map(Some)
+        } else {
+            Ok(LockDir::locate(self.lock_dir)?.open().cloned())
+        }
+    }
+
+    /// Continues after a first pass. Separate from it, because what waiting needs would make it
     /// slower.
     #[cold]
     fn wait<T>(
@@ -285,21 +321,33 @@ impl Acquisition<'_> {
         let mut look = Duration::ZERO;
         let mut waiting: Option<Waiting<'_>> = None;
         let mut released = None;
+        let mut moments = MOMENTS.into_iter();
         loop {
             let waited = start.elapsed();
             let left = self.timeout.saturating_sub(waited);
-            let dir = OpenDir::locate(self.lock_dir)?;
+            let dir = self.open_dir(owner::since_1970())?;
             if released.is_none() && (left.is_zero() || !exhausted.may_change()) {
+                let is_in_doubt = || leases::any_is_in_doubt(dir.as_ref(), exhausted.leased());
+                if let Some(moment) = moments.next()
+                    && is_in_doubt()?
+                {
+                    thread::sleep(moment);
+                    exhausted = match self.pass(pass, None, false)? {
+                        Ok(found) => return Ok(found),
+                        Err(exhausted) => exhausted,
+                    };
+                    continue;
+                }
                 let waited = match self.timeout {
                     Duration::ZERO => String::new(),
                     _ => format!(" after {:.1} s", waited.as_secs_f64()),
                 };
-                let owner_of = |port| lock::recorded_owner(&dir, port).ok().flatten();
-                return Err(exhausted.into_error(headline() + &waited, owner_of));
+                let holders = leases::holders(dir.as_ref(), exhausted.examples());
+                return Err(exhausted.into_error(headline() + &waited, &holders));
             }
             let line = match waiting.take() {
-                Some(waiting) if waiting.is_in(&dir) => waiting,
-                _ => Waiting::new(&dir, &self.ports),
+                Some(waiting) if waiting.is_in(dir.as_ref()) => waiting,
+                _ => Waiting::new(dir.as_ref(), &self.ports),
             };
             released = match waiting.insert(line).wait(look, left) {
                 Woken::Released(ports) => Some(ports),
@@ -314,17 +362,39 @@ impl Acquisition<'_> {
         }
     }
 
-    /// Looks whether a port could be taken now, without keeping it or leaving a trace.
+    /// Whether a port seems worth taking: it is locked for a moment, without leaving a trace.
     fn look(&self, pass: &Pass<'_>, port: u16) -> Result<Result<(), Miss>> {
-        let Some(claim) = registry::claim(port, std::process::id()) else {
-            return Ok(Err(Miss::Leased(port)));
-        };
-        let _lock = match PortLock::try_look(pass.dir, claim)? {
-            Try::Locked(lock) => lock,
-            Try::Held => return Ok(Err(Miss::Leased(port))),
+        match self.lock_to_look(pass, port)? {
+            Try::Locked(_lock) => self.probe(port),
+            Try::Held => Ok(Err(Miss::Leased(port))),
             // Without a lock it must not be probed.
-            Try::Missing => return Ok(Ok(())),
-        };
+            Try::Missing => Ok(Ok(())),
+        }
+    }
+
+    /// Whether a port could be leased, without leaving a trace.
+    ///
+    /// A port without a lock file is probed without a lock, because a check must not create the file.
+    /// Nobody has the port at that moment. A caller that leases it in the next one notices a probe
+    /// that is not closed yet, and passes over what is left of it as over any other's.
+    fn check(&self, pass: &Pass<'_>, port: u16) -> Result<Result<(), Miss>> {
+        match self.lock_to_look(pass, port)? {
+            Try::Locked(_lock) => self.probe(port),
+            Try::Held => Ok(Err(Miss::Leased(port))),
+            Try::Missing => self.probe(port),
+        }
+    }
+
+    fn lock_to_look(&self, pass: &Pass<'_>, port: u16) -> Result<Try> {
+        let mark = mark::current();
+        match &pass.dir {
+            _ if registry::is_claimed(port, mark) => Ok(Try::Held),
+            Some(dir) => PortLock::try_look(dir, port, mark),
+            None => Ok(Try::Missing),
+        }
+    }
+
+    fn probe(&self, port: u16) -> Result<Result<(), Miss>> {
         match Probe::bind(port, self.endpoints)? {
             Ok(probe) => Ok(Ok(probe.close()?)),
             Err(miss) => Ok(Err(miss)),
@@ -333,7 +403,7 @@ impl Acquisition<'_> {
 
     /// Tries to take one port: claim, lock, probe, record.
     ///
-    /// The lock comes before the probe. In the other order everybody who only
+    /// The lock comes before the probe. In the other order every caller that only
     /// looks at a leased port would bind it for a moment, and the holder's own
     /// server, if it started just then, would find its port in use.
     ///
@@ -345,11 +415,17 @@ impl Acquisition<'_> {
         port: u16,
         finish: impl FnOnce(Probe) -> Result<Result<T, Miss>>,
     ) -> Result<Result<Taken<T>, Miss>> {
-        let pid = std::process::id();
-        let Some(claim) = registry::claim(port, pid) else {
+        let mark = mark::current();
+        let Some(claim) = registry::claim(port, mark) else {
             return Ok(Err(Miss::Leased(port)));
         };
-        let Some(lock) = PortLock::try_acquire(pass.dir, claim)? else {
+        let Some(dir) = &pass.dir else {
+            return Err(Error::new(
+                ErrorKind::LockDir,
+                "the lock directory does not exist",
+            ));
+        };
+        let Some(lock) = PortLock::try_acquire(dir, claim)? else {
             return Ok(Err(Miss::Leased(port)));
         };
         let probe = match Probe::bind(port, self.endpoints)? {
@@ -361,13 +437,13 @@ impl Acquisition<'_> {
             Err(miss) => return Ok(Err(miss)),
         };
         match self.delegate_to {
-            None => owner::with_held(pid, pass.now.as_secs(), self.label, |record| {
+            None => owner::with_held(mark, pass.now.as_secs(), self.label, |record| {
                 lock.write_owner(record)
             })?,
             // To find it costs as much as a lease, and so comes after all that may miss.
             Some(pid) => {
-                let (process, program) = process::find(pid)?;
-                lock.write_delegated(&owner::delegated(&process, &program, self.label))?;
+                let process = process::find(pid)?;
+                lock.write_long(&owner::of_process(Kind::Delegated, &process, self.label))?;
             }
         }
         Ok(Ok(Taken { socket, lock }))

@@ -80,7 +80,7 @@ impl BindFreePort {
             .map(|probe| Self { probe })
             .map_err(|exhausted| {
                 let headline = format!("no free port in {}", ports.brief());
-                exhausted.into_error(headline, |_| None)
+                exhausted.into_error(headline, &[])
             })
     }
 

@@ -307,6 +307,57 @@ impl Builder {
         acquisition.one()
     }
 
+    /// Checks whether [`try_acquire`](Self::try_acquire) would find a port now, without leasing one.
+    ///
+    /// Nothing in the lock directory is written, and no lock directory is created. For the moment
+    /// of the check the port counts as leased to others.
+    ///
+    /// # Errors
+    ///
+    /// [`Exhausted`](ErrorKind::Exhausted) or [`PermissionDenied`](ErrorKind::PermissionDenied) if it
+    /// would find none, with the same message; otherwise as for [`acquire`](Self::acquire).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use portlock::FreePort;
+    ///
+    /// let port = FreePort::new(4000..=6000)?;
+    /// let same = FreePort::builder().ports(port.port()..=port.port());
+    /// println!("{}", same.check().expect_err("leased"));
+    /// # Ok::<(), portlock::Error>(())
+    /// ```
+    pub fn check(&self) -> Result<()> {
+        let mut acquisition = self.begin()?;
+        acquisition.timeout = Duration::ZERO;
+        acquisition.creates_dir = false;
+        acquisition.none()
+    }
+
+    /// Waits until a port could be leased, for as long as the [`timeout`](Self::timeout) allows,
+    /// without leasing one. In the lock directory it leaves at most an empty wait queue.
+    ///
+    /// When it returns, another caller may lease the port first: to have a port, call
+    /// [`acquire`](Self::acquire).
+    ///
+    /// # Errors
+    ///
+    /// As for [`check`](Self::check).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use portlock::FreePort;
+    ///
+    /// FreePort::builder().ports(4000..=6000).wait_until_free()?;
+    /// # Ok::<(), portlock::Error>(())
+    /// ```
+    pub fn wait_until_free(&self) -> Result<()> {
+        let mut acquisition = self.begin()?;
+        acquisition.creates_dir = false;
+        acquisition.none()
+    }
+
     /// Leases a free port for the process `pid`: [`acquire`](Self::acquire) and
     /// [`FreePort::delegate_to`] in one, which is faster. Gives the port's number.
     ///
@@ -511,6 +562,7 @@ impl Builder {
             hold_socket: self.hold_socket,
             timeout: self.timeout,
             delegate_to: None,
+            creates_dir: true,
         })
     }
 }

@@ -12,7 +12,7 @@ use crate::{
     builder::Builder,
     error::Result,
     lock::PortLock,
-    owner::{self, Owner},
+    owner::{self, Kind, Owner},
     ports::PortSet,
     process,
 };
@@ -231,34 +231,36 @@ impl FreePort {
     }
 
     /// Gives the lease to the process `pid`: it then lives as long as that one,
-    /// whatever becomes of this one. Gives the port's number.
+    /// whatever happens to this one. Returns the port's number.
     ///
     /// That is for programs that start a server and end, or that only look for a
     /// port. No lock is held for such a lease and no daemon is needed: the
     /// owner record in the lock file says which process it is, by its pid, start
-    /// time and boot id, and whoever wants the port looks whether that process
-    /// still lives. So a pid that is given out again keeps no port. A socket that
+    /// time and pid namespace, and a caller that wants the port checks whether that process
+    /// is proven to have ended. So a pid that is reused keeps no port. A socket that
     /// was [held](Builder::hold_socket) is closed.
     ///
     /// # Errors
     ///
     /// [`Process`](crate::ErrorKind::Process) if there is no such process, or the
-    /// system fails to tell which it is; [`Lock`](crate::ErrorKind::Lock) if the
+    /// system does not tell which it is, as where `/proc` is not mounted;
+    /// [`Lock`](crate::ErrorKind::Lock) if the
     /// record cannot be written. The lease has then ended. `Lock` too if this is a
-    /// forked copy of the process that acquired the lease, which then goes on there.
+    /// forked copy of the process that acquired the lease, which continues there.
     ///
     /// # Platform-specific behavior
     ///
-    /// `pid` is as this process sees it. For another caller in a pid namespace
+    /// `pid` is as this process sees it. On Linux, a caller in a pid namespace
     /// from which that process cannot be seen, such as another container that
-    /// shares the lock directory, the lease lives on for good: rather a port too
-    /// few than one given twice. [`LockDir::release`](crate::LockDir::release) with
-    /// force, or any caller that can see that the process is gone, ends it.
+    /// shares the lock directory, cannot prove that it has ended: for that caller the lease never
+    /// ends, because it is better to withhold a port than to give it out twice.
+    /// [`LockDir::release`](crate::LockDir::release) with
+    /// force, or any caller that can prove that the process is gone, ends it.
     ///
     /// Windows and macOS do not show every process. One that exists and may not be
-    /// looked at, such as another user's that was given the pid since, counts as the one
+    /// inspected, such as another user's that was given the pid since, counts as the one
     /// that has the lease. On Windows a process that has ended keeps its leases if its exit
-    /// code was 259, as long as somebody has a handle of it.
+    /// code was 259, as long as another process has a handle of it.
     ///
     /// # Examples
     ///
@@ -272,14 +274,68 @@ impl FreePort {
     /// ```
     pub fn delegate_to(self, pid: u32) -> Result<u16> {
         self.lock.must_be_ours("delegate")?;
-        let (process, program) = process::find(pid)?;
-        let owner = self.lock.read_owner()?;
-        let label = owner.as_ref().and_then(Owner::label);
-        let record = owner::delegated(&process, &program, label);
-        self.lock.write_delegated(&record)?;
+        self.record(Kind::Delegated, pid)?;
         // From here on the port is that process's. Nothing is reported that may
         // go wrong with the lock, which ends with its descriptor in any case.
         Ok(self.port)
+    }
+
+    /// Writes that the lease belongs to the process `pid`, and keeps the label.
+    fn record(&self, kind: Kind, pid: u32) -> Result<()> {
+        let process = process::find(pid)?;
+        let owner = self.lock.read_owner()?;
+        let label = owner.as_ref().and_then(Owner::label);
+        self.lock
+            .write_long(&owner::of_process(kind, &process, label))
+    }
+
+    /// Returns the descriptor that holds the lease, for the process `pid` to inherit, and records
+    /// that the lease is that process's.
+    ///
+    /// The lease then lives as long as the process keeps the descriptor, or a process that it
+    /// started does, as with [`into_fd`](Self::into_fd). In addition, a process that closes what it
+    /// inherited, as ssh(1) does, keeps the lease until it ends wherever others can see
+    /// that it lives. A process that calls exec keeps its pid, so `pid` may be this process's own.
+    /// Where the process cannot be determined, as from another container, the descriptor decides.
+    ///
+    /// The descriptor is close-on-exec, and has to be mapped or made inheritable.
+    ///
+    /// # Platform-specific behavior
+    ///
+    /// Only on Unix, as [`into_fd`](Self::into_fd).
+    ///
+    /// # Errors
+    ///
+    /// [`Process`](crate::ErrorKind::Process) if there is no such process;
+    /// [`Lock`](crate::ErrorKind::Lock) if the record cannot be written or the descriptor cannot be
+    /// duplicated. The lease has then ended. `Lock` too if this is a
+    /// forked copy of the process that acquired the lease, which continues there.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use std::{os::unix::process::CommandExt, process::Command};
+    /// use portlock::FreePort;
+    ///
+    /// let port = FreePort::new(4000..=6000)?;
+    /// let mut server = Command::new("sleep");
+    /// server.arg("10");
+    /// // The simplest way to inherit a descriptor: as standard input.
+    /// server.stdin(port.pass_to(std::process::id())?);
+    /// let error = server.exec(); // returns only if it fails
+    /// # Err::<(), std::io::Error>(error)
+    /// ```
+    #[cfg(unix)]
+    pub fn pass_to(self, pid: u32) -> Result<std::os::fd::OwnedFd> {
+        self.lock.must_be_ours("pass on")?;
+        match self.record(Kind::Passed, pid) {
+            // Without /proc nobody could tell when that process ends: then the lock is all there is.
+            Err(error) if !process::is_recordable() => {
+                log::debug!("port {} is kept by its lock alone: {error}", self.port);
+            }
+            outcome => outcome?,
+        }
+        self.into_fd()
     }
 
     /// The descriptor that holds the lease, for a process that shall inherit it.

@@ -1,7 +1,8 @@
 //! What is in a lock directory: who holds which port, and what is only left over.
 
 use std::{
-    fs, io, thread,
+    collections::HashMap,
+    fmt, fs, io, thread,
     time::{Duration, SystemTime},
 };
 
@@ -10,7 +11,8 @@ use crate::{
     lock::{self, PortLock, Try},
     lock_dir::{LockDir, OpenDir},
     owner::{self, Kind, Owner},
-    sys::{held::ListedLocks, line, lock_file},
+    process, registry,
+    sys::{held::ListedLocks, line, lock_file, mark},
 };
 
 /// A lock file, and what it says of its port.
@@ -24,6 +26,19 @@ pub struct Lease {
     /// Who has it, or had it last. For a held lease it is what the holder wrote
     /// of itself. `None` if the file does not say, or is closed to this user.
     pub owner: Option<Owner>,
+    /// For an [inherited](LeaseState::Inherited) lease, the process that has it now. `None` if that
+    /// cannot be seen.
+    pub heir: Option<Heir>,
+}
+
+/// A process that inherited a lease from one that has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Heir {
+    /// Its pid, in the caller's pid namespace.
+    pub pid: u32,
+    /// The file name of its program.
+    pub program: String,
 }
 
 /// Whether a port is leased, and how.
@@ -32,7 +47,10 @@ pub struct Lease {
 pub enum LeaseState {
     /// It is leased: the lock is held.
     Held,
-    /// It is leased to a process that lives, or may live, by the record alone.
+    /// It is leased: the lock is held, and the process in the record has ended. Another one, such as a
+    /// child of it, has inherited the descriptor of the lock, and the lease ends with that one.
+    Inherited,
+    /// It is leased by the record alone, to a process that is not proven to have ended.
     Delegated,
     /// It is not leased. The file is left from an earlier lease, and does no harm.
     Stale,
@@ -130,7 +148,7 @@ impl LockDir {
 
 impl OpenDir {
     fn lease_by(&self, port: u16, listed: &mut ListedLocks) -> Result<Lease> {
-        let (owner, is_delegated) = match lock::recorded_owner(self, port) {
+        let (owner, is_kept) = match lock::recorded_owner(self, port) {
             // Another user has closed it to others. Whether it is held, the kernel's list
             // tells; whether it may be delegated, its length.
             Err(error) if error.is_denied() => {
@@ -139,36 +157,166 @@ impl OpenDir {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
                     Err(error) => return Err(self.cannot_read(error)),
                 };
-                (None, owner::may_be_delegated(len))
+                (None, owner::may_count(len))
             }
             owner => {
                 let owner = owner?;
-                let is_delegated = lock::is_delegated(self, port, owner.as_ref())?;
-                (owner, is_delegated)
+                let is_kept = lock::is_kept(self, port, owner.as_ref())?;
+                (owner, is_kept)
             }
         };
-        let state = if is_delegated {
-            LeaseState::Delegated
+        let has_passed = |owner: &Owner| owner.kind == Kind::Passed;
+        let is_locked = if is_kept && !owner.as_ref().is_some_and(has_passed) {
+            false
         } else {
-            let held = match listed.has(self, port, owner.as_ref()) {
+            match listed.has(self, port, owner.as_ref()) {
                 Some(held) => held,
                 None => matches!(PortLock::try_existing(self, port)?, Try::Held),
-            };
-            if held {
-                LeaseState::Held
-            } else {
-                LeaseState::Stale
             }
         };
-        Ok(Lease { port, state, owner })
+        let inherited = match &owner {
+            Some(owner) if is_locked => self.is_inherited(port, owner, listed)?,
+            _ => false,
+        };
+        let state = match (is_locked, is_kept) {
+            (true, _) if inherited => LeaseState::Inherited,
+            (true, _) => LeaseState::Held,
+            (false, true) => LeaseState::Delegated,
+            (false, false) => LeaseState::Stale,
+        };
+        let heir = inherited.then(|| listed.heir(self, port)).flatten();
+        Ok(Lease {
+            port,
+            state,
+            owner,
+            heir,
+        })
+    }
+
+    /// Whether the port, which is locked, is leased by a process that inherited the lock from the one
+    /// in the record.
+    fn is_inherited(&self, port: u16, owner: &Owner, listed: &mut ListedLocks) -> Result<bool> {
+        // Otherwise the lock is another caller's: one that looks, or has not written its record yet.
+        Ok(
+            listed.is_taken_by(self, port, &owner.process) != Some(false)
+                && lock::has_ended(self, port, owner)?,
+        )
+    }
+
+    /// Who has a port that was found to be leased, for a message.
+    fn holder(&self, port: u16, listed: &mut ListedLocks) -> Option<String> {
+        let owner = lock::recorded_owner(self, port).ok()??;
+        let inherited =
+            owner.kind != Kind::Delegated && self.is_inherited(port, &owner, listed).ok()?;
+        Some(if inherited {
+            inherited_from(&owner, listed.heir(self, port).as_ref())
+        } else {
+            owner.to_string()
+        })
     }
 }
 
-impl LockDir {
-    /// Ends the delegated lease of `port`. What is no lease any more is no error.
+/// Such as `pid 900 "sleep", which inherited it from pid 812 "sh" (api)`.
+fn inherited_from(owner: &Owner, heir: Option<&Heir>) -> String {
+    match heir {
+        Some(heir) => format!("{heir}, which inherited it from {owner}"),
+        None => format!("a process that inherited it from {owner}"),
+    }
+}
+
+impl fmt::Display for Heir {
+    /// `pid 900 "sleep"`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pid {}", self.pid)?;
+        if !self.program.is_empty() {
+            write!(f, " \"{}\"", self.program.escape_debug())?;
+        }
+        Ok(())
+    }
+}
+
+impl Lease {
+    /// Describes who has the lease, or had it last, such as `pid 812 "orders-test" (api tests)`, or
+    /// `None` if that is not known. Nothing in it can drive a terminal.
     ///
-    /// Without `force`, only if the process it is delegated to runs as this user.
-    /// With it, also if that is another's, or cannot be seen from here.
+    /// # Examples
+    ///
+    /// ```
+    /// use portlock::{FreePort, LockDir};
+    ///
+    /// let port = FreePort::new(4000..=6000)?;
+    /// let lease = LockDir::locate(None)?.lease(port.port())?.expect("its lock file");
+    /// println!("{port} is leased by {}", lease.holder().expect("we wrote it"));
+    /// # Ok::<(), portlock::Error>(())
+    /// ```
+    #[must_use]
+    pub fn holder(&self) -> Option<String> {
+        let owner = self.owner.as_ref()?;
+        Some(match self.state {
+            LeaseState::Inherited => inherited_from(owner, self.heir.as_ref()),
+            _ => owner.to_string(),
+        })
+    }
+}
+
+/// Who has each of some leased ports, as far as that is known.
+pub(crate) fn holders(dir: Option<&OpenDir>, ports: Vec<u16>) -> Vec<(u16, Option<String>)> {
+    let mut listed = ListedLocks::new();
+    let mut holder = |port| dir.and_then(|dir| dir.holder(port, &mut listed));
+    ports.into_iter().map(|port| (port, holder(port))).collect()
+}
+
+/// Whether any of these ports, none of which could be leased, may have been locked only for a
+/// moment: by a caller that looks, as `list` and `clean` do.
+///
+/// # Errors
+///
+/// The system fails to tell.
+pub(crate) fn any_is_in_doubt(dir: Option<&OpenDir>, ports: &[u16]) -> Result<bool> {
+    let Some(dir) = dir else {
+        return Ok(false);
+    };
+    let mark = mark::current();
+    let mut listed = ListedLocks::new();
+    // Many ports have the same few owners.
+    let mut ended = HashMap::new();
+    for &port in ports {
+        let owner = match lock::recorded_owner(dir, port) {
+            Err(error) if error.is_denied() => continue,
+            owner => owner?,
+        };
+        let Some(owner) = owner else {
+            return Ok(true);
+        };
+        let is_in_doubt = if owner.kind == Kind::Delegated {
+            !lock::is_kept(dir, port, Some(&owner))?
+        } else if owner.process == process::this_as(mark).0 {
+            !registry::is_claimed(port, mark)
+        } else {
+            match listed.is_taken_by(dir, port, &owner.process) {
+                Some(is_taken) => !is_taken,
+                None => match ended.get(&owner.process) {
+                    Some(ended) => *ended,
+                    None => {
+                        let has_ended = lock::has_ended(dir, port, &owner)?;
+                        ended.insert(owner.process, has_ended);
+                        has_ended
+                    }
+                },
+            }
+        };
+        if is_in_doubt {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+impl LockDir {
+    /// Ends the delegated lease of `port`. It is no error if the lease has ended already.
+    ///
+    /// Without `force`, only if the process it is delegated to is proven to have ended or runs as this
+    /// user. With it, also if it is another user's, or cannot be seen from here.
     ///
     /// # Errors
     ///
@@ -208,17 +356,18 @@ impl LockDir {
                 thread::sleep(LOOK);
                 continue;
             }
-            return refuse(match owner {
-                Some(owner) => format!("it is held by {owner}, and ends with that process"),
+            return refuse(match dir.holder(port, &mut ListedLocks::new()) {
+                Some(holder) => format!("it is held by {holder}, and ends with that process"),
                 None => "it is held, and ends with the process that holds it".into(),
             });
         };
-        let Some(owner) = lock
-            .read_owner()?
-            .filter(|owner| owner.kind == Kind::Delegated)
-        else {
+        let counts = |owner: &Owner| owner.kind != Kind::Held;
+        let Some(owner) = lock.read_owner()?.filter(counts) else {
             return refuse("it is not leased".into());
         };
+        if owner.kind == Kind::Passed && !lock::is_kept(dir, port, Some(&owner))? {
+            return refuse("it is not leased".into());
+        }
         let is_ours = || owner.process.is_gone_or_of_this_user();
         let is_permitted = force
             || is_ours().map_err(|error| Error::with_cause(ErrorKind::Lock, what(), error))?;
@@ -272,8 +421,12 @@ impl LockDir {
                 }
                 Err(error) => return Err(error),
             };
-            let owner = lock.read_owner()?;
-            if lock::is_delegated(dir, port, owner.as_ref())? {
+            // Without a lock a held lease has ended. Of the others, only what is proven to have
+            // ended is removed.
+            let owner = lock.read_owner()?.filter(|owner| owner.kind != Kind::Held);
+            if let Some(owner) = owner
+                && !lock::has_ended(dir, port, &owner)?
+            {
                 cleaned.kept += 1;
                 continue;
             }

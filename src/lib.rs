@@ -307,9 +307,10 @@
 //!
 //! macOS is compiled and linked, and was not run; the tests of Windows are run under Wine.
 
-// On Windows one file has a reason to allow it: `sys::windows::exclusive`.
-#![cfg_attr(not(windows), forbid(unsafe_code))]
-#![cfg_attr(windows, deny(unsafe_code))]
+// On Linux and on Windows one file has a reason to allow it: `sys::linux::mark` and
+// `sys::windows::exclusive`.
+#![cfg_attr(not(any(target_os = "linux", windows)), forbid(unsafe_code))]
+#![cfg_attr(any(target_os = "linux", windows), deny(unsafe_code))]
 
 mod acquisition;
 mod bindfree;
@@ -338,7 +339,7 @@ pub use compat::{
 };
 pub use error::{Error, ErrorKind, Exhaustion, Result};
 pub use freeport::FreePort;
-pub use leases::{Cleaned, Lease, LeaseState};
+pub use leases::{Cleaned, Heir, Lease, LeaseState};
 pub use lock_dir::{LockDir, Origin};
 pub use owner::Owner;
 pub use ports::PortSet;

@@ -11,7 +11,7 @@
 //! opened anew. How, and where the owner record stands, is the system's: see
 //! `sys::lock_file`.
 
-use std::{fs::File, io, path::PathBuf, process};
+use std::{fs::File, io, path::PathBuf};
 
 use fs4::TryLockError;
 
@@ -19,8 +19,12 @@ use crate::{
     error::{Error, ErrorKind, Result},
     lock_dir::OpenDir,
     owner::{self, Owner, Record},
+    process::Evidence,
     registry::Claim,
-    sys::lock_file,
+    sys::{
+        lock_file,
+        mark::{self, Mark},
+    },
 };
 
 /// How often one acquisition opens the file again because it was removed or
@@ -81,8 +85,9 @@ pub(crate) struct PortLock {
     ended: bool,
     port: u16,
     dir: OpenDir,
-    pid: u32,
-    /// The file is long enough for the record of a delegated lease.
+    /// Of the process that acquired it.
+    mark: Mark,
+    /// The file is long enough for a record that counts without a lock.
     is_long: bool,
 }
 
@@ -95,57 +100,49 @@ pub(crate) enum Try {
 }
 
 impl PortLock {
-    /// Locks the file of the claimed port, made if it is missing, without waiting, or
-    /// gives `None` if someone else holds it or has it delegated.
+    /// Locks the file of the claimed port, created if it is missing, without waiting. Returns
+    /// `None` if someone else has the lock, or has the port without one.
     pub(crate) fn try_acquire(dir: &OpenDir, claim: Claim) -> Result<Option<Self>> {
-        let (port, pid) = (claim.port(), claim.pid());
-        let open = || open_or_make(dir, port, pid);
-        let Try::Locked(mut lock) = Self::try_lock(dir, port, pid, open)? else {
+        let (port, mark) = (claim.port(), claim.mark());
+        let open = || open_or_make(dir, port);
+        let Try::Locked(mut lock) = Self::try_lock(dir, port, mark, open)? else {
             return Ok(None);
         };
         lock.claim = Some(claim);
-        Ok(if lock.is_delegated()? {
+        Ok(if lock.is_kept_by_its_record()? {
             None
         } else {
             Some(lock)
         })
     }
 
-    /// Locks the file of the claimed port without waiting, only to look whether it can
-    /// be had.
-    pub(crate) fn try_look(dir: &OpenDir, claim: Claim) -> Result<Try> {
-        let (port, pid) = (claim.port(), claim.pid());
-        Ok(
-            match Self::try_lock(dir, port, pid, || open(dir, port, Access::Look))? {
-                Try::Locked(mut lock) => {
-                    lock.claim = Some(claim);
-                    if lock.is_delegated()? {
-                        Try::Held
-                    } else {
-                        Try::Locked(lock)
-                    }
-                }
-                other => other,
-            },
-        )
+    /// Locks the file of `port` without waiting, only to look whether it can be had.
+    ///
+    /// A look claims nothing: a port that this process has claimed is one that it leases, or is about
+    /// to.
+    pub(crate) fn try_look(dir: &OpenDir, port: u16, mark: Mark) -> Result<Try> {
+        let open = || open(dir, port, Access::Look);
+        Ok(match Self::try_lock(dir, port, mark, open)? {
+            Try::Locked(lock) if lock.is_kept_by_its_record()? => Try::Held,
+            other => other,
+        })
     }
 
-    /// Locks the file of `port` if there is one, without waiting, whoever it is
-    /// delegated to and whoever has claimed it.
+    /// Locks the file of `port` if there is one, without waiting, whatever its record says.
     pub(crate) fn try_existing(dir: &OpenDir, port: u16) -> Result<Try> {
-        Self::try_lock(dir, port, process::id(), || open(dir, port, Access::Look))
+        Self::try_lock(dir, port, mark::current(), || open(dir, port, Access::Look))
     }
 
     /// The same, to write to it.
     pub(crate) fn try_existing_to_write(dir: &OpenDir, port: u16) -> Result<Try> {
         let open = || open(dir, port, Access::Write);
-        Self::try_lock(dir, port, process::id(), open)
+        Self::try_lock(dir, port, mark::current(), open)
     }
 
     fn try_lock(
         dir: &OpenDir,
         port: u16,
-        pid: u32,
+        mark: Mark,
         open: impl Fn() -> Result<Opened>,
     ) -> Result<Try> {
         for _ in 0..TRIES {
@@ -163,7 +160,7 @@ impl PortLock {
                 ended: false,
                 port,
                 dir: dir.clone(),
-                pid,
+                mark,
                 is_long: false,
             };
             if lock.inspect()? {
@@ -174,10 +171,10 @@ impl PortLock {
         Err(fail("lock", dir, port, error))
     }
 
-    /// Whether a process that lives, or may live, has the port without a lock.
-    fn is_delegated(&self) -> Result<bool> {
-        // In a shorter file nobody can.
-        Ok(self.is_long && is_delegated(&self.dir, self.port, self.read_owner()?.as_ref())?)
+    /// Whether the record keeps the port leased, as that of a delegated lease does.
+    fn is_kept_by_its_record(&self) -> Result<bool> {
+        // A shorter one cannot.
+        Ok(self.is_long && is_kept(&self.dir, self.port, self.read_owner()?.as_ref())?)
     }
 
     pub(crate) fn port(&self) -> u16 {
@@ -193,7 +190,7 @@ impl PortLock {
     fn inspect(&mut self) -> Result<bool> {
         match lock_file::inspect(self.dir.sys(), self.port, &self.file) {
             Ok(Inspected::AtItsPath { record }) => {
-                self.is_long = owner::may_be_delegated(record);
+                self.is_long = owner::may_count(record);
                 Ok(true)
             }
             Ok(Inspected::Elsewhere) => Ok(false),
@@ -216,14 +213,14 @@ impl PortLock {
 
     /// Writes the record of a held lease, or of none, into the file.
     ///
-    /// In place and always of the same length. Only where a delegated lease was, the
-    /// rest of its record is cut off.
+    /// In place and always of the same length. Only where a longer record was, the
+    /// rest of it is cut off.
     pub(crate) fn write_owner(&self, record: &Record<{ owner::LEN }>) -> Result<()> {
         self.write(record.bytes(), self.is_long)
     }
 
-    /// Writes the record of a delegated lease: the longer file is what makes it one.
-    pub(crate) fn write_delegated(&self, record: &Record<{ owner::DELEGATED_LEN }>) -> Result<()> {
+    /// Writes a record that counts without the lock: the longer file is what makes it one.
+    pub(crate) fn write_long(&self, record: &Record<{ owner::LONG_LEN }>) -> Result<()> {
         self.write(record.bytes(), false)
     }
 
@@ -264,16 +261,15 @@ impl PortLock {
     ///
     /// The caller is a forked copy of the process that acquired the lock.
     pub(crate) fn must_be_ours(&self, operation: &str) -> Result<()> {
-        let us = process::id();
-        if us == self.pid {
+        if mark::current() == self.mark {
             return Ok(());
         }
         let path = file_path(&self.dir, self.port);
         let message = format!(
-            "cannot {operation} {}: the lease belongs to process {}, of which this process ({us}) \
+            "cannot {operation} {}: the lease belongs to the process of which this process ({}) \
              is a forked copy",
             path.display(),
-            self.pid
+            std::process::id()
         );
         Err(Error::new(ErrorKind::Lock, message))
     }
@@ -312,15 +308,24 @@ pub(crate) fn recorded_owner(dir: &OpenDir, port: u16) -> Result<Option<Owner>> 
     }
 }
 
-/// Whether a process that lives, or may live, has the port without a lock.
-pub(crate) fn is_delegated(dir: &OpenDir, port: u16, owner: Option<&Owner>) -> Result<bool> {
+/// Whether this record keeps the port leased although nobody has the lock.
+pub(crate) fn is_kept(dir: &OpenDir, port: u16, owner: Option<&Owner>) -> Result<bool> {
     owner
-        .map_or(Ok(false), Owner::is_delegated_to_the_living)
+        .map_or(Ok(false), Owner::keeps_the_port)
         .map_err(|error| fail("find the process that owns", dir, port, error))
 }
 
+/// Whether the process in the record is proven to have ended.
+pub(crate) fn has_ended(dir: &OpenDir, port: u16, owner: &Owner) -> Result<bool> {
+    let evidence = owner
+        .process
+        .evidence()
+        .map_err(|error| fail("find the process that owns", dir, port, error))?;
+    Ok(evidence == Evidence::Gone)
+}
+
 fn read_owner(dir: &OpenDir, port: u16, file: &File) -> Result<Option<Owner>> {
-    let mut record = [0; owner::DELEGATED_LEN];
+    let mut record = [0; owner::LONG_LEN];
     let len = lock_file::read_record(dir.sys(), port, file, &mut record)
         .map_err(|error| fail("read owner record of", dir, port, error))?;
     Ok(Owner::parse(&record[..len]))
@@ -337,14 +342,14 @@ pub(crate) fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T>
     call()
 }
 
-/// Opens the file of `port`, and makes it first if it is missing.
-fn open_or_make(dir: &OpenDir, port: u16, pid: u32) -> Result<Opened> {
+/// Opens the file of `port`, and creates it first if it is missing.
+fn open_or_make(dir: &OpenDir, port: u16) -> Result<Opened> {
     for _ in 0..TRIES {
         match open(dir, port, Access::Write)? {
             Opened::Missing => {}
             opened => return Ok(opened),
         }
-        match lock_file::make(dir.sys(), port, pid) {
+        match lock_file::make(dir.sys(), port, std::process::id()) {
             Ok(Made::File(file)) => return Ok(Opened::File(file)),
             Ok(Made::Exists) => {}
             Ok(Made::NoDirectory) => return Err(dir.removed()),

@@ -159,13 +159,8 @@ impl LockDir {
 }
 
 impl OpenDir {
-    /// Returns the directory to lease from, by the rules of [`LockDir::locate`]. A
-    /// default directory that is missing is created.
-    pub(crate) fn locate(chosen: Option<&Path>) -> Result<Self> {
-        Self::locate_at(chosen, since_1970())
-    }
-
-    /// The same for a caller that knows what time it is, after 1970.
+    /// Returns the directory to lease from, by the rules of [`LockDir::locate`], for a caller
+    /// that knows what time it is, after 1970. A default directory that is missing is created.
     pub(crate) fn locate_at(chosen: Option<&Path>, now: Duration) -> Result<Self> {
         match locate(chosen, now, Missing::Create)? {
             Located::Open(open) => Ok(open),

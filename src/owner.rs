@@ -3,13 +3,14 @@
 //! A lock file begins with one line of [`LEN`] bytes of ASCII, padded with spaces:
 //!
 //! ```text
-//! held 812 8123456 6e1f7a4e-0c55-4f3e-a1d0-3e9b3c1f0a77 4026531836 1763683200 orders-test api%20tests
+//! held 812 8123456 4026531836 1763683200 orders-test api%20tests
 //! ```
 //!
-//! * kind: `held` or `delegated`;
-//! * pid, start time, boot id and pid namespace of the process that the lease belongs
-//!   to. The start time is in clock ticks since boot on Linux, in microseconds since
-//!   1970 on macOS, in units of 100 ns since 1601 on Windows;
+//! * kind: `held`, `passed` or `delegated`;
+//! * pid, start time and pid namespace of the process that the lease belongs to.
+//!   The start time is in clock ticks since boot on Linux, in microseconds since
+//!   1970 on macOS, in units of 100 ns since 1601 on Windows. The pid is one of the
+//!   namespace, which is that of the process that wrote the record;
 //! * when the lease began, in seconds since 1970;
 //! * program and label, in which every byte outside printable ASCII, the space
 //!   and `%` are written as `%XX`.
@@ -22,11 +23,17 @@
 //! can be overwritten in place and never truncated, and why a stale, torn or
 //! foreign record does no harm.
 //!
-//! A *delegated* lease has no lock. It lives as long as the process in its
-//! record, and whoever gets the lock of such a file must let go of it again
-//! while that process lives, or may live. It is written under the lock, and the
-//! line is longer, [`DELEGATED_LEN`] bytes: the length of a file, which is known
-//! anyway once its links have been counted, so tells that there is nothing to read.
+//! A *delegated* lease has no lock. It lives until the process in its
+//! record is proven to have ended, and a caller that gets the lock of such a file must
+//! release it again until then.
+//!
+//! A *passed* lease has both: the process inherited the lock, and where it can be determined
+//! that this process lives, its record keeps the port too, so that a command that closes what it
+//! inherited keeps its port. Where that cannot be determined, the lock decides.
+//!
+//! Records that count without a lock are longer, [`LONG_LEN`] bytes, and written under the lock: the
+//! length of a file, which is known anyway once its links have been counted, so
+//! tells that there is nothing to read.
 //!
 //! On Windows the record is in a file of its own, for a lock there keeps others from
 //! reading (see `sys::lock_file`).
@@ -37,18 +44,21 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use crate::process::{self, Identity, Liveness};
+use crate::{
+    process::{self, Evidence, Identity, Named},
+    sys::mark::Mark,
+};
 
 /// The length of the record of a held lease in bytes, newline included.
 pub(crate) const LEN: usize = 256;
 
-/// The length of the record of a delegated lease. A shorter one was not written to
+/// The length of a record that counts without a lock. A shorter one was not written to
 /// its end, and does not count.
-pub(crate) const DELEGATED_LEN: usize = 512;
+pub(crate) const LONG_LEN: usize = 512;
 
-/// Whether a lock file of so many bytes may have a delegated lease.
-pub(crate) fn may_be_delegated(len: usize) -> bool {
-    len >= DELEGATED_LEN
+/// Whether a lock file of this many bytes may have a record that counts without a lock.
+pub(crate) fn may_count(len: usize) -> bool {
+    len >= LONG_LEN
 }
 
 /// Of the program's name at most this many encoded bytes are kept; the label
@@ -62,6 +72,8 @@ const UNKNOWN: &str = "-";
 pub(crate) enum Kind {
     /// By the lock, for the process that has it.
     Held,
+    /// By the lock, which the process in the record inherited, and by the record.
+    Passed,
     /// By the record alone, for the process that it names.
     Delegated,
 }
@@ -70,6 +82,7 @@ impl Kind {
     fn word(self) -> &'static str {
         match self {
             Self::Held => "held",
+            Self::Passed => "passed",
             Self::Delegated => "delegated",
         }
     }
@@ -113,29 +126,33 @@ impl Owner {
         UNIX_EPOCH.checked_add(Duration::from_secs(self.since?))
     }
 
-    /// Whether this record alone keeps the port leased.
-    ///
-    /// A process that cannot be seen from here counts as alive: exclusive comes
-    /// before available.
+    /// Whether this record keeps the port leased although nobody has the lock.
     ///
     /// # Errors
     ///
     /// The system fails to tell whether the process lives.
-    pub(crate) fn is_delegated_to_the_living(&self) -> io::Result<bool> {
-        Ok(self.kind == Kind::Delegated && self.process.liveness()? != Liveness::Gone)
+    pub(crate) fn keeps_the_port(&self) -> io::Result<bool> {
+        Ok(match self.kind {
+            Kind::Held => false,
+            // If the process cannot be seen, the kernel has ended the lease with it, or it has
+            // closed what it inherited. A container that ends must not keep its ports.
+            Kind::Passed => matches!(self.process.evidence()?, Evidence::Alive(_)),
+            // Better to withhold a port than to give it out twice.
+            Kind::Delegated => self.process.evidence()? != Evidence::Gone,
+        })
     }
 
-    /// Reads a record, given as much of the file as [`DELEGATED_LEN`], or nothing
+    /// Reads a record, given the first [`LONG_LEN`] bytes of the file, or nothing
     /// where there is none that makes sense.
     pub(crate) fn parse(record: &[u8]) -> Option<Self> {
-        let is_long = may_be_delegated(record.len());
+        let is_long = may_count(record.len());
         let line = record.split(|&byte| byte == b'\n').next()?;
         let line = std::str::from_utf8(line).ok()?;
         let mut words = line.split_ascii_whitespace();
         let word = words.next()?;
-        let mut kinds = [Kind::Held, Kind::Delegated].into_iter();
+        let mut kinds = [Kind::Held, Kind::Passed, Kind::Delegated].into_iter();
         let kind = kinds.find(|kind| kind.word() == word)?;
-        if kind == Kind::Delegated && !is_long {
+        if kind != Kind::Held && !is_long {
             return None;
         }
         let process = Identity::parse(&mut words)?;
@@ -168,19 +185,19 @@ impl fmt::Display for Owner {
 /// The last record of a held lease without a label: the same for all of one process
 /// and one second.
 struct Last {
-    pid: u32,
+    mark: Mark,
     since: u64,
     record: Record<LEN>,
 }
 
-/// Gives `write` the record of a lease that this process, `pid`, holds since so many
-/// seconds after 1970.
+/// Passes to `write` the record of a lease that this process, which has this mark, has held since
+/// `since`, in seconds after 1970.
 #[allow(
     clippy::missing_const_for_thread_local,
     reason = "it is const; a false alarm for windows-gnu"
 )]
 pub(crate) fn with_held<T>(
-    pid: u32,
+    mark: Mark,
     since: u64,
     label: Option<&str>,
     write: impl FnOnce(&Record<LEN>) -> T,
@@ -189,36 +206,41 @@ pub(crate) fn with_held<T>(
         // Of each thread, so that it need be neither locked nor copied.
         static LAST: RefCell<Last> = const {
             RefCell::new(Last {
-                pid: 0,
+                mark: 0,
                 since: 0,
                 record: Record::new(),
             })
         };
     }
     let held = |label| {
-        let (identity, program) = &*process::this_as(pid);
+        let (identity, program) = &*process::this_as(mark);
         Record::complete(Kind::Held, identity, since, program, label)
     };
     if label.is_some() {
         return write(&held(label));
     }
     LAST.with_borrow_mut(|last| {
-        if (last.pid, last.since) != (pid, since) {
+        if (last.mark, last.since) != (mark, since) {
             let record = held(None);
-            *last = Last { pid, since, record };
+            *last = Last {
+                mark,
+                since,
+                record,
+            };
         }
         write(&last.record)
     })
 }
 
-/// The record of a lease that lives from now on as long as the given process.
-pub(crate) fn delegated(
-    identity: &Identity,
-    program: &[u8],
+/// The record of a lease that belongs to the given process from now on, and counts without a
+/// lock as its kind does.
+pub(crate) fn of_process(
+    kind: Kind,
+    (identity, program): &Named,
     label: Option<&str>,
-) -> Record<DELEGATED_LEN> {
+) -> Record<LONG_LEN> {
     let since = since_1970().as_secs();
-    Record::complete(Kind::Delegated, identity, since, program, label)
+    Record::complete(kind, identity, since, program, label)
 }
 
 /// What time it is. A clock of the past counts as 1970.
@@ -289,10 +311,18 @@ impl<const MAX: usize> Record<MAX> {
         if text.is_empty() {
             self.push(UNKNOWN);
         }
+        let mut character = self.len;
         for &byte in text {
+            // In UTF-8, these bits mark all bytes of a character but the first, and it has 4 at most.
+            if byte & 0xC0 != 0x80 || self.len - character >= 4 * 3 {
+                character = self.len;
+            }
             // A text that is just "-" must not read as none.
             let plain = byte.is_ascii_graphic() && byte != b'%' && text != b"-";
             if self.len + if plain { 1 } else { 3 } >= end {
+                // Whole characters only.
+                self.bytes[character..self.len].fill(b' ');
+                self.len = character;
                 break;
             }
             if plain {
@@ -329,10 +359,11 @@ fn decode(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::mark;
 
     fn held_now(label: Option<&str>) -> [u8; LEN] {
         let since = since_1970().as_secs();
-        with_held(std::process::id(), since, label, |record| *record.bytes())
+        with_held(mark::current(), since, label, |record| *record.bytes())
     }
 
     fn line(record: &[u8]) -> &str {
@@ -350,8 +381,8 @@ mod tests {
     fn a_record_names_this_process() {
         let record = held_now(Some("api under test"));
         let fields: Vec<&str> = line(&record).split_ascii_whitespace().collect();
-        assert_eq!(fields.len(), 8, "{fields:?}");
-        assert_eq!((fields[0], fields[7]), ("held", "api%20under%20test"));
+        assert_eq!(fields.len(), 7, "{fields:?}");
+        assert_eq!((fields[0], fields[6]), ("held", "api%20under%20test"));
 
         let owner = owner(&record);
         assert_eq!(owner.pid(), std::process::id());
@@ -365,31 +396,49 @@ mod tests {
         assert!(age < Duration::from_secs(60));
     }
 
+    /// A record of that kind that names the process in `words`, in full length.
+    fn long(kind: &str, process: &str) -> Vec<u8> {
+        let record = format!("{kind} {process} 1763683200 - -\n");
+        format!("{record:LONG_LEN$}").into_bytes()
+    }
+
     #[test]
-    fn only_a_delegated_record_of_a_living_process_counts_by_itself() {
-        let (identity, program) = process::this().into_owned();
-        let lives = |owner: Owner| owner.is_delegated_to_the_living().expect("seen");
-        assert!(!lives(owner(&held_now(None))));
-        let delegated_to =
-            |identity: &Identity| owner(delegated(identity, &program, Some("x")).bytes());
-        let ours = delegated_to(&identity);
-        assert!(lives(ours.clone()));
-        assert_eq!((ours.process.clone(), ours.label()), (identity, Some("x")));
-        for (process, counts) in [
+    fn a_record_counts_without_a_lock_as_its_kind_does() {
+        let keeps = |record: &[u8]| owner(record).keeps_the_port().expect("seen");
+        let this = Named::clone(&process::this());
+        assert!(!keeps(&held_now(None)));
+        for kind in [Kind::Passed, Kind::Delegated] {
+            let ours = owner(of_process(kind, &this, Some("x")).bytes());
+            assert!(ours.keeps_the_port().expect("seen"), "{kind:?}");
+            assert_eq!((&ours.process, ours.label()), (&this.0, Some("x")));
+        }
+        // Where there are pid namespaces, one that is unknown or cannot be seen.
+        let hides = cfg!(target_os = "linux");
+        for (process, passed, delegated) in [
             // Nobody has this pid, and nobody can.
-            ("8388608 1 - -", false),
-            // Of another boot.
-            ("1 1 6e1f7a4e-0c55-4f3e-a1d0-3e9b3c1f0a77 -", false),
-            // Of a pid namespace that cannot be seen, where there are any.
-            ("1 1 - 1", cfg!(target_os = "linux")),
+            (
+                "8388608 1 4026531836",
+                false,
+                hides && !in_first_namespace(),
+            ),
+            ("8388608 1 -", false, hides),
+            (&format!("{} - -", this.0.pid), !hides, true),
         ] {
-            let record = format!("delegated {process} 1763683200 - -\n");
-            let padded = format!("{record:DELEGATED_LEN$}");
-            assert_eq!(lives(owner(padded.as_bytes())), counts);
-            let torn = &padded.as_bytes()[..DELEGATED_LEN - 1];
-            assert_eq!(Owner::parse(torn), None);
+            let (kept, long_kept) = (long("passed", process), long("delegated", process));
+            assert_eq!(
+                (keeps(&kept), keeps(&long_kept)),
+                (passed, delegated),
+                "{process}"
+            );
+            for record in [kept, long_kept] {
+                assert_eq!(Owner::parse(&record[..LONG_LEN - 1]), None, "torn");
+            }
         }
         assert_eq!(Owner::parse(nobody().bytes()), None);
+    }
+
+    fn in_first_namespace() -> bool {
+        process::this().0.namespace == Some(4_026_531_836)
     }
 
     #[test]
@@ -411,9 +460,11 @@ mod tests {
         for none in [None, Some("")] {
             assert_eq!(owner(&held_now(none)).label(), None);
         }
-        let long = owner(&held_now(Some(&"ß".repeat(1000))));
-        let kept = long.label().expect("a label");
-        assert!(kept.chars().filter(|&c| c == 'ß').count() > 10);
+        for long in ["ß".repeat(1000), format!("x{}", "🦀".repeat(1000))] {
+            let record = owner(&held_now(Some(&long)));
+            let kept = record.label().expect("a label");
+            assert!(long.starts_with(kept) && kept.len() > 20, "{kept}");
+        }
     }
 
     #[test]
@@ -423,10 +474,10 @@ mod tests {
             b"\n",
             b"812",
             b"held",
-            b"held x 1 - - 1 a b",
-            b"held 99999999999 1 - - 1 a b",
-            b"held 812 1 - -",
-            b"borrowed 812 1 - - 1 a b",
+            b"held x 1 - 1 a b",
+            b"held 99999999999 1 - 1 a b",
+            b"held 812 1 -",
+            b"borrowed 812 1 - 1 a b",
             b"\xff\xfe",
             &[0; LEN],
             &[b'%'; 4096],
@@ -437,14 +488,14 @@ mod tests {
 
     #[test]
     fn what_is_no_escape_stays_as_it_is() {
-        let owner = owner(b"held 7 - - - - %+F%4%zz%-1% %41%c3%9F");
+        let owner = owner(b"held 7 - - - %+F%4%zz%-1% %41%c3%9F");
         assert_eq!(owner.program(), Some("%+F%4%zz%-1%"));
         assert_eq!(owner.label(), Some("Aß"));
     }
 
     #[test]
     fn a_hostile_record_cannot_drive_the_terminal() {
-        let owner = owner(b"held 7 - - - - a%1B]0;x%07 b%0Ac\n");
+        let owner = owner(b"held 7 - - - a%1B]0;x%07 b%0Ac\n");
         assert!(!owner.to_string().chars().any(char::is_control));
     }
 }

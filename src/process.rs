@@ -1,84 +1,97 @@
-//! A process, told from every later one that has the same pid.
+//! A process, distinguished from every other one that has or had its pid, and the evidence
+//! that it lives or is gone.
 //!
-//! A pid alone is not enough: it is given out again. With the start time it
-//! is unique until the next boot (on Linux proc_pid_stat(5), field 22), with the boot
-//! id (`/proc/sys/kernel/random/boot_id`, proc_sys_kernel(5)) after that too. Where the
-//! start is a time of day, as on macOS and Windows, no boot id is needed. And a pid
-//! means something only in its own pid namespace (pid_namespaces(7)), of which other
-//! systems than Linux have one.
+//! A pid alone is not enough: it is reused. With the start time it is unique
+//! (proc_pid_stat(5), field 22; a time of day on macOS and Windows). And a pid
+//! means something only in its own pid namespace (pid_namespaces(7)), which only Linux has.
+//!
+//! **Gone needs proof.** A port that is leased to a process must not be given out again
+//! because somebody cannot see that process. So a process is [`Evidence::Gone`] only where
+//! the system proves it; what proves it is in `sys::process`. Everything else is
+//! undetermined.
 
-use std::{borrow::Cow, ffi::OsStr, fmt, io, path::Path, process, sync::OnceLock};
+use std::{
+    ffi::OsStr,
+    fmt, io,
+    path::Path,
+    sync::{Arc, RwLock},
+};
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    sys::process as sys,
+    sys::{
+        mark::{self, Mark},
+        process as sys,
+    },
 };
 
 /// What is written of a process where something is not known.
 pub(crate) const UNKNOWN: &str = "-";
 
-/// Which process it is. Parts that the system does not tell are unknown, and are
-/// then not compared.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Which process it is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Identity {
+    /// In the pid namespace [`namespace`](Self::namespace).
     pub(crate) pid: u32,
     /// In clock ticks since boot on Linux, elsewhere as a time of day.
     pub(crate) start: Option<u64>,
-    pub(crate) boot: Option<String>,
-    /// The inode number of its pid namespace.
+    /// The inode number of the pid namespace of the process that wrote this down, which
+    /// is not always the process's own: that may be nested deeper.
     pub(crate) namespace: Option<u64>,
 }
 
-/// Whether a process lives, as far as it can be told from here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Liveness {
-    Alive,
+/// What can be determined about a process from here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Evidence {
+    /// It lives, or nothing proves that its pid was reused.
+    Alive(sys::Place),
+    /// It is proven to have ended.
     Gone,
-    /// It is in a pid namespace that cannot be seen from this one.
-    Unseen,
-}
-
-/// Where a process is to be seen.
-pub(crate) enum Seen {
-    At(sys::Place),
-    Gone,
-    /// In a pid namespace that cannot be seen from this one.
-    #[allow(dead_code, reason = "only Linux has these")]
-    Nowhere,
+    /// It cannot be seen from here, as from another container.
+    #[allow(dead_code, reason = "only Linux has processes that cannot be seen")]
+    Undetermined,
 }
 
 /// A process, with the name of its program.
 pub(crate) type Named = (Identity, Vec<u8>);
 
-/// What has a pid now.
+/// The process that has a pid now.
 pub(crate) struct Found {
     pub(crate) start: Option<u64>,
     pub(crate) program: Vec<u8>,
 }
 
-/// This process, as far as it can be told.
-pub(crate) fn this() -> Cow<'static, Named> {
-    this_as(process::id())
+/// This process, as far as the system shows it.
+pub(crate) fn this() -> Arc<Named> {
+    this_as(mark::current())
 }
 
-/// The same for a caller that knows its own pid, and need not ask again.
-pub(crate) fn this_as(pid: u32) -> Cow<'static, Named> {
-    read_once(pid).0
+/// The same for a caller that knows its own mark.
+pub(crate) fn this_as(mark: Mark) -> Arc<Named> {
+    read_once(mark).0
 }
 
-/// This process, and what kept the system from telling all of it. Read until that
-/// has gone well once: it would cost more than the whole rest of a lease. A forked
-/// child, told by its pid, reads its own.
-fn read_once(pid: u32) -> (Cow<'static, Named>, io::Result<()>) {
-    static FIRST: OnceLock<Named> = OnceLock::new();
-    if let Some(first) = FIRST.get().filter(|first| first.0.pid == pid) {
-        return (Cow::Borrowed(first), Ok(()));
+/// This process, and what kept the system from showing all of it. Read until that
+/// has succeeded once: it would cost more than the rest of a lease. A forked
+/// child, which has another mark, reads its own.
+fn read_once(mark: Mark) -> (Arc<Named>, io::Result<()>) {
+    // Never waited for: a forked child would wait for ever for a lock that another thread of
+    // its parent held at the fork. It reads the same again instead.
+    static FIRST: RwLock<Option<(Mark, Arc<Named>)>> = RwLock::new(None);
+    if let Ok(first) = FIRST.try_read()
+        && let Some((of, first)) = &*first
+        && *of == mark
+    {
+        return (Arc::clone(first), Ok(()));
     }
     let (this, outcome) = sys::this();
-    if outcome.is_ok() {
-        let _ = FIRST.set(this.clone());
+    let this = Arc::new(this);
+    if outcome.is_ok()
+        && let Ok(mut first) = FIRST.try_write()
+    {
+        *first = Some((mark, Arc::clone(&this)));
     }
-    (Cow::Owned(this), outcome)
+    (this, outcome)
 }
 
 /// The file name of a program, in bytes of any kind.
@@ -87,16 +100,18 @@ pub(crate) fn file_name(path: &OsStr) -> Vec<u8> {
     name.unwrap_or_default().as_encoded_bytes().to_vec()
 }
 
-/// The process that has `pid` now, with the name of its program.
+/// The process that has `pid` now, with the name of its program, for a record that names it.
 ///
 /// # Errors
 ///
-/// There is none, or the system fails to tell which it is.
+/// There is no such process, or the system does not show what a record must say so that
+/// others can prove that it has ended.
 pub(crate) fn find(pid: u32) -> Result<Named> {
-    let (this, outcome) = read_once(process::id());
+    let (this, outcome) = read_once(mark::current());
     outcome.map_err(|error| not_found(pid, error))?;
     if pid == this.0.pid {
-        return Ok(this.into_owned());
+        sys::can_be_recorded(&this.0).map_err(|why| cannot_record(pid, why))?;
+        return Ok(Named::clone(&this));
     }
     check(pid)?;
     let found = sys::find(pid).map_err(|error| not_found(pid, error))?;
@@ -104,12 +119,19 @@ pub(crate) fn find(pid: u32) -> Result<Named> {
     let identity = Identity {
         pid,
         start,
-        ..this.0.clone()
+        namespace: this.0.namespace,
     };
+    sys::can_be_recorded(&identity).map_err(|why| cannot_record(pid, why))?;
     Ok((identity, program))
 }
 
-/// Whether there is a process that has `pid`, without a look at it.
+/// Whether this process can write records from which others can prove that a process has ended.
+#[cfg(unix)]
+pub(crate) fn is_recordable() -> bool {
+    sys::can_be_recorded(&this().0).is_ok()
+}
+
+/// Whether there is a process that has `pid`, without asking what it is.
 ///
 /// # Errors
 ///
@@ -131,41 +153,36 @@ fn not_found(pid: u32, cause: io::Error) -> Error {
     Error::with_cause(ErrorKind::Process, message, cause)
 }
 
+fn cannot_record(pid: u32, why: &str) -> Error {
+    let message = format!("cannot give a lease to process {pid}: {why}");
+    Error::new(ErrorKind::Process, message)
+}
+
 impl Identity {
-    /// Whether the process still lives.
+    /// Whether the process lives, as far as that can be determined from here.
     ///
     /// # Errors
     ///
-    /// The system fails to tell, for example for want of a descriptor.
-    pub(crate) fn liveness(&self) -> io::Result<Liveness> {
-        Ok(match self.look()? {
-            Seen::At(_) => Liveness::Alive,
-            Seen::Gone => Liveness::Gone,
-            Seen::Nowhere => Liveness::Unseen,
-        })
+    /// The system fails to tell, for example because no descriptors are left.
+    pub(crate) fn evidence(&self) -> io::Result<Evidence> {
+        sys::evidence(self, &this().0)
     }
 
-    /// Whether the process has ended, or can be seen to run as this process's user.
+    /// Whether the process is proven to have ended, or is known to run as this process's
+    /// user.
     ///
     /// # Errors
     ///
-    /// As for [`liveness`](Self::liveness).
+    /// As for [`evidence`](Self::evidence).
     pub(crate) fn is_gone_or_of_this_user(&self) -> io::Result<bool> {
-        match self.look()? {
-            Seen::Gone => Ok(true),
-            Seen::Nowhere => Ok(false),
-            Seen::At(place) => sys::is_of_this_user(&place),
+        match self.evidence()? {
+            Evidence::Gone => Ok(true),
+            Evidence::Undetermined => Ok(false),
+            Evidence::Alive(place) => sys::is_of_this_user(&place),
         }
     }
 
-    fn look(&self) -> io::Result<Seen> {
-        if differ(&self.boot, &this().0.boot) {
-            return Ok(Seen::Gone);
-        }
-        sys::look(self)
-    }
-
-    /// Reads it back from the four words that [`Display`](fmt::Display) writes.
+    /// Reads it back from the three words that [`Display`](fmt::Display) writes.
     pub(crate) fn parse<'a>(mut words: impl Iterator<Item = &'a str>) -> Option<Self> {
         let pid = words.next()?.parse().ok()?;
         let mut known = || {
@@ -173,17 +190,16 @@ impl Identity {
                 .next()
                 .map(|word| Some(word).filter(|&word| word != UNKNOWN))
         };
-        let (start, boot, namespace) = (known()?, known()?, known()?);
+        let (start, namespace) = (known()?, known()?);
         Some(Self {
             pid,
             start: start.map(str::parse).transpose().ok()?,
-            boot: boot.map(str::to_owned),
             namespace: namespace.map(str::parse).transpose().ok()?,
         })
     }
 }
 
-/// `<pid> <start time> <boot id> <pid namespace>`
+/// `<pid> <start time> <pid namespace>`
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let number = |f: &mut fmt::Formatter<'_>, number: Option<u64>| match number {
@@ -192,14 +208,8 @@ impl fmt::Display for Identity {
         };
         write!(f, "{}", self.pid)?;
         number(f, self.start)?;
-        write!(f, " {}", self.boot.as_deref().unwrap_or(UNKNOWN))?;
         number(f, self.namespace)
     }
-}
-
-/// Whether both are known, and not the same.
-pub(crate) fn differ<T: PartialEq>(a: &Option<T>, b: &Option<T>) -> bool {
-    matches!((a, b), (Some(a), Some(b)) if a != b)
 }
 
 #[cfg(test)]
@@ -207,7 +217,7 @@ mod tests {
     use std::{
         env,
         io::Read as _,
-        process::{Command, Stdio},
+        process::{self, Command, Stdio},
         thread,
         time::{Duration, Instant},
     };
@@ -219,10 +229,18 @@ mod tests {
         let identity = &this().0;
         assert_eq!(identity.pid, process::id());
         assert!(identity.start.is_some());
-        assert_eq!(identity.liveness().expect("seen"), Liveness::Alive);
+        assert!(is_alive(identity));
         assert!(identity.is_gone_or_of_this_user().expect("seen"));
         let text = identity.to_string();
         assert_eq!(Identity::parse(text.split(' ')).as_ref(), Some(identity));
+    }
+
+    fn is_alive(identity: &Identity) -> bool {
+        matches!(identity.evidence().expect("seen"), Evidence::Alive(_))
+    }
+
+    fn is_gone(identity: &Identity) -> bool {
+        identity.evidence().expect("seen") == Evidence::Gone
     }
 
     const CHILD: &str = "PORTLOCK_TEST_CHILD";
@@ -248,42 +266,44 @@ mod tests {
         let (identity, program) = find(child.id()).expect("it runs");
         // Before exec, the child has this program's arguments.
         assert!(!program.is_empty());
-        assert_eq!(identity.liveness().expect("seen"), Liveness::Alive);
+        assert!(is_alive(&identity));
         drop(child.stdin.take());
         // Not waited for, it ends as a zombie: nobody can have its pid yet.
         let deadline = Instant::now() + Duration::from_secs(60);
-        while identity.liveness().expect("seen") != Liveness::Gone {
+        while !is_gone(&identity) {
             assert!(Instant::now() < deadline);
             thread::yield_now();
         }
         assert!(find(child.id()).is_err());
         child.wait().expect("our own child");
-        assert_eq!(identity.liveness().expect("seen"), Liveness::Gone);
+        assert!(is_gone(&identity));
     }
 
     #[test]
-    fn another_start_or_boot_is_another_process() {
+    fn another_start_is_another_process() {
         let this = this().0.clone();
-        let recycled = Identity {
-            start: this.start.map(|start| start + 1),
+        let started = |later: i64| Identity {
+            start: this.start.map(|start| start.saturating_add_signed(later)),
             ..this.clone()
         };
-        assert_eq!(recycled.liveness().expect("seen"), Liveness::Gone);
-        if this.boot.is_some() {
-            let before_boot = Identity {
-                boot: Some("6e1f7a4e-0c55-4f3e-a1d0-3e9b3c1f0a77".into()),
-                ..this.clone()
-            };
-            assert_eq!(before_boot.liveness().expect("seen"), Liveness::Gone);
+        for later in [-1000, 1000] {
+            assert!(is_gone(&started(later)));
         }
+        // The start is rounded where it is in ticks.
+        let rounded = started(1);
+        assert_eq!(is_alive(&rounded), cfg!(target_os = "linux"));
+        let of_unknown_start = Identity {
+            start: None,
+            ..this.clone()
+        };
+        assert!(is_alive(&of_unknown_start));
         let little_known = Identity {
             start: None,
-            boot: None,
             namespace: None,
             ..this
         };
-        assert_eq!(little_known.to_string(), format!("{} - - -", process::id()));
-        assert_eq!(little_known.liveness().expect("seen"), Liveness::Alive);
+        assert_eq!(little_known.to_string(), format!("{} - -", process::id()));
+        assert!(!is_gone(&little_known));
     }
 
     #[test]

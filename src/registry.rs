@@ -5,10 +5,10 @@
 //! opens its own (flock(2)). The set saves the system calls for ports that
 //! this very process holds.
 //!
-//! A port's entry is the pid that claimed it rather than a bit. A child made
+//! A port's entry is the mark of the process that claimed it rather than a bit. A child created
 //! by `fork` inherits the memory, and with mere bits it would believe for ever
 //! that it holds whatever its parent held then, with nobody to clear them. An
-//! entry of another pid is simply not ours, and the lock file decides.
+//! entry with another mark is simply not ours, and the lock file decides.
 //!
 //! The set is one for all lock directories: a port is the machine's, and two
 //! leases of one number in one process would help nobody.
@@ -19,7 +19,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 #[cfg(loom)]
 use loom::sync::atomic::{AtomicU32, Ordering};
 
-/// By port: the pid that claimed it, or 0. 256 KiB of zero pages, of which
+use crate::sys::mark::Mark;
+
+/// By port: the mark of the process that claimed it, or 0. 256 KiB of zero pages, of which
 /// only those are ever backed by memory whose ports are touched.
 #[cfg(not(loom))]
 static CLAIMED_BY: [AtomicU32; 1 << 16] = [const { AtomicU32::new(0) }; 1 << 16];
@@ -34,21 +36,26 @@ loom::lazy_static! {
 #[derive(Debug)]
 pub(crate) struct Claim {
     port: u16,
-    pid: u32,
+    mark: Mark,
 }
 
-/// Claims `port` for the process `pid`, which must be the caller's own.
+/// Claims `port` for the process of this mark, which must be the caller's own.
 #[inline]
-pub(crate) fn claim(port: u16, pid: u32) -> Option<Claim> {
+pub(crate) fn claim(port: u16, mark: Mark) -> Option<Claim> {
     let entry = &CLAIMED_BY[usize::from(port)];
     let current = entry.load(Ordering::Relaxed);
-    if current == pid {
+    if current == mark {
         return None;
     }
     entry
-        .compare_exchange(current, pid, Ordering::Acquire, Ordering::Relaxed)
+        .compare_exchange(current, mark, Ordering::Acquire, Ordering::Relaxed)
         .ok()
-        .map(|_| Claim { port, pid })
+        .map(|_| Claim { port, mark })
+}
+
+/// Whether the process of this mark, which must be the caller's own, has claimed `port`.
+pub(crate) fn is_claimed(port: u16, mark: Mark) -> bool {
+    CLAIMED_BY[usize::from(port)].load(Ordering::Relaxed) == mark
 }
 
 impl Claim {
@@ -56,9 +63,9 @@ impl Claim {
         self.port
     }
 
-    /// The process that has claimed it.
-    pub(crate) fn pid(&self) -> u32 {
-        self.pid
+    /// The mark of the process that has claimed it.
+    pub(crate) fn mark(&self) -> Mark {
+        self.mark
     }
 }
 
@@ -68,7 +75,7 @@ impl Drop for Claim {
         // parent's entry meant nothing anyway. Not by a load and a store: in between,
         // another thread of the child may claim the port (the model finds it).
         let _ = CLAIMED_BY[usize::from(self.port)].compare_exchange(
-            self.pid,
+            self.mark,
             0,
             Ordering::Release,
             Ordering::Relaxed,

@@ -5,7 +5,6 @@ use std::{fmt::Write as _, thread, time::Duration};
 
 use crate::{
     error::{Error, ErrorKind, Exhaustion, Result},
-    owner::Owner,
     ports::{Order, PortSet},
 };
 
@@ -79,11 +78,11 @@ pub(crate) fn search<T>(
 #[derive(Debug, Default)]
 pub(crate) struct Exhausted {
     counts: Exhaustion,
-    /// The first few leased ports, for the message.
-    examples: Vec<u16>,
+    /// The leased ports, each as often as it was missed.
+    leased: Vec<u16>,
 }
 
-/// So many holders are named in a message.
+/// Number of holders named in a message.
 const EXAMPLES: usize = 4;
 
 impl Exhausted {
@@ -91,9 +90,7 @@ impl Exhausted {
         match miss {
             Miss::Leased(port) => {
                 self.counts.leased += 1;
-                if self.examples.len() < EXAMPLES && !self.examples.contains(&port) {
-                    self.examples.push(port);
-                }
+                self.leased.push(port);
             }
             Miss::Bound => self.counts.bound += 1,
             Miss::Leftover => self.counts.leftover += 1,
@@ -107,13 +104,21 @@ impl Exhausted {
         self.counts.leased + self.counts.bound + self.counts.leftover > 0
     }
 
+    /// The ports that were leased.
+    pub(crate) fn leased(&self) -> &[u16] {
+        &self.leased
+    }
+
+    /// The first few of them, whose holders a message names.
+    pub(crate) fn examples(&mut self) -> Vec<u16> {
+        self.leased.sort_unstable();
+        self.leased.dedup();
+        self.leased.iter().copied().take(EXAMPLES).collect()
+    }
+
     /// The error that says so, after a `headline` that says what was looked for
-    /// and how long, and with the owners that `owner_of` knows of leased ports.
-    pub(crate) fn into_error(
-        mut self,
-        headline: String,
-        owner_of: impl Fn(u16) -> Option<Owner>,
-    ) -> Error {
+    /// and how long, and with the `holders` that are known of some leased ports.
+    pub(crate) fn into_error(self, headline: String, holders: &[(u16, Option<String>)]) -> Error {
         let counts = self.counts;
         let kind = if self.may_change() || counts.not_enough > 0 {
             ErrorKind::Exhausted
@@ -123,18 +128,17 @@ impl Exhausted {
         let mut reasons = Vec::new();
         if counts.leased > 0 {
             let mut leased = format!("{} leased", counts.leased);
-            self.examples.sort_unstable();
             let mut separator = " (";
-            for &port in &self.examples {
+            for (port, holder) in holders {
                 // Without a record it is still leased: the holder may be just
                 // about to write it, or another tool that writes none.
-                let _ = match owner_of(port) {
-                    Some(owner) => write!(leased, "{separator}{port} by {owner}"),
+                let _ = match holder {
+                    Some(holder) => write!(leased, "{separator}{port} by {holder}"),
                     None => write!(leased, "{separator}{port}"),
                 };
                 separator = ", ";
             }
-            if counts.leased as usize > self.examples.len() {
+            if counts.leased as usize > holders.len() {
                 leased.push_str(", …");
             }
             leased.push(')');
@@ -176,14 +180,16 @@ mod tests {
         Order::random()
     }
 
-    fn message(exhausted: Exhausted) -> String {
-        let owner_of = |port| {
-            let label = if port == 4003 { "api" } else { "-" };
-            let record = format!("held 812 1 - - 1 orders-test {label}");
-            Owner::parse(record.as_bytes()).filter(|_| port != 4001)
+    fn message(mut exhausted: Exhausted) -> String {
+        let holder_of = |port| match port {
+            4001 => None,
+            4003 => Some("pid 812 \"orders-test\" (api)".to_owned()),
+            _ => Some("pid 812 \"orders-test\"".to_owned()),
         };
+        let holders = exhausted.examples().into_iter();
+        let holders: Vec<_> = holders.map(|port| (port, holder_of(port))).collect();
         let headline = "no free port in 4000-4009".to_owned();
-        exhausted.into_error(headline, owner_of).to_string()
+        exhausted.into_error(headline, &holders).to_string()
     }
 
     #[test]
@@ -260,7 +266,7 @@ mod tests {
     fn nothing_permitted_is_a_kind_of_its_own() {
         let mut exhausted = Exhausted::default();
         exhausted.count(Miss::NotPermitted);
-        let error = exhausted.into_error("no free port in 80".to_owned(), |_| None);
+        let error = exhausted.into_error("no free port in 80".to_owned(), &[]);
         assert_eq!(error.kind(), ErrorKind::PermissionDenied);
         assert!(error.to_string().contains("80"), "{error}");
     }

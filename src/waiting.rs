@@ -52,7 +52,8 @@ pub(crate) enum Woken {
 /// One caller's wait for some ports.
 #[derive(Debug)]
 pub(crate) struct Waiting<'a> {
-    dir: OpenDir,
+    /// `None` if it does not exist: then nothing is leased, and nobody can be woken.
+    dir: Option<OpenDir>,
     ports: &'a PortSet,
     line: Option<Line>,
     /// At the head, or on its own. With a watch, if there can be one.
@@ -64,13 +65,16 @@ pub(crate) struct Waiting<'a> {
 }
 
 impl<'a> Waiting<'a> {
-    pub(crate) fn new(dir: &OpenDir, ports: &'a PortSet) -> Self {
-        let line = Line::join(dir, ports.digest())
-            .inspect_err(|error| debug!("no line for {}: {error}", ports.brief()));
+    pub(crate) fn new(dir: Option<&OpenDir>, ports: &'a PortSet) -> Self {
+        let line = dir.map(|dir| Line::join(dir, ports.digest()));
+        let line = line.and_then(|line| {
+            line.inspect_err(|error| debug!("no wait queue for {}: {error}", ports.brief()))
+                .ok()
+        });
         Self {
-            dir: dir.clone(),
+            dir: dir.cloned(),
             ports,
-            line: line.ok(),
+            line,
             is_ahead: false,
             watch: None,
             pause: SHORTEST_PAUSE,
@@ -80,8 +84,11 @@ impl<'a> Waiting<'a> {
     }
 
     /// Whether it is a wait for ports of this directory.
-    pub(crate) fn is_in(&self, dir: &OpenDir) -> bool {
-        self.dir.is(dir)
+    pub(crate) fn is_in(&self, dir: Option<&OpenDir>) -> bool {
+        match (&self.dir, dir) {
+            (Some(ours), Some(dir)) => ours.is(dir),
+            (ours, dir) => ours.is_none() && dir.is_none(),
+        }
     }
 
     /// Waits until there is something to look at, or for `left`. The last look at
@@ -96,9 +103,11 @@ impl<'a> Waiting<'a> {
                 debug!("not waiting in line for {}: {error}", self.ports.brief());
             }
             self.is_ahead = true;
-            self.watch = Watch::begin(&self.dir)
-                .inspect_err(|error| debug!("no watch on {}: {error}", self.dir.path().display()))
-                .ok();
+            self.watch = self.dir.as_ref().and_then(|dir| {
+                Watch::begin(dir)
+                    .inspect_err(|error| debug!("no watch on {}: {error}", dir.path().display()))
+                    .ok()
+            });
             return Woken::Due;
         }
         // Not in the place of a head that is stopped: who waits behind would take it for
@@ -145,10 +154,7 @@ impl<'a> Waiting<'a> {
                     }
                 }
                 Err(error) => {
-                    debug!(
-                        "no watch on {} any more: {error}",
-                        self.dir.path().display()
-                    );
+                    debug!("no watch for {} any more: {error}", self.ports.brief());
                     self.watch = None;
                 }
             }
@@ -164,7 +170,7 @@ pub(crate) fn random(pause: Duration) -> Duration {
 // Elsewhere there is neither a line nor a watch.
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
-    use std::{fs, mem::MaybeUninit, process, sync::mpsc, time::SystemTime};
+    use std::{fs, mem::MaybeUninit, sync::mpsc, time::SystemTime};
 
     use rustix::event::epoll;
 
@@ -173,10 +179,11 @@ mod tests {
     use super::*;
     use crate::{
         lock::{PortLock, Try},
+        owner::since_1970,
         registry,
         sys::{
             line::{LINE_PREFIX, STOPPED, remove_line},
-            timespec,
+            mark, timespec,
         },
     };
 
@@ -187,19 +194,19 @@ mod tests {
 
     fn lock_dir() -> (TempDir, OpenDir) {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let locks = OpenDir::locate(Some(dir.path())).expect("our own");
+        let locks = OpenDir::locate_at(Some(dir.path()), since_1970()).expect("our own");
         (dir, locks)
     }
 
     fn hold(dir: &OpenDir, port: u16) -> PortLock {
-        let claim = registry::claim(port, process::id()).expect("of this test alone");
+        let claim = registry::claim(port, mark::current()).expect("of this test alone");
         let lock = PortLock::try_acquire(dir, claim).expect("our own directory");
         lock.expect("not locked")
     }
 
     /// A waiter that watches, and does not look by itself.
     fn watcher<'a>(dir: &OpenDir, ports: &'a PortSet) -> Waiting<'a> {
-        let mut waiting = Waiting::new(dir, ports);
+        let mut waiting = Waiting::new(Some(dir), ports);
         assert!(matches!(waiting.wait(Duration::ZERO, LONG), Woken::Due));
         assert!(waiting.is_ahead && waiting.watch.is_some());
         waiting.pause = LONG * 2;
@@ -225,7 +232,7 @@ mod tests {
         second.release().expect("our own");
         assert_eq!(released(&waiting.wait(Duration::ZERO, LONG)), [12]);
         // When it hears of it, the port can be claimed already.
-        assert!(registry::claim(12, process::id()).is_some());
+        assert!(registry::claim(12, mark::current()).is_some());
     }
 
     #[test]
@@ -234,8 +241,7 @@ mod tests {
         drop(hold(&dir, 14));
         let ports = PortSet::from(14..=14);
         let mut waiting = watcher(&dir, &ports);
-        let claim = || registry::claim(14, process::id()).expect("of this test alone");
-        let look = PortLock::try_look(&dir, claim()).expect("our own");
+        let look = PortLock::try_look(&dir, 14, mark::current()).expect("our own");
         assert!(matches!(look, Try::Locked(_)));
         drop(look);
         drop(PortLock::try_existing(&dir, 14).expect("our own"));
@@ -252,7 +258,7 @@ mod tests {
         thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    let mut waiting = Waiting::new(&dir, &ports);
+                    let mut waiting = Waiting::new(Some(&dir), &ports);
                     waiting.wait(Duration::ZERO, LONG);
                     let is_head = waiting.line.as_ref().is_some_and(|line| line.is_head);
                     sender.send(is_head).expect("received below");
@@ -315,7 +321,7 @@ mod tests {
 
         // Who goes ahead of it does not make it seem awake.
         head.fifo.set_modified(now - 10 * STOPPED).expect("our own");
-        let mut ahead = Waiting::new(&locks, &ports);
+        let mut ahead = Waiting::new(Some(&locks), &ports);
         for _ in 0..2 {
             ahead.wait(Duration::ZERO, LONG);
         }

@@ -16,13 +16,14 @@ use crate::{
     args::{Check, Json, Ports, Release, Wait},
     failure::{Failure, TIMED_OUT},
     lease::is_busy,
+    listing::heir,
     output::{print, print_json},
 };
 
 const LEASED: u8 = 1;
 const BOUND: u8 = 3;
 
-/// To find out, it leases the port and gives it back: that is what "free" means.
+/// "Free" means that it could be leased.
 pub(crate) fn check(args: &Check, dir: Option<&Path>) -> Result<u8, Failure> {
     let locks = LockDir::locate(dir)?;
     let (mut status, mut text, mut rows) = (0, String::new(), Vec::new());
@@ -31,8 +32,8 @@ pub(crate) fn check(args: &Check, dir: Option<&Path>) -> Result<u8, Failure> {
         if let Some(dir) = dir {
             builder = builder.lock_dir(dir);
         }
-        let busy = match builder.try_acquire() {
-            Ok(_) => None,
+        let busy = match builder.check() {
+            Ok(()) => None,
             Err(error) if is_busy(&error) => Some(error.exhaustion().unwrap_or_default()),
             Err(error) => return Err(error.into()),
         };
@@ -42,8 +43,9 @@ pub(crate) fn check(args: &Check, dir: Option<&Path>) -> Result<u8, Failure> {
         let owner = lease
             .as_ref()
             .and_then(|lease: &Lease| lease.owner.as_ref());
-        let by = owner
-            .map(|owner| format!(" by {owner}"))
+        let holder = lease.as_ref().and_then(Lease::holder);
+        let by = holder
+            .map(|holder| format!(" by {holder}"))
             .unwrap_or_default();
         let _ = writeln!(text, "{port} {state}{by}");
         rows.push(json!({
@@ -52,6 +54,7 @@ pub(crate) fn check(args: &Check, dir: Option<&Path>) -> Result<u8, Failure> {
             "pid": owner.map(Owner::pid),
             "program": owner.and_then(Owner::program),
             "label": owner.and_then(Owner::label),
+            "heir": lease.as_ref().and_then(heir),
         }));
     }
     if args.json.json {
@@ -87,8 +90,8 @@ pub(crate) fn wait(args: &Wait, dir: Option<&Path>) -> Result<u8, Failure> {
     if let Some(dir) = dir {
         builder = builder.lock_dir(dir);
     }
-    match builder.acquire() {
-        Ok(lease) => lease.release()?,
+    match builder.wait_until_free() {
+        Ok(()) => {}
         Err(error) if error.kind() == ErrorKind::Exhausted => {
             return Err(Failure::new(TIMED_OUT, error.to_string()));
         }

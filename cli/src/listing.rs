@@ -96,6 +96,8 @@ fn table(leases: &[&Lease], snapshot: &Snapshot) -> String {
         let state = match (lease.state, bound) {
             (LeaseState::Held, true) => "leased, bound",
             (LeaseState::Held, false) => "leased, not bound yet",
+            (LeaseState::Inherited, true) => "inherited, bound",
+            (LeaseState::Inherited, false) => "inherited, not bound yet",
             (LeaseState::Delegated, true) => "delegated, bound",
             (LeaseState::Delegated, false) => "delegated, not bound yet",
             (_, true) => "not leased, bound",
@@ -104,13 +106,20 @@ fn table(leases: &[&Lease], snapshot: &Snapshot) -> String {
         let owner = lease.owner.as_ref();
         // What others wrote must not drive the terminal.
         let text = |text: Option<&str>| text.unwrap_or_default().escape_debug().to_string();
+        // The process that has the port now; of one that has ended and whose heir cannot be seen,
+        // nothing that could be taken for a living one.
+        let (pid, program) = match (lease.state, &lease.heir) {
+            (LeaseState::Inherited, heir) => (
+                heir.as_ref().map(|heir| heir.pid),
+                heir.as_ref().map(|heir| &heir.program[..]),
+            ),
+            _ => (owner.map(Owner::pid), owner.and_then(Owner::program)),
+        };
         table.add_row([
             lease.port.to_string(),
             state.to_owned(),
-            owner
-                .map(|owner| owner.pid().to_string())
-                .unwrap_or_default(),
-            text(owner.and_then(Owner::program)),
+            pid.map(|pid| pid.to_string()).unwrap_or_default(),
+            text(program),
             owner.and_then(since).unwrap_or_default(),
             text(owner.and_then(Owner::label)),
         ]);
@@ -131,6 +140,7 @@ fn since(owner: &Owner) -> Option<String> {
 fn row(lease: &Lease, snapshot: &Snapshot) -> Value {
     let state = match lease.state {
         LeaseState::Held => "leased",
+        LeaseState::Inherited => "inherited",
         LeaseState::Delegated => "delegated",
         _ => "stale",
     };
@@ -145,5 +155,12 @@ fn row(lease: &Lease, snapshot: &Snapshot) -> Value {
         "program": owner.and_then(Owner::program),
         "since": since.map(|since| since.as_secs()),
         "label": owner.and_then(Owner::label),
+        "heir": heir(lease),
     })
+}
+
+/// The process that inherited a lease from the one in the record, which has ended.
+pub(crate) fn heir(lease: &Lease) -> Option<Value> {
+    let heir = lease.heir.as_ref()?;
+    Some(json!({ "pid": heir.pid, "program": heir.program }))
 }

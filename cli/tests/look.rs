@@ -429,8 +429,8 @@ fn hostile_records_cannot_drive_the_terminal() {
         "%FF%1B%ZZ%1 %",
     ] {
         for record in [
-            format!("delegated {} {start} - - 1763683200 {text}", id()),
-            format!("held 7 - - - 1763683200 {text}"),
+            format!("delegated {} {start} - 1763683200 {text}", id()),
+            format!("held 7 - - 1763683200 {text}"),
         ] {
             for port in scene.ports() {
                 scene.forge(port, format!("{record:511}\n"));
@@ -517,7 +517,7 @@ fn times_beyond_all_bounds_are_told_or_left_out() {
         "-1",
         "x",
     ] {
-        let record = format!("delegated {} - - - {since} a b", id());
+        let record = format!("delegated {} - - {since} a b", id());
         scene.forge(scene.port(), format!("{record:511}\n"));
         let list = scene.portlock(["list"]).code(0);
         assert_eq!(

@@ -18,9 +18,11 @@ mod owner;
 mod process;
 #[path = "../../src/sys/unix/process.rs"]
 mod unix_process;
+#[path = "../../src/sys/pid_mark.rs"]
+mod pid_mark;
 
 mod sys {
-    pub(crate) use crate::linux_process as process;
+    pub(crate) use crate::{linux_process as process, pid_mark as mark};
     pub(crate) mod unix {
         pub(crate) use crate::unix_process as process;
     }
@@ -29,14 +31,14 @@ mod sys {
 use std::time::{Duration, UNIX_EPOCH};
 
 use libfuzzer_sys::fuzz_target;
-use owner::{DELEGATED_LEN, Kind, LEN, Owner};
-use process::Identity;
+use owner::{Kind, LEN, LONG_LEN, Owner};
+use process::{Identity, Named};
 
 fuzz_target!(|data: &[u8]| {
     check_reading(data);
-    // As much as the rest of a delegated record would have.
+    // As much as the rest of a longer record would have.
     let mut padded = data.to_vec();
-    padded.resize(DELEGATED_LEN.max(data.len()), b' ');
+    padded.resize(LONG_LEN.max(data.len()), b' ');
     check_reading(&padded);
 
     // Of those that are written, the parts are separated by NUL.
@@ -45,16 +47,19 @@ fuzz_target!(|data: &[u8]| {
     let (program, label) = (parts.next(), parts.next());
     let label = label.and_then(|label| str::from_utf8(label).ok());
     if let (Some(identity), Some(program)) = (identity, program) {
-        check_delegated(&identity, program, label);
+        let process = (identity, program.to_vec());
+        for kind in [Kind::Passed, Kind::Delegated] {
+            check_long(kind, &process, label);
+        }
     }
     check_held(u64::try_from(data.len()).expect("64 bits"), label);
 });
 
 /// What the documentation of the module says of a record's fields.
 struct Fields {
-    is_delegated: bool,
-    /// As they are written: pid, start time, boot id, pid namespace.
-    identity: [String; 4],
+    kind: Kind,
+    /// As they are written: pid, start time, pid namespace.
+    identity: [String; 3],
     since: Option<u64>,
     program: Option<String>,
     label: Option<String>,
@@ -67,7 +72,7 @@ fn check_reading(record: &[u8]) {
         (Some(owner), None) => panic!("read as {owner:?}, but it is no record"),
         (None, Some(_)) => panic!("not read, but it is a record"),
     };
-    assert_eq!(owner.kind == Kind::Delegated, fields.is_delegated);
+    assert_eq!(owner.kind, fields.kind);
     assert_eq!(owner.process.to_string(), fields.identity.join(" "));
     assert_eq!(owner.pid().to_string(), fields.identity[0]);
     let since = fields.since.map(Duration::from_secs);
@@ -78,9 +83,8 @@ fn check_reading(record: &[u8]) {
     assert_eq!(owner.program(), fields.program.as_deref());
     assert_eq!(owner.label(), fields.label.as_deref());
     check_message(&owner);
-    if !fields.is_delegated {
-        let delegated = owner.is_delegated_to_the_living();
-        assert!(matches!(delegated, Ok(false)), "the lock decides");
+    if fields.kind == Kind::Held {
+        assert!(matches!(owner.keeps_the_port(), Ok(false)), "the lock decides");
     }
 }
 
@@ -104,13 +108,14 @@ fn read(record: &[u8]) -> Option<Fields> {
         .split([' ', '\t', '\r', '\u{c}'])
         .filter(|word| !word.is_empty())
         .collect();
-    let &[kind, pid, start, boot, namespace, since, ref texts @ ..] = &words[..] else {
+    let &[kind, pid, start, namespace, since, ref texts @ ..] = &words[..] else {
         return None;
     };
-    let is_delegated = match kind {
-        "held" => false,
-        "delegated" if record.len() < 512 => return None,
-        "delegated" => true,
+    let kind = match kind {
+        "held" => Kind::Held,
+        "passed" | "delegated" if record.len() < 512 => return None,
+        "passed" => Kind::Passed,
+        "delegated" => Kind::Delegated,
         _ => return None,
     };
     let or_unknown = |word: &str| match word {
@@ -123,13 +128,8 @@ fn read(record: &[u8]) -> Option<Fields> {
     };
     let pid = number(pid).filter(|&pid| pid <= u64::from(u32::MAX))?;
     Some(Fields {
-        is_delegated,
-        identity: [
-            pid.to_string(),
-            or_unknown(start)?,
-            boot.to_owned(),
-            or_unknown(namespace)?,
-        ],
+        kind,
+        identity: [pid.to_string(), or_unknown(start)?, or_unknown(namespace)?],
         since: number(since),
         program: text(0),
         label: text(1),
@@ -167,29 +167,32 @@ fn decode(word: &str) -> Vec<u8> {
     bytes
 }
 
-/// A process whose boot id is no longer than Linux's, as every process's is.
 fn read_identity(text: &[u8]) -> Option<Identity> {
-    let text = str::from_utf8(text).ok()?;
-    let boot = text.split_ascii_whitespace().nth(2)?;
-    let is_boot = boot.len() <= 36 && boot.bytes().all(|byte| byte.is_ascii_graphic());
-    Identity::parse(text.split_ascii_whitespace()).filter(|_| is_boot)
+    Identity::parse(str::from_utf8(text).ok()?.split_ascii_whitespace())
 }
 
-fn check_delegated(identity: &Identity, program: &[u8], label: Option<&str>) {
-    let record = owner::delegated(identity, program, label);
-    check_written(record.bytes(), "delegated", program, label);
+fn check_long(kind: Kind, process: &Named, label: Option<&str>) {
+    let (identity, program) = process;
+    let word = match kind {
+        Kind::Held => "held",
+        Kind::Passed => "passed",
+        Kind::Delegated => "delegated",
+    };
+    let record = owner::of_process(kind, process, label);
+    check_written(record.bytes(), word, program, label);
     let owner = Owner::parse(record.bytes()).expect("our own record");
-    assert_eq!(owner.kind, Kind::Delegated);
+    assert_eq!(owner.kind, kind);
     assert_eq!(owner.process, *identity);
     assert!(owner.since().is_some());
     // One that was not written to its end.
-    let torn = (program.len() * 7) % DELEGATED_LEN;
+    let torn = (program.len() * 7) % LONG_LEN;
     assert_eq!(Owner::parse(&record.bytes()[..torn]), None);
-    assert_eq!(Owner::parse(&record.bytes()[..DELEGATED_LEN - 1]), None);
+    assert_eq!(Owner::parse(&record.bytes()[..LONG_LEN - 1]), None);
 }
 
 fn check_held(since: u64, label: Option<&str>) {
-    let (pid, (_, program)) = (std::process::id(), &*process::this());
+    let this = process::this();
+    let (pid, program) = (std::process::id(), &this.1);
     // One with a label between two without: these are remembered.
     for (since, label) in [(since, None), (since, label), (since, None), (7, None)] {
         let record = owner::with_held(pid, since, label, |record| *record.bytes());
@@ -211,18 +214,18 @@ fn check_written(record: &[u8], kind: &str, program: &[u8], label: Option<&str>)
     assert!(line.iter().all(|&c| c == b' ' || c.is_ascii_graphic()));
     let line = str::from_utf8(line).expect("ASCII").trim_end_matches(' ');
     let words: Vec<&str> = line.split(' ').collect();
-    let &[first, _, _, _, _, _, program_word, label_word] = &words[..] else {
-        panic!("{line:?} has not 8 words");
+    let &[first, _, _, _, _, program_word, label_word] = &words[..] else {
+        panic!("{line:?} has not 7 words");
     };
     assert_eq!(first, kind);
     assert!(program_word.len() <= 48 && line.len() < LEN);
-    // No byte takes more than three.
+    // No byte takes more than three, and a character has four bytes at most.
     let fields = [
-        (program_word, program, program_word.len() + 3 > 48),
+        (program_word, program, program_word.len() + 12 > 48),
         (
             label_word,
             label.unwrap_or_default().as_bytes(),
-            line.len() + 3 >= LEN,
+            line.len() + 12 >= LEN,
         ),
     ];
     for (word, text, is_full) in fields {

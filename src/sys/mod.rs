@@ -6,7 +6,8 @@
 //! |--------------|--------------|
 //! | `dir`        | where the lock directory is, and what makes it trustworthy |
 //! | `lock_file`  | how a lock file is opened, made and removed, and where its record stands |
-//! | `process`    | how a process is told from a later one with its pid, and whether it lives |
+//! | `process`    | how a process is told from a later one with its pid, and what proves that it has ended |
+//! | `mark`       | how a process is told from those it was forked from |
 //! | `ports`      | which ports the system sets aside |
 //! | `probe`      | what a strict bind is, and which addresses it has to look at |
 //! | `held`       | whether the system lists the locks that are held |
@@ -24,6 +25,8 @@ compile_error!(
 mod linux;
 #[cfg(target_os = "macos")]
 mod macos;
+#[cfg(not(target_os = "linux"))]
+mod pid_mark;
 #[cfg(unix)]
 mod unix;
 #[cfg(not(target_os = "linux"))]
@@ -34,12 +37,15 @@ mod windows;
 #[cfg(all(test, target_os = "linux"))]
 pub(crate) use linux::timespec;
 #[cfg(target_os = "linux")]
-pub(crate) use linux::{held, is_local, line, ports, probe, process, watch};
+pub(crate) use linux::{held, is_local, line, mark, ports, probe, process, watch};
 #[cfg(target_os = "macos")]
 pub(crate) use macos::{is_local, ports, probe, process};
 #[cfg(unix)]
 pub(crate) use unix::{dir, lock_file, portserver};
-#[cfg(not(target_os = "linux"))]
-pub(crate) use unwatched::{held, line, watch};
 #[cfg(windows)]
 pub(crate) use windows::{dir, lock_file, ports, portserver, probe, process};
+#[cfg(not(target_os = "linux"))]
+pub(crate) use {
+    pid_mark as mark,
+    unwatched::{held, line, watch},
+};

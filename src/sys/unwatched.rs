@@ -7,7 +7,7 @@
 
 /// The locks that the system lists: none.
 pub(crate) mod held {
-    use crate::{lock_dir::OpenDir, owner::Owner};
+    use crate::{Heir, lock_dir::OpenDir, owner::Owner, process::Identity};
 
     pub(crate) struct ListedLocks;
 
@@ -18,6 +18,16 @@ pub(crate) mod held {
 
         /// Whether the file of `port` is locked, which only trying tells.
         pub(crate) fn has(&mut self, _: &OpenDir, _: u16, _: Option<&Owner>) -> Option<bool> {
+            None
+        }
+
+        /// Whether the lock was taken by the process, which nothing tells.
+        pub(crate) fn is_taken_by(&mut self, _: &OpenDir, _: u16, _: &Identity) -> Option<bool> {
+            None
+        }
+
+        /// A process that has the lock of `port`, which nothing tells.
+        pub(crate) fn heir(&mut self, _: &OpenDir, _: u16) -> Option<Heir> {
             None
         }
     }

@@ -258,7 +258,7 @@ fn object(name: &str, arguments: &str, dir: &Path) -> Object {
         RuntimeDir
     } else if path.starts_with("/proc/sys/net") {
         Settings
-    } else if path.starts_with("/proc") && ["stat", "pid", "boot_id"].contains(&&*named) {
+    } else if path.starts_with("/proc") && ["stat", "pid", "time"].contains(&&*named) {
         Process
     } else if path.starts_with("/proc") {
         Proc

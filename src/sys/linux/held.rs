@@ -1,29 +1,56 @@
 //! The locks that are held, as the kernel lists them (proc_locks(5),
 //! proc_pid_fdinfo(5)).
 
-use std::{collections::HashSet, fs, io};
+use std::{
+    collections::{HashMap, HashSet},
+    fs, io,
+};
 
 use rustix::{
-    fs::{AtFlags, Stat, major, minor},
+    fs::{AtFlags, Dev, Stat, major, minor},
     io::Errno,
 };
 
-use super::process::{in_first_namespace, is_of_this_namespace};
+use super::process::{View, program_of};
 use crate::{
+    leases::Heir,
     lock_dir::OpenDir,
     owner::Owner,
-    process::{Identity, Liveness},
+    process::{Evidence, Identity},
 };
+
+/// A lock by flock(2): on which file, and the pid of the process that took it, which may have
+/// ended since.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Flock {
+    device: (u32, u32),
+    inode: u64,
+    taker: u32,
+}
+
+impl Flock {
+    /// Some file systems (btrfs, overlayfs) have another device number in the
+    /// list than stat tells; the pid in the record then has to agree.
+    fn is_on(&self, file: &Stat, recorded: Option<u32>) -> bool {
+        self.inode == file.st_ino
+            && (self.device == device(file.st_dev) || Some(self.taker) == recorded)
+    }
+}
+
+fn device(device: Dev) -> (u32, u32) {
+    (major(device), minor(device))
+}
 
 /// The locks by flock(2) that the kernel lists, read as far as they are needed.
 #[derive(Default)]
 pub(crate) struct ListedLocks {
-    /// Each as device, inode number and pid of the process that took it.
-    locks: HashSet<(u32, u32, u64, u32)>,
-    /// Whether the list of all locks was read, and could be.
-    all: Option<bool>,
+    locks: HashSet<Flock>,
+    /// From where `/proc/locks` was read, if it was and could be.
+    view: Option<Option<View>>,
     /// The processes whose own lists were read.
     processes: HashSet<u32>,
+    /// Which processes have which lock, once all of them were asked.
+    heirs: Option<HashMap<Flock, u32>>,
 }
 
 impl ListedLocks {
@@ -33,22 +60,17 @@ impl ListedLocks {
 
     /// Whether the file of `port` is locked, or `None` if the lists do not tell.
     pub(crate) fn has(&mut self, dir: &OpenDir, port: u16, owner: Option<&Owner>) -> Option<bool> {
-        let name = port.to_string();
-        let stat = rustix::fs::statat(dir.sys().fd(), &name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+        let file = stat(dir, port)?;
         let process = owner.map(|owner| &owner.process);
-        let readable = *self.all.get_or_insert_with(|| {
-            let text = fs::read_to_string("/proc/locks");
-            self.locks.extend(
-                text.iter()
-                    .flat_map(|text| text.lines())
-                    .filter_map(Self::parse),
-            );
-            text.is_ok()
-        });
-        if self.lists(&stat, process) {
+        let view = self.read();
+        let recorded = process.map(|process| process.pid);
+        let is_listed = |listed: &Self| listed.locks.iter().any(|it| it.is_on(&file, recorded));
+        if is_listed(self) {
             return Some(true);
         }
-        if !readable || !process.is_none_or(is_of_this_namespace) {
+        let view = view?;
+        let is_of_this_namespace = |process: &Identity| view.is_of(process);
+        if !process.is_none_or(is_of_this_namespace) {
             return None;
         }
         // While many locks come and go, the list leaves some out: it is read a
@@ -57,27 +79,68 @@ impl ListedLocks {
         if process.is_some_and(|process| self.read_process(process.pid).is_err()) {
             return None;
         }
-        if self.lists(&stat, process) {
+        if is_listed(self) {
             return Some(true);
         }
         // In a pid namespace below the first, locks are listed only while the
         // process that took them lives, and not if others have inherited them
         // (`locks_translate_pid` in fs/locks.c).
-        let may_be_hidden = |process: &Identity| {
-            !matches!(process.liveness(), Ok(Liveness::Alive | Liveness::Unseen))
-                && !in_first_namespace()
-        };
-        (!process.is_some_and(may_be_hidden)).then_some(false)
+        let lives = |process: &Identity| matches!(process.evidence(), Ok(Evidence::Alive(_)));
+        let may_be_hidden = !process.is_some_and(lives) && !view.is_of_first_namespace();
+        (!may_be_hidden).then_some(false)
     }
 
-    fn lists(&self, stat: &Stat, process: Option<&Identity>) -> bool {
-        let device = (major(stat.st_dev), minor(stat.st_dev));
-        // Some file systems (btrfs, overlayfs) have another device number in the
-        // list than stat tells; the pid in the record then has to agree.
-        let pid = process.map(|process| process.pid);
-        self.locks.iter().any(|&(major, minor, inode, holder)| {
-            inode == stat.st_ino && ((major, minor) == device || Some(holder) == pid)
-        })
+    /// Whether the lock of `port`, which is held, was taken by the process, or `None` if the lists
+    /// do not tell.
+    pub(crate) fn is_taken_by(
+        &mut self,
+        dir: &OpenDir,
+        port: u16,
+        process: &Identity,
+    ) -> Option<bool> {
+        let file = stat(dir, port)?;
+        let view = self.read().filter(|view| view.is_of(process))?;
+        let takers = self
+            .locks
+            .iter()
+            .filter(|it| it.is_on(&file, Some(process.pid)));
+        let mut takers = takers.map(|it| it.taker);
+        match takers.next() {
+            Some(first) => Some(first == process.pid || takers.any(|pid| pid == process.pid)),
+            // Somebody has unlocked it meanwhile; or it is hidden, for its taker has ended.
+            None => view.is_of_first_namespace().then_some(false),
+        }
+    }
+
+    /// Reads `/proc/locks`, if that has not been done, and returns from where.
+    fn read(&mut self) -> Option<View> {
+        if let Some(view) = self.view {
+            return view;
+        }
+        let view = View::take().ok().filter(|view| view.is_ours);
+        let text = fs::read_to_string("/proc/locks").ok();
+        let locks = text.iter().flat_map(|text| text.lines());
+        self.locks.extend(locks.filter_map(Self::parse));
+        *self.view.insert(view.filter(|_| text.is_some()))
+    }
+
+    /// A process that has the lock of `port` now, as far as this process may see.
+    pub(crate) fn heir(&mut self, dir: &OpenDir, port: u16) -> Option<Heir> {
+        self.read()?;
+        let file = stat(dir, port)?;
+        let heirs = self.heirs.get_or_insert_with(all_heirs);
+        let mut found = heirs.iter().filter(|(lock, _)| lock.inode == file.st_ino);
+        let exact = |(lock, _): &(&Flock, _)| lock.device == device(file.st_dev);
+        // Where the numbers of devices differ, only if there can be no doubt.
+        let pid = match found.clone().find(exact) {
+            Some((_, &pid)) => pid,
+            None => found
+                .next()
+                .filter(|_| found.next().is_none())
+                .map(|(_, &pid)| pid)?,
+        };
+        let program = String::from_utf8_lossy(&program_of(pid)).into_owned();
+        Some(Heir { pid, program })
     }
 
     /// Adds the locks on the files that a process has open (proc_pid_fdinfo(5)).
@@ -89,43 +152,72 @@ impl ListedLocks {
         if !self.processes.insert(pid) {
             return Ok(());
         }
-        let read = self
-            .read_descriptors(pid)
-            .or_else(|error| match Errno::from_io_error(&error) {
-                Some(Errno::NOENT | Errno::SRCH | Errno::ACCESS | Errno::PERM) => Ok(()),
-                _ => Err(error),
-            });
-        if read.is_err() {
-            self.processes.remove(&pid);
-        }
-        read
-    }
-
-    fn read_descriptors(&mut self, pid: u32) -> io::Result<()> {
-        for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
-            let text = match fs::read_to_string(entry?.path()) {
-                // It was closed in the meantime.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                text => text?,
-            };
-            let locks = text.lines().filter_map(|line| line.strip_prefix("lock:"));
-            self.locks.extend(locks.filter_map(Self::parse));
+        match locks_of(pid) {
+            Ok(locks) => self.locks.extend(locks),
+            Err(error) => {
+                self.processes.remove(&pid);
+                return Err(error);
+            }
         }
         Ok(())
     }
 
     /// A line such as `1: FLOCK  ADVISORY  WRITE 812 fe:00:5505 0 EOF`.
-    fn parse(line: &str) -> Option<(u32, u32, u64, u32)> {
+    fn parse(line: &str) -> Option<Flock> {
         let mut words = line.split_ascii_whitespace().skip(1);
         if words.next()? != "FLOCK" {
             return None;
         }
-        let pid = words.nth(2)?.parse().ok()?;
+        let taker = words.nth(2)?.parse().ok()?;
         let mut file = words.next()?.split(':');
-        let major = u32::from_str_radix(file.next()?, 16).ok()?;
-        let minor = u32::from_str_radix(file.next()?, 16).ok()?;
-        Some((major, minor, file.next()?.parse().ok()?, pid))
+        let mut number = || u32::from_str_radix(file.next()?, 16).ok();
+        let device = (number()?, number()?);
+        let inode = file.next()?.parse().ok()?;
+        Some(Flock {
+            device,
+            inode,
+            taker,
+        })
     }
+}
+
+fn stat(dir: &OpenDir, port: u16) -> Option<Stat> {
+    rustix::fs::statat(dir.sys().fd(), port.to_string(), AtFlags::SYMLINK_NOFOLLOW).ok()
+}
+
+/// The locks on the files that a process has open. One that has ended, or is another user's, has none.
+fn locks_of(pid: u32) -> io::Result<Vec<Flock>> {
+    read_descriptors(pid).or_else(|error| match Errno::from_io_error(&error) {
+        Some(Errno::NOENT | Errno::SRCH | Errno::ACCESS | Errno::PERM) => Ok(Vec::new()),
+        _ => Err(error),
+    })
+}
+
+fn read_descriptors(pid: u32) -> io::Result<Vec<Flock>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
+        let text = match fs::read_to_string(entry?.path()) {
+            // It was closed in the meantime.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            text => text?,
+        };
+        let locks = text.lines().filter_map(|line| line.strip_prefix("lock:"));
+        found.extend(locks.filter_map(ListedLocks::parse));
+    }
+    Ok(found)
+}
+
+/// Which process has which lock, of all those whose descriptors this process may see.
+fn all_heirs() -> HashMap<Flock, u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let mut heirs = HashMap::new();
+    for pid in pids {
+        for lock in locks_of(pid).unwrap_or_default() {
+            heirs.entry(lock).or_insert(pid);
+        }
+    }
+    heirs
 }
 
 #[cfg(test)]
@@ -136,16 +228,16 @@ mod tests {
     fn the_kernels_list_is_read() {
         let parse = ListedLocks::parse;
         let line = "1: FLOCK  ADVISORY  WRITE 812 fe:0a:5505 0 EOF";
-        assert_eq!(parse(line), Some((0xfe, 0x0a, 5505, 812)));
-        assert_eq!(
-            parse("2: POSIX  ADVISORY  WRITE 812 fe:00:5505 0 EOF"),
-            None
-        );
-        assert_eq!(
-            parse("1: -> FLOCK  ADVISORY  WRITE 812 fe:00:5505 0 EOF"),
-            None
-        );
-        assert_eq!(parse("1: FLOCK"), None);
-        assert_eq!(parse(""), None);
+        let lock = parse(line).expect("a lock");
+        assert_eq!((lock.device, lock.inode), ((0xfe, 0x0a), 5505));
+        assert_eq!(lock.taker, 812);
+        for other in [
+            "2: POSIX  ADVISORY  WRITE 812 fe:00:5505 0 EOF",
+            "1: -> FLOCK  ADVISORY  WRITE 812 fe:00:5505 0 EOF",
+            "1: FLOCK",
+            "",
+        ] {
+            assert!(parse(other).is_none(), "{other}");
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod held;
 pub(crate) mod line;
+pub(crate) mod mark;
 pub(crate) mod ports;
 pub(crate) mod probe;
 pub(crate) mod process;

@@ -1,142 +1,378 @@
-//! Processes, as /proc shows them.
+//! Processes, as kill(2) and /proc show them, and what proves that one has ended.
+//!
+//! A record names a process by its pid in the pid namespace of the process that *wrote* the
+//! record. What proves that it is gone:
+//!
+//! | the record's namespace | proof |
+//! |---|---|
+//! | unknown | none |
+//! | this process's own | kill(2) reports `ESRCH`; or /proc shows the process dead, or with another start time |
+//! | another one | a complete view of all processes in which none is it |
+//!
+//! /proc proves something only if it is *ours*: it may be that of another pid namespace, in which
+//! the same numbers are other processes. A view that may be incomplete proves nothing. Boot ids
+//! prove nothing either, because containers are given boot ids of their own.
 
 use std::{
     ffi::OsStr,
     fs::{self, File},
     io::{self, Read as _},
-    os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
+    os::{unix::ffi::OsStrExt as _, unix::fs::MetadataExt as _},
     path::Path,
     process, str,
 };
 
-use rustix::io::Errno;
-
-use crate::process::{
-    Found, Identity, Named, Seen, UNKNOWN, differ, file_name, this as this_process,
+use rustix::{
+    io::Errno,
+    process::{Pid, PidfdFlags, pidfd_open},
 };
+
+use crate::process::{Evidence, Found, Identity, Named, file_name};
 
 pub(crate) use crate::sys::unix::process::{exists, no_such_process};
 
-/// Where a process is to be seen: its directory in /proc.
+/// Where a process can be seen: its directory in /proc.
 pub(crate) type Place = String;
 
-/// This process, and what kept the system from telling all of it.
-pub(crate) fn this() -> (Named, io::Result<()>) {
-    let boot = if_there(fs::read_to_string("/proc/sys/kernel/random/boot_id"));
-    let start = if_there(Stat::read("self"));
-    let namespace = namespace("self");
+/// The inode numbers of the namespaces that the system started with, which are fixed
+/// (`PROC_PID_INIT_INO` and `PROC_TIME_INIT_INO` in the kernel's linux/proc_ns.h).
+const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
+const FIRST_TIME_NAMESPACE: u64 = 0xEFFF_FFFA;
 
-    let word = boot.as_ref().ok().and_then(Option::as_ref);
-    let word = word.map(|text| text.trim()).filter(|&word| {
-        !word.is_empty() && word != UNKNOWN && word.bytes().all(|byte| byte.is_ascii_graphic())
-    });
+/// This process, and what kept the system from showing all of it.
+pub(crate) fn this() -> (Named, io::Result<()>) {
+    let namespace = namespace("self", "pid");
+    let start = start_of_self();
     let identity = Identity {
         pid: process::id(),
-        start: start
-            .as_ref()
-            .ok()
-            .and_then(|stat| Some(stat.as_ref()?.start)),
-        boot: word.map(str::to_owned),
+        start: *start.as_ref().unwrap_or(&None),
         namespace: *namespace.as_ref().unwrap_or(&None),
     };
     let program = std::env::args_os().next().unwrap_or_default();
-    let outcome = boot.and(start).and(namespace).map(drop);
+    let outcome = namespace.and(start).map(drop);
     ((identity, file_name(&program)), outcome)
 }
 
-/// What has `pid`, which exists, or `None` if it has ended and was not waited for.
+/// `self` is this process in any /proc that shows it.
+fn start_of_self() -> io::Result<Option<u64>> {
+    let Some(stat) = if_shown(Stat::read("self"))? else {
+        return Ok(None);
+    };
+    Ok(TimeOffset::read()?.map(|offset| offset.remove_from(stat.start)))
+}
+
+/// The process that has `pid`, which exists, or `None` if it has ended and was not waited for,
+/// or is only a thread of another one.
 pub(crate) fn find(pid: u32) -> io::Result<Option<Found>> {
-    let stat = if_there(Stat::read(&pid.to_string()))?;
-    let start = match stat {
+    if is_thread(pid) {
+        return Ok(None);
+    }
+    // In another namespace's /proc, the pid is another process.
+    if !View::take()?.is_ours {
+        return Ok(Some(Found {
+            start: None,
+            program: Vec::new(),
+        }));
+    }
+    let start = match if_shown(Stat::read(&pid.to_string()))? {
         Some(stat) if stat.has_ended => return Ok(None),
-        stat => stat.map(|stat| stat.start),
+        Some(stat) => TimeOffset::read()?.map(|offset| offset.remove_from(stat.start)),
+        None => None,
     };
     let program = program_of(pid);
     Ok(Some(Found { start, program }))
 }
 
-/// Looks for a process of this boot.
-pub(crate) fn look(process: &Identity) -> io::Result<Seen> {
-    if !is_of_this_namespace(process) {
-        return look_below(process);
+/// Whether the number is that of a thread other than the first of its process. kill(2) takes it
+/// for its process, but no list of processes has it, and it ends with that thread.
+fn is_thread(pid: u32) -> bool {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let opened = pid.map(|pid| pidfd_open(pid, PidfdFlags::empty()));
+    // `EINVAL`, and `ENOENT` since Linux 6.16 (pidfd_prepare in kernel/fork.c). Where the call is
+    // not permitted or not there, nothing is known.
+    matches!(opened, Some(Err(Errno::INVAL | Errno::NOENT)))
+}
+
+/// Whether the end of the process can be proven by other readers of the record.
+pub(crate) fn can_be_recorded(process: &Identity) -> Result<(), &'static str> {
+    match process.namespace {
+        Some(_) => Ok(()),
+        None => Err(
+            "/proc does not show this process's pid namespace, so nobody could tell when \
+             the lease ends (mount -t proc proc /proc)",
+        ),
     }
+}
+
+/// What can be determined about a process from here, where this process is `us`.
+pub(crate) fn evidence(process: &Identity, us: &Identity) -> io::Result<Evidence> {
+    match (process.namespace, us.namespace) {
+        (Some(its), Some(ours)) if its == ours => in_own_namespace(process),
+        (Some(its), Some(_)) => in_another_namespace(process, its),
+        _ => Ok(Evidence::Undetermined),
+    }
+}
+
+fn in_own_namespace(process: &Identity) -> io::Result<Evidence> {
+    // True whatever is mounted at /proc.
     if !exists(process.pid) {
-        return Ok(Seen::Gone);
+        return Ok(Evidence::Gone);
     }
-    let name = process.pid.to_string();
-    Ok(match if_there(Stat::read(&name))? {
-        Some(stat) if !stat.is_of(process) => Seen::Gone,
-        // Also where it may not be looked at: it exists (proc_pid(5), hidepid).
-        _ => Seen::At(name),
+    let place = process.pid.to_string();
+    let Some(stat) = if_shown(Stat::read(&place))? else {
+        // It has ended meanwhile, or may not be inspected (hidepid in proc(5)).
+        return Ok(match exists(process.pid) {
+            true => Evidence::Alive(place),
+            false => Evidence::Gone,
+        });
+    };
+    // The usual case, which needs no proof and is the cheapest.
+    let is_same = process.start.is_none_or(|start| start == stat.start);
+    if is_same && !stat.has_ended {
+        return Ok(Evidence::Alive(place));
+    }
+    let is_proven = View::take()?.is_ours && (stat.has_ended || started_otherwise(process, &stat)?);
+    Ok(match is_proven {
+        true => Evidence::Gone,
+        false => Evidence::Alive(place),
     })
 }
 
-/// Whether the process that was seen there runs as this process's user.
-pub(crate) fn is_of_this_user(place: &Place) -> io::Result<bool> {
-    let process = if_there(fs::metadata(format!("/proc/{place}")))?;
-    Ok(process.is_some_and(|process| process.uid() == rustix::process::geteuid().as_raw()))
-}
-
-/// Looks for a process of another pid namespace. If that is below ours, its
-/// processes are in our /proc, each with its pid in either.
-fn look_below(process: &Identity) -> io::Result<Seen> {
-    let mut visible = false;
-    for entry in if_there(fs::read_dir("/proc"))?.into_iter().flatten() {
+/// Looks for a process of another pid namespace. The processes of one that is below ours are
+/// in our /proc, each with its pid in all namespaces from ours down to its own.
+fn in_another_namespace(process: &Identity, namespace_of_record: u64) -> io::Result<Evidence> {
+    let view = View::take()?;
+    if !view.is_ours {
+        return Ok(Evidence::Undetermined);
+    }
+    let Some(entries) = if_shown(fs::read_dir("/proc"))? else {
+        return Ok(Evidence::Undetermined);
+    };
+    let mut is_complete = shows_every_process()?;
+    // How many namespaces the record's is below ours.
+    let mut level = None;
+    let mut candidates = Vec::new();
+    for entry in entries {
         let name = entry?.file_name();
         let Some(name) = name.to_str().filter(|name| is_number(name)) else {
             continue;
         };
-        if namespace(name)? != process.namespace {
+        let pids = match pids_of(name) {
+            Ok(pids) => pids,
+            Err(error) if is_end(&error) => continue,
+            Err(error) => if_shown(Err(error))?,
+        };
+        let Some(pids) = pids else {
+            is_complete = false;
+            continue;
+        };
+        let [_, nested @ ..] = &pids[..] else {
+            continue;
+        };
+        if nested.is_empty() {
+            // A process of our own namespace.
             continue;
         }
-        visible = true;
-        let status = fs::read_to_string(format!("/proc/{name}/status"));
-        let status = if_there(status)?.unwrap_or_default();
-        let pids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
-        let pid = pids.and_then(|pids| pids.split_whitespace().last()?.parse().ok());
-        if pid == Some(process.pid)
-            && if_there(Stat::read(name))?.is_some_and(|stat| stat.is_of(process))
-        {
-            return Ok(Seen::At(name.to_owned()));
+        if namespace(name, "pid")? == Some(namespace_of_record) {
+            level = Some(nested.len());
+        }
+        if nested.contains(&process.pid) {
+            candidates.push((name.to_owned(), pids));
         }
     }
-    Ok(if visible { Seen::Gone } else { Seen::Nowhere })
+    for (name, pids) in candidates {
+        if level.is_some_and(|level| pids.get(level) != Some(&process.pid)) {
+            continue;
+        }
+        let stat = match Stat::read(&name) {
+            Ok(stat) => stat,
+            Err(error) if is_end(&error) => continue,
+            Err(error) => match if_shown(Err(error))? {
+                Some(stat) => stat,
+                // Without its start nothing shows that it is another process.
+                None => return Ok(Evidence::Alive(name)),
+            },
+        };
+        if !stat.has_ended && !started_otherwise(process, &stat)? {
+            return Ok(Evidence::Alive(name));
+        }
+    }
+    // From a namespace that is not the first, only those below it are seen.
+    let is_above = view.namespace == Some(FIRST_PID_NAMESPACE) || level.is_some();
+    Ok(match is_complete && is_above {
+        true => Evidence::Gone,
+        false => Evidence::Undetermined,
+    })
 }
 
-/// Whether its pid means the same here. If our own namespace is not known, only
-/// that of a process whose own is not known either.
-pub(crate) fn is_of_this_namespace(process: &Identity) -> bool {
-    process.namespace.is_none() || process.namespace == this_process().0.namespace
+/// Whether the process that has this entry in our /proc started at another time than the one in
+/// the record, and so is another one.
+fn started_otherwise(process: &Identity, stat: &Stat) -> io::Result<bool> {
+    let Some(start) = process.start else {
+        return Ok(false);
+    };
+    // Both are rounded down to a tick, and one or both are shifted and rounded again.
+    let differs = |offset: TimeOffset| offset.remove_from(stat.start).abs_diff(start) > 1;
+    Ok(TimeOffset::read()?.is_some_and(differs))
 }
 
-/// Whether this process is in the pid namespace that the system started with, whose
-/// inode number is fixed (PROC_PID_INIT_INO in the kernel's linux/proc_ns.h).
-pub(crate) fn in_first_namespace() -> bool {
-    this_process().0.namespace == Some(0xEFFF_FFFC)
+/// Whether the process that can be seen there runs as this process's user.
+pub(crate) fn is_of_this_user(place: &Place) -> io::Result<bool> {
+    let process = if_shown(fs::metadata(format!("/proc/{place}")))?;
+    let is_ours = process.is_some_and(|it| it.uid() == rustix::process::geteuid().as_raw());
+    Ok(is_ours && View::take()?.is_ours)
+}
+
+/// From where this process sees others.
+#[derive(Clone, Copy)]
+pub(crate) struct View {
+    /// This process's own pid namespace.
+    namespace: Option<u64>,
+    /// Whether /proc shows processes by their pids in this namespace.
+    pub(crate) is_ours: bool,
+}
+
+impl View {
+    /// Read anew each time: a mount can change, and what is proven must be true now.
+    pub(crate) fn take() -> io::Result<Self> {
+        let namespace = namespace("self", "pid")?;
+        let is_ours = match namespace {
+            // This process is in no /proc of a namespace below the first, and there is none above.
+            Some(FIRST_PID_NAMESPACE) => true,
+            // /proc of a namespace above ours has a pid for each level down to ours.
+            Some(_) => if_shown(pids_of("self"))?
+                .flatten()
+                .is_some_and(|pids| pids.len() == 1),
+            None => false,
+        };
+        Ok(Self { namespace, is_ours })
+    }
+
+    /// Whether the process has the same pid here as in its record.
+    pub(crate) fn is_of(&self, process: &Identity) -> bool {
+        self.is_ours && process.namespace.is_some() && process.namespace == self.namespace
+    }
+
+    /// Whether every process of the machine is in this /proc, if it shows all that it has.
+    pub(crate) fn is_of_first_namespace(&self) -> bool {
+        self.is_ours && self.namespace == Some(FIRST_PID_NAMESPACE)
+    }
+}
+
+/// How much later than in the first time namespace this process's clock `CLOCK_BOOTTIME` says it
+/// is (time_namespaces(7)). The kernel adds that to the start times that this process reads
+/// (`do_task_stat` in fs/proc/array.c).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct TimeOffset {
+    ticks: i64,
+}
+
+impl TimeOffset {
+    /// `None` if it cannot be determined.
+    fn read() -> io::Result<Option<Self>> {
+        let none = Some(Self { ticks: 0 });
+        let own = match fs::read_link("/proc/self/ns/time") {
+            // A kernel without time namespaces.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(none),
+            own => if_shown(own)?,
+        };
+        if own.as_deref().and_then(|own| inode_of(own, "time")) == Some(FIRST_TIME_NAMESPACE) {
+            return Ok(none);
+        }
+        // The file has the offsets that children will have (`proc_timens_show_offsets`).
+        let of_children = if_shown(fs::read_link("/proc/self/ns/time_for_children"))?;
+        if own.is_none() || own != of_children {
+            return Ok(None);
+        }
+        let text = if_shown(fs::read_to_string("/proc/self/timens_offsets"))?;
+        Ok(text.and_then(|text| Self::parse(&text, rustix::param::clock_ticks_per_second())))
+    }
+
+    /// Reads `boottime <seconds> <nanoseconds>`.
+    fn parse(text: &str, ticks_per_second: u64) -> Option<Self> {
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("boottime"))?;
+        let mut words = line.split_ascii_whitespace();
+        let seconds: i64 = words.next()?.parse().ok()?;
+        let nanoseconds: i64 = words.next()?.parse().ok()?;
+        let per_second = i64::try_from(ticks_per_second).ok().filter(|&n| n > 0)?;
+        let ticks = seconds.checked_mul(per_second)?;
+        let ticks = ticks.checked_add(nanoseconds.div_euclid(1_000_000_000 / per_second))?;
+        Some(Self { ticks })
+    }
+
+    fn remove_from(self, start: u64) -> u64 {
+        start.saturating_add_signed(self.ticks.saturating_neg())
+    }
+}
+
+/// Whether no mount option hides processes from the readers of /proc (proc(5)).
+fn shows_every_process() -> io::Result<bool> {
+    let mounts = if_shown(fs::read_to_string("/proc/self/mountinfo"))?;
+    Ok(mounts.is_some_and(|mounts| hides_no_process(&mounts)))
+}
+
+/// The same, of the text of `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
+fn hides_no_process(mounts: &str) -> bool {
+    let mut at_proc = mounts.lines().filter_map(|line| {
+        let (mount, file_system) = line.split_once(" - ")?;
+        let mut mount = mount.split(' ').skip(3);
+        let (root, at) = (mount.next()?, mount.next()?);
+        (at == "/proc").then_some((root, file_system))
+    });
+    // Of several, one hides the others; which one is not worth finding out.
+    let shows_all = |(root, file_system): (&str, &str)| {
+        let mut words = file_system.split(' ');
+        let (kind, options) = (words.next(), words.nth(1).unwrap_or_default());
+        let hides = |option: &str| match option.split_once('=') {
+            Some(("hidepid", how)) => !matches!(how, "0" | "off"),
+            Some(("subset", _)) => true,
+            _ => false,
+        };
+        root == "/" && kind == Some("proc") && !options.split(',').any(hides)
+    };
+    at_proc
+        .next()
+        .is_some_and(|first| shows_all(first) && at_proc.all(shows_all))
+}
+
+/// The pids of a process in the pid namespaces from that of /proc down to its own, or `None` where
+/// they are not shown (before Linux 4.1). All users may read them (proc_pid_status(5)).
+fn pids_of(process: &str) -> io::Result<Option<Vec<u32>>> {
+    let status = fs::read(format!("/proc/{process}/status"))?;
+    // The name, in the first line, has any bytes but a newline.
+    let line = status
+        .split(|&byte| byte == b'\n')
+        .find_map(|line| line.strip_prefix(b"NSpid:"));
+    let Some(Ok(line)) = line.map(str::from_utf8) else {
+        return Ok(None);
+    };
+    let pids: Result<Vec<u32>, _> = line.split_ascii_whitespace().map(str::parse).collect();
+    Ok(pids.ok().filter(|pids| !pids.is_empty()))
 }
 
 /// What /proc shows, or `None` where it shows nothing to this process, or nothing
 /// that makes sense. It is an error only if the system failed to show it.
-fn if_there<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
+fn if_shown<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
     match outcome {
         Ok(shown) => Ok(Some(shown)),
-        Err(error) => match (error.kind(), Errno::from_io_error(&error)) {
-            // A process that ended while it was looked at is ESRCH.
-            (
-                io::ErrorKind::NotFound
-                | io::ErrorKind::PermissionDenied
-                | io::ErrorKind::InvalidData,
-                _,
-            )
-            | (_, Some(Errno::SRCH)) => Ok(None),
+        Err(error) if is_end(&error) => Ok(None),
+        Err(error) => match error.kind() {
+            io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidData => Ok(None),
             _ => Err(error),
         },
     }
 }
 
+/// Whether the process has ended: `ENOENT`, or `ESRCH` if it ended while it was being read.
+fn is_end(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || Errno::from_io_error(error) == Some(Errno::SRCH)
+}
+
 /// The file name of what the process was started as, or what it calls itself if it
 /// has no arguments, as in the moment when it executes another program.
-fn program_of(pid: u32) -> Vec<u8> {
+pub(crate) fn program_of(pid: u32) -> Vec<u8> {
     // Of a longer path the end would be missing, and with it the file name.
     let mut arguments = [0; 4096];
     let read =
@@ -159,25 +395,32 @@ fn is_number(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// The inode number out of `pid:[4026531836]`.
-fn namespace(process: &str) -> io::Result<Option<u64>> {
-    let link = if_there(fs::read_link(format!("/proc/{process}/ns/pid")))?;
-    let number = |link: &Path| {
-        let number = link.to_str()?.strip_prefix("pid:[")?.strip_suffix(']')?;
-        number.parse().ok()
-    };
-    Ok(link.as_deref().and_then(number))
+/// The inode number of a namespace of a process, or `None` where it may not be seen.
+fn namespace(process: &str, kind: &str) -> io::Result<Option<u64>> {
+    let link = if_shown(fs::read_link(format!("/proc/{process}/ns/{kind}")))?;
+    Ok(link.as_deref().and_then(|link| inode_of(link, kind)))
+}
+
+/// The number out of `pid:[4026531836]`.
+fn inode_of(link: &Path, kind: &str) -> Option<u64> {
+    let number = link.to_str()?.strip_prefix(kind)?;
+    number.strip_prefix(":[")?.strip_suffix(']')?.parse().ok()
 }
 
 /// What is needed out of `/proc/<pid>/stat`.
 #[derive(Debug, PartialEq, Eq)]
 struct Stat {
+    /// As this process reads it: see [`TimeOffset`].
     start: u64,
-    /// It has ended, and its parent has not waited for it yet.
+    /// It has ended and its parent has not waited for it yet, or it is just ending, with its
+    /// descriptors perhaps still open.
     has_ended: bool,
 }
 
 impl Stat {
+    /// `PF_EXITING` in the kernel's linux/sched.h.
+    const EXITING: u64 = 0x4;
+
     fn read(process: &str) -> io::Result<Self> {
         // One read gets all of it: the kernel makes it up at that moment, and it
         // has about 300 bytes.
@@ -192,44 +435,50 @@ impl Stat {
         let after_name = str::from_utf8(&text[name_end + 1..]).ok()?;
         let fields: Vec<&str> = after_name.split_ascii_whitespace().collect();
         let field = |number: usize| fields.get(number - 3).copied();
-        // A first thread that has ended is a zombie while others go on.
+        let flags: u64 = field(9)?.parse().ok()?;
+        // A first thread that has ended is a zombie, or exiting, while others live.
         let threads: u64 = field(20)?.parse().ok()?;
+        let is_ending = matches!(field(3)?, "Z" | "X" | "x") || flags & Self::EXITING != 0;
         Some(Self {
             start: field(22)?.parse().ok()?,
-            has_ended: matches!(field(3)?, "Z" | "X" | "x") && threads <= 1,
+            has_ended: is_ending && threads <= 1,
         })
-    }
-
-    /// Whether what now has the pid is this process, and has not ended.
-    fn is_of(&self, process: &Identity) -> bool {
-        !self.has_ended && !differ(&process.start, &Some(self.start))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::process::this as this_process;
 
     #[test]
     fn this_process_is_known_in_full() {
         let identity = &this_process().0;
-        assert!(identity.start.is_some() && identity.boot.is_some());
-        assert!(identity.namespace.is_some());
+        assert!(identity.start.is_some() && identity.namespace.is_some());
     }
 
     #[test]
-    fn a_process_of_another_namespace_is_not_seen() {
-        let of_nowhere = Identity {
-            namespace: Some(1),
-            ..this_process().0.clone()
-        };
-        assert!(matches!(look(&of_nowhere).expect("seen"), Seen::Nowhere));
+    fn a_thread_is_not_a_process() {
+        assert!(!is_thread(process::id()));
+        let (says, hears) = std::sync::mpsc::channel();
+        let (end, ends) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            says.send(rustix::thread::gettid()).expect("received below");
+            let _ = ends.recv();
+        });
+        let tid = hears.recv().expect("sent above").as_raw_nonzero().get();
+        assert!(is_thread(tid.cast_unsigned()));
+        assert!(find(tid.cast_unsigned()).expect("seen").is_none());
+        drop(end);
+        thread.join().expect("no panic");
     }
 
     #[test]
-    fn the_start_is_found_behind_any_program_name() {
-        let text = |name: &str, state: &str, threads: u32| {
-            format!("7 {name} {state} 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 {threads} 18 4242 20")
+    fn what_the_kernel_says_of_a_process_is_found_behind_any_name() {
+        let text = |name: &str, state: &str, flags: u32, threads: u32| {
+            format!(
+                "7 {name} {state} 1 2 3 4 5 {flags} 7 8 9 10 11 12 13 14 15 16 {threads} 18 4242 20"
+            )
         };
         let parse = |text: String| Stat::parse(text.as_bytes());
         let stat = |has_ended| {
@@ -238,10 +487,74 @@ mod tests {
                 has_ended,
             })
         };
-        assert_eq!(parse(text("(a) b (c)", "S", 1)), stat(false));
-        assert_eq!(parse(text("(a)", "Z", 1)), stat(true));
-        assert_eq!(parse(text("(a)", "Z", 2)), stat(false));
+        assert_eq!(parse(text("(a) b (c)", "S", 0x40_0000, 1)), stat(false));
+        assert_eq!(parse(text("(a)", "Z", 0x40_0000, 1)), stat(true));
+        assert_eq!(parse(text("(a)", "Z", 0x40_0000, 2)), stat(false));
+        // Exiting: not yet a zombie, or only the first thread.
+        assert_eq!(parse(text("(a)", "R", 0x40_0004, 1)), stat(true));
+        assert_eq!(parse(text("(a)", "R", 0x40_0004, 2)), stat(false));
         assert_eq!(parse("7 (a) S 1".into()), None);
         assert_eq!(parse(String::new()), None);
+    }
+
+    #[test]
+    fn the_offset_of_a_time_namespace_is_in_ticks() {
+        let parse = |text: &str| TimeOffset::parse(text, 100).map(|offset| offset.ticks);
+        let text = |boottime: &str| format!("monotonic        7         0\nboottime {boottime}\n");
+        assert_eq!(parse(&text("        0         0")), Some(0));
+        assert_eq!(parse(&text("    86400         0")), Some(8_640_000));
+        assert_eq!(parse(&text("-10 990000000")), Some(-901));
+        assert_eq!(parse(&text("1")), None);
+        assert_eq!(parse("monotonic 1 0"), None);
+        assert_eq!(TimeOffset { ticks: 100 }.remove_from(142), 42);
+        assert_eq!(TimeOffset { ticks: -100 }.remove_from(142), 242);
+    }
+
+    #[test]
+    fn a_proc_that_hides_processes_is_told_by_its_mounts() {
+        let mount = |root: &str, at: &str, kind: &str, options: &str| {
+            format!("24 30 0:22 {root} {at} rw,relatime shared:12 - {kind} proc {options}\n")
+        };
+        let root = mount("/", "/", "ext4", "rw");
+        let proc = mount("/", "/proc", "proc", "rw");
+        assert!(hides_no_process(&(root.clone() + &proc)));
+        assert!(hides_no_process(&mount(
+            "/",
+            "/proc",
+            "proc",
+            "rw,hidepid=off,gid=4"
+        )));
+        for hiding in [
+            mount("/", "/proc", "proc", "rw,hidepid=invisible"),
+            mount("/", "/proc", "proc", "rw,gid=4,hidepid=2"),
+            mount("/", "/proc", "proc", "rw,subset=pid"),
+            mount("/1", "/proc", "proc", "rw"),
+            mount("/", "/proc", "fuse.lxcfs", "rw"),
+        ] {
+            assert!(!hides_no_process(&hiding), "{hiding}");
+            assert!(!hides_no_process(&(hiding.clone() + &proc)), "{hiding}");
+            assert!(!hides_no_process(&(proc.clone() + &hiding)), "{hiding}");
+        }
+        assert!(!hides_no_process(&root), "not mounted");
+        assert!(!hides_no_process(""));
+    }
+
+    #[test]
+    fn a_process_of_a_namespace_that_no_member_is_seen_of_is_gone_only_for_the_first() {
+        let of_nowhere = Identity {
+            namespace: Some(1),
+            start: Some(1),
+            ..this_process().0.clone()
+        };
+        let evidence = of_nowhere.evidence().expect("seen");
+        let is_proof = View::take().expect("seen").is_of_first_namespace()
+            && shows_every_process().expect("seen");
+        assert_eq!(evidence == Evidence::Gone, is_proof, "{evidence:?}");
+        let of_unknown = Identity {
+            namespace: None,
+            ..of_nowhere
+        };
+        let evidence = of_unknown.evidence().expect("seen");
+        assert_eq!(evidence, Evidence::Undetermined);
     }
 }

@@ -5,7 +5,7 @@ use std::{ffi::OsStr, io, os::unix::ffi::OsStrExt as _, process};
 use proc_pidinfo::{Pid, ProcBSDInfo, proc_pidinfo};
 use rustix::io::Errno;
 
-use crate::process::{Found, Identity, Named, Seen, differ, file_name};
+use crate::process::{Evidence, Found, Identity, Named, file_name};
 
 pub(crate) use crate::sys::unix::process::{exists, no_such_process};
 
@@ -21,9 +21,6 @@ pub(crate) fn this() -> (Named, io::Result<()>) {
     let identity = Identity {
         pid: process::id(),
         start: shown.as_ref().ok().and_then(Shown::start),
-        // With the time of day at which it started, a process needs no more to be
-        // told from one of another boot.
-        boot: None,
         namespace: None,
     };
     let program = std::env::args_os().next().unwrap_or_default();
@@ -45,16 +42,22 @@ pub(crate) fn find(pid: u32) -> io::Result<Option<Found>> {
     })
 }
 
-/// Looks for a process.
-pub(crate) fn look(process: &Identity) -> io::Result<Seen> {
+/// Whether the end of the process can be proven by other readers of the record.
+pub(crate) fn can_be_recorded(_: &Identity) -> Result<(), &'static str> {
+    Ok(())
+}
+
+/// What can be determined about a process.
+pub(crate) fn evidence(process: &Identity, _: &Identity) -> io::Result<Evidence> {
     if !exists(process.pid) {
-        return Ok(Seen::Gone);
+        return Ok(Evidence::Gone);
     }
+    let is_another = |info| process.start.is_some_and(|of_it| of_it != start(info));
     Ok(match show(process.pid)? {
-        Shown::Ended => Seen::Gone,
-        Shown::Process(info) if differ(&process.start, &Some(start(&info))) => Seen::Gone,
-        Shown::Process(info) => Seen::At(Some(info.pbi_uid)),
-        Shown::Hidden => Seen::At(None),
+        Shown::Ended => Evidence::Gone,
+        Shown::Process(info) if is_another(&info) => Evidence::Gone,
+        Shown::Process(info) => Evidence::Alive(Some(info.pbi_uid)),
+        Shown::Hidden => Evidence::Alive(None),
     })
 }
 

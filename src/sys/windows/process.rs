@@ -4,7 +4,7 @@ use std::{ffi::OsStr, io, process};
 
 use winsafe::{FILETIME, HPROCESS, SysResult, co, guard::CloseHandleGuard};
 
-use crate::process::{Found, Identity, Named, Seen, differ, file_name};
+use crate::process::{Evidence, Found, Identity, Named, file_name};
 
 /// Where a process is to be seen: its pid.
 pub(crate) type Place = u32;
@@ -15,9 +15,6 @@ pub(crate) fn this() -> (Named, io::Result<()>) {
     let identity = Identity {
         pid: process::id(),
         start: start.as_ref().ok().copied(),
-        // With the time of day at which it started, a process needs no more to be
-        // told from one of another boot.
-        boot: None,
         namespace: None,
     };
     let program = std::env::args_os().next().unwrap_or_default();
@@ -51,17 +48,23 @@ pub(crate) fn find(pid: u32) -> io::Result<Option<Found>> {
     })
 }
 
-/// Looks for a process.
-pub(crate) fn look(process: &Identity) -> io::Result<Seen> {
+/// Whether the end of the process can be proven by other readers of the record.
+pub(crate) fn can_be_recorded(_: &Identity) -> Result<(), &'static str> {
+    Ok(())
+}
+
+/// What can be determined about a process.
+pub(crate) fn evidence(process: &Identity, _: &Identity) -> io::Result<Evidence> {
     Ok(match open(process.pid)? {
-        Opened::Nobody => Seen::Gone,
-        Opened::Hidden => Seen::At(process.pid),
+        Opened::Nobody => Evidence::Gone,
+        Opened::Hidden => Evidence::Alive(process.pid),
         Opened::Process(found) => {
-            let is_it = !has_ended(&found)? && !differ(&process.start, &Some(start(&found)?));
-            if is_it {
-                Seen::At(process.pid)
+            let started = start(&found)?;
+            let is_another = process.start.is_some_and(|start| start != started);
+            if is_another || has_ended(&found)? {
+                Evidence::Gone
             } else {
-                Seen::Gone
+                Evidence::Alive(process.pid)
             }
         }
     })

@@ -19,8 +19,9 @@ use crate::failure::{FAILED, Failure};
 pub(crate) const PASSES_LISTENERS: bool = true;
 pub(crate) const RUN_HELP: &str = "\
 portlock does not stay: it executes CMD in its place, which keeps the locks. So
-signals and exit status are CMD's own, and the lease ends when the last process has
-ended that inherited its descriptors.";
+signals and exit status are CMD's own. The lease ends when CMD has ended, and every
+process that inherited its descriptors. A CMD that closes them keeps its ports too,
+but not from callers that cannot see it, such as those in another container.";
 
 /// The first descriptor that is passed by the socket activation protocol
 /// (SD_LISTEN_FDS_START in sd_listen_fds(3)).
@@ -54,7 +55,9 @@ fn pass_on(
     let after_passed = FIRST_PASSED + i32::try_from(listeners.len()).unwrap_or(i32::MAX);
     let mut locks = Vec::with_capacity(leases.len());
     for lease in leases {
-        let fd = lease.into_fd()?;
+        // exec keeps the pid. By the record too, so that a command that closes what it inherited
+        // keeps its ports.
+        let fd = lease.pass_to(process::id())?;
         // Where the command expects listeners there must be no lock.
         let fd = rustix::io::fcntl_dupfd_cloexec(fd.as_fd(), after_passed);
         locks.push(fd.map_err(|error| cannot_pass(&error))?);

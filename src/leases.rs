@@ -56,6 +56,19 @@ pub enum LeaseState {
     Stale,
 }
 
+/// Who took a lock that is held, or was a moment ago.
+#[derive(Clone, Copy, Debug)]
+#[allow(dead_code, reason = "only Linux lists locks")]
+pub(crate) enum Taker {
+    /// The process in the record.
+    Recorded,
+    Another,
+    /// Nobody, although the kernel lists the locks of the process in the record.
+    Unlisted,
+    /// The kernel does not tell.
+    Unknown,
+}
+
 /// What [`LockDir::clean`] did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -196,11 +209,9 @@ impl OpenDir {
     /// Whether the port, which is locked, is leased by a process that inherited the lock from the one
     /// in the record.
     fn is_inherited(&self, port: u16, owner: &Owner, listed: &mut ListedLocks) -> Result<bool> {
-        // Otherwise the lock is another caller's: one that looks, or has not written its record yet.
-        Ok(
-            listed.is_taken_by(self, port, &owner.process) != Some(false)
-                && lock::has_ended(self, port, owner)?,
-        )
+        // Another taker is one that looks, or has not written its record yet.
+        let is_anothers = matches!(listed.taker(self, port, &owner.process), Taker::Another);
+        Ok(!is_anothers && lock::has_ended(self, port, owner)?)
     }
 
     /// Who has a port that was found to be leased, for a message.
@@ -293,9 +304,10 @@ pub(crate) fn any_is_in_doubt(dir: Option<&OpenDir>, ports: &[u16]) -> Result<bo
         } else if owner.process == process::this_as(mark).0 {
             !registry::is_claimed(port, mark)
         } else {
-            match listed.is_taken_by(dir, port, &owner.process) {
-                Some(is_taken) => !is_taken,
-                None => match ended.get(&owner.process) {
+            match listed.taker(dir, port, &owner.process) {
+                Taker::Recorded => false,
+                Taker::Another | Taker::Unlisted => true,
+                Taker::Unknown => match ended.get(&owner.process) {
                     Some(ended) => *ended,
                     None => {
                         let has_ended = lock::has_ended(dir, port, &owner)?;

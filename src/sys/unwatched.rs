@@ -7,7 +7,12 @@
 
 /// The locks that the system lists: none.
 pub(crate) mod held {
-    use crate::{Heir, lock_dir::OpenDir, owner::Owner, process::Identity};
+    use crate::{
+        leases::{Heir, Taker},
+        lock_dir::OpenDir,
+        owner::Owner,
+        process::Identity,
+    };
 
     pub(crate) struct ListedLocks;
 
@@ -21,9 +26,9 @@ pub(crate) mod held {
             None
         }
 
-        /// Whether the lock was taken by the process, which nothing tells.
-        pub(crate) fn is_taken_by(&mut self, _: &OpenDir, _: u16, _: &Identity) -> Option<bool> {
-            None
+        /// Who took the lock of `port`, which nothing tells.
+        pub(crate) fn taker(&mut self, _: &OpenDir, _: u16, _: &Identity) -> Taker {
+            Taker::Unknown
         }
 
         /// A process that has the lock of `port`, which nothing tells.

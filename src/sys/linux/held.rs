@@ -13,7 +13,7 @@ use rustix::{
 
 use super::process::{View, program_of};
 use crate::{
-    leases::Heir,
+    leases::{Heir, Taker},
     lock_dir::OpenDir,
     owner::Owner,
     process::{Evidence, Identity},
@@ -90,25 +90,21 @@ impl ListedLocks {
         (!may_be_hidden).then_some(false)
     }
 
-    /// Whether the lock of `port`, which is held, was taken by the process, or `None` if the lists
-    /// do not tell.
-    pub(crate) fn is_taken_by(
-        &mut self,
-        dir: &OpenDir,
-        port: u16,
-        process: &Identity,
-    ) -> Option<bool> {
-        let file = stat(dir, port)?;
-        let view = self.read().filter(|view| view.is_of(process))?;
-        let takers = self
-            .locks
-            .iter()
-            .filter(|it| it.is_on(&file, Some(process.pid)));
-        let mut takers = takers.map(|it| it.taker);
+    /// Who took the lock of `port`, which was held a moment ago: the process in the record?
+    pub(crate) fn taker(&mut self, dir: &OpenDir, port: u16, recorded: &Identity) -> Taker {
+        let (Some(file), Some(view)) = (stat(dir, port), self.read()) else {
+            return Taker::Unknown;
+        };
+        if !view.is_of(recorded) {
+            return Taker::Unknown;
+        }
+        let locks = self.locks.iter();
+        let mut takers = locks.filter(|lock| lock.is_on(&file, Some(recorded.pid)));
         match takers.next() {
-            Some(first) => Some(first == process.pid || takers.any(|pid| pid == process.pid)),
-            // Somebody has unlocked it meanwhile; or it is hidden, for its taker has ended.
-            None => view.is_of_first_namespace().then_some(false),
+            Some(first) if first.taker == recorded.pid => Taker::Recorded,
+            Some(_) if takers.any(|lock| lock.taker == recorded.pid) => Taker::Recorded,
+            Some(_) => Taker::Another,
+            None => Taker::Unlisted,
         }
     }
 

@@ -374,14 +374,13 @@ impl Acquisition<'_> {
 
     /// Whether a port could be leased, without leaving a trace.
     ///
-    /// A port without a lock file is probed without a lock, because a check must not create the file.
-    /// Nobody has the port at that moment. A caller that leases it in the next one notices a probe
-    /// that is not closed yet, and passes over what is left of it as over any other's.
+    /// A port without a lock file is leased by nobody, and a check must not create the file: there
+    /// it finds out without a lock what it can.
     fn check(&self, pass: &Pass<'_>, port: u16) -> Result<Result<(), Miss>> {
         match self.lock_to_look(pass, port)? {
             Try::Locked(_lock) => self.probe(port),
             Try::Held => Ok(Err(Miss::Leased(port))),
-            Try::Missing => self.probe(port),
+            Try::Missing => Probe::peek(port, self.endpoints),
         }
     }
 
@@ -452,7 +451,7 @@ impl Acquisition<'_> {
     /// Closes the probe, or holds it if that was asked for.
     fn settle(&self, probe: Probe) -> Result<Result<Option<Box<Probe>>, Miss>> {
         if self.hold_socket {
-            return Ok(Ok(Some(Box::new(probe.hold()?))));
+            return Ok(Ok(Some(Box::new(probe.hold(self.endpoints)?))));
         }
         probe.close()?;
         Ok(Ok(None))

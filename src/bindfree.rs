@@ -222,6 +222,61 @@ impl Probe {
         }
     }
 
+    /// Finds out whether [`bind`](Self::bind) would succeed, for a caller that does not have the lock
+    /// of the port, and so must not be in the way of one that has.
+    ///
+    /// TCP sockets are bound with `SO_REUSEADDR` from the start, and so keep away no server that sets
+    /// it; nor a caller that leases the port at that moment, which tries again. What such
+    /// a bind does not see, connections, the system's table has. Bound with that option and not
+    /// listening is the one state that neither shows. UDP sockets are all in their table.
+    pub(crate) fn peek(port: u16, endpoints: &Endpoints) -> Result<Result<(), Miss>> {
+        for &ty in endpoints.protocol.socket_types() {
+            let is_udp = ty == Type::DGRAM;
+            let peeking = Endpoints {
+                protocol: if is_udp { Protocol::Udp } else { Protocol::Tcp },
+                reuse_address: true,
+                ..endpoints.clone()
+            };
+            let table = probe::sockets(port, ty)
+                .map_err(|error| fail("read the table of sockets for", port, error))?;
+            let Some(sockets) = table else {
+                // Without a table only a strict bind shows everything.
+                let strict = Endpoints {
+                    reuse_address: endpoints.reuse_address,
+                    ..peeking
+                };
+                match Self::bind(port, &strict)? {
+                    Ok(probe) => probe.close()?,
+                    Err(miss) => return Ok(Err(miss)),
+                }
+                continue;
+            };
+            let meets = |address: &IpAddr| {
+                let hosts = endpoints.hosts();
+                hosts.is_empty()
+                    || address.is_unspecified()
+                    || hosts
+                        .iter()
+                        .any(|host| host.is_unspecified() || host == address)
+            };
+            let is_met = sockets.iter().any(meets);
+            if is_udp && is_met {
+                return Ok(Err(Miss::Bound));
+            }
+            // Ports below this may need a privilege, which only a bind shows, by its failure.
+            if !is_udp || port < 1024 {
+                match Self::bind(port, &peeking)? {
+                    Ok(probe) => drop(probe),
+                    Err(miss) => return Ok(Err(miss)),
+                }
+            }
+            if is_met && !endpoints.reuse_address {
+                return Ok(Err(Miss::Leftover));
+            }
+        }
+        Ok(Ok(()))
+    }
+
     /// Frees the port and leaves nothing in the way of the server to come.
     pub(crate) fn close(self) -> Result<()> {
         self.neutralise()
@@ -233,8 +288,18 @@ impl Probe {
     /// A socket that was bound strictly, never listens and got the option
     /// afterwards keeps the port from the kernel's own choice and from strict
     /// binds (`inet_csk_get_port` and `__inet_hash_connect` on Linux).
-    pub(crate) fn hold(self) -> Result<Self> {
+    ///
+    /// # Errors
+    ///
+    /// A UDP socket cannot: with the option set on both, Linux gives its port to any socket, one
+    /// bound to port 0 included (`udp_lib_lport_inuse` in net/ipv4/udp.c).
+    pub(crate) fn hold(self, endpoints: &Endpoints) -> Result<Self> {
         probe::can_hold()?;
+        if endpoints.protocol != Protocol::Tcp {
+            let message = "a lease cannot hold its socket for UDP: other sockets would be given \
+                           its port all the same (hold_socket works for TCP alone)";
+            return Err(Error::new(ErrorKind::Unsupported, message));
+        }
         self.neutralise()?;
         Ok(self)
     }

@@ -176,16 +176,18 @@ impl Builder {
     /// server that sets `SO_REUSEADDR`, as most do on Unix, can bind it and
     /// listen. So a lease from the ephemeral range is as good as any other.
     ///
-    /// It keeps out servers that bind strictly, your own included; it costs a
-    /// descriptor for each address and protocol; and with UDP, datagrams go to
-    /// the socket that was bound last (`udp4_lib_lookup2` in net/ipv4/udp.c), the
-    /// server's. It has no effect on [`listen`](Self::listen).
+    /// It keeps out servers that bind strictly, your own included, and it costs a
+    /// descriptor for each address. It has no effect on [`listen`](Self::listen).
+    ///
+    /// Only for TCP. Linux gives a UDP port that is held in this way to other sockets all the same, so
+    /// a lease that is to hold its socket with another
+    /// [`protocol`](Self::protocol) fails with [`Unsupported`](ErrorKind::Unsupported).
     ///
     /// # Platform-specific behavior
     ///
     /// Only on Linux. Other systems have no option that can be set after the
-    /// bind with this effect, and there a lease that shall hold its socket is
-    /// an error: [`Unsupported`](ErrorKind::Unsupported).
+    /// bind with this effect, and there a lease that is to hold its socket
+    /// fails with [`Unsupported`](ErrorKind::Unsupported).
     ///
     /// # Examples
     ///

@@ -11,6 +11,9 @@ mod common;
 #[cfg(unix)]
 #[path = "multiprocess/fork.rs"]
 mod fork;
+#[cfg(target_os = "linux")]
+#[path = "multiprocess/same_pid.rs"]
+mod same_pid;
 
 use std::{fs, ops::RangeInclusive, path::Path, thread, time::Duration};
 
@@ -31,7 +34,53 @@ fn child() {
         ("remove lock files", remove_lock_files),
         ("lease until killed", lease_until_killed),
         ("try once", try_once),
+        ("look", look),
+        #[cfg(target_os = "linux")]
+        ("copy with the same pid", same_pid::copy),
     ]);
+}
+
+/// Looks at the lock directory again and again, in every way that does not lease. Arguments: lock
+/// directory and port.
+fn look(parent: &Parent) {
+    let dir: String = parent.argument(0);
+    let port = parent.argument(1);
+    let builder = builder(&dir, port..=port);
+    let locks = LockDir::locate(Some(Path::new(&dir))).expect("trusted");
+    parent.say("looking");
+    thread::spawn(move || {
+        loop {
+            let _ = locks.leases();
+            let _ = locks.lease(port);
+            let _ = locks.clean();
+            let _ = builder.check();
+        }
+    });
+    parent.hear();
+}
+
+/// Whoever looks locks the file for a moment, which is no lease.
+#[test]
+#[parallel]
+fn a_caller_that_does_not_wait_is_not_refused_because_others_look() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let arguments = [text(dir.path()), &block.first().to_string()];
+    let lookers: Vec<Peer> = (0..3).map(|_| Peer::start("look", &arguments)).collect();
+    for looker in &lookers {
+        assert_eq!(looker.hear(), "looking");
+    }
+    let builder = builder(text(dir.path()), block.ports.clone());
+    let mut refused = Vec::new();
+    let tries = stress(3000);
+    for _ in 0..tries {
+        refused.extend(builder.try_acquire().map(drop).err());
+        refused.extend(builder.check().err());
+    }
+    for mut looker in lookers {
+        looker.kill();
+    }
+    let (some, n) = (refused.first(), refused.len());
+    assert!(refused.is_empty(), "{n} of {tries} were refused: {some:?}");
 }
 
 fn builder(dir: &str, ports: RangeInclusive<u16>) -> Builder {

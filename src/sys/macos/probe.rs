@@ -53,6 +53,11 @@ pub(crate) fn look_around(
     Ok(None)
 }
 
+/// The addresses of the sockets that have the port, which no table shows.
+pub(crate) fn sockets(_: u16, _: Type) -> io::Result<Option<Vec<IpAddr>>> {
+    Ok(None)
+}
+
 /// Whether a port can be held by a socket that is out of its server's way.
 pub(crate) fn can_hold() -> Result<()> {
     let message = "a lease cannot hold its socket on macOS: it would keep out its own server";

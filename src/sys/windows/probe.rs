@@ -54,6 +54,11 @@ fn bind_by_default(host: IpAddr, port: u16, ty: Type) -> io::Result<Option<Miss>
     }
 }
 
+/// The addresses of the sockets that have the port, which no table shows.
+pub(crate) fn sockets(_: u16, _: Type) -> io::Result<Option<Vec<IpAddr>>> {
+    Ok(None)
+}
+
 /// Whether a port can be held by a socket that is out of its server's way.
 pub(crate) fn can_hold() -> Result<()> {
     let message = "a lease cannot hold its socket on Windows: it would keep out its own server";

@@ -169,6 +169,9 @@ pub(crate) struct Probe {
     others: Vec<Socket>,
 }
 
+/// Ports below this need a privilege by default (ip(7)).
+const PRIVILEGED: u16 = 1024;
+
 /// How many connections may wait to be accepted. The kernel lowers it to
 /// `net.core.somaxconn` (listen(2)), which is this by default since Linux 5.4.
 const BACKLOG: i32 = 4096;
@@ -225,53 +228,29 @@ impl Probe {
     /// Finds out whether [`bind`](Self::bind) would succeed, for a caller that does not have the lock
     /// of the port, and so must not be in the way of one that has.
     ///
-    /// TCP sockets are bound with `SO_REUSEADDR` from the start, and so keep away no server that sets
-    /// it; nor a caller that leases the port at that moment, which tries again. What such
-    /// a bind does not see, connections, the system's table has. Bound with that option and not
-    /// listening is the one state that neither shows. UDP sockets are all in their table.
+    /// Where the system's table of sockets has none with this port, a TCP socket is bound with
+    /// `SO_REUSEADDR` from the start. So it keeps away no server that sets that option, nor a caller
+    /// that leases the port at this moment, which tries again. Only a socket that somebody has bound
+    /// with that option, and that does not listen, is then not seen. UDP sockets are all in the table.
     pub(crate) fn peek(port: u16, endpoints: &Endpoints) -> Result<Result<(), Miss>> {
         for &ty in endpoints.protocol.socket_types() {
-            let is_udp = ty == Type::DGRAM;
-            let peeking = Endpoints {
-                protocol: if is_udp { Protocol::Udp } else { Protocol::Tcp },
-                reuse_address: true,
+            let is_in_use = probe::is_in_table(port, ty)
+                .map_err(|error| fail("read the table of sockets for", port, error))?;
+            let of_this_type = Endpoints {
+                protocol: match ty {
+                    Type::DGRAM => Protocol::Udp,
+                    _ => Protocol::Tcp,
+                },
+                // Who has it, or may not have it, only a strict bind tells.
+                reuse_address: endpoints.reuse_address || is_in_use == Some(false),
                 ..endpoints.clone()
             };
-            let table = probe::sockets(port, ty)
-                .map_err(|error| fail("read the table of sockets for", port, error))?;
-            let Some(sockets) = table else {
-                // Without a table only a strict bind shows everything.
-                let strict = Endpoints {
-                    reuse_address: endpoints.reuse_address,
-                    ..peeking
-                };
-                match Self::bind(port, &strict)? {
-                    Ok(probe) => probe.close()?,
-                    Err(miss) => return Ok(Err(miss)),
-                }
+            if ty == Type::DGRAM && is_in_use == Some(false) && port >= PRIVILEGED {
                 continue;
-            };
-            let meets = |address: &IpAddr| {
-                let hosts = endpoints.hosts();
-                hosts.is_empty()
-                    || address.is_unspecified()
-                    || hosts
-                        .iter()
-                        .any(|host| host.is_unspecified() || host == address)
-            };
-            let is_met = sockets.iter().any(meets);
-            if is_udp && is_met {
-                return Ok(Err(Miss::Bound));
             }
-            // Ports below this may need a privilege, which only a bind shows, by its failure.
-            if !is_udp || port < 1024 {
-                match Self::bind(port, &peeking)? {
-                    Ok(probe) => drop(probe),
-                    Err(miss) => return Ok(Err(miss)),
-                }
-            }
-            if is_met && !endpoints.reuse_address {
-                return Ok(Err(Miss::Leftover));
+            match Self::bind(port, &of_this_type)? {
+                Ok(probe) => probe.close()?,
+                Err(miss) => return Ok(Err(miss)),
             }
         }
         Ok(Ok(()))

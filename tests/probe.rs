@@ -100,6 +100,8 @@ fn may_differ(occupant: &str, kind: Kind, request: &str) -> bool {
 #[test]
 fn every_request_against_every_occupant() {
     let (dir, block) = (lock_dir(), Block::new(1));
+    // Without a lock file, which a check does not create.
+    let unused = lock_dir();
     let port = block.first();
     let mut wrong = Vec::new();
     let mut cells = 0;
@@ -134,6 +136,10 @@ fn every_request_against_every_occupant() {
                             Err(error) if error.kind() == ErrorKind::Exhausted => true,
                             Err(error) => panic!("{occupant} {kind:?} {request}: {error}"),
                         };
+                        let checked = builder.lock_dir(unused.path()).check().is_err();
+                        if checked != taken {
+                            wrong.push((occupant, kind, request, protocol, checked));
+                        }
                         cells += 1;
                         if may_differ(occupant, kind, request) {
                             continue;
@@ -221,6 +227,18 @@ fn time_wait_counts_as_free_only_if_asked_for() {
     let port = builder.reuse_address(true).try_acquire();
     let _port = port.expect("free for servers that set SO_REUSEADDR");
     TcpListener::bind(address).expect("std sets it");
+}
+
+#[test]
+fn a_socket_is_held_for_tcp_alone() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    for protocol in [Protocol::Udp, Protocol::TcpAndUdp] {
+        let builder = builder(&dir, &block).protocol(protocol);
+        let error = builder.clone().hold_socket(true).try_acquire();
+        let error = error.expect_err("Linux would give the port away");
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+        builder.try_acquire().map(drop).expect("nothing is left");
+    }
 }
 
 #[test]

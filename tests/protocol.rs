@@ -459,10 +459,13 @@ fn delegated_leases_are_respected_as_long_as_their_process_lives() {
         (0, "delegated", 512, true),
         // It decides nothing.
         (6, "-", 512, true),
+        // Nobody has the lock, and the process is seen to live.
+        (0, "passed", 512, true),
         (0, "held", 512, false),
         (0, "lent", 512, false),
         // Not written to its end.
         (0, "delegated", 511, false),
+        (0, "passed", 511, false),
         (0, "delegated", 256, false),
         // Another process, that nobody has or can have.
         (1, "8388608", 512, false),
@@ -476,9 +479,15 @@ fn delegated_leases_are_respected_as_long_as_their_process_lives() {
         (1, "99999999999", 512, false),
         // No process can have it.
         (1, "4294967295", 512, false),
+        // What cannot be determined counts for a delegated lease only.
+        (3, "1 passed", 512, false),
+        (3, "- passed", 512, false),
     ] {
         let mut words = words.clone();
         words[index] = word;
+        if let Some((word, kind)) = word.split_once(' ') {
+            (words[index], words[0]) = (word, kind);
+        }
         forge(dir.path(), port, &words, len);
         let case = format!("{words:?}, {len} bytes");
         let said = python.lease(port);

@@ -8,9 +8,9 @@ import time
 directory = sys.argv[1]
 # What the client's second part adds to its first, if it is above.
 try:
-    whole = [record("api under test/größe %41"), is_delegated]
+    whole = [record("api under test/größe %41"), is_kept]
 except NameError:
-    whole = [b"held %d - - - -" % os.getpid()]
+    whole = [b"held %d - - -" % os.getpid()]
 held = None
 spare = []  # Keeps duplicates open, as a child that is just starting does.
 

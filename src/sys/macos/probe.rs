@@ -53,8 +53,8 @@ pub(crate) fn look_around(
     Ok(None)
 }
 
-/// The addresses of the sockets that have the port, which no table shows.
-pub(crate) fn sockets(_: u16, _: Type) -> io::Result<Option<Vec<IpAddr>>> {
+/// Whether any socket has the port, which no table shows.
+pub(crate) fn is_in_table(_: u16, _: Type) -> io::Result<Option<bool>> {
     Ok(None)
 }
 

@@ -54,8 +54,8 @@ fn bind_by_default(host: IpAddr, port: u16, ty: Type) -> io::Result<Option<Miss>
     }
 }
 
-/// The addresses of the sockets that have the port, which no table shows.
-pub(crate) fn sockets(_: u16, _: Type) -> io::Result<Option<Vec<IpAddr>>> {
+/// Whether any socket has the port, which no table shows.
+pub(crate) fn is_in_table(_: u16, _: Type) -> io::Result<Option<bool>> {
     Ok(None)
 }
 

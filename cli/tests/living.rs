@@ -240,6 +240,39 @@ fn an_observer_that_may_inspect_only_some_processes_counts_the_others() {
 }
 
 #[test]
+fn an_observer_from_whom_processes_are_hidden_proves_nothing() {
+    if !am_root() {
+        eprintln!("left out: only root can mount /proc with hidepid here");
+        return;
+    }
+    let scene = Scene::new(1);
+    let port = scene.port();
+    open_to_all(scene.dir(), 0o1777);
+    let script = "portlock pick --pid $$; read line";
+    let Some(holder) = start(&scene, CONTAINER, script) else {
+        return;
+    };
+    assert_eq!(holder.hear(), port.to_string());
+    let user = OrdinaryUser::new();
+    for how in ["hidepid=2", "hidepid=1", "subset=pid,hidepid=2"] {
+        // In the pid namespace of these tests.
+        let script = format!(
+            "mount -t proc -o {how} proc /proc || exit 9
+            setpriv --reuid 65534 --regid 65534 --clear-groups {} check {port}",
+            user.path().display()
+        );
+        let observer = scene.in_namespace("--mount", &script).expect("root may");
+        let said = answer(observer);
+        if said.get_output().status.code() == Some(9) {
+            eprintln!("left out: /proc cannot be mounted with {how}");
+            continue;
+        }
+        said.code(LEASED).prints(&format!("{port} leased by pid"));
+    }
+    holder.finish();
+}
+
+#[test]
 fn a_process_nested_deeper_than_the_record_is_found() {
     let scene = Scene::new(1);
     let port = scene.port();

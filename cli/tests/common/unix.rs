@@ -6,7 +6,7 @@ use std::{
         fs::{PermissionsExt, chown},
         process::CommandExt,
     },
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -63,8 +63,13 @@ impl OrdinaryUser {
         Self { copy }
     }
 
+    /// Where the program is for this user.
+    pub fn path(&self) -> PathBuf {
+        self.copy.path().join("portlock")
+    }
+
     pub fn program(&self, scene: &Scene, args: &[&str]) -> Command {
-        let mut command = scene.command(self.copy.path().join("portlock"));
+        let mut command = scene.command(self.path());
         command.args(args).current_dir("/");
         if am_root() {
             command.uid(NOBODY).gid(NOBODY);

@@ -59,7 +59,7 @@ fn look(parent: &Parent) {
     parent.hear();
 }
 
-/// Whoever looks locks the file for a moment, which is no lease.
+/// A check locks the file for a moment, which is no lease.
 #[test]
 #[parallel]
 fn a_caller_that_does_not_wait_is_not_refused_because_others_look() {

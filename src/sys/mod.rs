@@ -6,8 +6,8 @@
 //! |--------------|--------------|
 //! | `dir`        | where the lock directory is, and what makes it trustworthy |
 //! | `lock_file`  | how a lock file is opened, made and removed, and where its record stands |
-//! | `process`    | how a process is told from a later one with its pid, and what proves that it has ended |
-//! | `mark`       | how a process is told from those it was forked from |
+//! | `process`    | what distinguishes a process from a later one with its pid, and what proves that it has ended |
+//! | `mark`       | what distinguishes a process from those it was forked from |
 //! | `ports`      | which ports the system sets aside |
 //! | `probe`      | what a strict bind is, and which addresses it has to look at |
 //! | `held`       | whether the system lists the locks that are held |

@@ -1,4 +1,4 @@
-//! A number that tells a process from those it was forked from: its pid, where a forked child
+//! A number that distinguishes a process from those it was forked from: its pid, where a forked child
 //! always has another one.
 
 /// Never 0.

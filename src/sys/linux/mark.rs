@@ -1,4 +1,4 @@
-//! A number that tells a process from those it was forked from.
+//! A number that distinguishes a process from those it was forked from.
 //!
 //! The pid alone does not: after unshare(2) or setns(2) with a pid namespace, a forked child can have
 //! the very pid of its parent, as process 1 of a container that starts another one does. The kernel

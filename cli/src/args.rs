@@ -153,15 +153,16 @@ pub(crate) struct Run {
 
 /// Lease ports for a process that is already running, and print them.
 ///
-/// The lease lives as long as that process: by default the one that called
-/// portlock.
+/// The lease lasts as long as that process. By default, it is the process that will use
+/// the port: a script, an interpreter, make, not the subshell or the timeout(1) that only
+/// passes the output of portlock on.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = sys::PICK_HELP)]
 pub(crate) struct Pick {
     #[command(flatten)]
     pub(crate) selection: Selection,
 
-    /// The process that the lease shall belong to [default: the caller].
+    /// The process that the lease is for [default: the caller].
     #[arg(long, value_name = "PID")]
     pub(crate) pid: Option<u32>,
 

@@ -210,14 +210,25 @@ pub(crate) fn pick(args: &Pick, dir: Option<&Path>) -> Result<u8, Failure> {
     printed.map(|()| 0)
 }
 
-/// The process that called this one.
+/// Returns the process that will use the ports.
 fn caller() -> Result<u32, Failure> {
-    sys::caller().ok_or_else(|| {
-        Failure::new(
-            FAILED,
-            "cannot tell who called: name the process that the lease shall belong to with --pid",
-        )
-    })
+    let caller = sys::caller().map_err(|why| {
+        let message = format!(
+            "cannot tell which process will use the port: {why}; name that process with --pid, \
+             such as --pid {} in a shell script",
+            sys::OWN_PID
+        );
+        Failure::new(FAILED, message)
+    })?;
+    let pid = caller.pid;
+    if !caller.is_certain {
+        // It may be a messenger, such as sudo -u, and then the lease ends too early.
+        eprint(&format!(
+            "portlock: warning: process {pid} may not be inspected and is taken to be the user of \
+             the port: the lease ends with it; name another process with --pid\n",
+        ));
+    }
+    Ok(pid)
 }
 
 /// Whether an error says that ports are busy rather than that something failed.

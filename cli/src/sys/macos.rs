@@ -3,12 +3,41 @@
 use std::{collections::HashSet, io, os::unix::net::SocketAddr};
 
 use listeners::{Protocol, SocketState};
-use rustix::process::{Pid, geteuid, test_kill_process};
+use rustix::process::{Pid, geteuid, getpid, getppid, getsid, test_kill_process};
 
+use super::Caller;
 use crate::failure::{FAILED, Failure};
 
 pub(super) const DEFAULT_ADDRESS: Option<&str> = None;
 pub(super) const ADDRESS_HELP: &str = "Where to listen: a path";
+
+pub(crate) const PICK_HELP: &str = "\
+The lease is for the parent of portlock. In a shell script, TEST_PORT=$(portlock pick)
+is leased until the script ends. Where the parent is a process that ends right away, say
+--pid $$: in a pipeline, in a subshell in parentheses, and behind timeout, env or sh -c.";
+
+/// Returns the parent: macOS has no /proc to tell a caller from a subshell by.
+///
+/// # Errors
+///
+/// The process that started portlock has ended. Orphans are adopted by a process that is in
+/// another session, where a parent never is unless the child has begun a session of its own.
+pub(crate) fn caller() -> Result<Caller, String> {
+    let orphan = || "the process that started portlock has ended".to_owned();
+    let parent = getppid().filter(|parent| !parent.is_init());
+    let parent = parent.ok_or_else(orphan)?;
+    let session = getsid(None).map_err(|error| format!("cannot find the session: {error}"))?;
+    let is_adopted = getsid(Some(parent)).is_ok_and(|other| other != session);
+    if is_adopted && session != getpid() {
+        return Err(orphan());
+    }
+    let pid = parent.as_raw_nonzero().get();
+    let pid = u32::try_from(pid).map_err(|_| orphan())?;
+    Ok(Caller {
+        pid,
+        is_certain: true,
+    })
+}
 
 /// The ports on which a TCP socket listens or a UDP socket is bound.
 ///

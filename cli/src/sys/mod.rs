@@ -18,6 +18,14 @@ pub(crate) use unix::*;
 #[cfg(windows)]
 pub(crate) use windows::*;
 
+/// The process that will use a picked port, unless another one is named.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Caller {
+    pub(crate) pid: u32,
+    /// It was possible to see that it does not merely pass the output on.
+    pub(crate) is_certain: bool,
+}
+
 /// What somebody wants of a server that runs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Wish {

@@ -10,7 +10,7 @@ use std::{
 
 use rustix::{
     io::Errno,
-    process::{Pid, getppid, test_kill_process},
+    process::{Pid, test_kill_process},
 };
 
 #[cfg(target_os = "linux")]
@@ -22,20 +22,11 @@ pub(crate) use command::{PASSES_LISTENERS, RUN_HELP, execute, program};
 pub(crate) use endpoint::{
     Connection, Endpoint, SERVE_HELP, Wishes, check_client, raise_descriptor_limit,
 };
-pub(crate) use system::ports_in_use;
+pub(crate) use system::{PICK_HELP, caller, ports_in_use};
 pub(crate) const ADDRESS_HELP: &str = system::ADDRESS_HELP;
 pub(crate) const DEFAULT_ADDRESS: Option<&str> = system::DEFAULT_ADDRESS;
-pub(crate) const PICK_HELP: &str = "\
-In a shell script, TEST_PORT=$(portlock pick) is leased until the script ends. In a
-pipeline or in a subshell in parentheses, the caller is that subshell, which may end
-at once: there, say --pid $$.";
-
-/// The process that called this one, unless it has ended: orphans are given to
-/// another, and a lease for that one would live until the machine goes down.
-pub(crate) fn caller() -> Option<u32> {
-    let parent = getppid()?.as_raw_nonzero().get();
-    u32::try_from(parent).ok().filter(|&pid| pid != 1)
-}
+/// What names the calling shell in an argument.
+pub(crate) const OWN_PID: &str = "$$";
 
 /// Whether it is certain, before any port is looked at, that there is no such process.
 pub(crate) fn is_no_process(pid: u32) -> bool {

@@ -15,6 +15,7 @@ use netstat2::{
 };
 use winsafe::{FILETIME, HPROCESS, HPROCESSLIST, SysResult, co};
 
+use super::Caller;
 use crate::failure::Failure;
 
 pub(crate) use command::{PASSES_LISTENERS, RUN_HELP, execute, program};
@@ -23,12 +24,26 @@ pub(crate) use endpoint::{
     raise_descriptor_limit,
 };
 pub(crate) const PICK_HELP: &str = "\
-In PowerShell, $port = portlock pick is leased until that PowerShell ends. `for /f` of
-cmd.exe calls by way of another cmd.exe, which ends at once: there, say --pid.";
+The lease is for the parent of portlock. In PowerShell, $port = portlock pick is leased
+until that PowerShell ends. `for /f` of cmd.exe starts portlock by way of another cmd.exe,
+which ends right away: there, say --pid.";
+/// What names the calling shell in an argument.
+pub(crate) const OWN_PID: &str = "$PID";
 
-/// The process that called this one, unless it has ended: its pid may be another's
-/// by then, which has started after this one.
-pub(crate) fn caller() -> Option<u32> {
+/// Returns the parent, as on macOS.
+///
+/// # Errors
+///
+/// It has ended: then its pid may be that of a process that has started after this one.
+pub(crate) fn caller() -> Result<Caller, String> {
+    let caller = parent().map(|pid| Caller {
+        pid,
+        is_certain: true,
+    });
+    caller.ok_or_else(|| "the process that started portlock has ended".to_owned())
+}
+
+fn parent() -> Option<u32> {
     let own = process::id();
     let mut list = HPROCESSLIST::CreateToolhelp32Snapshot(co::TH32CS::SNAPPROCESS, None).ok()?;
     let mut processes = list.iter_processes().map_while(SysResult::ok);

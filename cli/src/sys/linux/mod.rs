@@ -1,0 +1,102 @@
+//! What only Linux has: its lists of sockets, the abstract namespace, and /proc.
+
+mod caller;
+
+use std::{
+    collections::HashSet,
+    io,
+    os::{linux::net::SocketAddrExt, unix::net::SocketAddr},
+};
+
+use procfs::{
+    net::{self, TcpState},
+    process::Process,
+};
+
+use crate::failure::Failure;
+
+pub(crate) use caller::caller;
+pub(crate) const PICK_HELP: &str = "\
+The lease is for the process that will use the port. Starting at its parent, portlock
+passes over every process that only hands its output on: a process whose standard output
+is the pipe or socket that portlock itself writes to, and a subshell whose output goes
+into another pipe than that of its shell.
+
+  Called from                       The lease is for
+  P=$(portlock pick) in a script    the script; also in a function,
+                                    in a pipeline inside $( ), behind
+                                    timeout, env, xargs or sh -c
+  (...; P=$(portlock pick); ...) &  that subshell
+  portlock pick | while read P; ... the script
+  portlock pick at a prompt         that shell
+  portlock pick, not captured, in   what started the script: say
+    a script whose output is piped  --pid $$
+  timeout 9 portlock pick >FILE     timeout, which ends right away:
+                                    say --pid $$
+  P=$(./x), if ./x itself captures  ./x, which ends right away: let
+    the port and then prints it     it run portlock pick uncaptured
+  $(shell portlock pick), makefile  make
+  P=$$(portlock pick); ... in a     the shell of that line
+    recipe of make
+  a subprocess of Python, Node.js   the interpreter
+  .envrc of direnv                  the bash that reads it, and ends
+                                    right away: say
+                                    --pid $(ps -o ppid= $PPID)
+  a CI step, to set $GITHUB_ENV     the shell of that step: say
+                                    --pid $PPID, or use portlock run
+  the entrypoint of a container     the entrypoint: it may be process
+                                    1 there
+  docker exec C portlock pick       nobody, an error: say --pid 1
+  docker exec C sh -c 'P=$(...)...' that sh
+  ssh HOST portlock pick            the connection: ends with it
+  ssh HOST 'P=$(portlock pick)...'  the shell on HOST
+  P=$(sudo portlock pick)           the script, but in the lock
+                                    directory of root
+  P=$(sudo -u USER portlock pick)   sudo, with a warning: say --pid $$
+  P=$(portlock pick); ... in a      the shell of that job
+    crontab
+
+portlock ends with an error that asks for --pid if it cannot tell who will use the port:
+behind a process that may not be inspected, in an orphan, if only init is left, or without
+a /proc of this pid namespace.";
+pub(super) const DEFAULT_ADDRESS: Option<&str> = Some("@unittest-portserver");
+pub(super) const ADDRESS_HELP: &str = "Where to listen: @NAME in the abstract namespace, or a path";
+
+/// The ports on which a TCP socket listens or a UDP socket is bound, in this
+/// network namespace.
+///
+/// Only looks: to bind a leased port, even for a moment, could make its holder's
+/// own bind fail. A TCP socket that is bound and does not listen yet is not in
+/// these lists (proc_pid_net(5)).
+pub(crate) fn ports_in_use() -> Result<HashSet<u16>, Failure> {
+    // A list that is not there, as that of IPv6 may be, has no sockets.
+    let tcp = [net::tcp(), net::tcp6()].into_iter().flatten().flatten();
+    let tcp = tcp.filter(|socket| socket.state == TcpState::Listen);
+    let udp = [net::udp(), net::udp6()].into_iter().flatten().flatten();
+    Ok(tcp
+        .map(|socket| socket.local_address.port())
+        .chain(udp.map(|socket| socket.local_address.port()))
+        .collect())
+}
+
+pub(super) fn abstract_address(name: &str) -> io::Result<SocketAddr> {
+    SocketAddr::from_abstract_name(name)
+}
+
+/// Whether the process may have a port that this user asks for.
+pub(super) fn check_user(pid: u32, user: u32) -> Result<(), String> {
+    let process = i32::try_from(pid)
+        .ok()
+        .and_then(|pid| Process::new(pid).ok());
+    let Some(status) = process.and_then(|process| process.status().ok()) else {
+        return Err(format!("process {pid}, which does not exist"));
+    };
+    if [status.ruid, status.euid].contains(&user) {
+        Ok(())
+    } else {
+        Err(format!(
+            "process {pid} of user {}, for user {user} asked for it",
+            status.ruid
+        ))
+    }
+}

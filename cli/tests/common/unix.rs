@@ -1,6 +1,7 @@
 //! What only Unix has: signals, other users, namespaces and terminals.
 
 use std::{
+    ffi::OsStr,
     fs,
     os::unix::{
         fs::{PermissionsExt, chown},
@@ -69,8 +70,15 @@ impl OrdinaryUser {
     }
 
     pub fn program(&self, scene: &Scene, args: &[&str]) -> Command {
-        let mut command = scene.command(self.path());
-        command.args(args).current_dir("/");
+        let mut command = self.command(scene, self.path());
+        command.args(args);
+        command
+    }
+
+    /// Any program, run by this user.
+    pub fn command(&self, scene: &Scene, program: impl AsRef<OsStr>) -> Command {
+        let mut command = scene.command(program);
+        command.current_dir("/");
         if am_root() {
             command.uid(NOBODY).gid(NOBODY);
         }

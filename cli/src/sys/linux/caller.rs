@@ -192,18 +192,13 @@ fn inspect(pid: u32) -> Result<Option<Process>, Why> {
         Err(ProcError::Io(error, _)) => return Err(Why::Unreadable(error)),
         Err(error) => return Err(Why::Unreadable(io::Error::other(error))),
     };
-    // The descriptors of a thread that has ended are gone, also while other threads live.
-    let output = match stat.state {
-        'Z' | 'X' => Output::Hidden,
-        _ => output(pid)?,
-    };
     let number = |number| u32::try_from(number).unwrap_or(0);
     Ok(Some(Process {
         parent: number(stat.ppid),
         session: number(stat.session),
         start: stat.starttime,
         is_copy: stat.flags & IS_COPY != 0,
-        output,
+        output: output(pid)?,
     }))
 }
 

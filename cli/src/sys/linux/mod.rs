@@ -100,3 +100,16 @@ pub(super) fn check_user(pid: u32, user: u32) -> Result<(), String> {
         ))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    /// On a terminal of 80 columns, man(1) indents the text by 7 and fills lines up to 78.
+    #[test]
+    fn the_table_in_the_help_is_no_wider_than_a_man_page() {
+        let table = super::PICK_HELP
+            .lines()
+            .filter(|line| line.starts_with(' '));
+        let widest = table.map(str::len).max();
+        assert!(widest.is_some_and(|width| width <= 71), "{widest:?}");
+    }
+}

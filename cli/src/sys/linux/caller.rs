@@ -2,8 +2,8 @@
 //!
 //! The parent is often only a messenger: the subshell of `$( … )`, timeout(1), env(1), `sh -c`.
 //! A lease for it would end as soon as the number has been printed, so the search climbs past
-//! every process that only passes our output on. All evidence is from /proc; without it a
-//! messenger cannot be told from a caller, and guessing would end leases early.
+//! every process that only passes our output on. All evidence is from /proc. Without it, a
+//! messenger looks like a caller, and a guess would end leases early.
 
 use std::{fmt, fs, io, os::unix::fs::MetadataExt as _, process::id};
 
@@ -28,7 +28,7 @@ pub(crate) fn caller() -> Result<Caller, String> {
     found.map_err(|why| why.to_string())
 }
 
-/// What the climb has to know of a process.
+/// The facts about a process that the climb rests on.
 #[derive(Clone, Debug)]
 struct Process {
     parent: u32,
@@ -46,17 +46,17 @@ enum Output {
     Channel(u64, u64),
     /// A file, a terminal, or closed.
     Other,
-    /// Only permitted callers may see it.
+    /// This user may not see it.
     Hidden,
 }
 
-/// Why it cannot be told who will use the port.
+/// Why the process that will use the port cannot be determined.
 #[derive(Debug)]
 enum Why {
     /// /proc is missing, or of another pid namespace.
     NoProc(&'static str),
     Unreadable(io::Error),
-    /// The parent of this process is in no namespace that is visible here.
+    /// The parent of this process is not visible in this pid namespace.
     Outside(u32),
     /// The parent of this process is the system's init.
     Init(u32),
@@ -107,8 +107,8 @@ fn owner(
     let (mut pid, mut process) = (own, this.clone());
     for passed in 0..LIMIT {
         let (candidate, seen) = parent_of(pid, &process)?;
-        // The parent may be the caller. One further up need not be: whether it would have been
-        // passed over is not known either.
+        // A service that may not be inspected and calls portlock itself is more likely than one
+        // that only passes the output on. Above a process that does, nothing is likely.
         let or_parent = |why, is_certain| match passed {
             0 => Ok(Caller {
                 pid: candidate,
@@ -121,7 +121,7 @@ fn owner(
             _ => return or_parent(Why::Hidden(candidate), false),
         };
         let passes_on = match seen.output {
-            // It was started with our output, so the reader is not that process.
+            // It was started with our output, so another process reads that.
             Output::Channel(..) if seen.output == this.output => true,
             // A subshell of a command substitution or of a pipeline, as in
             // `$(portlock pick | head -1)`. A copy with the output of its parent is a
@@ -149,7 +149,7 @@ fn owner(
     Err(Why::TooMany)
 }
 
-/// Returns the parent of a process, and what is to be seen of it.
+/// Returns the parent of a process, and what /proc shows of it.
 fn parent_of(
     pid: u32,
     process: &Process,
@@ -164,8 +164,8 @@ fn parent_of(
         return Err(Why::Init(pid));
     }
     let seen = inspect(parent)?;
-    // What was seen is the parent if the child still has it: had the parent ended, the child
-    // would have been given another one, and then the pid may be another process's by now.
+    // The pid may have been reused since the child was read. If the child still has this parent,
+    // it was not: a child whose parent ends gets another one.
     let is_still_its =
         inspect(pid)?.is_some_and(|again| again.start == process.start && again.parent == parent);
     // Orphans are adopted by a process that knows nothing of the port. It is usually in another
@@ -226,7 +226,7 @@ fn output(pid: u32) -> Result<Output, Why> {
 fn check_proc() -> Result<(), Why> {
     let status = fs::read_to_string("/proc/self/status").map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => {
-            Why::NoProc("/proc does not show this process (is it mounted in this pid namespace?)")
+            Why::NoProc("/proc does not show this process (mount -t proc proc /proc)")
         }
         _ => Why::Unreadable(error),
     })?;
@@ -237,7 +237,9 @@ fn check_proc() -> Result<(), Why> {
     let mut pids = pids.split_ascii_whitespace().map(str::parse::<u32>);
     match (pids.next(), pids.next()) {
         (Some(Ok(pid)), None) if pid == id() => Ok(()),
-        _ => Err(Why::NoProc("/proc is that of another pid namespace")),
+        _ => Err(Why::NoProc(
+            "/proc is that of another pid namespace (mount -t proc proc /proc)",
+        )),
     }
 }
 

@@ -33,8 +33,8 @@ into another pipe than that of its shell.
     a script whose output is piped  --pid $$
   timeout 9 portlock pick >FILE     timeout, which ends right away:
                                     say --pid $$
-  P=$(./x), if ./x itself captures  ./x, which ends right away: let
-    the port and then prints it     it run portlock pick uncaptured
+  P=$(./x), if ./x or sh -c itself  ./x, which ends right away: let
+    captures or pipes the port      it only run portlock pick
   $(shell portlock pick), makefile  make
   P=$$(portlock pick); ... in a     the shell of that line
     recipe of make

@@ -192,7 +192,7 @@ fn the_list_is_there_as_json() {
     let expected = |port: u16, state: &str, bound: bool, pid: Value, label: &str| {
         json!({
             "port": port, "state": state, "bound": bound, "pid": pid,
-            "program": null, "since": null, "label": label,
+            "program": null, "since": null, "label": label, "heir": null,
         })
     };
     let pid = |n: usize| crowd.children[n].id().into();
@@ -548,7 +548,7 @@ fn a_lease_that_a_grandchild_keeps_is_listed_in_a_container_too() {
     let expected = format!("{0}\n[\n  {{\n", scene.port());
     let told = shell.prints(&expected);
     assert!(
-        told.out().contains("\"state\": \"leased\""),
+        told.out().contains("\"state\": \"inherited\""),
         "{}",
         told.out()
     );
@@ -635,19 +635,19 @@ fn check_is_there_as_json() {
     let expected = json!([
         {
             "port": crowd.held, "state": "leased", "pid": crowd.children[0].id(),
-            "program": NAME, "label": "a server",
+            "program": NAME, "label": "a server", "heir": null,
         },
         {
             "port": crowd.delegated, "state": "leased", "pid": id(),
-            "program": null, "label": "größe",
+            "program": null, "label": "größe", "heir": null,
         },
         {
             "port": crowd.only_bound, "state": "bound", "pid": null,
-            "program": null, "label": null,
+            "program": null, "label": null, "heir": null,
         },
         {
             "port": crowd.stale, "state": "free", "pid": null,
-            "program": null, "label": null,
+            "program": null, "label": null, "heir": null,
         },
     ]);
     assert_eq!(check, expected);

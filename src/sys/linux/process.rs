@@ -149,8 +149,9 @@ fn in_another_namespace(process: &Identity, namespace_of_record: u64) -> io::Res
         return Ok(Evidence::Undetermined);
     };
     let mut is_complete = shows_every_process()?;
-    // How many namespaces the record's is below ours.
+    // How many namespaces the record's is below ours, if one of its members can be seen.
     let mut level = None;
+    // Processes with the levels at which they have the pid of the record.
     let mut candidates = Vec::new();
     for entry in entries {
         let name = entry?.file_name();
@@ -166,22 +167,26 @@ fn in_another_namespace(process: &Identity, namespace_of_record: u64) -> io::Res
             is_complete = false;
             continue;
         };
-        let [_, nested @ ..] = &pids[..] else {
+        // The first is that of our own namespace.
+        let innermost = pids.len() - 1;
+        if innermost == 0 {
             continue;
+        }
+        let own = namespace(name, "pid")?;
+        if own == Some(namespace_of_record) {
+            level = Some(innermost);
+        }
+        let is_in_record = |&at: &usize| {
+            let is_elsewhere = at == innermost && own.is_some_and(|own| own != namespace_of_record);
+            pids[at] == process.pid && !is_elsewhere
         };
-        if nested.is_empty() {
-            // A process of our own namespace.
-            continue;
-        }
-        if namespace(name, "pid")? == Some(namespace_of_record) {
-            level = Some(nested.len());
-        }
-        if nested.contains(&process.pid) {
-            candidates.push((name.to_owned(), pids));
+        let levels: Vec<usize> = (1..=innermost).filter(is_in_record).collect();
+        if !levels.is_empty() {
+            candidates.push((name.to_owned(), levels));
         }
     }
-    for (name, pids) in candidates {
-        if level.is_some_and(|level| pids.get(level) != Some(&process.pid)) {
+    for (name, levels) in candidates {
+        if level.is_some_and(|level| !levels.contains(&level)) {
             continue;
         }
         let stat = match Stat::read(&name) {

@@ -456,7 +456,7 @@ fn python_keeps_the_port_that_it_is_run_with_and_can_give_it_back() {
 fn a_child_that_outlives_the_command_has_its_port_and_is_named() {
     let scene = Scene::new(1);
     let port = scene.port();
-    let script = "exec 3<&0; cat <&3 >/dev/null & echo $!";
+    let script = "exec 9<&0; cat <&9 >/dev/null & echo $!";
     let run = scene.program(["run", "--label", "handed down", "--", "sh", "-c", script]);
     let mut shell = Running::start(run);
     let shell_pid = shell.id();

@@ -1,6 +1,11 @@
 //! Which ports this system sets aside, and which are left for servers.
 
-use std::{env, fs, ops::RangeInclusive};
+use std::{
+    env,
+    fs::{self, File},
+    io::Read as _,
+    ops::RangeInclusive,
+};
 
 use crate::{
     error::{Error, ErrorKind, Result},
@@ -12,6 +17,9 @@ use crate::{
 const PORTS: &str = "PORTLOCK_PORTS";
 const PORTS_FILE: &str = "PORTLOCK_PORTS_FILE";
 
+/// Bytes that a file of ports may have: twice the longest set without comments.
+const LONGEST_FILE: u64 = 1 << 20;
+
 /// The "bad ports" above 1023 of the Fetch standard
 /// (<https://fetch.spec.whatwg.org/#port-blocking>): no browser connects to them.
 const REFUSED_BY_BROWSERS: [u16; 19] = [
@@ -19,26 +27,26 @@ const REFUSED_BY_BROWSERS: [u16; 19] = [
     6679, 6697, 10080,
 ];
 
-/// The range from which the system itself chooses ports, for clients that
+/// Returns the range from which the system itself chooses ports, for clients that
 /// connect and for `bind` to port 0.
 ///
-/// A server that shall get a port of its choice should choose it elsewhere.
+/// A server that needs a certain port should use one outside this range.
 ///
 /// # Platform-specific behavior
 ///
 /// * On Linux it is `net.ipv4.ip_local_port_range` of the calling thread's network
-///   namespace; it holds for IPv6 as well. In a container that hides it, it is
-///   the kernel's default, 32768 to 60999, rather than IANA's 49152 to 65535,
-///   which Linux does not use.
-/// * On macOS it is `net.inet.ip.portrange.first` and `last`, which hold for IPv6 as
+///   namespace; it applies to IPv6 as well. If the setting is missing, empty or closed to
+///   this process, as in some containers and sandboxes, it is the kernel's default,
+///   32768 to 60999, and the [`log`](https://docs.rs/log) crate gets a warning.
+/// * On macOS it is `net.inet.ip.portrange.first` and `last`, which apply to IPv6 as
 ///   well.
-/// * On Windows it is what `netsh int ipv4 show dynamicport tcp` says, asked once in the
-///   life of this process: there is no documented function that tells it.
+/// * On Windows it is what `netsh int ipv4 show dynamicport tcp` prints. It is run once
+///   per process, because no documented function returns the range.
 ///
 /// # Errors
 ///
-/// [`Unsupported`](ErrorKind::Unsupported) if the setting is there but cannot be
-/// read or understood; on macOS and Windows also if it is not there.
+/// [`Unsupported`](ErrorKind::Unsupported) if reading the setting fails for another
+/// reason, or if it cannot be understood; on macOS and Windows also if it is missing.
 ///
 /// # Examples
 ///
@@ -57,10 +65,10 @@ impl PortSet {
     ///
     /// The environment can name them: `PORTLOCK_PORTS` as a set such as
     /// `4000-4999,!4045,7000`, or else `PORTLOCK_PORTS_FILE` as the path of a
-    /// file that holds one, with comments and any number of lines. A variable
-    /// that is empty counts as unset.
+    /// regular file of at most 1 MiB that holds one, with comments and any number of
+    /// lines. A variable that is empty counts as unset.
     ///
-    /// Otherwise they are all from 1024 to 65535 but
+    /// Otherwise they are all ports from 1024 to 65535 except
     ///
     /// * those of the [ephemeral range](ephemeral_port_range), both ends included;
     /// * those that an administrator has reserved (Linux:
@@ -72,6 +80,9 @@ impl PortSet {
     ///
     /// # Platform-specific behavior
     ///
+    /// Where Linux hides one of its settings, the kernel's default is used in its place, and
+    /// the [`log`](https://docs.rs/log) crate gets a warning, once per setting.
+    ///
     /// Where Windows does not tell its ephemeral range, it is taken to be the one that it
     /// comes with, 49152 to 65535; where it does not tell the excluded ranges, none are
     /// left out, and the probe finds those of its own that cannot be bound.
@@ -80,7 +91,8 @@ impl PortSet {
     ///
     /// [`InvalidPorts`](ErrorKind::InvalidPorts) if a variable is set to something
     /// that is no set of ports, or a set without any, if the file cannot be
-    /// read, or if the system leaves no port for servers;
+    /// read, is not a regular file or is too long, or if the system leaves no port for
+    /// servers;
     /// [`Unsupported`](ErrorKind::Unsupported) if a setting of the
     /// system cannot be read or understood.
     ///
@@ -100,9 +112,7 @@ impl PortSet {
         }
         if let Some(path) = variable(PORTS_FILE)? {
             let origin = format!("{PORTS_FILE}={path:?}");
-            let text = fs::read_to_string(&path)
-                .map_err(|error| Error::with_cause(ErrorKind::InvalidPorts, &origin, error))?;
-            return chosen(&text, &origin);
+            return chosen(&ports_file(&path, &origin)?, &origin);
         }
         let first = sys::first_permitted()?.max(1024);
         let refused = REFUSED_BY_BROWSERS.into_iter().collect();
@@ -122,6 +132,36 @@ impl PortSet {
         }
         Ok(ports)
     }
+}
+
+/// Reads the file that a user has named in `origin`.
+///
+/// Whatever is at the path, the call neither waits nor uses much memory.
+fn ports_file(path: &str, origin: &str) -> Result<String> {
+    let fail = |error| Error::with_cause(ErrorKind::InvalidPorts, origin, error);
+    let refuse = |why: &str| {
+        let message = format!("{origin}: it must name a regular file of at most 1 MiB, but {why}");
+        Error::new(ErrorKind::InvalidPorts, message)
+    };
+    // Before it is opened, for opening a FIFO waits for a writer.
+    if !fs::metadata(path).map_err(fail)?.is_file() {
+        return Err(refuse("it names a directory, a device, a pipe or a socket"));
+    }
+    let mut bytes = Vec::new();
+    // The length that a file claims to have need not be true, as in procfs.
+    File::open(path)
+        .and_then(|file| file.take(LONGEST_FILE + 1).read_to_end(&mut bytes))
+        .map_err(fail)?;
+    if bytes.len() as u64 > LONGEST_FILE {
+        return Err(refuse("it is longer"));
+    }
+    let text = String::from_utf8(bytes)
+        .map_err(|_| Error::new(ErrorKind::InvalidPorts, format!("{origin} is not UTF-8")))?;
+    // Some editors on Windows begin each file with a byte order mark.
+    Ok(match text.strip_prefix('\u{feff}') {
+        Some(text) => text.to_owned(),
+        None => text,
+    })
 }
 
 /// The ports that a user has named in `origin`.

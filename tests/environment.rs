@@ -2,6 +2,8 @@
 
 mod common;
 
+#[cfg(unix)]
+use std::path::Path;
 use std::{env, ffi::OsStr, fs};
 
 use common::{Block, NOT_FOUND, Parent, Peer, command, lock_dir, run_child, text};
@@ -71,6 +73,30 @@ fn the_environment_names_ports_or_says_what_is_wrong() {
         assert!(read.split(',').any(|port| port == leased), "{leased}");
     }
 
+    // A byte order mark, as editors on Windows write it, and a file as long as may be.
+    let marked = dir.path().join("marked");
+    fs::write(&marked, format!("\u{feff}{read}\r\n")).expect("our own directory");
+    let longest = dir.path().join("longest");
+    fs::write(
+        &longest,
+        format!("{read}{}", " ".repeat((1 << 20) - read.len())),
+    )
+    .expect("our own directory");
+    for file in [&marked, &longest] {
+        let (ports, leased) = said(&[(file_variable, file.as_os_str())]);
+        assert_eq!(ports, read, "{file:?}");
+        assert!(read.split(',').any(|port| port == leased), "{leased}");
+    }
+    let long = dir.path().join("long");
+    fs::write(
+        &long,
+        format!("{read}{}", " ".repeat((1 << 20) + 1 - read.len())),
+    )
+    .expect("our own directory");
+    // As Windows' PowerShell writes it.
+    let utf16 = dir.path().join("utf16");
+    fs::write(&utf16, b"\xff\xfe4\x000\x000\x000\x00").expect("our own directory");
+
     fs::write(&file, "4000\n40x0\n").expect("our own directory");
     let quoted = format!("{file:?}");
     for (name, value, parts) in [
@@ -104,15 +130,17 @@ fn the_environment_names_ports_or_says_what_is_wrong() {
         (
             file_variable,
             OsStr::new("/"),
-            // On Windows, that it may not be opened as a file.
-            &[
-                "PORTLOCK_PORTS_FILE=",
-                if cfg!(windows) {
-                    "os error"
-                } else {
-                    "directory"
-                },
-            ],
+            &["PORTLOCK_PORTS_FILE=", "regular file", "directory"],
+        ),
+        (
+            file_variable,
+            utf16.as_os_str(),
+            &["PORTLOCK_PORTS_FILE=", "not UTF-8"],
+        ),
+        (
+            file_variable,
+            long.as_os_str(),
+            &["PORTLOCK_PORTS_FILE=", "1 MiB", "longer"],
         ),
     ] {
         let (message, leased) = said(&[(name, value)]);
@@ -121,5 +149,28 @@ fn the_environment_names_ports_or_says_what_is_wrong() {
             assert!(message.contains(part), "no {part:?} in: {message}");
         }
         assert_eq!(leased, "InvalidPorts", "never a silent default");
+    }
+}
+
+// Devices and FIFOs are files of Unix.
+#[cfg(unix)]
+#[test]
+fn a_file_of_ports_that_never_ends_or_blocks_is_refused() {
+    let dir = lock_dir();
+    let binary = env::current_exe().expect("this test binary");
+    let fifo = dir.path().join("fifo");
+    let mut mkfifo = std::process::Command::new("mkfifo");
+    assert!(mkfifo.arg(&fifo).status().expect("POSIX has it").success());
+    for path in [Path::new("/dev/zero"), &fifo] {
+        let mut command = command(&[], &binary, "server ports", &[text(dir.path())]);
+        command
+            .env_remove("PORTLOCK_PORTS")
+            .env("PORTLOCK_PORTS_FILE", path);
+        let peer = Peer::start_command(command);
+        let message = peer.hear();
+        let start = format!("InvalidPorts PORTLOCK_PORTS_FILE={path:?}: ");
+        assert!(message.starts_with(&start), "{message}");
+        assert!(message.contains("must name a regular file"), "{message}");
+        assert_eq!(peer.hear(), "InvalidPorts");
     }
 }

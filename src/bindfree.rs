@@ -475,7 +475,20 @@ pub(crate) fn is_absent_family(host: IpAddr, error: &io::Error) -> bool {
 #[cold]
 fn cannot_bind(address: SocketAddr, ty: Type, cause: io::Error) -> Error {
     let name = if ty == Type::DGRAM { "UDP" } else { "TCP" };
-    let message = format!("cannot bind {name} {address}");
+    // A refusal of bind(2) is a miss. This one is of socket(2), by a policy such as those of
+    // seccomp, AppArmor and SELinux.
+    let message = match (cause.kind(), address.is_ipv6()) {
+        (io::ErrorKind::PermissionDenied, true) => format!(
+            "cannot bind {name} {address}, because a policy forbids this process to create IPv6 \
+             sockets (to need a port on IPv4 alone, name its addresses with --host or \
+             Builder::host)"
+        ),
+        (io::ErrorKind::PermissionDenied, false) => format!(
+            "cannot bind {name} {address}, because a policy forbids this process to create IPv4 \
+             sockets"
+        ),
+        _ => format!("cannot bind {name} {address}"),
+    };
     Error::with_cause(ErrorKind::Probe, message, cause)
 }
 

@@ -21,13 +21,14 @@ use crate::{
 };
 
 /// What children of these tests do.
-pub(crate) const ROLES: [(&str, Role); 6] = [
+pub(crate) const ROLES: [(&str, Role); 7] = [
     ("fill the file system", fill_the_file_system),
     ("read-only file system", read_only_file_system),
     ("run out of descriptors", run_out_of_descriptors),
     ("privileged ports", privileged_ports),
     ("read-only directory", read_only_directory),
     ("no IPv6", no_ipv6),
+    ("IPv6 forbidden", ipv6_forbidden),
 ];
 
 #[test]
@@ -311,4 +312,39 @@ fn no_ipv6_on_this_system() {
     let fail = "inject=socket:error=EAFNOSUPPORT:when=1+2";
     let prefix = [&strace[..], &["-e", "trace=socket", "-e", fail]].concat();
     Peer::start_command(command(&prefix, &binary, "no IPv6", &arguments)).finish_well();
+}
+
+/// Arguments: lock directory and port. Of the three sockets that it makes, the first and the
+/// third are forbidden.
+fn ipv6_forbidden(parent: &Parent) {
+    let dir = PathBuf::from(parent.argument::<String>(0));
+    let port: u16 = parent.argument(1);
+    let any = builder(&dir, port..=port);
+    let v4: IpAddr = "127.0.0.1".parse().expect("an address");
+    let address = format!("[::]:{port}");
+    let named = [&address, "IPv6", "policy", "--host", "Builder::host"];
+    assert_error(any.try_acquire(), ErrorKind::Probe, &named);
+    let lease = any.clone().host(v4).try_acquire();
+    drop(lease.expect("what the message says helps"));
+    let address = format!("127.0.0.1:{port}");
+    let named = [&address, "IPv4", "policy"];
+    assert_error(any.host(v4).try_acquire(), ErrorKind::Probe, &named);
+    parent.say("done");
+}
+
+#[test]
+fn a_policy_that_forbids_ipv6_is_named_with_the_way_out() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    if !have_strace() {
+        return;
+    }
+    let binary = env::current_exe().expect("this test binary");
+    let trace = dir.path().join("trace");
+    let arguments = [text(dir.path()), &block.first().to_string()];
+    for error in ["EACCES", "EPERM"] {
+        let prefix = ["strace", "-f", "-o", text(&trace), "-e", "trace=socket"];
+        let when = format!("inject=socket:error={error}:when=1+2");
+        let prefix = [&prefix[..], &["-e", &when]].concat();
+        Peer::start_command(command(&prefix, &binary, "IPv6 forbidden", &arguments)).finish_well();
+    }
 }

@@ -405,7 +405,7 @@ pub(crate) fn judge(
     let is_missed = [ErrorKind::PermissionDenied, ErrorKind::Exhausted]
         .iter()
         .any(|&kind| outcome.is_error(kind))
-        || outcome.is_done() && matches!(scenario, Held | Bound | Wait | Behind | Clean | Leases)
+        || outcome.is_done() && matches!(scenario, Held | Bound | Wait | Behind | Clean | Leases | ServerPorts)
         // A second bind is made only if the first was permitted.
         || outcome.is_error(ErrorKind::Probe) && scenario == Bound;
     match expect {

@@ -377,14 +377,15 @@ impl FreePort {
         self.lock.into_file().map(Into::into)
     }
 
-    /// Waits until a server accepts connections at [`addr`](Self::addr), as
+    /// Waits until a server accepts connections at [`addr`](Self::addr) or, if the builder
+    /// named no host, at the loopback address of either family, as
     /// [`wait_until_listening`](crate::wait_until_listening) does.
     ///
     /// # Errors
     ///
     /// [`Timeout`](crate::ErrorKind::Timeout) if none does within `timeout`;
-    /// [`Probe`](crate::ErrorKind::Probe) for an error other than a refused or
-    /// unanswered connection.
+    /// [`Probe`](crate::ErrorKind::Probe) if connecting fails for a reason that does not
+    /// pass.
     ///
     /// # Examples
     ///
@@ -399,7 +400,14 @@ impl FreePort {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn wait_until_listening(&self, timeout: Duration) -> Result<()> {
-        bindfree::wait_until_listening(self.addr(), timeout)
+        let address = self.addr();
+        match self.host {
+            Some(_) => bindfree::wait_until_listening(address, timeout),
+            None => {
+                let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, self.port));
+                bindfree::wait_until_listening(&[address, v6][..], timeout)
+            }
+        }
     }
 }
 

@@ -139,9 +139,9 @@
 //! # Waiting for the server
 //!
 //! A child that has been started does not listen yet.
-//! [`FreePort::wait_until_listening`] connects again and again until something accepts; it
-//! is a function too, [`wait_until_listening`], for any address. What it cannot tell is
-//! whether that is *your* server. A server that could not bind has ended, so look for that:
+//! [`FreePort::wait_until_listening`] connects again and again until something accepts. The
+//! function [`wait_until_listening`] does the same for any address or name. Neither can
+//! tell whether that is *your* server. A server that could not bind has ended, so check that:
 //!
 //! ```
 //! use std::{io, process::{Child, Command}, time::Duration};

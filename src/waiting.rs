@@ -40,6 +40,10 @@ const LOOKS_PER_PAUSE: u32 = 200;
 /// those who try at the same time would keep each other from success.
 const LOOKS_PER_EVENT: u32 = 8;
 
+/// The longest single wait, a year: `Instant` and the system's calls overflow with
+/// `Duration::MAX`.
+const LONGEST_WAIT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 /// What there is to look at after a wait.
 #[derive(Debug)]
 pub(crate) enum Woken {
@@ -94,6 +98,7 @@ impl<'a> Waiting<'a> {
     /// Waits until there is something to look at, or for `left`. The last look at
     /// the ports took `look`.
     pub(crate) fn wait(&mut self, look: Duration, left: Duration) -> Woken {
+        let left = left.min(LONGEST_WAIT);
         let now = Instant::now();
         let end = now + left;
         if !self.is_ahead {
@@ -342,6 +347,20 @@ mod tests {
         for waiting in &mut both {
             assert_eq!(released(&waiting.wait(Duration::ZERO, LONG)), [20]);
         }
+    }
+
+    #[test]
+    fn the_longest_timeout_is_a_wait_like_any_other() {
+        let (_dir, dir) = lock_dir();
+        let ports = PortSet::from(23..=23);
+        let held = hold(&dir, 23);
+        let mut waiting = Waiting::new(&dir, &ports);
+        assert!(matches!(
+            waiting.wait(Duration::ZERO, Duration::MAX),
+            Woken::Due
+        ));
+        drop(held);
+        assert_eq!(released(&waiting.wait(Duration::ZERO, Duration::MAX)), [23]);
     }
 
     #[test]

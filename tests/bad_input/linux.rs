@@ -9,6 +9,7 @@ use std::{
 };
 
 use portlock::{BindFreePort, ErrorKind};
+use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::{
     builder,
@@ -21,12 +22,13 @@ use crate::{
 };
 
 /// What children of these tests do.
-pub(crate) const ROLES: [(&str, Role); 7] = [
+pub(crate) const ROLES: [(&str, Role); 8] = [
     ("fill the file system", fill_the_file_system),
     ("read-only file system", read_only_file_system),
     ("run out of descriptors", run_out_of_descriptors),
     ("privileged ports", privileged_ports),
     ("read-only directory", read_only_directory),
+    ("no file size", no_file_size),
     ("no IPv6", no_ipv6),
     ("IPv6 forbidden", ipv6_forbidden),
 ];
@@ -272,6 +274,38 @@ fn no_descriptors_left() {
     let limit = ["sh", "-c", "ulimit -n 64 && exec \"$0\" \"$@\""];
     let arguments = [text(dir.path()), &block.first().to_string()];
     let command = command(&limit, &binary, "run out of descriptors", &arguments);
+    Peer::start_command(command).finish_well();
+}
+
+/// Arguments: lock directory and port. This process may not write to files.
+fn no_file_size(parent: &Parent) {
+    let dir = PathBuf::from(parent.argument::<String>(0));
+    let port: u16 = parent.argument(1);
+    let file = dir.join(port.to_string());
+    let builder = builder(&dir, port..=port);
+    // First with the file to be made, then with the file there.
+    for _ in 0..2 {
+        let named = [text(&file), "RLIMIT_FSIZE is 0 bytes", "ulimit -f"];
+        assert_error(builder.try_acquire(), ErrorKind::Lock, &named);
+    }
+    let mut limit = getrlimit(Resource::Fsize);
+    limit.current = Some(256);
+    setrlimit(Resource::Fsize, limit).expect("it was a soft limit");
+    let lease = builder.try_acquire().expect("room for the record");
+    // The record of a delegated lease is longer.
+    let own = std::process::id();
+    let named = [text(&file), "RLIMIT_FSIZE is 256 bytes"];
+    assert_error(lease.delegate_to(own), ErrorKind::Lock, &named);
+    parent.say("done");
+}
+
+#[test]
+fn a_limit_on_file_sizes_is_an_error_and_not_the_end() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let binary = env::current_exe().expect("this test binary");
+    let limit = ["sh", "-c", "ulimit -S -f 0 && exec \"$0\" \"$@\""];
+    let arguments = [text(dir.path()), &block.first().to_string()];
+    let command = command(&limit, &binary, "no file size", &arguments);
     Peer::start_command(command).finish_well();
 }
 

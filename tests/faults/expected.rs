@@ -67,7 +67,7 @@ pub(crate) fn can_give(call: &Call) -> Option<&'static [&'static str]> {
         ("bind" | "listen", _) => &["EACCES", "ENOMEM"],
         ("fcntl F_DUPFD_CLOEXEC", _) => &["EMFILE"],
         ("getrandom" | "futex" | "clock_nanosleep", _) => &["EINTR"],
-        ("lseek" | "kill" | "getpid" | "geteuid" | "capget" | "prctl", _) => &[],
+        ("lseek" | "kill" | "getpid" | "geteuid" | "capget" | "prctl" | "prlimit64", _) => &[],
         _ => return None,
     })
 }

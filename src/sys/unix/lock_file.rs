@@ -15,12 +15,14 @@ use std::{
         unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _},
     },
     path::Path,
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use rustix::{
     fs::{AtFlags, FileType, Mode, OFlags, RenameFlags},
     io::Errno,
     path::DecInt,
+    process::{Resource, getrlimit},
 };
 
 use super::dir::{Dir, identity};
@@ -148,12 +150,37 @@ pub(crate) fn write_record(
     record: &[u8],
     is_longer: bool,
 ) -> io::Result<()> {
+    check_size_limit(record.len() as u64)?;
     write_all(file, record)?;
     if is_longer {
         // Not by `set_len`, which makes an interrupted call again without a bound.
         retry(|| Ok(rustix::fs::ftruncate(file, record.len() as u64)?))?;
     }
     Ok(())
+}
+
+/// Fails if this process may not write `len` bytes at the beginning of a file. The kernel
+/// would kill it, by SIGXFSZ (setrlimit(2)).
+///
+/// A limit that is high enough is read once per process: to read it each time would cost
+/// every lease a system call, and hardly anything lowers its own limit while it runs.
+#[inline]
+fn check_size_limit(len: u64) -> io::Result<()> {
+    /// `RLIMIT_FSIZE` as it was when it was read, or 0.
+    static LIMIT: AtomicU64 = AtomicU64::new(0);
+    if len <= LIMIT.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    let limit = getrlimit(Resource::Fsize).current.unwrap_or(u64::MAX);
+    LIMIT.store(limit, Ordering::Relaxed);
+    if len <= limit {
+        return Ok(());
+    }
+    let message = format!(
+        "this process may not write files of {len} bytes (RLIMIT_FSIZE is {limit} bytes: raise it \
+         with `ulimit -f`)"
+    );
+    Err(io::Error::new(io::ErrorKind::FileTooLarge, message))
 }
 
 /// As `write_all_at`, which makes interrupted calls again without a bound.

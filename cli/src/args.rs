@@ -1,6 +1,11 @@
 //! The command line.
 
-use std::{ffi::OsString, net::IpAddr, path::PathBuf, time::Duration};
+use std::{
+    ffi::OsString,
+    net::{IpAddr, ToSocketAddrs as _},
+    path::PathBuf,
+    time::Duration,
+};
 
 use clap::{Parser, Subcommand};
 use portlock::{PortSet, Protocol};
@@ -85,10 +90,10 @@ pub(crate) struct Selection {
     #[arg(long)]
     tcp_and_udp: bool,
 
-    /// The port must be free on this address; may be given several times
-    /// [default: on every address].
-    #[arg(long = "host", value_name = "ADDRESS")]
-    pub(crate) hosts: Vec<IpAddr>,
+    /// The port must be free on this address, or on all addresses of this name such as
+    /// localhost; may be given several times [default: on every address].
+    #[arg(long = "host", value_name = "HOST", value_parser = host)]
+    pub(crate) hosts: Vec<Host>,
 
     /// A port in TIME_WAIT counts as free.
     #[arg(long)]
@@ -98,8 +103,9 @@ pub(crate) struct Selection {
     #[arg(long, value_name = "NAME")]
     pub(crate) prefer: Option<String>,
 
-    /// How long to wait while no port is free; 0: try once.
-    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    /// How long to wait while no port is free, in seconds or as in 500ms, 2s and 1m; 0:
+    /// try once.
+    #[arg(long, value_name = "TIME", default_value = "30", value_parser = time)]
     pub(crate) timeout: Duration,
 
     /// What the lease is for, shown by `portlock list`.
@@ -126,7 +132,9 @@ impl Selection {
 /// CMD finds the first port in PORT, and if there are several, all of them in
 /// PORT_1, PORT_2 and so on; or it finds them in the variables named with --env. In
 /// its arguments, {port} or {port1} is replaced by the first, {port2} by the second,
-/// and {NAME} by that of the variable NAME.
+/// and {NAME} by that of the variable NAME. Other text in braces stays as it is, and so
+/// does ${NAME}, which is a shell's. A misspelled {NAME} or a {port2} without a second
+/// port is an error.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = sys::RUN_HELP)]
 pub(crate) struct Run {
@@ -211,25 +219,27 @@ pub(crate) struct Check {
     pub(crate) json: Json,
 }
 
-/// Wait until something accepts connections on a port, or until it is free.
+/// Wait until something accepts connections on each port, or until each is free.
 ///
-/// The exit status is 124 if that does not happen in time.
+/// A connection that is refused or not answered, or for which there is no network yet, is
+/// tried again. The exit status is 124 if a port is not ready in time.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Wait {
-    /// The port.
-    #[arg(value_name = "PORT", value_parser = port)]
-    pub(crate) port: u16,
+    /// The ports.
+    #[arg(required = true, value_name = "PORT", value_parser = port)]
+    pub(crate) ports: Vec<u16>,
 
-    /// Until it can be leased.
+    /// Wait until each port can be leased.
     #[arg(long)]
     pub(crate) free: bool,
 
-    /// On which address [default: 127.0.0.1; with --free: on every one].
-    #[arg(long, value_name = "ADDRESS")]
-    pub(crate) host: Option<IpAddr>,
+    /// At which address, or any address of which name, such as localhost [default: either
+    /// loopback address, 127.0.0.1 or ::1; with --free: every address].
+    #[arg(long, value_name = "HOST", value_parser = host)]
+    pub(crate) host: Option<Host>,
 
-    /// How long to wait.
-    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    /// How long to wait for all of them, in seconds or as in 500ms, 2s and 1m; 0: try once.
+    #[arg(long, value_name = "TIME", default_value = "30", value_parser = time)]
     pub(crate) timeout: Duration,
 }
 
@@ -326,12 +336,40 @@ fn number(text: &str) -> Result<usize, String> {
     number.ok_or_else(|| "not a number from 1 to 65535".to_owned())
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds = text.parse().ok().map(Duration::try_from_secs_f64);
-    match seconds {
-        Some(Ok(seconds)) => Ok(seconds),
-        _ => Err("not a number of seconds".to_owned()),
+/// A number of seconds, or a time with its units.
+fn time(text: &str) -> Result<Duration, String> {
+    let time = match text.parse() {
+        Ok(seconds) => Duration::try_from_secs_f64(seconds).ok(),
+        Err(_) => humantime::parse_duration(text).ok(),
+    };
+    time.ok_or_else(|| "not a time such as 30, 500ms, 2s or 1m".to_owned())
+}
+
+/// What `--host` names, as addresses: at least one.
+#[derive(Clone, Debug)]
+pub(crate) struct Host(pub(crate) Vec<IpAddr>);
+
+fn host(text: &str) -> Result<Host, String> {
+    if let Ok(address) = text.parse() {
+        return Ok(Host(vec![address]));
     }
+    // Resolvers take more for an address than is one: 127.1, or fe80::1%lo.
+    if text.contains(':') || !text.contains(|c: char| c.is_alphabetic()) {
+        return Err("neither an address nor a name".to_owned());
+    }
+    let addresses = (text, 0)
+        .to_socket_addrs()
+        .map_err(|error| format!("the name cannot be resolved: {error}"))?;
+    let mut hosts: Vec<IpAddr> = Vec::new();
+    for address in addresses {
+        if !hosts.contains(&address.ip()) {
+            hosts.push(address.ip());
+        }
+    }
+    if hosts.is_empty() {
+        return Err("the name has no address".to_owned());
+    }
+    Ok(Host(hosts))
 }
 
 /// As a shell can use it: letters, digits and underscores, no digit first.

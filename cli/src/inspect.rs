@@ -2,8 +2,9 @@
 
 use std::{
     fmt::Write as _,
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::Path,
+    time::{Duration, Instant},
 };
 
 use portlock::{
@@ -76,28 +77,54 @@ fn state(busy: Option<Exhaustion>) -> (&'static str, u8) {
 }
 
 pub(crate) fn wait(args: &Wait, dir: Option<&Path>) -> Result<u8, Failure> {
-    if !args.free {
-        let host = args.host.unwrap_or(Ipv4Addr::LOCALHOST.into());
-        wait_until_listening(SocketAddr::new(host, args.port), args.timeout)?;
+    let start = Instant::now();
+    let mut failures = Vec::new();
+    for &port in &args.ports {
+        let left = args.timeout.saturating_sub(start.elapsed());
+        let waited = if args.free {
+            wait_until_free(port, args, left, dir)
+        } else {
+            wait_for_server(port, args, left)
+        };
+        match waited {
+            Ok(()) => {}
+            // The others are still checked, so that one run names all that are missing.
+            Err(error) if matches!(error.kind(), ErrorKind::Timeout | ErrorKind::Exhausted) => {
+                failures.push(error.to_string());
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if failures.is_empty() {
         return Ok(0);
     }
-    let mut builder = FreePort::builder()
-        .ports(args.port..=args.port)
-        .timeout(args.timeout);
-    if let Some(host) = args.host {
+    Err(Failure::new(TIMED_OUT, failures.join("; ")))
+}
+
+fn wait_for_server(port: u16, args: &Wait, timeout: Duration) -> portlock::Result<()> {
+    let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    let hosts = args.host.as_ref().map_or(&loopback[..], |host| &host.0);
+    let addresses: Vec<SocketAddr> = hosts
+        .iter()
+        .map(|&host| SocketAddr::new(host, port))
+        .collect();
+    wait_until_listening(&addresses[..], timeout)
+}
+
+fn wait_until_free(
+    port: u16,
+    args: &Wait,
+    timeout: Duration,
+    dir: Option<&Path>,
+) -> portlock::Result<()> {
+    let mut builder = FreePort::builder().ports(port..=port).timeout(timeout);
+    for &host in args.host.iter().flat_map(|host| &host.0) {
         builder = builder.host(host);
     }
     if let Some(dir) = dir {
         builder = builder.lock_dir(dir);
     }
-    match builder.wait_until_free() {
-        Ok(()) => {}
-        Err(error) if error.kind() == ErrorKind::Exhausted => {
-            return Err(Failure::new(TIMED_OUT, error.to_string()));
-        }
-        Err(error) => return Err(error.into()),
-    }
-    Ok(0)
+    builder.wait_until_free()
 }
 
 pub(crate) fn release(args: &Release, dir: Option<&Path>) -> Result<u8, Failure> {

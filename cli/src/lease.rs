@@ -1,13 +1,6 @@
 //! `run` and `pick`: the commands that lease.
 
-use std::{
-    env,
-    ffi::{OsStr, OsString},
-    io,
-    net::TcpListener,
-    path::Path,
-    process,
-};
+use std::{env, io, net::TcpListener, path::Path, process};
 
 use portlock::{Builder, ErrorKind, FreePort, LockDir};
 use serde_json::json;
@@ -17,6 +10,7 @@ use crate::{
     failure::{FAILED, Failure, NOT_EXECUTABLE, NOT_FOUND},
     output::{print_to_somebody, unprintable},
     sys,
+    template::{self, Names},
 };
 
 fn builder(selection: &Selection, dir: Option<&Path>) -> Result<Builder, Failure> {
@@ -27,7 +21,7 @@ fn builder(selection: &Selection, dir: Option<&Path>) -> Result<Builder, Failure
     if let Some(ports) = &selection.ports {
         builder = builder.ports(ports.clone());
     }
-    for &host in &selection.hosts {
+    for &host in selection.hosts.iter().flat_map(|host| &host.0) {
         builder = builder.host(host);
     }
     if let Some(name) = &selection.prefer {
@@ -86,16 +80,22 @@ pub(crate) fn run(args: &Run, dir: Option<&Path>) -> Result<u8, Failure> {
         return Err(Failure::new(FAILED, message));
     }
     let selection = &args.selection;
+    let n = match args.env.len() {
+        0 => selection.number(),
+        named => named,
+    };
+    let names = Names::new(&args.env, n);
+    let arguments = arguments
+        .iter()
+        .map(|argument| template::parse(argument, &names))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|message| Failure::new(FAILED, message))?;
     let mut builder = builder(selection, dir)?;
     if selection.label.is_none() {
         // By its record, the lease is portlock's.
         let name = Path::new(program).file_name().unwrap_or(program);
         builder = builder.label(name.to_string_lossy());
     }
-    let n = match args.env.len() {
-        0 => selection.number(),
-        named => named,
-    };
     let (leases, listeners): (Vec<FreePort>, Vec<TcpListener>) = if args.listen {
         builder.listen_many(n)?.into_iter().unzip()
     } else {
@@ -103,13 +103,17 @@ pub(crate) fn run(args: &Run, dir: Option<&Path>) -> Result<u8, Failure> {
     };
 
     let ports: Vec<u16> = leases.iter().map(FreePort::port).collect();
-    let variables = variables(&args.env, &ports);
+    let variables: Vec<(String, u16)> = names
+        .variables()
+        .iter()
+        .filter_map(|(name, index)| Some((name.clone(), *ports.get(*index)?)))
+        .collect();
     let mut command = process::Command::new(sys::program(program));
     command
         .args(
             arguments
                 .iter()
-                .map(|text| replace(text, &ports, &variables)),
+                .map(|argument| template::fill(argument, &ports)),
         )
         .envs(
             variables
@@ -123,60 +127,6 @@ pub(crate) fn run(args: &Run, dir: Option<&Path>) -> Result<u8, Failure> {
     };
     let message = format!("cannot execute {}: {error}", Path::new(program).display());
     Err(Failure::new(status, message))
-}
-
-/// The variables that the command finds the ports in.
-fn variables(names: &[String], ports: &[u16]) -> Vec<(String, u16)> {
-    if !names.is_empty() {
-        return names.iter().cloned().zip(ports.iter().copied()).collect();
-    }
-    let first = ports.iter().map(|&port| ("PORT".to_owned(), port)).take(1);
-    let numbered = ports.iter().enumerate();
-    let numbered = numbered.map(|(i, &port)| (format!("PORT_{}", i + 1), port));
-    first.chain(numbered.filter(|_| ports.len() > 1)).collect()
-}
-
-/// Replaces `{port}`, `{port2}` and `{NAME}` in an argument, whatever else is in
-/// it, UTF-8 or not. Other text in braces stays as it is.
-fn replace(text: &OsStr, ports: &[u16], variables: &[(String, u16)]) -> OsString {
-    sys::from_units(replace_in(&sys::units(text), ports, variables))
-}
-
-fn replace_in<U>(text: &[U], ports: &[u16], variables: &[(String, u16)]) -> Vec<U>
-where
-    U: Copy + PartialEq + From<u8>,
-    u8: TryFrom<U>,
-{
-    let value = |name: &[U]| -> Option<u16> {
-        let bytes: Result<Vec<u8>, _> = name.iter().map(|&unit| u8::try_from(unit)).collect();
-        let name = String::from_utf8(bytes.ok()?).ok()?;
-        if let Some((_, port)) = variables.iter().find(|(variable, _)| *variable == name) {
-            return Some(*port);
-        }
-        let number = match name.strip_prefix("port")? {
-            "" => 1,
-            number => number.parse::<usize>().ok()?,
-        };
-        ports.get(number.checked_sub(1)?).copied()
-    };
-    let mut replaced = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((&unit, after)) = rest.split_first() {
-        let end = (unit == U::from(b'{'))
-            .then(|| after.iter().position(|&unit| unit == U::from(b'}')))
-            .flatten();
-        match end.and_then(|end| Some((end, value(&after[..end])?))) {
-            Some((end, port)) => {
-                replaced.extend(port.to_string().bytes().map(U::from));
-                rest = &after[end + 1..];
-            }
-            None => {
-                replaced.push(unit);
-                rest = after;
-            }
-        }
-    }
-    replaced
 }
 
 /// Leases for another process, and prints the ports.
@@ -237,41 +187,4 @@ pub(crate) fn is_busy(error: &portlock::Error) -> bool {
         error.kind(),
         ErrorKind::Exhausted | ErrorKind::PermissionDenied
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ports_are_replaced_wherever_they_are_named() {
-        let ports = [4000, 4001];
-        let variables = [("HTTP_PORT".to_owned(), 4000), ("ADMIN".to_owned(), 4001)];
-        for (text, replaced) in [
-            ("--port={port}", "--port=4000"),
-            ("{port1}{port2}", "40004001"),
-            ("{HTTP_PORT}:{ADMIN}", "4000:4001"),
-            ("{port3} {port0} {x} {} {", "{port3} {port0} {x} {} {"),
-            ("{{port}}", "{4000}"),
-            ("{\"a\": {port}}", "{\"a\": 4000}"),
-            ("", ""),
-        ] {
-            let result = replace(OsStr::new(text), &ports, &variables);
-            assert_eq!(result, OsStr::new(replaced));
-        }
-        // Neither UTF-8 nor UTF-16.
-        assert_eq!(replace_in(b"\xff{port}\xfe", &ports, &[]), b"\xff4000\xfe");
-        let text = |text: &str| [&[0xd800], &text.encode_utf16().collect::<Vec<_>>()[..]].concat();
-        assert_eq!(replace_in(&text("{port}"), &ports, &[]), text("4000"));
-    }
-
-    #[test]
-    fn one_port_has_one_variable_and_several_have_numbers_too() {
-        let names = |variables: Vec<(String, u16)>| -> Vec<String> {
-            variables.into_iter().map(|(name, _)| name).collect()
-        };
-        assert_eq!(names(variables(&[], &[4000])), ["PORT"]);
-        assert_eq!(names(variables(&[], &[1, 2])), ["PORT", "PORT_1", "PORT_2"]);
-        assert_eq!(names(variables(&["A".to_owned()], &[1])), ["A"]);
-    }
 }

@@ -14,6 +14,7 @@ mod request;
 mod serve;
 mod snapshot;
 mod sys;
+mod template;
 
 use std::process::ExitCode;
 

@@ -81,10 +81,11 @@ fn the_ports_are_in_the_arguments() {
         (&all, "{port1}{port2}{port3}", format!("{a}{b}{c}")),
         (&all, "{PORT}:{PORT_2}", format!("{a}:{b}")),
         (&all, "{\"a\": {port}}", format!("{{\"a\": {a}}}")),
+        // Braces that are the command's own.
         (
             &all,
-            "{port4} {port0} {Port} {",
-            "{port4} {port0} {Port} {".into(),
+            "{x} {ports} {HOST} ${PORT} {1,2} {",
+            "{x} {ports} {HOST} ${PORT} {1,2} {".into(),
         ),
         (&all, "", String::new()),
         (
@@ -106,6 +107,10 @@ fn the_ports_are_in_the_arguments() {
             run.prints_just(&replaced);
         }
     }
+    // A shell's own way to write a variable stays the shell's.
+    let run = ["run", "--", "sh", "-c", "echo ${PORT}"];
+    let run = scene.portlock(run).code(0);
+    assert!(scene.ports().contains(&run.ports()[0]), "{}", run.out());
     // The name of the program is not an argument.
     let run = ["run", "--", "{port}"];
     scene.portlock(run).code(127).warns("{port}");

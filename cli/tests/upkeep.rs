@@ -51,6 +51,113 @@ fn waiting_for_a_server_ends_when_it_listens() {
     assert_eq!(scene.lock_files(), 0);
 }
 
+#[test]
+fn without_a_host_a_server_on_either_loopback_address_counts() {
+    let scene = Scene::new(1);
+    let port = scene.port().to_string();
+    let wait = |options: &[&str]| {
+        let args = [&["wait", "--timeout=0"], options, &[&port]].concat();
+        scene.portlock(args)
+    };
+    let both = format!("at 127.0.0.1:{port} or [::1]:{port}");
+    wait(&[]).code(TIMED_OUT).warns(&both);
+    if let Ok(_server) = TcpListener::bind(("::1", scene.port())) {
+        wait(&[]).code(0).warns_of_nothing();
+        wait(&["--host=::1"]).code(0);
+        wait(&["--host=127.0.0.1"]).code(TIMED_OUT);
+    } else {
+        eprintln!("left out: this machine has no IPv6");
+    }
+    let _server = TcpListener::bind(("127.0.0.1", scene.port())).expect("a free port");
+    for options in [&[][..], &["--host=127.0.0.1"], &["--host=localhost"]] {
+        wait(options).code(0).warns_of_nothing();
+    }
+}
+
+#[test]
+fn several_ports_are_waited_for_together() {
+    let scene = Scene::new(3);
+    let ports: Vec<String> = scene.ports().map(|port| port.to_string()).collect();
+    let wait = |options: &[&str], ports: &[String]| {
+        let ports: Vec<&str> = ports.iter().map(String::as_str).collect();
+        scene.program([&["wait"], options, &ports[..]].concat())
+    };
+    let listen = |n: usize| TcpListener::bind(("127.0.0.1", scene.port() + n as u16));
+    // Whichever comes last.
+    let mut waiting = Running::start(wait(&["--timeout=60"], &ports));
+    let third = listen(2).expect("a free port");
+    let first = listen(0).expect("a free port");
+    let missing = answer(wait(&["--timeout=0"], &ports)).code(TIMED_OUT);
+    assert!(missing.err().contains(&format!("127.0.0.1:{}", ports[1])));
+    assert!(!missing.err().contains(&ports[0]) && !missing.err().contains(&ports[2]));
+    assert!(!waiting.has_ended());
+    let second = listen(1).expect("a free port");
+    assert!(waiting.wait().success());
+
+    // All that are missing are named, and the time is for all together.
+    drop((first, third));
+    let missing = answer(wait(&["--timeout=50ms"], &ports)).code(TIMED_OUT);
+    // For the last one there was no time left.
+    assert_eq!(
+        missing.err().matches(" after ").count(),
+        1,
+        "{}",
+        missing.err()
+    );
+    for (port, is_missing) in ports.iter().zip([true, false, true]) {
+        assert_eq!(
+            missing.err().contains(port),
+            is_missing,
+            "{}",
+            missing.err()
+        );
+    }
+
+    // In the same way until all are free.
+    let (holder, held) = scene.hold(&["--ports", &ports[2]]);
+    let busy = answer(wait(&["--free", "--timeout=0"], &ports)).code(TIMED_OUT);
+    busy.warns(&format!("no free port in {}: 1 bound", ports[1]))
+        .warns(&format!("no free port in {held}: 1 leased"));
+    let mut waiting = Running::start(wait(&["--free", "--timeout=60"], &ports));
+    drop(second);
+    holder.kill();
+    assert!(waiting.wait().success());
+}
+
+// In a network namespace.
+#[cfg(target_os = "linux")]
+#[test]
+fn waiting_goes_on_while_there_is_no_network() {
+    let scene = Scene::new(1);
+    let port = scene.port();
+    // There, even the loopback interface is down at first.
+    let script = format!(
+        "exec 2>&1
+        portlock wait --host 127.0.0.1 --timeout 10ms {port}; echo $?
+        ip link set lo up || {{ echo left out; exit; }}
+        portlock wait --timeout 60 {port} & wait=$!
+        portlock run --listen sleep 60 & run=$!
+        wait $wait; echo $?
+        kill $run"
+    );
+    let Some(shell) = scene.in_namespace("--net", &script) else {
+        return;
+    };
+    let shell = answer(shell);
+    let mut lines = shell.out().lines();
+    let first = lines.next().unwrap_or_default();
+    assert!(first.contains("Network is unreachable"), "{}", shell.out());
+    assert_eq!(lines.next(), Some("124"));
+    if shell.out().contains("left out") {
+        eprintln!(
+            "left out: the loopback interface stays down: {}",
+            shell.out()
+        );
+        return;
+    }
+    assert_eq!(lines.next(), Some("0"), "{}", shell.out());
+}
+
 // In a network namespace.
 #[cfg(target_os = "linux")]
 #[test]

@@ -12,7 +12,7 @@ use std::{
 
 #[cfg(unix)]
 use common::{BOUND, OrdinaryUser, am_root, low_ports_are_privileged, open_to_all};
-use common::{EXHAUSTED, FAILED, NAME, Said, Scene, TIMED_OUT, TRUE, shell, value};
+use common::{EXHAUSTED, FAILED, NAME, Running, Said, Scene, TIMED_OUT, TRUE, shell, until, value};
 
 /// The commands, as the help lists them.
 fn listed_commands(scene: &Scene) -> Vec<String> {
@@ -114,7 +114,7 @@ fn what_is_no_usage_is_refused() {
         (&["list", "4000"], "4000"),
         (&["check"], "PORT"),
         (&["wait"], "PORT"),
-        (&["wait", "4000", "4001"], "4001"),
+        (&["wait", "--free"], "PORT"),
         (&["release"], "PORT"),
         (&["clean", "4000"], "4000"),
         (&["dir", "/"], "/"),
@@ -237,25 +237,65 @@ fn what_is_no_number_of_ports_is_refused() {
 }
 
 #[test]
-fn what_is_no_time_is_refused_and_a_long_one_is_not() {
+fn a_timeout_that_is_no_time_is_refused_and_a_long_one_is_not() {
     let scene = Scene::new(1);
     let port = scene.port().to_string();
-    for seconds in ["-1", "-0.1", "NaN", "inf", "-inf", "1e300", "x", "", "1s"] {
-        let option = format!("--timeout={seconds}");
+    for time in [
+        "-1",
+        "-0.1",
+        "NaN",
+        "inf",
+        "-inf",
+        "1e300",
+        "x",
+        "",
+        "s",
+        "1x",
+        "-1s",
+        "1s-",
+        "1e3s",
+        "99999999999999999999y",
+    ] {
+        let option = format!("--timeout={time}");
         for command in [
             &["run", &option, TRUE][..],
             &["pick", &option],
             &["wait", &option, &port],
             &["wait", "--free", &option, &port],
         ] {
-            assert_refused(&scene, command, "not a number of seconds");
+            assert_refused(&scene, command, "not a time such as 30, 500ms, 2s or 1m");
         }
     }
-    for seconds in ["0", "0.0", "1e-9", ".5", "1e19"] {
-        let option = format!("--timeout={seconds}");
+    for time in [
+        "0", "0.0", "1e-9", ".5", "1e19", "2s", "500ms", "1m", "0s", "1.5s", "1h 30m", "500y",
+    ] {
+        let option = format!("--timeout={time}");
         scene.portlock(["run", &option, TRUE]).code(0);
         scene.portlock(["wait", "--free", &option, &port]).code(0);
     }
+}
+
+#[test]
+fn the_longest_timeout_is_waited_for() {
+    let scene = Scene::new(1);
+    let (holder, port) = scene.hold(&[]);
+    let port = port.to_string();
+    let start = |args: &[&str]| Running::start(scene.program(args));
+    let mut waiting = [
+        start(&["run", "--timeout=1e19", TRUE]),
+        start(&["wait", "--free", "--timeout=1e19", &port]),
+    ];
+    if cfg!(target_os = "linux") {
+        // The lock file, and the line in which they wait.
+        until("a line", || (scene.lock_files() == 2).then_some(()));
+    }
+    holder.kill();
+    for child in &mut waiting {
+        assert!(child.wait().success());
+    }
+    let mut waiting = start(&["wait", "--timeout=1e19", &port]);
+    let _server = TcpListener::bind(("127.0.0.1", scene.port())).expect("a free port");
+    assert!(waiting.wait().success());
 }
 
 #[test]
@@ -299,12 +339,30 @@ fn what_is_no_process_is_refused() {
 }
 
 #[test]
-fn what_is_no_address_is_refused() {
+fn a_host_that_is_neither_an_address_nor_a_name_is_refused() {
     let scene = Scene::new(1);
-    for host in ["localhost", "127.0.0", "", "127.0.0.1:80", "[::1]"] {
+    // No label is longer than 63 letters (RFC 1035), so that no name server is asked.
+    let long = "x".repeat(64);
+    for (host, why) in [
+        ("127.0.0", "neither an address nor a name"),
+        ("1", "neither an address nor a name"),
+        ("", "neither an address nor a name"),
+        ("127.0.0.1:80", "neither an address nor a name"),
+        ("[::1]", "neither an address nor a name"),
+        ("fe80::1%lo", "neither an address nor a name"),
+        ("localhost:80", "neither an address nor a name"),
+        (&long, "cannot be resolved"),
+    ] {
         let option = format!("--host={host}");
-        assert_refused(&scene, &["run", &option, TRUE], "--host");
-        assert_refused(&scene, &["wait", &option, "4000"], "--host");
+        for command in [
+            &["run", &option, TRUE][..],
+            &["pick", &option],
+            &["wait", &option, "4000"],
+            &["wait", "--free", &option, "4000"],
+        ] {
+            assert_refused(&scene, command, "--host");
+            assert_refused(&scene, command, why);
+        }
     }
     // TEST-NET-1 of RFC 5737: an address, but none of this machine.
     scene
@@ -540,4 +598,28 @@ fn ports_that_are_not_permitted_are_no_reason_to_wait() {
         let refused = user.portlock(&scene, args).code(FAILED);
         refused.prints_just("").warns("not permitted");
     }
+}
+
+#[test]
+fn a_misspelled_place_for_a_port_is_refused_before_anything_is_leased() {
+    let scene = Scene::new(3);
+    for (options, argument, meant) in [
+        (
+            &[][..],
+            "{port2}",
+            "there is only one, {port} (-n leases more)",
+        ),
+        (&["-n", "3"], "--x={port4}", "there are only 3"),
+        (&["--env", "HTTP"], "{HTPP}", "did you mean {HTTP}?"),
+        (&["--env=HTTP", "--env=DB"], "a{db}", "did you mean {DB}?"),
+        (&[], "{port} {Port}", "did you mean {port}?"),
+    ] {
+        let args = [&["run"], options, &["--", "echo", "{port}", argument]].concat();
+        assert_refused(&scene, &args, meant);
+        assert_refused(&scene, &args, argument);
+    }
+    // Not even where no port would be free.
+    let (_holder, _) = scene.hold(&["-n", "3"]);
+    let run = ["run", "--timeout=60", "--", "echo", "{port2}"];
+    scene.portlock(run).code(FAILED).warns("{port2}");
 }

@@ -34,11 +34,14 @@ pub(crate) fn is_no_process(pid: u32) -> bool {
     process.is_none_or(|process| test_kill_process(process) == Err(Errno::SRCH))
 }
 
+/// What the system's arguments are made of.
+pub(crate) type Unit = u8;
+
 /// An argument in the units that the system has it in, UTF-8 or not.
-pub(crate) fn units(text: &OsStr) -> Vec<u8> {
+pub(crate) fn units(text: &OsStr) -> Vec<Unit> {
     text.as_bytes().to_vec()
 }
 
-pub(crate) fn from_units(units: Vec<u8>) -> OsString {
+pub(crate) fn from_units(units: Vec<Unit>) -> OsString {
     OsString::from_vec(units)
 }

@@ -91,11 +91,14 @@ pub(crate) fn ports_in_use() -> Result<HashSet<u16>, Failure> {
     Ok(sockets.filter_map(port).collect())
 }
 
+/// What the system's arguments are made of.
+pub(crate) type Unit = u16;
+
 /// An argument in the units that the system has it in, well-formed or not.
-pub(crate) fn units(text: &OsStr) -> Vec<u16> {
+pub(crate) fn units(text: &OsStr) -> Vec<Unit> {
     text.encode_wide().collect()
 }
 
-pub(crate) fn from_units(units: Vec<u16>) -> OsString {
+pub(crate) fn from_units(units: Vec<Unit>) -> OsString {
     OsString::from_wide(&units)
 }

@@ -1,0 +1,310 @@
+//! An argument of a command, with places for ports: `{port}`, `{port2}`, `{NAME}`.
+
+use std::ffi::{OsStr, OsString};
+
+use crate::sys;
+
+/// The names of the ports that a command gets.
+#[derive(Debug)]
+pub(crate) struct Names<'a> {
+    /// Given with --env, one for each port; or none.
+    chosen: &'a [String],
+    /// Number of ports.
+    count: usize,
+    variables: Vec<(String, usize)>,
+}
+
+impl<'a> Names<'a> {
+    pub(crate) fn new(chosen: &'a [String], count: usize) -> Self {
+        let variables = if chosen.is_empty() {
+            let numbered = (0..count).map(|index| (format!("PORT_{}", index + 1), index));
+            let first = ("PORT".to_owned(), 0);
+            [first]
+                .into_iter()
+                .chain(numbered.filter(|_| count > 1))
+                .collect()
+        } else {
+            chosen.iter().cloned().zip(0..).collect()
+        };
+        Self {
+            chosen,
+            count,
+            variables,
+        }
+    }
+
+    /// The variables in which the command finds the ports, each with its port's index.
+    pub(crate) fn variables(&self) -> &[(String, usize)] {
+        &self.variables
+    }
+
+    /// The index of the port that `{word}` stands for, or `None` if the braces are the
+    /// command's own.
+    ///
+    /// # Errors
+    ///
+    /// The word was probably meant for a port. A command that got it as it is would fail in
+    /// a less obvious way, or not at all.
+    fn index(&self, word: &str) -> Result<Option<usize>, String> {
+        /// Shorter names are one letter away from too many words.
+        const SHORTEST: usize = 4;
+        if let Some((_, index)) = self.variables.iter().find(|(name, _)| name == word) {
+            return Ok(Some(*index));
+        }
+        if let Some(number) = self.number(word) {
+            let index = number.and_then(|number| number.checked_sub(1));
+            let is_ours = word.starts_with("port") && !word.contains('_');
+            let meant = match index.filter(|&index| index < self.count) {
+                Some(index) if is_ours => return Ok(Some(index)),
+                Some(0) => "did you mean {port}?".to_owned(),
+                Some(index) => format!("did you mean {{port{}}}?", index + 1),
+                None => self.how_many(),
+            };
+            return Err(format!("{{{word}}} stands for no port: {meant}"));
+        }
+        let is_word = word
+            .bytes()
+            .all(|byte| byte == b'_' || byte.is_ascii_alphanumeric());
+        let is_near = |name: &&String| {
+            name.eq_ignore_ascii_case(word)
+                || name.len() >= SHORTEST && strsim::osa_distance(name, word) <= 1
+        };
+        match self.chosen.iter().find(is_near) {
+            Some(name) if is_word => Err(format!(
+                "{{{word}}} stands for no port: did you mean {{{name}}}?"
+            )),
+            _ => Ok(None),
+        }
+    }
+
+    /// Returns the number in `port2` or, unless there are chosen names, in `PORT_2`, in any
+    /// case of letters; 1 for `port`. The inner `None` is a number too large for any port.
+    fn number(&self, word: &str) -> Option<Option<usize>> {
+        let (port, number) = word.split_at_checked("port".len())?;
+        let number = match number.strip_prefix('_') {
+            Some(digits) if self.chosen.is_empty() && !digits.is_empty() => digits,
+            _ => number,
+        };
+        let is_number = number.bytes().all(|byte| byte.is_ascii_digit());
+        (port.eq_ignore_ascii_case("port") && is_number).then(|| match number {
+            "" => Some(1),
+            number => number.parse().ok(),
+        })
+    }
+
+    fn how_many(&self) -> String {
+        let how = match self.chosen {
+            [] => "-n leases more",
+            _ => "each --env adds one",
+        };
+        match self.count {
+            1 => format!("there is only one, {{port}} ({how})"),
+            count => format!("there are only {count}, {{port1}} to {{port{count}}} ({how})"),
+        }
+    }
+}
+
+/// An argument, in which the places of ports are known.
+#[derive(Debug)]
+pub(crate) struct Template<U> {
+    parts: Vec<Part<U>>,
+}
+
+#[derive(Debug)]
+enum Part<U> {
+    Text(Vec<U>),
+    /// The port at this index.
+    Port(usize),
+}
+
+/// The argument as the system has it, UTF-8 or not.
+pub(crate) fn parse(text: &OsStr, names: &Names<'_>) -> Result<Template<sys::Unit>, String> {
+    Template::parse(&sys::units(text), names)
+        .map_err(|why| format!("in the argument {text:?}, {why}"))
+}
+
+/// The argument with the ports in their places.
+pub(crate) fn fill(template: &Template<sys::Unit>, ports: &[u16]) -> OsString {
+    sys::from_units(template.fill(ports))
+}
+
+impl<U> Template<U>
+where
+    U: Copy + PartialEq + From<u8>,
+    u8: TryFrom<U>,
+{
+    fn parse(text: &[U], names: &Names<'_>) -> Result<Self, String> {
+        let mut parts = Vec::new();
+        let mut plain: Vec<U> = Vec::new();
+        let mut rest = text;
+        while let Some((&unit, after)) = rest.split_first() {
+            // `${PORT}` is a shell's way to write a variable, and the command has that.
+            let is_brace = unit == U::from(b'{') && plain.last() != Some(&U::from(b'$'));
+            let word = is_brace.then(|| word(after)).flatten();
+            let index = match &word {
+                Some(word) => names.index(word)?,
+                None => None,
+            };
+            match (index, word) {
+                (Some(index), Some(word)) => {
+                    parts.push(Part::Text(std::mem::take(&mut plain)));
+                    parts.push(Part::Port(index));
+                    // Both braces are ASCII, and so is the word.
+                    rest = &after[word.len() + 1..];
+                }
+                _ => {
+                    plain.push(unit);
+                    rest = after;
+                }
+            }
+        }
+        parts.push(Part::Text(plain));
+        Ok(Self { parts })
+    }
+
+    fn fill(&self, ports: &[u16]) -> Vec<U> {
+        let mut filled = Vec::new();
+        for part in &self.parts {
+            match part {
+                Part::Text(text) => filled.extend(text),
+                Part::Port(index) => {
+                    let port = ports.get(*index).map(u16::to_string).unwrap_or_default();
+                    filled.extend(port.bytes().map(U::from));
+                }
+            }
+        }
+        filled
+    }
+}
+
+/// What stands before the next closing brace, if it is ASCII.
+fn word<U>(text: &[U]) -> Option<String>
+where
+    U: Copy + PartialEq + From<u8>,
+    u8: TryFrom<U>,
+{
+    let end = text.iter().position(|&unit| unit == U::from(b'}'))?;
+    let ascii = |&unit: &U| u8::try_from(unit).ok().filter(u8::is_ascii).map(char::from);
+    text[..end].iter().map(ascii).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filled<U>(text: &[U], names: &Names<'_>, ports: &[u16]) -> Result<Vec<U>, String>
+    where
+        U: Copy + PartialEq + From<u8>,
+        u8: TryFrom<U>,
+    {
+        Ok(Template::parse(text, names)?.fill(ports))
+    }
+
+    #[test]
+    fn ports_are_put_wherever_they_are_named() {
+        let ports = [4000, 4001];
+        let chosen = ["HTTP_PORT".to_owned(), "ADMIN".to_owned()];
+        let names = Names::new(&chosen, 2);
+        for (text, expected) in [
+            ("--port={port}", "--port=4000"),
+            ("{port1}{port2}", "40004001"),
+            ("{HTTP_PORT}:{ADMIN}", "4000:4001"),
+            ("{x} {} {", "{x} {} {"),
+            ("{{port}}", "{4000}"),
+            ("{\"a\": {port}}", "{\"a\": 4000}"),
+            ("${port} ${PORT} ${ADMIN}", "${port} ${PORT} ${ADMIN}"),
+            ("$ {port}", "$ 4000"),
+            ("", ""),
+        ] {
+            let template = parse(OsStr::new(text), &names).expect(text);
+            assert_eq!(fill(&template, &ports), OsStr::new(expected));
+        }
+        // Neither UTF-8 nor UTF-16.
+        let names = Names::new(&[], 1);
+        let bytes = filled(b"\xff{port}\xfe{\xc3}", &names, &ports).expect("valid");
+        assert_eq!(bytes, b"\xff4000\xfe{\xc3}");
+        let text = |text: &str| [&[0xd800], &text.encode_utf16().collect::<Vec<_>>()[..]].concat();
+        let units = filled(&text("{port}"), &names, &ports).expect("valid");
+        assert_eq!(units, text("4000"));
+    }
+
+    #[test]
+    fn a_name_that_was_probably_meant_for_a_port_is_an_error() {
+        let check = |word: &str, chosen: &[&str], count: usize| -> Option<String> {
+            let chosen: Vec<String> = chosen.iter().map(|&name| name.to_owned()).collect();
+            let names = Names::new(&chosen, count);
+            let argument = format!("--x={{{word}}}");
+            let error = parse(OsStr::new(&argument), &names).err()?;
+            let start =
+                format!("in the argument \"--x={{{word}}}\", {{{word}}} stands for no port: ");
+            let meant = error.strip_prefix(&start);
+            Some(meant.unwrap_or_else(|| panic!("{error}")).to_owned())
+        };
+        let one = "there is only one, {port} (-n leases more)";
+        let three = "there are only 3, {port1} to {port3} (-n leases more)";
+        for (word, chosen, count, meant) in [
+            ("port2", &[][..], 1, one),
+            ("port0", &[], 1, one),
+            ("PORT_2", &[], 1, one),
+            ("PORT_1", &[], 1, "did you mean {port}?"),
+            ("port99999999999999999999", &[], 1, one),
+            ("port4", &[], 3, three),
+            ("PORT_4", &[], 3, three),
+            ("Port", &[], 1, "did you mean {port}?"),
+            ("Port2", &[], 2, "did you mean {port2}?"),
+            ("port_2", &[], 2, "did you mean {port2}?"),
+            ("PORT", &["HTTP"], 1, "did you mean {port}?"),
+            (
+                "port2",
+                &["HTTP"],
+                1,
+                "there is only one, {port} (each --env adds one)",
+            ),
+            // A wrong letter, two that are exchanged, one too many, one missing, the case.
+            ("HTPP", &["DB", "HTTP"], 2, "did you mean {HTTP}?"),
+            ("HTPT", &["DB", "HTTP"], 2, "did you mean {HTTP}?"),
+            ("HTTPS", &["DB", "HTTP"], 2, "did you mean {HTTP}?"),
+            ("HTP", &["DB", "HTTP"], 2, "did you mean {HTTP}?"),
+            ("http", &["DB", "HTTP"], 2, "did you mean {HTTP}?"),
+            ("db", &["DB", "HTTP"], 2, "did you mean {DB}?"),
+        ] {
+            assert_eq!(check(word, chosen, count).as_deref(), Some(meant), "{word}");
+        }
+        for (word, chosen) in [
+            ("", &[][..]),
+            ("x", &[]),
+            ("print", &[]),
+            ("sort", &[]),
+            ("ports", &[]),
+            ("port_", &[]),
+            ("port-2", &[]),
+            ("portx", &[]),
+            ("HOST", &[]),
+            ("PORTS", &[]),
+            ("PORT_2", &["HTTP"]),
+            ("HOST", &["HTTP"]),
+            ("HTTP ", &["HTTP"]),
+            ("HT-P", &["HTTP"]),
+            ("a", &["A1"]),
+            ("DC", &["DB"]),
+            ("APP", &["API"]),
+            ("größe", &["grosse"]),
+        ] {
+            assert_eq!(check(word, chosen, chosen.len().max(1)), None, "{word}");
+        }
+        // A name that is one letter away from another one is itself.
+        assert_eq!(check("HTTPS", &["HTTP", "HTTPS"], 2), None);
+    }
+
+    #[test]
+    fn one_port_has_one_variable_and_several_have_numbers_too() {
+        let names = |chosen: &[String], count| -> Vec<String> {
+            let names = Names::new(chosen, count);
+            let variables = names.variables().iter();
+            variables.map(|(name, _)| name.clone()).collect()
+        };
+        assert_eq!(names(&[], 1), ["PORT"]);
+        assert_eq!(names(&[], 2), ["PORT", "PORT_1", "PORT_2"]);
+        assert_eq!(names(&["A".to_owned()], 1), ["A"]);
+    }
+}

@@ -42,17 +42,23 @@ pub(crate) fn print_json(value: &serde_json::Value) -> Result<(), Failure> {
     print(&json_text(value))
 }
 
-/// The value as JSON that a terminal cannot be driven by: the controls that JSON
-/// itself lets through, DEL and U+0080 to U+009F, are escaped too. They can stand
-/// in strings only, where that means the same (RFC 8259, section 7).
+/// The value as JSON that neither drives a terminal nor misleads its reader: characters
+/// that cannot be seen, change the direction of text or combine with others are escaped
+/// too. They occur in strings only, where the escape means the same (RFC 8259, section 7).
 pub(crate) fn json_text(value: &serde_json::Value) -> String {
     let mut text = String::new();
     for c in format!("{value:#}\n").chars() {
-        match c {
-            '\u{7f}'..='\u{9f}' => {
-                let _ = write!(text, "\\u{:04x}", u32::from(c));
+        // Of ASCII, JSON itself escapes all but DEL.
+        let is_plain = match c.is_ascii() {
+            true => c != '\u{7f}',
+            false => c.escape_debug().len() == 1,
+        };
+        if is_plain {
+            text.push(c);
+        } else {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                let _ = write!(text, "\\u{unit:04x}");
             }
-            c => text.push(c),
         }
     }
     text

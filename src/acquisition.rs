@@ -2,7 +2,7 @@
 
 use std::{
     borrow::Cow,
-    collections::HashMap,
+    collections::BTreeMap,
     mem,
     net::{IpAddr, TcpListener},
     path::Path,
@@ -156,10 +156,14 @@ impl Acquisition<'_> {
             return Ok(Vec::new());
         }
         if n > self.ports.len() {
-            return Err(self.too_few(&format!("{n} ports")));
+            let has = format!("has only {}", self.ports.len());
+            return Err(self.too_few(&format!("{n} ports"), &has));
         }
         self.repeat(
-            || format!("no {n} free ports in {}", self.ports.brief()),
+            || match n {
+                1 => format!("no free port in {}", self.ports.brief()),
+                n => format!("fewer than {n} ports are free in {}", self.ports.brief()),
+            },
             |pass| {
                 let take = |port| self.attempt(pass, port, &finish);
                 if !pass.looks_first {
@@ -179,12 +183,19 @@ impl Acquisition<'_> {
         let Some(last) = n.checked_sub(1) else {
             return Ok(Vec::new());
         };
-        let what = format!("{n} contiguous ports");
         let starts = match u16::try_from(last) {
             Ok(last) => self.ports.starts_of_blocks(last),
             Err(_) => PortSet::default(),
         };
         let offsets: Vec<u16> = (0..=u16::MAX).take(n).collect();
+        if starts.is_empty() {
+            let has = format!("has no {n} in a row");
+            return Err(self.too_few(&format!("{n} contiguous ports"), &has));
+        }
+        let what = match n {
+            1 => "no free port".to_owned(),
+            n => format!("no {n} contiguous free ports"),
+        };
         self.group(&starts, &offsets, &what)
     }
 
@@ -194,66 +205,72 @@ impl Acquisition<'_> {
             return Ok(Vec::new());
         };
         if let Some(twice) = (1..offsets.len()).find(|&i| offsets[..i].contains(&offsets[i])) {
-            let message = format!("offset {} was given twice: {offsets:?}", offsets[twice]);
+            let offset = offsets[twice];
+            let message = format!("the offset {offset} was given twice, in {offsets:?}");
             return Err(Error::new(ErrorKind::InvalidPorts, message));
         }
         let too_high = match (u16::MAX - largest).checked_add(1) {
             Some(first) => PortSet::from(first..),
             None => PortSet::default(),
         };
-        let what = format!("ports with the offsets {offsets:?}");
-        self.group(&self.ports.difference(&too_high), offsets, &what)
+        let bases = self.ports.difference(&too_high);
+        if bases.is_empty() {
+            let ports = self.ports.brief();
+            let message =
+                format!("the offset {largest} leads beyond port 65535 from every port in {ports}");
+            return Err(Error::new(ErrorKind::InvalidPorts, message));
+        }
+        let what = format!("no free ports at the offsets {offsets:?} from any port");
+        self.group(&bases, offsets, &what)
     }
 
     /// Leases the ports at all `offsets` from one of `bases`; none of them may
     /// be beyond 65535.
     fn group(&self, bases: &PortSet, offsets: &[u16], what: &str) -> Result<Vec<FreePort>> {
-        if bases.is_empty() {
-            return Err(self.too_few(what));
-        }
         let all = self.repeat(
-            || format!("no free {what} in {}", self.ports.brief()),
+            || format!("{what} in {}", self.ports.brief()),
             |pass| {
-                // Neighbouring bases share ports: one that was missed need not
-                // be tried again for each of them.
-                let mut missed = HashMap::new();
-                search(bases, pass.order, |base| {
+                // Neighboring bases share ports: one that was missed need not be tried
+                // again for each of them, and is counted once.
+                let mut missed = BTreeMap::new();
+                let found = search(bases, pass.order, |base| {
                     let ports = offsets.iter().map(|offset| base + offset);
-                    if let Some(miss) = ports.clone().find_map(|port| missed.get(&port)) {
+                    let is_final = |miss: &&Miss| **miss != Miss::Leftover;
+                    let known = |port| missed.get(&port).filter(is_final);
+                    if let Some(miss) = ports.clone().find_map(known) {
                         return Ok(Err(*miss));
                     }
-                    let mut note = |port, miss| {
-                        if miss != Miss::Leftover {
-                            missed.insert(port, miss);
-                        }
+                    let note = |missed: &mut BTreeMap<u16, Miss>, port, miss| {
+                        missed.insert(port, miss);
                         Ok(Err(miss))
                     };
                     if pass.looks_first {
                         for port in ports.clone() {
                             if let Err(miss) = self.look(pass, port)? {
-                                return note(port, miss);
+                                return note(&mut missed, port, miss);
                             }
                         }
                     }
                     let mut all = Vec::with_capacity(offsets.len());
                     for port in ports {
                         match self.attempt(pass, port, |probe| self.settle(probe))? {
-                            Ok(taken) => all.push(taken),
-                            Err(miss) => return note(port, miss),
+                            Ok(taken) => {
+                                missed.remove(&port);
+                                all.push(taken);
+                            }
+                            Err(miss) => return note(&mut missed, port, miss),
                         }
                     }
                     Ok(Ok(all))
-                })
+                })?;
+                Ok(found.map_err(|_| missed.into_values().collect()))
             },
         )?;
         Ok(all.into_iter().map(|taken| self.lease(taken)).collect())
     }
 
-    fn too_few(&self, what: &str) -> Error {
-        let message = format!(
-            "{what} were asked for, and {} cannot have them",
-            self.ports.brief()
-        );
+    fn too_few(&self, what: &str, has: &str) -> Error {
+        let message = format!("{what} were asked for, but {} {has}", self.ports.brief());
         Error::new(ErrorKind::InvalidPorts, message)
     }
 

@@ -36,8 +36,9 @@ struct Inner {
 
 /// How many ports could not be leased, by reason: [`Error::exhaustion`].
 ///
-/// Where several ports were wanted together, it counts the places that were
-/// tried for them.
+/// A port is counted once, also where several ports were wanted together. Ports that
+/// were not tried, because one that was wanted with them could not be leased, are not
+/// counted.
 ///
 /// # Examples
 ///

@@ -85,6 +85,16 @@ pub(crate) struct Exhausted {
 /// Number of holders named in a message.
 const EXAMPLES: usize = 4;
 
+impl FromIterator<Miss> for Exhausted {
+    fn from_iter<I: IntoIterator<Item = Miss>>(misses: I) -> Self {
+        let mut exhausted = Self::default();
+        for miss in misses {
+            exhausted.count(miss);
+        }
+        exhausted
+    }
+}
+
 impl Exhausted {
     fn count(&mut self, miss: Miss) {
         match miss {
@@ -163,7 +173,7 @@ impl Exhausted {
             ));
         }
         if counts.not_enough > 0 {
-            reasons.push(format!("only {} free", counts.not_enough));
+            reasons.push(format!("{} free", counts.not_enough));
         }
         let message = format!("{headline}: {}", reasons.join(", "));
         Error::new(kind, message).with_exhaustion(counts)

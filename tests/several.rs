@@ -23,6 +23,11 @@ fn builder(dir: &str, ports: impl Into<PortSet>) -> Builder {
     FreePort::builder().ports(ports).lock_dir(dir)
 }
 
+/// The block as messages name it.
+fn set(block: &Block) -> String {
+    PortSet::from(block.ports.clone()).to_string()
+}
+
 fn numbers(ports: &[FreePort]) -> Vec<u16> {
     ports.iter().map(FreePort::port).collect()
 }
@@ -57,16 +62,20 @@ fn many_are_all_or_none() {
     drop(all);
 
     let held = builder.acquire_many(4).expect("four are free");
-    let message = "no 7 free ports in";
+    let message = "fewer than 7 ports are free in";
     assert_error(builder.acquire_many(7), ErrorKind::Exhausted, message);
     assert_error(builder.acquire_many(7), ErrorKind::Exhausted, "4 leased");
-    assert_error(builder.acquire_many(7), ErrorKind::Exhausted, "only 6 free");
+    assert_error(builder.acquire_many(7), ErrorKind::Exhausted, "), 6 free");
     assert_free(&builder, 6);
     drop(held);
     assert_free(&builder, 10);
 
     let too_many = builder.acquire_many(11);
-    assert_error(too_many, ErrorKind::InvalidPorts, "11 ports");
+    let message = format!("11 ports were asked for, but {} has only 10", set(&block));
+    assert_error(too_many, ErrorKind::InvalidPorts, &message);
+    let _all = builder.acquire_many(10).expect("ten are free");
+    let message = format!("no free port in {}: 10 leased", set(&block));
+    assert_error(builder.acquire_many(1), ErrorKind::Exhausted, &message);
     assert!(
         builder
             .acquire_many(0)
@@ -157,8 +166,15 @@ fn a_block_is_contiguous_and_in_the_set() {
     assert_eq!(numbers(&nine), (first + 5..first + 14).collect::<Vec<_>>());
     drop(nine);
     let ten = builder.acquire_block(10);
-    let message = "no free 10 contiguous ports in";
-    assert_error(ten, ErrorKind::Exhausted, message);
+    // Each port counts once, though many places for 10 have it.
+    let counted = "2 bound by other programs";
+    let message = format!("no 10 contiguous free ports in {}: {counted}", set(&block));
+    assert_error(ten, ErrorKind::Exhausted, &message);
+    let held = builder.acquire_many(18).expect("18 are free");
+    let message = format!("no free port in {}: 18 leased (", set(&block));
+    let one = builder.acquire_block(1);
+    assert_error(one, ErrorKind::Exhausted, &message);
+    drop(held);
     assert_free(&builder, 18);
     drop(busy);
     assert_eq!(builder.acquire_block(20).expect("all are free").len(), 20);
@@ -171,7 +187,10 @@ fn a_block_is_contiguous_and_in_the_set() {
     );
     let holed = PortSet::from(block.ports.clone()).difference(&(first + 10..=first + 10).into());
     let builder = builder.ports(holed);
-    let message = "11 contiguous ports were asked for";
+    let message = "11 contiguous ports were asked for, but ";
+    let eleven = builder.acquire_block(11);
+    assert_error(eleven, ErrorKind::InvalidPorts, message);
+    let message = " has no 11 in a row";
     let eleven = builder.acquire_block(11);
     assert_error(eleven, ErrorKind::InvalidPorts, message);
     let far_too_many = builder.acquire_block(usize::MAX);
@@ -195,7 +214,11 @@ fn offsets_are_leased_together_or_not_at_all() {
     let other = bases.acquire_offsets(&[10, 0]).expect("free");
     assert_eq!(other[0].port(), other[1].port() + 10);
     let none = bases.acquire_offsets(&[0, 10]);
-    assert_error(none, ErrorKind::Exhausted, "2 leased");
+    let message = format!(
+        "no free ports at the offsets [0, 10] from any port in {first}-{}: 2 leased ({first} by",
+        first + 1
+    );
+    assert_error(none, ErrorKind::Exhausted, &message);
     drop((pair, other));
 
     let busy = [first + 10, first + 11].map(|port| bind_strictly(port).expect("free"));
@@ -205,10 +228,12 @@ fn offsets_are_leased_together_or_not_at_all() {
     drop(busy);
 
     let kind = ErrorKind::InvalidPorts;
-    assert_error(bases.acquire_offsets(&[0, 5, 0]), kind, "twice");
+    let message = "the offset 0 was given twice, in [0, 5, 0]";
+    assert_error(bases.acquire_offsets(&[0, 5, 0]), kind, message);
     assert_error(bases.acquire_offsets(&[u16::MAX]), kind, "65535");
     let top = all.clone().ports(65_535..);
-    assert_error(top.acquire_offsets(&[0, 1]), kind, "cannot have them");
+    let message = "the offset 1 leads beyond port 65535 from every port in 65535";
+    assert_error(top.acquire_offsets(&[0, 1]), kind, message);
     assert!(bases.acquire_offsets(&[]).expect("nothing").is_empty());
 }
 

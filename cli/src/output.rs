@@ -49,9 +49,10 @@ pub(crate) fn json_text(value: &serde_json::Value) -> String {
     let mut text = String::new();
     for c in format!("{value:#}\n").chars() {
         // Of ASCII, JSON itself escapes all but DEL.
-        let is_plain = match c.is_ascii() {
-            true => c != '\u{7f}',
-            false => c.escape_debug().len() == 1,
+        let is_plain = if c.is_ascii() {
+            c != '\u{7f}'
+        } else {
+            c.escape_debug().len() == 1
         };
         if is_plain {
             text.push(c);

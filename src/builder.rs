@@ -438,7 +438,8 @@ impl Builder {
         let protocol = self.endpoints.protocol;
         if hosts.len() > 1 || protocol != Protocol::Tcp {
             let message = format!(
-                "a listener has one host and TCP, asked for were {hosts:?} and {protocol:?}"
+                "a listener has one host and TCP, but the builder names the hosts {hosts:?} and \
+                 {protocol:?}"
             );
             return Err(Error::new(ErrorKind::Unsupported, message));
         }

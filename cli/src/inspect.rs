@@ -137,8 +137,13 @@ pub(crate) fn release(args: &Release, dir: Option<&Path>) -> Result<u8, Failure>
 
 pub(crate) fn clean(dir: Option<&Path>) -> Result<u8, Failure> {
     let cleaned = LockDir::locate(dir)?.clean()?;
+    let files = if cleaned.removed == 1 {
+        "file"
+    } else {
+        "files"
+    };
     print(&format!(
-        "{} lock files removed, {} kept\n",
+        "{} lock {files} removed, {} kept\n",
         cleaned.removed, cleaned.kept
     ))?;
     Ok(0)

@@ -74,7 +74,7 @@ pub(crate) fn run(args: &Run, dir: Option<&Path>) -> Result<u8, Failure> {
     }
     if args.listen && !sys::PASSES_LISTENERS {
         let message = format!(
-            "run --listen is not there on {}: a command cannot be given listening sockets",
+            "run --listen does not work on {}, where a command cannot inherit listening sockets",
             env::consts::OS
         );
         return Err(Failure::new(FAILED, message));

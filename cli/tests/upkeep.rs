@@ -348,7 +348,7 @@ fn clean_removes_what_nobody_leases() {
     }
     scene.portlock(["release", &picked]).code(0);
     let clean = scene.portlock(["clean"]).code(0);
-    clean.prints_just("1 lock files removed, 1 kept\n");
+    clean.prints_just("1 lock file removed, 1 kept\n");
 }
 
 // ---------------------------------------------------------------------------

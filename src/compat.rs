@@ -288,8 +288,9 @@ pub fn add_reserved_port(port: u16) -> Result<()> {
 /// Whether a port is free for TCP and UDP, and leased by nobody: portpicker's
 /// `is_port_free(port)`.
 ///
-/// The answer may be wrong a moment later. To make use of it, lease the port:
-/// [`FreePort::try_new`] finds out the same, and keeps it.
+/// The answer may be wrong a moment later. To use the port, lease it:
+/// [`Builder::try_acquire`] with [`Protocol::TcpAndUdp`] determines the same, and keeps the
+/// port.
 ///
 /// # Errors
 ///

@@ -354,7 +354,7 @@ mod tests {
         let (_dir, dir) = lock_dir();
         let ports = PortSet::from(23..=23);
         let held = hold(&dir, 23);
-        let mut waiting = Waiting::new(&dir, &ports);
+        let mut waiting = Waiting::new(Some(&dir), &ports);
         assert!(matches!(
             waiting.wait(Duration::ZERO, Duration::MAX),
             Woken::Due

@@ -13,7 +13,10 @@ use std::{
     sync::Mutex,
 };
 
-use common::{Parent, Peer, command, have_strace, lock_dir, run_child, start_in_namespace, text};
+use common::{
+    Parent, Peer, am_root, command, have_strace, lock_dir, open_copy, run_child,
+    start_in_namespace, text,
+};
 use portlock::{PortSet, ephemeral_port_range};
 
 const DIR: &str = "/proc/sys/net/ipv4";
@@ -195,6 +198,49 @@ fn settings_that_are_missing_or_empty_have_the_kernels_defaults() {
         said.assert_defaults();
         said.assert_one_warning_of(EPHEMERAL, "empty");
         assert_eq!(said.warnings.len(), 1, "{:?}", said.warnings);
+    }
+}
+
+#[test]
+fn the_first_port_for_ordinary_users_has_a_default_too() {
+    if !am_root() {
+        eprintln!("left out: only root can prepare the namespace of another user");
+        return;
+    }
+    let (_dir, copy) = open_copy();
+    for (hide, first) in [
+        ("true", 3000),
+        (&*format!("mount -t tmpfs none {DIR}"), 1024),
+    ] {
+        let script = format!("echo 3000 > {UNPRIVILEGED} && {hide} && exec \"$0\" \"$@\"");
+        let prefix = [
+            "unshare",
+            "--net",
+            "--mount",
+            "sh",
+            "-c",
+            &script,
+            "setpriv",
+            "--reuid",
+            "65534",
+            "--regid",
+            "65534",
+            "--clear-groups",
+        ];
+        let said = Said::by(Peer::start_command(command(
+            &prefix,
+            &copy,
+            "settings",
+            &[],
+        )));
+        assert!(
+            said.ports.starts_with(&format!("{first}-")),
+            "{}",
+            said.ports
+        );
+        if first == 1024 {
+            said.assert_one_warning_of(UNPRIVILEGED, "No such file");
+        }
     }
 }
 

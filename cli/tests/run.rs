@@ -427,10 +427,15 @@ fn a_port_is_to_be_free_on_every_address_or_those_named() {
         (&["--host=127.0.0.1", "--host=127.0.0.2"], false),
         (&["--listen"], false),
         (&["--listen", "--host=127.0.0.1"], true),
+        (&["--host=localhost"], true),
     ] {
         assert_eq!(is_free(&scene, options), free, "{options:?}");
     }
     drop(server);
+    // A name means all its addresses, and localhost has this one everywhere.
+    let _server = TcpListener::bind(("127.0.0.1", scene.port())).expect("a free port");
+    assert!(!is_free(&scene, &["--host=localhost"]));
+    assert!(is_free(&scene, &["--host=127.0.0.2"]));
 }
 
 #[test]

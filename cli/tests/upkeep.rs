@@ -213,8 +213,11 @@ fn a_port_is_to_be_free_on_the_address_that_is_named() {
     wait(&["--host=127.0.0.2"]).code(TIMED_OUT).warns("1 bound");
     if !is_wine("who listens on one address keeps others from the wildcard address") {
         wait(&["--host=127.0.0.1"]).code(0);
+        wait(&["--host=localhost"]).code(0);
     }
     drop(server);
+    let _server = TcpListener::bind(("127.0.0.1", scene.port())).expect("a free port");
+    wait(&["--host=localhost"]).code(TIMED_OUT).warns("1 bound");
 }
 
 #[test]

@@ -12,6 +12,10 @@ use common::{Block, LONG, Parent, assert_error, lock_dir, run_child};
 #[cfg(target_os = "linux")]
 use common::{Peer, command, have_strace, text};
 use portlock::{ErrorKind, FreePort, wait_until_listening};
+use serial_test::serial;
+
+// Serial, for a child that another test is just starting has a duplicate of each listener
+// until it executes its program.
 
 #[test]
 fn child() {
@@ -43,6 +47,7 @@ fn has_ipv6() -> bool {
 }
 
 #[test]
+#[serial]
 fn a_lease_without_a_host_has_its_server_on_either_loopback_address() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let builder = FreePort::builder()
@@ -76,6 +81,7 @@ fn a_lease_without_a_host_has_its_server_on_either_loopback_address() {
 }
 
 #[test]
+#[serial]
 fn a_name_stands_for_all_its_addresses() {
     let block = Block::new(1);
     let name = ("localhost", block.first());
@@ -96,6 +102,7 @@ fn a_name_stands_for_all_its_addresses() {
 // With strace.
 #[cfg(target_os = "linux")]
 #[test]
+#[serial]
 fn errors_that_pass_are_waited_through_and_told() {
     if !have_strace() {
         return;

@@ -76,18 +76,19 @@ fn without_a_host_a_server_on_either_loopback_address_counts() {
 
 #[test]
 fn several_ports_are_waited_for_together() {
-    let scene = Scene::new(3);
-    let ports: Vec<String> = scene.ports().map(|port| port.to_string()).collect();
+    let scene = Scene::new(5);
+    let all: Vec<String> = scene.ports().map(|port| port.to_string()).collect();
+    let ports = &all[..3];
     let wait = |options: &[&str], ports: &[String]| {
         let ports: Vec<&str> = ports.iter().map(String::as_str).collect();
         scene.program([&["wait"], options, &ports[..]].concat())
     };
     let listen = |n: usize| TcpListener::bind(("127.0.0.1", scene.port() + n as u16));
     // Whichever comes last.
-    let mut waiting = Running::start(wait(&["--timeout=60"], &ports));
-    let third = listen(2).expect("a free port");
-    let first = listen(0).expect("a free port");
-    let missing = answer(wait(&["--timeout=0"], &ports)).code(TIMED_OUT);
+    let mut waiting = Running::start(wait(&["--timeout=60"], ports));
+    let _third = listen(2).expect("a free port");
+    let _first = listen(0).expect("a free port");
+    let missing = answer(wait(&["--timeout=0"], ports)).code(TIMED_OUT);
     assert!(missing.err().contains(&format!("127.0.0.1:{}", ports[1])));
     assert!(!missing.err().contains(&ports[0]) && !missing.err().contains(&ports[2]));
     assert!(!waiting.has_ended());
@@ -95,8 +96,8 @@ fn several_ports_are_waited_for_together() {
     assert!(waiting.wait().success());
 
     // All that are missing are named, and the time is for all together.
-    drop((first, third));
-    let missing = answer(wait(&["--timeout=50ms"], &ports)).code(TIMED_OUT);
+    let ports = &[all[3].clone(), all[1].clone(), all[4].clone()];
+    let missing = answer(wait(&["--timeout=50ms"], ports)).code(TIMED_OUT);
     // For the last one there was no time left.
     assert_eq!(
         missing.err().matches(" after ").count(),
@@ -115,10 +116,10 @@ fn several_ports_are_waited_for_together() {
 
     // In the same way until all are free.
     let (holder, held) = scene.hold(&["--ports", &ports[2]]);
-    let busy = answer(wait(&["--free", "--timeout=0"], &ports)).code(TIMED_OUT);
+    let busy = answer(wait(&["--free", "--timeout=0"], ports)).code(TIMED_OUT);
     busy.warns(&format!("no free port in {}: 1 bound", ports[1]))
         .warns(&format!("no free port in {held}: 1 leased"));
-    let mut waiting = Running::start(wait(&["--free", "--timeout=60"], &ports));
+    let mut waiting = Running::start(wait(&["--free", "--timeout=60"], ports));
     drop(second);
     holder.kill();
     assert!(waiting.wait().success());

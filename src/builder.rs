@@ -12,6 +12,7 @@ use crate::{
     bindfree::{Endpoints, Protocol},
     error::{Error, ErrorKind, Result},
     freeport::FreePort,
+    lock_dir,
     ports::PortSet,
     process,
     system_ports::ephemeral_port_range,
@@ -245,13 +246,16 @@ impl Builder {
         self
     }
 
-    /// The lock directory, which must exist. Only callers that use the same
-    /// one exclude each other.
+    /// Sets the lock directory, which must exist. Only callers that use the same
+    /// directory exclude each other. A relative path is resolved by this call, against
+    /// the working directory.
     ///
-    /// By default it is the one named by the environment variable
-    /// `PORTLOCK_DIR`, which must exist too, or else this user's own:
-    /// `portlock` in the runtime directory (`XDG_RUNTIME_DIR`, or `/run/user/<uid>`),
-    /// or else `/tmp/portlock-<uid>`.
+    /// Without it, the environment variable `PORTLOCK_DIR` names the directory, which must
+    /// exist too. Without that, it is the default directory: `/run/portlock` if root has
+    /// created it with mode 1777, for all users of the machine, else this user's own,
+    /// `/tmp/portlock-<uid>`, which is created if it is missing. If there is no `/tmp`, it is
+    /// `portlock` in the runtime directory that `XDG_RUNTIME_DIR` names. The default does not
+    /// depend on the user's session: a service, a cron job and a login shell come to the same.
     ///
     /// The directory must be this user's and writable by nobody else, or
     /// sticky (mode 1777) and owned by root or this user. Its last component
@@ -259,11 +263,11 @@ impl Builder {
     ///
     /// # Platform-specific behavior
     ///
-    /// That is so on Linux. macOS has no runtime directories. On Windows this user's own
-    /// is `portlock` in the local application data, which no environment variable
-    /// moves; any directory is trusted that is no symbolic link or other reparse point.
-    /// Its access control list is left as it is, for one that was made as it is
-    /// inherited, which by default lets in nobody but this user and administrators.
+    /// This describes Linux. On macOS the default directory is
+    /// `~/Library/Application Support/portlock`. On Windows it is `.portlock` in the user's
+    /// profile, and any directory is trusted that is not a symbolic link or another reparse
+    /// point. Its access control list is not changed; a directory that is created inherits
+    /// its list, which by default lets in nobody but this user and administrators.
     ///
     /// # Examples
     ///
@@ -276,7 +280,7 @@ impl Builder {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn lock_dir(mut self, path: impl Into<PathBuf>) -> Self {
-        self.lock_dir = Some(path.into());
+        self.lock_dir = Some(lock_dir::absolute(path.into()));
         self
     }
 

@@ -2,6 +2,8 @@
 
 use std::{fmt, io};
 
+use crate::lock_dir::USE_VARIABLE;
+
 /// The result of every fallible call of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -31,6 +33,8 @@ struct Inner {
     kind: ErrorKind,
     message: String,
     cause: Option<io::Error>,
+    /// What to do about it, where that is known.
+    hint: &'static str,
     exhaustion: Option<Exhaustion>,
 }
 
@@ -104,6 +108,7 @@ impl Error {
             kind,
             message: message.into(),
             cause: None,
+            hint: "",
             exhaustion: None,
         }))
     }
@@ -114,12 +119,30 @@ impl Error {
         message: impl Into<String>,
         cause: impl Into<io::Error>,
     ) -> Self {
+        let cause = cause.into();
+        let hint = match (kind, cause.kind()) {
+            (ErrorKind::LockDir, io::ErrorKind::PermissionDenied)
+            | (
+                ErrorKind::LockDir | ErrorKind::Lock,
+                io::ErrorKind::ReadOnlyFilesystem
+                | io::ErrorKind::StorageFull
+                | io::ErrorKind::QuotaExceeded,
+            ) => USE_VARIABLE,
+            _ => "",
+        };
         Self(Box::new(Inner {
             kind,
             message: message.into(),
-            cause: Some(cause.into()),
+            cause: Some(cause),
+            hint,
             exhaustion: None,
         }))
+    }
+
+    /// The same error, with what to do about it.
+    pub(crate) fn with_hint(mut self, hint: &'static str) -> Self {
+        self.0.hint = hint;
+        self
     }
 
     /// The same error, as that of `origin`.
@@ -164,9 +187,12 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0.message)?;
-        match &self.0.cause {
-            Some(cause) => write!(f, ": {cause}"),
-            None => Ok(()),
+        if let Some(cause) = &self.0.cause {
+            write!(f, ": {cause}")?;
+        }
+        match self.0.hint {
+            "" => Ok(()),
+            hint => write!(f, " ({hint})"),
         }
     }
 }

@@ -21,11 +21,17 @@ use std::{
 use crate::{
     error::{Error, ErrorKind, Result},
     owner::since_1970,
-    sys::dir::{self as sys, User},
+    sys::{
+        default_dir,
+        dir::{self as sys, User},
+    },
 };
 
 /// The environment variable that names the lock directory.
 pub(crate) const VARIABLE: &str = "PORTLOCK_DIR";
+
+/// What to do where the default directory cannot be used.
+pub(crate) const USE_VARIABLE: &str = "set PORTLOCK_DIR to a directory that can be written to";
 
 /// How long a directory that was found trustworthy is used without another look.
 const RECHECK: Duration = Duration::from_millis(100);
@@ -80,12 +86,16 @@ pub enum Origin {
     Given,
     /// The environment variable `PORTLOCK_DIR` names it.
     Variable,
-    /// It is in the user's runtime directory.
+    /// It is `/run/portlock`, which root has created for all users, on Linux.
+    Machine,
+    /// It is this user's own in `/tmp`, on Linux.
+    Tmp,
+    /// It is in this user's runtime directory because there is no `/tmp`, on Linux.
     RuntimeDir,
-    /// The user has no runtime directory.
-    Fallback,
-    /// It is in the user's local data directory, on Windows.
+    /// It is in this user's local data directory, on macOS.
     LocalData,
+    /// It is in this user's profile, on Windows.
+    Home,
 }
 
 impl fmt::Display for Origin {
@@ -93,9 +103,11 @@ impl fmt::Display for Origin {
         f.write_str(match self {
             Self::Given => "named by the caller",
             Self::Variable => "named by PORTLOCK_DIR",
-            Self::RuntimeDir => "in this user's runtime directory",
-            Self::Fallback => "this user has no runtime directory",
+            Self::Machine => "created by root for all users",
+            Self::Tmp => "this user's own in /tmp",
+            Self::RuntimeDir => "in this user's runtime directory, because there is no /tmp",
             Self::LocalData => "in this user's local data directory",
+            Self::Home => "in this user's profile",
         })
     }
 }
@@ -129,6 +141,34 @@ impl LockDir {
                 open: None,
             },
         })
+    }
+
+    /// Returns every path at which a caller of this user may have its default directory, in
+    /// whatever session it runs and whatever root creates, or had it by earlier rules.
+    ///
+    /// Callers with different default directories do not exclude each other. With these
+    /// paths, a program can say whether that happens.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use portlock::{LeaseState, LockDir};
+    ///
+    /// let own = LockDir::locate(None)?;
+    /// for path in LockDir::default_paths() {
+    ///     let Ok(other) = LockDir::locate(Some(&path)) else {
+    ///         continue; // There is none.
+    ///     };
+    ///     let is_live = |lease: &portlock::Lease| lease.state != LeaseState::Stale;
+    ///     if path != own.path() && other.leases()?.iter().any(is_live) {
+    ///         println!("ports are leased in {} too", path.display());
+    ///     }
+    /// }
+    /// # Ok::<(), portlock::Error>(())
+    /// ```
+    #[must_use]
+    pub fn default_paths() -> Vec<PathBuf> {
+        default_dir::default_dirs(sys::user())
     }
 
     /// Returns where it is.
@@ -209,8 +249,25 @@ enum Located {
     Missing { path: PathBuf, origin: Origin },
 }
 
+/// Returns the path that a relative one is now, so that it stays the same directory when the
+/// working directory changes. Returns it as it is if it is none: opening it will say why.
+pub(crate) fn absolute(path: PathBuf) -> PathBuf {
+    if path.is_absolute() {
+        return path;
+    }
+    std::path::absolute(&path).unwrap_or(path)
+}
+
 fn locate(chosen: Option<&Path>, now: Duration, default: Missing) -> Result<Located> {
     let user = sys::user();
+    let was_relative;
+    let chosen = match chosen {
+        Some(path) if path.is_relative() => {
+            was_relative = absolute(path.to_owned());
+            Some(&*was_relative)
+        }
+        chosen => chosen,
+    };
     let variable = match chosen {
         Some(_) => None,
         // As in the XDG base directory specification, empty means unset.
@@ -237,7 +294,7 @@ fn locate(chosen: Option<&Path>, now: Duration, default: Missing) -> Result<Loca
         // directory of its own, in which every port is free.
         Some((origin, path)) => open(path, Missing::Refuse, origin, user)?,
         None => {
-            let (path, origin) = sys::default_path(user)?;
+            let (path, origin) = default_dir::default_dir(user)?;
             open(&path, default, origin, user)?
         }
     };
@@ -313,8 +370,8 @@ fn open(path: &Path, missing: Missing, origin: Origin, user: User) -> Result<Loc
     Ok(Located::Open(OpenDir { dir }))
 }
 
-pub(crate) fn cannot(operation: &str, path: &Path, hint: &str, cause: io::Error) -> Error {
-    let message = format!("cannot {operation} lock directory {}{hint}", path.display());
+pub(crate) fn cannot(operation: &str, path: &Path, cause: io::Error) -> Error {
+    let message = format!("cannot {operation} lock directory {}", path.display());
     Error::with_cause(ErrorKind::LockDir, message, cause)
 }
 

@@ -30,7 +30,7 @@ choose from; NO_COLOR turns colours off.";
 #[command(version, name = "portlock", bin_name = "portlock", after_long_help = AFTER_HELP, max_term_width = 100)]
 pub(crate) struct Args {
     /// The lock directory; only callers with the same one share leases
-    /// [default: as `portlock dir` tells].
+    /// [default: what `portlock dir` prints].
     #[arg(long, global = true, value_name = "PATH")]
     pub(crate) lock_dir: Option<PathBuf>,
 
@@ -51,7 +51,11 @@ pub(crate) enum Command {
     /// There is no need to: they do no harm.
     Clean,
     Ports(Ports),
-    /// Say which lock directory is in use and why, and check it.
+    /// Print which lock directory is in use and why, and check it.
+    ///
+    /// It also names other directories in which callers of this user lease ports without
+    /// sharing them with this one, and says when /tmp is private to a service or sandbox,
+    /// where that can be seen. It creates nothing.
     Dir(Json),
     Serve(Serve),
     /// Print shell completions.

@@ -14,7 +14,7 @@ use portlock::{
 use serde_json::{Value, json};
 
 use crate::{
-    args::{Check, Json, Ports, Release, Wait},
+    args::{Check, Ports, Release, Wait},
     failure::{Failure, TIMED_OUT},
     lease::is_busy,
     listing::heir,
@@ -170,27 +170,4 @@ fn range(text: &str) -> Value {
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     let number = |text: &str| text.parse::<u16>().ok();
     json!([number(first), number(last)])
-}
-
-pub(crate) fn dir(args: &Json, dir: Option<&Path>) -> Result<u8, Failure> {
-    let dir = LockDir::locate(dir)?;
-    let kind = if dir.is_shared() {
-        "shared with other users"
-    } else {
-        "private to this user"
-    };
-    if args.json {
-        print_json(&json!({
-            "path": dir.path().to_string_lossy(),
-            "origin": dir.origin().to_string(),
-            "shared": dir.is_shared(),
-        }))?;
-    } else {
-        print(&format!(
-            "{}\n{}; {kind}\n",
-            dir.path().display(),
-            dir.origin()
-        ))?;
-    }
-    Ok(0)
 }

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod dir;
 mod failure;
 mod inspect;
 mod lease;
@@ -56,7 +57,7 @@ fn run(args: &Args) -> Result<u8, Failure> {
         Command::Release(release) => inspect::release(release, dir),
         Command::Clean => inspect::clean(dir),
         Command::Ports(ports) => inspect::ports(ports),
-        Command::Dir(json) => inspect::dir(json, dir),
+        Command::Dir(json) => dir::dir(json, dir),
         Command::Serve(serve) => serve::serve(serve, dir),
         Command::Completions { shell } => output::completions(*shell),
         Command::Man { dir } => output::man(dir.as_deref()),

@@ -4,7 +4,8 @@
 //!
 //! | module       | what differs |
 //! |--------------|--------------|
-//! | `dir`        | where the lock directory is, and what makes it trustworthy |
+//! | `default_dir` | where the default lock directory is |
+//! | `dir`        | what makes a lock directory trustworthy |
 //! | `lock_file`  | how a lock file is opened, made and removed, and where its record stands |
 //! | `process`    | what distinguishes a process from a later one with its pid, and what proves that it has ended |
 //! | `mark`       | what distinguishes a process from those it was forked from |
@@ -37,13 +38,15 @@ mod windows;
 #[cfg(all(test, target_os = "linux"))]
 pub(crate) use linux::timespec;
 #[cfg(target_os = "linux")]
-pub(crate) use linux::{held, is_local, line, mark, ports, probe, process, watch};
+pub(crate) use linux::{
+    KEPT, default_dir, held, is_local, is_unmapped, line, mark, ports, probe, process, watch,
+};
 #[cfg(target_os = "macos")]
-pub(crate) use macos::{is_local, ports, probe, process};
+pub(crate) use macos::{KEPT, default_dir, is_local, is_unmapped, ports, probe, process};
 #[cfg(unix)]
 pub(crate) use unix::{dir, lock_file, portserver};
 #[cfg(windows)]
-pub(crate) use windows::{dir, lock_file, ports, portserver, probe, process};
+pub(crate) use windows::{default_dir, dir, lock_file, ports, portserver, probe, process};
 #[cfg(not(target_os = "linux"))]
 pub(crate) use {
     pid_mark as mark,

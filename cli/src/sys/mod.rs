@@ -8,15 +8,25 @@
 mod linux;
 #[cfg(target_os = "macos")]
 mod macos;
+#[cfg(target_os = "linux")]
+mod private_tmp;
 #[cfg(unix)]
 mod unix;
 #[cfg(windows)]
 mod windows;
 
+#[cfg(target_os = "linux")]
+pub(crate) use private_tmp::private_tmp;
 #[cfg(unix)]
 pub(crate) use unix::*;
 #[cfg(windows)]
 pub(crate) use windows::*;
+
+/// Returns why `/tmp` is not the one that other processes have: only Linux can have several.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn private_tmp() -> Option<String> {
+    None
+}
 
 /// The process that will use a picked port, unless another one is named.
 #[derive(Clone, Copy, Debug)]

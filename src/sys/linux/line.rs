@@ -84,13 +84,13 @@ impl Line {
     /// other users or even for its owner.
     fn make(dir: &OpenDir, name: &str) -> rustix::io::Result<()> {
         let stray = stray_name(&name[1..], process::id());
-        rustix::fs::mkfifoat(dir.sys().fd(), &stray, dir.sys().file_mode())?;
+        rustix::fs::mkfifoat(dir.sys().fd(), &stray, dir.sys().permissions())?;
         // By name, for its mode may keep us from opening it. Nobody else may replace it:
         // the directory is private or sticky.
         let made = rustix::fs::chmodat(
             dir.sys().fd(),
             &stray,
-            dir.sys().file_mode(),
+            dir.sys().permissions(),
             AtFlags::empty(),
         )
         .and_then(|()| {

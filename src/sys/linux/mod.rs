@@ -1,5 +1,6 @@
 //! Linux.
 
+pub(crate) mod default_dir;
 pub(crate) mod held;
 pub(crate) mod line;
 pub(crate) mod mark;
@@ -8,9 +9,38 @@ pub(crate) mod probe;
 pub(crate) mod process;
 pub(crate) mod watch;
 
-use std::{os::fd::OwnedFd, time::Duration};
+use std::{fs, os::fd::OwnedFd, time::Duration};
 
-use rustix::event::Timespec;
+use rustix::{event::Timespec, fs::Mode};
+
+/// What keeps a lock file from being removed for its age: systemd-tmpfiles passes over
+/// regular files with the sticky bit (XDG Base Directory Specification, tmpfiles.d(5)),
+/// and otherwise removes files in /tmp that were not used for ten days, leased or not.
+pub(crate) const KEPT: Mode = Mode::SVTX;
+
+/// Whether it is the user that every owner appears to be who is not mapped into our user
+/// namespace, as root is not in a rootless container (user_namespaces(7)).
+pub(crate) fn is_unmapped(uid: u32) -> bool {
+    let read = |path| fs::read_to_string(path).ok();
+    let is_overflow = || {
+        let overflow = read("/proc/sys/kernel/overflowuid")?;
+        Some(overflow.trim() == uid.to_string())
+    };
+    let is_mapped = || {
+        let is_in = |line: &str| {
+            let mut numbers = line.split_ascii_whitespace().map(str::parse);
+            let (Some(Ok(first)), _, Some(Ok(count))) =
+                (numbers.next(), numbers.next(), numbers.next())
+            else {
+                return false;
+            };
+            uid.checked_sub(first)
+                .is_some_and(|offset: u32| offset < count)
+        };
+        Some(read("/proc/self/uid_map")?.lines().any(is_in))
+    };
+    is_overflow() == Some(true) && is_mapped() == Some(false)
+}
 
 pub(crate) fn timespec(duration: Duration) -> Timespec {
     // No wait is as long as the largest that this has room for.

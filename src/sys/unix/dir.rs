@@ -26,7 +26,7 @@
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use rustix::{
@@ -36,9 +36,9 @@ use rustix::{
 };
 
 use crate::{
-    error::{Error, ErrorKind, Result},
-    lock_dir::{Missing, Origin, cannot, refuse},
-    sys::is_local,
+    error::{Error, Result},
+    lock_dir::{Missing, USE_VARIABLE, cannot, refuse},
+    sys::{KEPT, is_local, is_unmapped},
 };
 
 /// Who uses the directory.
@@ -105,14 +105,19 @@ impl Dir {
         self.fd.as_fd()
     }
 
-    /// The mode that lock files in it have.
-    pub(crate) fn file_mode(&self) -> Mode {
+    /// Returns the permissions that the files in it have.
+    pub(crate) fn permissions(&self) -> Mode {
         let own = Mode::RUSR | Mode::WUSR;
         if self.checked.shared {
             own | Mode::RGRP | Mode::WGRP | Mode::ROTH | Mode::WOTH
         } else {
             own
         }
+    }
+
+    /// Returns the mode that lock files in it have.
+    pub(crate) fn file_mode(&self) -> Mode {
+        self.permissions() | KEPT
     }
 
     /// Removes a file in it.
@@ -133,44 +138,8 @@ pub(crate) fn find(path: &Path, missing: Missing, user: User) -> Result<Option<C
     check(path, &found, user).map(Some)
 }
 
-/// `portlock` in the user's runtime directory, else `/tmp/portlock-<uid>`.
-///
-/// A runtime directory that is missing or another user's is passed over: that
-/// is how it looks after `su` or `sudo`, which may leave `XDG_RUNTIME_DIR` as it
-/// was. `/run/user/<uid>` is the same directory for a caller without that
-/// variable, such as a cron job. `TMPDIR` is not looked at: test runners and
-/// build systems rewrite it, and two callers would not see each other.
-///
-/// # Errors
-///
-/// The system fails to say what is there. To pass that over would put this caller
-/// into another directory than all others.
-pub(crate) fn default_path(us: User) -> Result<(PathBuf, Origin)> {
-    let uid = us.as_raw();
-    let by_uid = PathBuf::from(format!("/run/user/{uid}"));
-    for dir in dirs::runtime_dir().into_iter().chain([by_uid]) {
-        if is_dir_of(us, &dir)? {
-            return Ok((dir.join("portlock"), Origin::RuntimeDir));
-        }
-    }
-    Ok((format!("/tmp/portlock-{uid}").into(), Origin::Fallback))
-}
-
-fn is_dir_of(us: Uid, path: &Path) -> Result<bool> {
-    match rustix::fs::lstat(path) {
-        Ok(stat) => Ok(is_dir(&stat) && stat.st_uid == us.as_raw()),
-        Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS | Errno::LOOP | Errno::NAMETOOLONG) => {
-            Ok(false)
-        }
-        Err(error) => {
-            let message = format!("cannot use runtime directory {}", path.display());
-            Err(Error::with_cause(ErrorKind::LockDir, message, error))
-        }
-    }
-}
-
-/// Makes the directory at `path` with mode 0700, or finds that another process
-/// has just made it, or was killed in between.
+/// Creates the directory at `path` with mode 0700, or finds that another process has just
+/// created it, or was killed in between.
 fn make_private(path: &Path, us: Uid) -> Result<Stat> {
     let made = match rustix::fs::mkdir(path, Mode::RWXU) {
         Ok(()) | Err(Errno::EXIST) => rustix::fs::lstat(path),
@@ -185,7 +154,7 @@ fn make_private(path: &Path, us: Uid) -> Result<Stat> {
         rustix::fs::chmod(path, Mode::RWXU)?;
         rustix::fs::lstat(path)
     })
-    .map_err(|error| fail("make", path, error))
+    .map_err(|error| fail("create", path, error))
 }
 
 /// Whether it is a directory of ours that we cannot use: an umask that takes bits
@@ -209,12 +178,21 @@ fn check(path: &Path, stat: &Stat, us: Uid) -> Result<Checked> {
     let shared = mode.intersects(Mode::WGRP | Mode::WOTH);
     let octal = mode.as_raw_mode();
     if shared && !mode.contains(Mode::SVTX) {
+        let what_to_do = if owner == us || us == 0 {
+            "chmod 700 keeps it private, chmod 1777 shares it".to_owned()
+        } else {
+            // As with an `emptyDir` volume of Kubernetes, which has mode 0777 or 2777.
+            format!(
+                "it takes its owner to change that: create a directory in it \
+                 (mkdir -m 1777 {}/portlock) and name that one",
+                path.display()
+            )
+        };
         return refuse(format!(
-            "others may write to it (mode {octal:04o}) and it is not sticky; \
-             chmod 700 keeps it private, chmod 1777 shares it"
+            "others may write to it (mode {octal:04o}) and it is not sticky; {what_to_do}"
         ));
     }
-    if owner != us && !(shared && owner == 0) {
+    if owner != us && !(shared && (owner == 0 || is_unmapped(owner))) {
         return refuse(format!(
             "it is owned by user {owner} (mode {octal:04o}), this process runs as user {us}"
         ));
@@ -235,9 +213,12 @@ pub(crate) fn identity(stat: &Stat) -> Identity {
 }
 
 fn fail(operation: &str, path: &Path, error: Errno) -> Error {
-    let hint = match error {
-        Errno::NOENT => " (mkdir -m 700 makes a private one, mkdir -m 1777 a shared one)",
-        _ => "",
-    };
-    cannot(operation, path, hint, error.into())
+    let cannot = cannot(operation, path, error.into());
+    match error {
+        Errno::NOENT if operation == "create" => cannot.with_hint(USE_VARIABLE),
+        Errno::NOENT => {
+            cannot.with_hint("mkdir -m 700 creates a private one, mkdir -m 1777 a shared one")
+        }
+        _ => cannot,
+    }
 }

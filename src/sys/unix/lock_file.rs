@@ -80,7 +80,7 @@ pub(crate) fn make(dir: &Dir, port: u16, pid: u32) -> io::Result<Made> {
         Ok(fd) => fd,
         Err(error) => return fail(error),
     };
-    let made = set_mode(&fd, dir.file_mode()).and_then(|()| {
+    let made = set_mode(&fd, dir).and_then(|()| {
         let name = DecInt::new(port);
         rustix::fs::renameat_with(dir.fd(), &stray, dir.fd(), name, RenameFlags::NOREPLACE)
     });
@@ -94,14 +94,15 @@ pub(crate) fn make(dir: &Dir, port: u16, pid: u32) -> io::Result<Made> {
     }
 }
 
-/// Sets the mode of a file unless the umask has left it as it should be. To look
+/// Sets the mode of a new lock file unless the umask has left it as it should be. Checking
 /// costs a tenth of setting it again.
-fn set_mode(fd: impl AsFd, mode: Mode) -> rustix::io::Result<()> {
+fn set_mode(fd: impl AsFd, dir: &Dir) -> rustix::io::Result<()> {
     let stat = rustix::fs::fstat(&fd)?;
-    if Mode::from_raw_mode(stat.st_mode) == mode {
+    if Mode::from_raw_mode(stat.st_mode) == dir.file_mode() {
         return Ok(());
     }
-    rustix::fs::fchmod(fd, mode)
+    // A file system may refuse the sticky bit. Then the file is kept by no more than its use.
+    rustix::fs::fchmod(&fd, dir.file_mode()).or_else(|_| rustix::fs::fchmod(&fd, dir.permissions()))
 }
 
 /// Looks at the file that was locked: whether it is still the one that others

@@ -1,11 +1,9 @@
 //! The lock directory.
 //!
-//! It is `portlock` in the user's local application data, a directory of the user's
-//! profile that is not roaming and that no environment variable moves
-//! (`FOLDERID_LocalAppData`). Its access control list is left as it is inherited, which
-//! by default lets in this user, the system and the administrators, and nobody else.
-//! That of a directory that was named is not looked at either: who can write to it is
-//! for whoever names it to know.
+//! The access control list of the default directory is left as it is inherited from the
+//! user's profile, which by default lets in this user, the system and the administrators,
+//! and nobody else. That of a directory that was named is not checked either: who can
+//! write to it is for the one who names it to know.
 //!
 //! It must be a real directory: no symbolic link, junction or other reparse point. It is
 //! not held open. As long as a port of it is leased, it can be neither renamed nor
@@ -20,8 +18,8 @@ use std::{
 use windows_sys::Win32::Storage::FileSystem::FILE_ATTRIBUTE_REPARSE_POINT;
 
 use crate::{
-    error::{Error, ErrorKind, Result},
-    lock_dir::{Missing, Origin, VARIABLE, cannot, refuse},
+    error::Result,
+    lock_dir::{Missing, USE_VARIABLE, cannot, refuse},
 };
 
 /// Who uses the directory: whoever may.
@@ -85,14 +83,14 @@ pub(crate) fn find(path: &Path, missing: Missing, _: User) -> Result<Option<Chec
                 match fs::create_dir(path) {
                     Ok(()) => {}
                     Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                    Err(error) => return Err(cannot("make", path, "", error)),
+                    Err(error) => return Err(cannot("create", path, error).with_hint(USE_VARIABLE)),
                 }
                 fs::symlink_metadata(path)
             }
         },
         found => found,
     };
-    let found = found.map_err(|error| cannot("use", path, "", error))?;
+    let found = found.map_err(|error| cannot("use", path, error))?;
     if found.file_attributes() & FILE_ATTRIBUTE_REPARSE_POINT != 0 {
         return Err(refuse(
             path,
@@ -103,19 +101,6 @@ pub(crate) fn find(path: &Path, missing: Missing, _: User) -> Result<Option<Chec
         return Err(refuse(path, "it is not a directory"));
     }
     Ok(Some(Checked))
-}
-
-/// `portlock` in the user's local application data.
-pub(crate) fn default_path(_: User) -> Result<(PathBuf, Origin)> {
-    match dirs::data_local_dir() {
-        Some(dir) => Ok((dir.join("portlock"), Origin::LocalData)),
-        None => {
-            let message = format!(
-                "this user has no local data directory: name a lock directory in {VARIABLE}"
-            );
-            Err(Error::new(ErrorKind::LockDir, message))
-        }
-    }
 }
 
 #[cfg(test)]

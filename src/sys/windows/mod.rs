@@ -1,5 +1,6 @@
 //! Windows.
 
+pub(crate) mod default_dir;
 pub(crate) mod dir;
 mod exclusive;
 pub(crate) mod lock_file;

@@ -1,0 +1,84 @@
+//! `dir`: which lock directory is in use, and who does not share it.
+
+use std::{
+    collections::HashSet,
+    env,
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use portlock::{LeaseState, LockDir};
+use serde_json::{Value, json};
+
+use crate::{
+    args::Json,
+    failure::Failure,
+    output::{print, print_json},
+    sys,
+};
+
+pub(crate) fn dir(args: &Json, chosen: Option<&Path>) -> Result<u8, Failure> {
+    let dir = LockDir::locate(chosen)?;
+    let private_tmp = sys::private_tmp().filter(|_| dir.path().starts_with("/tmp"));
+    let others = others(dir.path());
+    if args.json {
+        let others = others
+            .iter()
+            .map(|(path, leases)| json!({ "path": path.to_string_lossy(), "leases": leases }));
+        print_json(&json!({
+            "path": dir.path().to_string_lossy(),
+            "origin": dir.origin().to_string(),
+            "shared": dir.is_shared(),
+            "private_tmp": private_tmp,
+            "others": others.collect::<Vec<Value>>(),
+        }))?;
+        return Ok(0);
+    }
+    let kind = if dir.is_shared() {
+        "shared with other users"
+    } else {
+        "private to this user"
+    };
+    let mut text = format!("{}\n{}; {kind}\n", dir.path().display(), dir.origin());
+    if let Some(why) = private_tmp {
+        let _ = writeln!(
+            text,
+            "{why}: callers with another /tmp have another lock directory"
+        );
+    }
+    for (path, leases) in others {
+        let are = if leases == 1 { "port is" } else { "ports are" };
+        let _ = writeln!(
+            text,
+            "{leases} {are} leased in {}, which does not share leases with this one",
+            path.display()
+        );
+    }
+    print(&text)?;
+    Ok(0)
+}
+
+/// Returns the other directories that callers of this user may have by default, or that
+/// `PORTLOCK_DIR` names, in which ports are leased, with their number.
+///
+/// A directory that cannot be read is left out: that is no news about this one.
+fn others(own: &Path) -> Vec<(PathBuf, usize)> {
+    let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let mut seen = HashSet::from([real(own)]);
+    let named = env::var_os("PORTLOCK_DIR").map(PathBuf::from);
+    let named = named.filter(|path| path.is_absolute());
+    let mut others = Vec::new();
+    for path in LockDir::default_paths().into_iter().chain(named) {
+        if !seen.insert(real(&path)) {
+            continue;
+        }
+        let leases = LockDir::locate(Some(&path)).and_then(|dir| dir.leases());
+        let is_live = |lease: &&portlock::Lease| lease.state != LeaseState::Stale;
+        let live = leases.map_or(0, |leases| leases.iter().filter(is_live).count());
+        if live > 0 {
+            others.push((path, live));
+        }
+    }
+    others
+}

@@ -411,12 +411,12 @@ mod tests {
         for private in [0o700, 0o755, 0o1700] {
             mode(dir.path(), private);
             let dir = opened(dir.path(), Missing::Refuse);
-            assert_eq!(dir.sys().file_mode().as_raw_mode(), 0o600, "{private:o}");
+            assert_eq!(dir.sys().permissions().as_raw_mode(), 0o600, "{private:o}");
         }
         for shared in [0o1777, 0o1770] {
             mode(dir.path(), shared);
             let dir = opened(dir.path(), Missing::Refuse);
-            assert_eq!(dir.sys().file_mode().as_raw_mode(), 0o666, "{shared:o}");
+            assert_eq!(dir.sys().permissions().as_raw_mode(), 0o666, "{shared:o}");
         }
         for writable in [0o777, 0o770, 0o702] {
             mode(dir.path(), writable);
@@ -424,6 +424,16 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::LockDir);
             assert!(error.to_string().contains("not sticky"), "{error}");
         }
+        // As with an emptyDir of Kubernetes, whose users may not change its mode.
+        mode(dir.path(), 0o2777);
+        let other = rustix::process::Uid::from_raw(geteuid().as_raw() + 1);
+        let error = open(dir.path(), Missing::Refuse, Origin::Given, other);
+        let error = error.err().expect("not sticky").to_string();
+        let what_to_do = format!("mkdir -m 1777 {}/portlock", dir.path().display());
+        assert!(
+            error.contains("2777") && error.contains(&what_to_do),
+            "{error}"
+        );
     }
 
     #[test]

@@ -264,7 +264,7 @@ fn lock_directories_that_others_may_change() {
     drop(acquire(dir.path()).expect("a shared directory"));
     let file = dir.path().join(block.first().to_string());
     let made = fs::metadata(file).expect("the lock file").permissions();
-    assert_eq!(made.mode() & 0o7777, 0o666, "whatever the umask");
+    assert_eq!(made.mode() & 0o7777, 0o1666, "whatever the umask");
 
     // Somebody else's: root can give it away, others find one in /.
     let given_away = lock_dir();
@@ -340,6 +340,10 @@ fn own_directory(parent: &Parent) {
 fn a_users_own_directory_that_another_user_made_first() {
     if !am_root() {
         eprintln!("left out: only root can run this as two users");
+        return;
+    }
+    if Path::new("/run/portlock").exists() {
+        eprintln!("left out: here root has created a directory for all users");
         return;
     }
     let (scene, block) = (Scene::new(1), Block::new(1));
@@ -899,7 +903,8 @@ fn whatever_the_umask() {
             }
             assert_eq!(holder.ask(format!("release {port}")), "released");
             assert_eq!(waiter.hear(), "held");
-            for path in [line, dir.join(port.to_string())] {
+            let file = dir.join(port.to_string());
+            for (path, expected) in [(line, expected), (file, expected | 0o1000)] {
                 let made = look(&path).1[1] & 0o7777;
                 assert_eq!(made, expected, "umask {mask:o}: {}", path.display());
             }
@@ -989,7 +994,9 @@ fn users_compete() {
         peer.finish_well();
     }
     for entry in fs::read_dir(scene.dir()).expect("ours").flatten() {
-        assert_eq!(look(&entry.path()).1[1] & 0o7777, 0o666);
+        let is_line = text(&entry.path()).contains("/.waiting.");
+        let expected = if is_line { 0o666 } else { 0o1666 };
+        assert_eq!(look(&entry.path()).1[1] & 0o7777, expected);
     }
 }
 

@@ -1,12 +1,6 @@
 //! What is of Linux: modes and users, and a system that fails.
 
-use std::{
-    env, fs,
-    fs::File,
-    net::IpAddr,
-    os::unix::fs::{PermissionsExt, chown},
-    path::{Path, PathBuf},
-};
+use std::{env, fs, fs::File, net::IpAddr, os::unix::fs::PermissionsExt, path::PathBuf};
 
 use portlock::{BindFreePort, ErrorKind};
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -14,11 +8,9 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use crate::{
     builder,
     common::{
-        Block, NOBODY, Parent, Peer, Role, am_root, assert_error, command, give_to_ordinary_user,
-        have_strace, lock_dir, mode, open_descriptors, start_in_namespace, start_unprivileged,
-        text,
+        Block, Parent, Peer, Role, assert_error, command, give_to_ordinary_user, have_strace,
+        lock_dir, mode, open_descriptors, start_in_namespace, start_unprivileged, text,
     },
-    lease_with,
 };
 
 /// What children of these tests do.
@@ -40,45 +32,10 @@ fn private_lock_files_are_private() {
     let port = port.expect("free");
     let file = dir.path().join(port.to_string());
     let made = fs::metadata(&file).expect("the lock file").permissions();
-    assert_eq!(made.mode() & 0o7777, 0o600);
+    assert_eq!(made.mode() & 0o7777, 0o1600);
     assert_eq!(fs::read_dir(dir.path()).expect("ours").count(), 1);
     port.release().expect("released");
     assert!(file.exists(), "release leaves the file");
-}
-
-#[test]
-fn without_the_variable_it_is_in_the_runtime_directory() {
-    let (dir, block) = (lock_dir(), Block::new(1));
-    let port = block.first().to_string();
-    let said = |variables: &[(&str, &Path)]| lease_with(&port, variables);
-    let runtime = dir.path().join("runtime");
-    fs::create_dir(&runtime).expect("our own directory");
-    let named = dir.path().join("named");
-    fs::create_dir(&named).expect("our own directory");
-    let missing = dir.path().join("missing");
-    let (variable, xdg) = ("PORTLOCK_DIR", "XDG_RUNTIME_DIR");
-
-    assert_eq!(said(&[(variable, &named), (xdg, &runtime)]), "leased");
-    assert!(named.join(&port).exists() && !runtime.join("portlock").exists());
-    // Empty means unset, and TMPDIR means nothing.
-    let unset = [
-        (variable, Path::new("")),
-        (xdg, &runtime),
-        ("TMPDIR", &missing),
-    ];
-    assert_eq!(said(&unset), "leased");
-    assert!(runtime.join("portlock").join(&port).exists());
-    let made = fs::metadata(runtime.join("portlock")).expect("made");
-    assert_eq!(made.permissions().mode() & 0o7777, 0o700);
-
-    if am_root() {
-        // As after `su`: the variable still names another user's directory.
-        let foreign = dir.path().join("foreign");
-        fs::create_dir(&foreign).expect("our own directory");
-        chown(&foreign, Some(NOBODY), None).expect("root may");
-        assert_eq!(said(&[(xdg, &foreign)]), "leased");
-        assert!(!foreign.join("portlock").exists());
-    }
 }
 
 // ---------------------------------------------------------------------------

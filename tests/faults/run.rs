@@ -216,7 +216,7 @@ pub(crate) fn run(
     } else {
         tracer.wait()
     };
-    let calls = calls(&lines, &stage.dir);
+    let calls = calls(&lines, &stage.dir_of_child());
     let mut descriptors = None;
     if lives {
         let mut free = stage.free();
@@ -321,7 +321,8 @@ fn is_as_it_should_be(path: &Path, stage: &Stage) -> bool {
     let ports = stage.first..stage.first + PORTS;
     let is_lock_file = name.parse().is_ok_and(|port| ports.contains(&port))
         && metadata.nlink() == 1
-        && metadata.mode() & 0o7777 == mode;
+        // Without the sticky bit if that was refused.
+        && metadata.mode() & 0o6777 == mode;
     let is_line = name.starts_with(".waiting.") && metadata.mode() & 0o7777 == mode;
     let (is_file, is_fifo) = (metadata.is_file(), metadata.file_type().is_fifo());
     path.parent() == Some(&stage.dir)

@@ -10,6 +10,7 @@ use std::{
     ops::RangeInclusive,
     os::{fd::AsFd, unix::fs::PermissionsExt},
     path::{Path, PathBuf},
+    process::{Command, Stdio},
     sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant, SystemTime},
@@ -27,7 +28,7 @@ use tempfile::TempDir;
 use Scenario::*;
 
 use crate::common::{
-    Block, Cat, Parent, Peer, bind_strictly, command, lock_dir, open_descriptors, text,
+    Block, Cat, Parent, Peer, am_root, bind_strictly, command, lock_dir, open_descriptors, text,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,9 +39,6 @@ pub(crate) enum Scenario {
     Fresh,
     /// The same in a directory shared by users.
     Shared,
-    /// The process's first lease; the default directory must be made. With an
-    /// umask that leaves nothing.
-    First,
     /// The first of two ports is leased by another process,
     Held,
     /// or bound by another program.
@@ -61,13 +59,16 @@ pub(crate) enum Scenario {
     Clean,
     Leases,
     ServerPorts,
+    /// The process's first lease; the default directory must be created, in a `/tmp` of a
+    /// mount namespace. With an umask that leaves nothing.
+    First,
 }
 
+/// The last one is left out where there are no namespaces.
 pub(crate) const SCENARIOS: [Scenario; 16] = [
     Again,
     Fresh,
     Shared,
-    First,
     Held,
     Bound,
     Dead,
@@ -80,6 +81,7 @@ pub(crate) const SCENARIOS: [Scenario; 16] = [
     Clean,
     Leases,
     ServerPorts,
+    First,
 ];
 
 /// The ports of a scenario: one or two to choose from, one that the test holds
@@ -341,6 +343,35 @@ fn leave(mut fifo: &File) {
     let _ = fifo.write(b"\n");
 }
 
+/// Where the default directory is, of the user that a child is in a namespace.
+const TMP: &str = "/tmp";
+const NAME: &str = "portlock-0";
+
+/// How a child comes into a mount namespace.
+fn unshare() -> Vec<&'static str> {
+    if am_root() {
+        vec!["unshare", "--mount"]
+    } else {
+        vec!["unshare", "--mount", "--user", "--map-root-user"]
+    }
+}
+
+/// The scenarios that are possible here.
+pub(crate) fn scenarios() -> &'static [Scenario] {
+    let unshare = unshare();
+    let works = Command::new(unshare[0])
+        .args(&unshare[1..])
+        .arg("true")
+        .stderr(Stdio::null())
+        .status();
+    let binary = env::current_exe().expect("this test binary");
+    if works.is_ok_and(|status| status.success()) && !binary.starts_with(TMP) {
+        return &SCENARIOS;
+    }
+    eprintln!("left out: the default directory, for want of a mount namespace");
+    &SCENARIOS[..SCENARIOS.len() - 1]
+}
+
 /// What the child finds.
 pub(crate) struct Stage {
     pub(crate) scenario: Scenario,
@@ -360,11 +391,11 @@ pub(crate) struct Stage {
 impl Stage {
     pub(crate) fn new(scenario: Scenario, block: &Block) -> Self {
         let root = lock_dir();
-        let runtime = root.path().join("run");
-        fs::create_dir(&runtime).expect("our own directory");
+        let tmp = root.path().join("tmp");
+        fs::create_dir(&tmp).expect("our own directory");
         let mut stage = Self {
             scenario,
-            dir: runtime.join("portlock"),
+            dir: tmp.join(NAME),
             root,
             first: block.first(),
             blocked: None,
@@ -471,6 +502,14 @@ impl Stage {
         }
     }
 
+    /// The path of the lock directory that the child sees.
+    pub(crate) fn dir_of_child(&self) -> PathBuf {
+        match self.scenario {
+            First => Path::new(TMP).join(NAME),
+            _ => self.dir.clone(),
+        }
+    }
+
     pub(crate) fn lease(&self, port: u16) -> Result<FreePort, Error> {
         let builder = FreePort::builder().ports(port..=port).lock_dir(&self.dir);
         acquire_patiently(&builder.timeout(Duration::ZERO))
@@ -529,12 +568,19 @@ impl Stage {
             &self.target.as_ref().map_or(0, |cat| cat.0.id()).to_string(),
         ];
         let binary = env::current_exe().expect("this test binary");
-        let mut command = command(&[], &binary, "cycle", &arguments);
+        let script = format!(
+            "mount --bind {}/tmp {TMP} && mount -t tmpfs none /run && exec \"$0\" \"$@\"",
+            self.root.path().display()
+        );
+        let prefix = match self.scenario {
+            First => [&unshare()[..], &["sh", "-c", &script]].concat(),
+            _ => Vec::new(),
+        };
+        let mut command = command(&prefix, &binary, "cycle", &arguments);
         for variable in ["PORTLOCK_DIR", "PORTLOCK_PORTS", "PORTLOCK_PORTS_FILE"] {
             command.env_remove(variable);
         }
         command
-            .env("XDG_RUNTIME_DIR", self.root.path().join("run"))
             .env("TMPDIR", self.root.path())
             .env("HOME", self.root.path())
             .current_dir(self.root.path());

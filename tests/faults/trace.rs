@@ -32,7 +32,10 @@ pub(crate) enum Object {
     Watch,
     /// and those behind when it is their turn.
     Bell,
-    RuntimeDir,
+    /// Where the directory of all users would be,
+    Machine,
+    /// and what the default directory is in.
+    Tmp,
     /// What the kernel tells of a process, and what it is known by.
     Process,
     /// What else it tells of processes and locks.
@@ -54,7 +57,8 @@ impl fmt::Display for Object {
             LineStray => "new line",
             Watch => "watch",
             Bell => "bell",
-            RuntimeDir => "runtime dir",
+            Machine => "/run/portlock",
+            Tmp => "/tmp",
             Process => "process",
             Proc => "/proc",
             Settings => "/proc/sys",
@@ -254,8 +258,10 @@ fn object(name: &str, arguments: &str, dir: &Path) -> Object {
         Stray
     } else if is_in_dir && is_number {
         LockFile
-    } else if dir.parent() == Some(&path) {
-        RuntimeDir
+    } else if path == Path::new("/run/portlock") {
+        Machine
+    } else if path == Path::new("/tmp") {
+        Tmp
     } else if path.starts_with("/proc/sys/net") {
         Settings
     } else if path.starts_with("/proc") && ["stat", "pid", "time"].contains(&&*named) {

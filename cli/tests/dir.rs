@@ -1,0 +1,160 @@
+//! `dir`, and that looking creates nothing.
+
+mod common;
+
+#[cfg(target_os = "linux")]
+use std::path::Path;
+use std::process::Command;
+
+#[cfg(target_os = "linux")]
+use common::PORTLOCK;
+use common::{FAILED, Said, Scene, answer};
+use serde_json::Value;
+
+#[test]
+fn the_lock_directory_is_told_with_its_origin() {
+    let scene = Scene::new(1);
+    let other = Scene::new(1);
+    let dir = |options: &[&str]| {
+        let mut dir = scene.program(["dir"]);
+        dir.args(options);
+        dir
+    };
+    let given = other.dir().to_str().expect("UTF-8");
+    for (dir, path, origin) in [
+        (
+            dir(&["--lock-dir", given]),
+            other.dir(),
+            "named by the caller",
+        ),
+        (dir(&[]), scene.dir(), "named by PORTLOCK_DIR"),
+    ] {
+        let mut as_json = Command::new(dir.get_program());
+        as_json.args(dir.get_args()).arg("--json");
+        let variables = dir
+            .get_envs()
+            .filter_map(|(name, value)| Some((name, value?)));
+        as_json.envs(variables);
+        let path = path.to_str().expect("UTF-8");
+        let told = answer(dir).code(0).warns_of_nothing();
+        let expected = format!("{path}\n{origin}; private to this user\n");
+        assert!(told.out().starts_with(&expected), "{}", told.out());
+        let told = answer(as_json).code(0).json();
+        assert_eq!(told["path"], path);
+        assert_eq!(told["origin"], origin);
+        assert_eq!(told["shared"], false);
+    }
+    #[cfg(unix)]
+    {
+        common::open_to_all(scene.dir(), 0o1777);
+        let told = answer(dir(&[])).code(0);
+        assert!(told.out().contains("shared with other users\n"));
+        let told = scene.portlock(["dir", "--json"]).code(0).json();
+        assert_eq!(told["shared"], true);
+    }
+
+    let mut relative = dir(&[]);
+    relative.env("PORTLOCK_DIR", "relative");
+    let refused = answer(relative).code(FAILED).prints_just("");
+    refused.warns("PORTLOCK_DIR=relative is not an absolute path");
+}
+
+#[test]
+fn a_directory_that_is_overridden_is_named_if_ports_are_leased_in_it() {
+    let (scene, other) = (Scene::new(1), Scene::new(1));
+    let given = other.dir().to_str().expect("UTF-8");
+    // In other directories of this user there may be leases that are not ours.
+    let leases_in_scene = || {
+        let told = scene.portlock(["dir", "--lock-dir", given, "--json"]);
+        let told = told.code(0).json();
+        let others = told["others"].as_array().expect("a list").clone();
+        let path = scene.dir().to_str();
+        let is_it = |other: &&Value| other["path"].as_str() == path;
+        let leases = others.iter().find(is_it).map(|other| &other["leases"]);
+        leases.and_then(Value::as_u64)
+    };
+    assert_eq!(leases_in_scene(), None);
+    let pid = std::process::id().to_string();
+    scene.portlock(["pick", "--pid", &pid]).code(0);
+    assert_eq!(leases_in_scene(), Some(1));
+    let told = scene.portlock(["dir", "--lock-dir", given]).code(0);
+    let expected = format!("\n1 port is leased in {}", scene.dir().display());
+    assert!(told.out().contains(&expected), "{}", told.out());
+    // The one in use is no other.
+    let told = scene.portlock(["dir"]).code(0);
+    assert!(!told.out().contains(" leased in "), "{}", told.out());
+    scene
+        .portlock(["release", &scene.port().to_string()])
+        .code(0);
+    assert_eq!(leases_in_scene(), None);
+}
+
+/// A script in a mount namespace in which portlock can be executed, or `None`.
+#[cfg(target_os = "linux")]
+fn in_mount_namespace(scene: &Scene, script: &str) -> Option<Command> {
+    if ["/tmp", "/run"]
+        .iter()
+        .any(|dir| Path::new(PORTLOCK).starts_with(dir))
+    {
+        eprintln!("left out: portlock is in a directory that the test covers");
+        return None;
+    }
+    let fresh = "set -e; mount -t tmpfs none /run; mount -t tmpfs none /tmp";
+    let mut command = scene.in_namespace("--mount", &format!("{fresh}; {script}"))?;
+    command.env_remove("PORTLOCK_DIR");
+    command.env_remove("XDG_RUNTIME_DIR");
+    Some(command)
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn looking_creates_no_default_directory() {
+    let scene = Scene::new(1);
+    let port = scene.port();
+    let script = format!(
+        "portlock dir; portlock dir --json; portlock list --all; portlock clean;
+         portlock release {port} && exit 9; ls -A /tmp; test ! -e /run/portlock"
+    );
+    let Some(command) = in_mount_namespace(&scene, &script) else {
+        return;
+    };
+    let told = answer(command).code(0).warns("it is not leased");
+    let out = told.out();
+    for part in [
+        "this user's own in /tmp; private to this user\n",
+        "no port is leased\n",
+        "0 lock files removed, 0 kept\n",
+    ] {
+        assert!(out.contains(part), "no {part:?} in: {out}");
+    }
+    assert!(out.ends_with(" kept\n"), "created: {out}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn other_directories_and_a_private_tmp_are_named() {
+    let scene = Scene::new(1);
+    let script = "
+        portlock pick --pid $$ >/dev/null
+        mkdir -m 1777 /run/portlock; portlock dir
+        rmdir /run/portlock
+        mkdir /tmp/systemd-private-1-x; mount --bind /tmp/systemd-private-1-x /tmp
+        portlock dir; portlock dir --json";
+    let Some(command) = in_mount_namespace(&scene, script) else {
+        return;
+    };
+    let told = answer(command).code(0);
+    let (id, why) = (
+        rustix::process::geteuid().as_raw(),
+        "/tmp is private to this service (PrivateTmp= in systemd)",
+    );
+    let out = told.out();
+    for part in [
+        "/run/portlock\ncreated by root for all users; shared with other users\n",
+        &format!("\n1 port is leased in /tmp/portlock-{id}, which"),
+        &format!("\n{why}: callers with another /tmp"),
+        &format!("\"private_tmp\": \"{why}\""),
+    ] {
+        assert!(out.contains(part), "no {part:?} in: {out}");
+    }
+}

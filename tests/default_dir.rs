@@ -1,0 +1,480 @@
+//! The default directory, in mount namespaces whose `/tmp` and `/run` are made for the
+//! purpose, and what keeps lock files in `/tmp`.
+//!
+//! Only Linux has both.
+
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::{
+    env, fs,
+    fs::File,
+    os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use common::{
+    Block, Cat, LONG, NOBODY, Parent, Peer, am_root, command, lock_dir, mode, open_copy, run_child,
+    start_in_namespace, text,
+};
+use portlock::{ErrorKind, FreePort, LeaseState, LockDir};
+
+#[test]
+fn child() {
+    run_child(&[
+        ("caller", caller),
+        ("one user", one_user),
+        ("directory of the machine", directory_of_machine),
+        ("closed tmp", closed_tmp),
+        ("no tmp", no_tmp),
+        ("only looking", only_looking),
+        ("working directory", working_directory),
+        ("unmapped owner", unmapped_owner),
+    ]);
+}
+
+const MACHINE: &str = "/run/portlock";
+const FRESH: &str = "mount -t tmpfs none /tmp && mount -t tmpfs none /run";
+
+fn own_dir() -> PathBuf {
+    format!("/tmp/portlock-{}", rustix::process::geteuid().as_raw()).into()
+}
+
+/// Starts a child in a mount namespace, or returns `None` where that cannot be.
+fn start(script: &str, role: &str, arguments: &[&str]) -> Option<Peer> {
+    let binary = env::current_exe().expect("this test binary");
+    if ["/tmp", "/run"].iter().any(|dir| binary.starts_with(dir)) {
+        eprintln!("left out: this test binary is in a directory that the test covers");
+        return None;
+    }
+    start_in_namespace("--mount", script, role, arguments)
+}
+
+// ---------------------------------------------------------------------------
+// A caller without a named directory.
+
+/// Arguments: port. Says which directory is the default and what comes of a lease, and
+/// keeps it until it is told to end.
+fn caller(parent: &Parent) {
+    let port: u16 = parent.argument(0);
+    let lease = FreePort::try_new(port..=port);
+    parent.say(match &lease {
+        Ok(_) => {
+            let dir = LockDir::locate(None).expect("as for the lease");
+            format!("{:?} {}", dir.origin(), dir.path().display())
+        }
+        Err(error) => format!("{:?} {error}", error.kind()).replace('\n', " "),
+    });
+    parent.hear();
+}
+
+fn start_caller(port: u16, runtime_dir: Option<&Path>) -> Peer {
+    let binary = env::current_exe().expect("this test binary");
+    let mut command = command(&[], &binary, "caller", &[&port.to_string()]);
+    // Empty means unset, and TMPDIR means nothing.
+    command
+        .env("PORTLOCK_DIR", "")
+        .env("TMPDIR", "/run")
+        .env_remove("XDG_RUNTIME_DIR");
+    command.envs(runtime_dir.map(|dir| ("XDG_RUNTIME_DIR", dir)));
+    Peer::start_command(command)
+}
+
+/// What a caller says that leases and ends.
+fn says(port: u16, runtime_dir: Option<&Path>) -> String {
+    start_caller(port, runtime_dir).hear()
+}
+
+#[track_caller]
+fn assert_refuses(said: &str, kind: ErrorKind, parts: &[&str]) {
+    assert!(said.starts_with(&format!("{kind:?} ")), "{said}");
+    for part in parts {
+        assert!(said.contains(part), "no {part:?} in: {said}");
+    }
+}
+
+// ---------------------------------------------------------------------------
+// One user.
+
+/// Arguments: port.
+fn one_user(parent: &Parent) {
+    let port: u16 = parent.argument(0);
+    let uid = rustix::process::geteuid().as_raw();
+    let session = PathBuf::from(format!("/run/user/{uid}"));
+    let below = session.join("below");
+    let log_in = || {
+        fs::create_dir_all(&below).expect("our own");
+        for dir in [&session, &below] {
+            mode(dir, 0o700);
+        }
+    };
+    let variables = [None, Some(&*session), Some(&*below)];
+
+    let holder = start_caller(port, None);
+    let expected = format!("Tmp {}", own_dir().display());
+    assert_eq!(holder.hear(), expected, "leased without a session");
+    log_in();
+    for variable in variables {
+        let said = says(port, variable);
+        assert_refuses(&said, ErrorKind::Exhausted, &["1 leased"]);
+    }
+    drop(holder);
+
+    for variable in variables {
+        let holder = start_caller(port, variable);
+        assert_eq!(holder.hear(), expected, "leased in a session");
+        fs::remove_dir_all(&session).expect("our own");
+        let said = says(port, None);
+        assert_refuses(&said, ErrorKind::Exhausted, &["1 leased"]);
+        log_in();
+    }
+    parent.say("done");
+}
+
+#[test]
+fn sessions_that_come_and_go_do_not_divide_one_user() {
+    let block = Block::new(1);
+    if let Some(peer) = start(FRESH, "one user", &[&block.first().to_string()]) {
+        peer.finish_well();
+    }
+}
+
+// ---------------------------------------------------------------------------
+// The directory of all users.
+
+/// Arguments: port.
+fn directory_of_machine(parent: &Parent) {
+    let port: u16 = parent.argument(0);
+    let machine = Path::new(MACHINE);
+    let expected = format!("Tmp {}", own_dir().display());
+    assert_eq!(says(port, None), expected);
+
+    fs::create_dir(machine).expect("our own");
+    mode(machine, 0o1777);
+    let runtime = PathBuf::from("/run/ours");
+    fs::create_dir(&runtime).expect("our own");
+    for variable in [None, Some(&*runtime)] {
+        assert_eq!(says(port, variable), format!("Machine {MACHINE}"));
+    }
+    let file = fs::metadata(machine.join(port.to_string())).expect("made there");
+    assert_eq!(file.mode() & 0o7777, 0o1666);
+
+    // Root has meant something by these.
+    for other in [0o755, 0o700, 0o777, 0o1770, 0o3777] {
+        mode(machine, other);
+        let octal = format!("{other:04o}");
+        let said = says(port, None);
+        assert_refuses(&said, ErrorKind::LockDir, &[MACHINE, &octal, "1777"]);
+    }
+    fs::remove_dir_all(machine).expect("our own");
+    symlink(&runtime, machine).expect("our own");
+    assert_refuses(
+        &says(port, None),
+        ErrorKind::LockDir,
+        &[MACHINE, "symbolic link"],
+    );
+    fs::remove_file(machine).expect("our own");
+    File::create(machine).expect("our own");
+    assert_refuses(
+        &says(port, None),
+        ErrorKind::LockDir,
+        &[MACHINE, "not a directory"],
+    );
+    fs::remove_file(machine).expect("our own");
+
+    // And another user, nothing.
+    fs::create_dir(machine).expect("our own");
+    mode(machine, 0o1777);
+    if chown(machine, Some(1), None).is_ok() {
+        assert_eq!(says(port, None), expected);
+        assert_eq!(fs::read_dir(machine).expect("ours").count(), 0);
+    } else {
+        eprintln!("left out: no other user in this namespace");
+    }
+    parent.say("done");
+}
+
+#[test]
+fn a_directory_that_root_made_is_the_default_of_all() {
+    let block = Block::new(1);
+    let arguments = [&*block.first().to_string()];
+    if let Some(peer) = start(FRESH, "directory of the machine", &arguments) {
+        peer.finish_well();
+    }
+}
+
+// ---------------------------------------------------------------------------
+// Where /tmp cannot be used.
+
+/// Arguments: port, what the error says.
+fn closed_tmp(parent: &Parent) {
+    let port: u16 = parent.argument(0);
+    let why: String = parent.argument(1);
+    let runtime = PathBuf::from("/run/ours");
+    fs::create_dir(&runtime).expect("our own");
+    let said = says(port, Some(&runtime));
+    let dir = own_dir();
+    let parts = [text(&dir), &why, "PORTLOCK_DIR"];
+    assert_refuses(&said, ErrorKind::LockDir, &parts);
+    let count = fs::read_dir(&runtime).expect("ours").count();
+    assert_eq!(count, 0, "a second choice, made in silence");
+    parent.say("done");
+}
+
+#[test]
+fn a_tmp_that_cannot_be_written_to_ends_the_call() {
+    let block = Block::new(1);
+    for (options, why) in [("ro", "Read-only"), ("nr_inodes=1", "No space")] {
+        let script = format!("mount -t tmpfs none /run && mount -t tmpfs -o {options} none /tmp");
+        let arguments = [&*block.first().to_string(), why];
+        if let Some(peer) = start(&script, "closed tmp", &arguments) {
+            peer.finish_well();
+        }
+    }
+}
+
+/// Arguments: port.
+fn no_tmp(parent: &Parent) {
+    let port: u16 = parent.argument(0);
+    assert!(!Path::new("/tmp").exists());
+    let runtime = PathBuf::from("/run/ours");
+    fs::create_dir(&runtime).expect("our own");
+    let said = says(port, Some(&runtime));
+    assert_eq!(said, "RuntimeDir /run/ours/portlock");
+    let refused = |variable, parts: &[&str]| {
+        let said = says(port, variable);
+        assert_refuses(&said, ErrorKind::LockDir, parts);
+    };
+    refused(None, &["/tmp", "XDG_RUNTIME_DIR", "PORTLOCK_DIR"]);
+    // As after su(1).
+    if chown(&runtime, Some(NOBODY), None).is_ok() {
+        refused(Some(&runtime), &["/run/ours", "user 0", "PORTLOCK_DIR"]);
+    } else {
+        eprintln!("left out: no other user in this namespace");
+    }
+    parent.say("done");
+}
+
+#[test]
+fn without_tmp_it_is_in_the_runtime_directory() {
+    let (root, block) = (lock_dir(), Block::new(1));
+    // Everything that / has, but for two.
+    let script = format!(
+        "root={}; mount -t tmpfs none $root && mkdir $root/run &&
+         for dir in /*; do
+             case $dir in /tmp | /run) continue ;; esac
+             if [ -L $dir ]; then cp -P $dir $root
+             elif [ -d $dir ]; then mkdir -p $root$dir && mount --rbind $dir $root$dir
+             fi || exit
+         done; exec chroot $root \"$0\" \"$@\"; false",
+        root.path().display()
+    );
+    if let Some(peer) = start(&script, "no tmp", &[&block.first().to_string()]) {
+        peer.finish_well();
+    }
+}
+
+// ---------------------------------------------------------------------------
+// Looking.
+
+/// Arguments: port.
+fn only_looking(parent: &Parent) {
+    let port: u16 = parent.argument(0);
+    let dir = LockDir::locate(None).expect("it need not exist");
+    assert_eq!(dir.path(), own_dir());
+    assert!(!dir.is_shared());
+    assert_eq!(dir.leases().expect("empty"), []);
+    assert_eq!(dir.lease(port).expect("empty"), None);
+    let cleaned = dir.clean().expect("empty");
+    assert_eq!((cleaned.removed, cleaned.kept), (0, 0));
+    let error = dir.release(port, true).expect_err("empty");
+    assert!(error.to_string().contains("it is not leased"), "{error}");
+    assert!(!dir.path().exists(), "created to look at it");
+
+    // Once a lease has created it, it is the same one.
+    let lease = FreePort::try_new(port..=port).expect("free");
+    let dir = LockDir::locate(None).expect("it exists");
+    let leases = dir.leases().expect("ours");
+    assert_eq!(leases[0].state, LeaseState::Held);
+    drop(lease);
+    parent.say("done");
+}
+
+#[test]
+fn looking_does_not_create_the_default_directory() {
+    let block = Block::new(1);
+    if let Some(peer) = start(FRESH, "only looking", &[&block.first().to_string()]) {
+        peer.finish_well();
+    }
+}
+
+/// Arguments: port, directory that has two others in it, `here` and `there`.
+fn working_directory(parent: &Parent) {
+    let port: u16 = parent.argument(0);
+    let dir = PathBuf::from(parent.argument::<String>(1));
+    let (here, there) = (dir.join("here"), dir.join("there"));
+    env::set_current_dir(&here).expect("our own");
+    let builder = FreePort::builder().ports(port..=port).lock_dir("locks");
+    let located = LockDir::locate(Some(Path::new("locks"))).expect("our own");
+    env::set_current_dir(&there).expect("our own");
+    let lease = builder.try_acquire().expect("free");
+    assert!(here.join("locks").join(port.to_string()).exists());
+    assert_eq!(located.path(), here.join("locks"));
+    assert_eq!(located.leases().expect("ours")[0].state, LeaseState::Held);
+    drop(lease);
+    assert_eq!(fs::read_dir(there.join("locks")).expect("ours").count(), 0);
+    parent.say("done");
+}
+
+#[test]
+fn a_relative_directory_stays_when_the_working_directory_changes() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    for name in ["here", "there"] {
+        let locks = dir.path().join(name).join("locks");
+        fs::create_dir_all(&locks).expect("our own");
+        mode(&locks, 0o700);
+    }
+    let arguments = [&*block.first().to_string(), text(dir.path())];
+    Peer::start("working directory", &arguments).finish_well();
+}
+
+// ---------------------------------------------------------------------------
+// User namespaces.
+
+/// Arguments: port, lock directory.
+fn unmapped_owner(parent: &Parent) {
+    let port: u16 = parent.argument(0);
+    let dir = PathBuf::from(parent.argument::<String>(1));
+    let builder = FreePort::builder().ports(port..=port).lock_dir(&dir);
+    assert_eq!(fs::metadata(&dir).expect("there").uid(), NOBODY);
+    parent.say(match builder.try_acquire() {
+        Ok(_) => "leased".to_owned(),
+        Err(error) => error.to_string(),
+    });
+}
+
+#[test]
+fn roots_shared_directory_is_one_where_root_is_not_mapped() {
+    let prefix = [
+        "setpriv",
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+        "unshare",
+        "--user",
+        "--map-root-user",
+    ];
+    let works = Command::new(prefix[0])
+        .args(&prefix[1..])
+        .arg("true")
+        .stderr(Stdio::null())
+        .status();
+    if !am_root() || !works.is_ok_and(|status| status.success()) {
+        eprintln!("left out: it takes root and a user namespace of another user");
+        return;
+    }
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let (_copy, binary) = open_copy();
+    let says = || {
+        let arguments = [&*block.first().to_string(), text(dir.path())];
+        Peer::start_command(command(&prefix, &binary, "unmapped owner", &arguments)).hear()
+    };
+    mode(dir.path(), 0o1777);
+    assert_eq!(says(), "leased");
+    for other in [0o755, 0o777] {
+        mode(dir.path(), other);
+        assert!(says().starts_with("refusing lock directory"));
+    }
+    // From where its owner is mapped, it is another user's.
+    mode(dir.path(), 0o1777);
+    chown(dir.path(), Some(NOBODY), None).expect("root may");
+    let builder = FreePort::builder()
+        .ports(block.ports.clone())
+        .lock_dir(dir.path());
+    let error = builder.try_acquire().expect_err("another user's");
+    assert!(error.to_string().contains("owned by user 65534"), "{error}");
+}
+
+// ---------------------------------------------------------------------------
+// What cleans /tmp.
+
+#[test]
+fn lock_files_are_not_removed_for_their_age() {
+    let version = Command::new("systemd-tmpfiles")
+        .arg("--version")
+        .stdout(Stdio::null())
+        .status();
+    if version.is_err() {
+        eprintln!("left out: systemd-tmpfiles is not installed");
+        return;
+    }
+    let (dir, block) = (lock_dir(), Block::new(2));
+    let [held, delegated] = [block.first(), block.first() + 1];
+    let acquire = |port: u16| {
+        let builder = FreePort::builder().ports(port..=port).lock_dir(dir.path());
+        builder.try_acquire().expect("free")
+    };
+    let (_lease, cat) = (acquire(held), Cat::start());
+    acquire(delegated).delegate_to(cat.0.id()).expect("alive");
+    // What tells that the cleaner was at work.
+    let plain = dir.path().join("plain");
+    File::create(&plain).expect("our own");
+    let inode = |port: u16| fs::metadata(dir.path().join(port.to_string())).map(|file| file.ino());
+    let inodes = [held, delegated].map(|port| inode(port).expect("leased"));
+    for entry in fs::read_dir(dir.path()).expect("ours") {
+        let long_ago = SystemTime::now() - Duration::from_secs(40 * 24 * 3600);
+        let times = fs::FileTimes::new()
+            .set_accessed(long_ago)
+            .set_modified(long_ago);
+        let file = File::options()
+            .write(true)
+            .open(entry.expect("ours").path());
+        file.and_then(|file| file.set_times(times)).expect("ours");
+    }
+    let config = lock_dir();
+    let config = config.path().join("ours.conf");
+    let line = format!("d {} 0700 - - 1s\n", dir.path().display());
+    fs::write(&config, line).expect("our own");
+
+    // It is younger than a second by the time of its last change.
+    let start = Instant::now();
+    while plain.exists() {
+        assert!(start.elapsed() < LONG, "nothing is cleaned");
+        let status = Command::new("systemd-tmpfiles")
+            .arg("--clean")
+            .arg(&config)
+            .status();
+        assert!(status.expect("it is installed").success());
+        thread::sleep(Duration::from_millis(50));
+    }
+    let left = [held, delegated].map(|port| inode(port).ok());
+    assert_eq!(left, inodes.map(Some), "removed for their age");
+    let leases = LockDir::locate(Some(dir.path())).and_then(|dir| dir.leases());
+    let states: Vec<_> = leases.expect("ours").iter().map(|it| it.state).collect();
+    assert_eq!(states, [LeaseState::Held, LeaseState::Delegated]);
+    cat.end();
+}
+
+#[test]
+fn lock_files_have_the_sticky_bit_and_lines_have_not() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let builder = FreePort::builder()
+        .ports(block.ports.clone())
+        .lock_dir(dir.path());
+    let _lease = builder.try_acquire().expect("free");
+    let waited = builder.timeout(Duration::from_millis(20)).acquire();
+    waited.expect_err("leased");
+    let modes = fs::read_dir(dir.path()).expect("ours").map(|entry| {
+        let entry = entry.expect("ours");
+        let mode = entry.metadata().expect("ours").permissions().mode() & 0o7777;
+        let name = entry.file_name().into_string().expect("ASCII");
+        (name.starts_with(".waiting."), mode)
+    });
+    let mut modes: Vec<_> = modes.collect();
+    modes.sort_unstable();
+    assert_eq!(modes, [(false, 0o1600), (true, 0o600)]);
+}

@@ -12,7 +12,6 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     process,
-    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use socket2::{Domain, Socket, Type};
@@ -22,6 +21,7 @@ use crate::{
     builder::Builder,
     error::{Error, ErrorKind, Result},
     freeport::FreePort,
+    per_process::PerProcess,
     portserver::get_port_from_port_server,
     sys::probe,
 };
@@ -148,19 +148,24 @@ const PORT_SERVER: &str = "PORTSERVER_ADDRESS";
 
 /// The ports that this process has picked, by number: with its lease, or with
 /// none if a port server has given it.
-static PICKED: Mutex<Picked> = Mutex::new(Picked {
-    in_use: Vec::new(),
-    returned: Vec::new(),
-});
+static PICKED: PerProcess<Picked> = PerProcess::new();
 
+#[derive(Default)]
 struct Picked {
     in_use: Vec<(u16, Option<FreePort>)>,
     /// Still this process's, to be given out again before any other.
     returned: Vec<(u16, Option<FreePort>)>,
 }
 
-fn picked() -> MutexGuard<'static, Picked> {
-    PICKED.lock().unwrap_or_else(PoisonError::into_inner)
+/// Does something with the ports that this process has picked. A forked child has picked
+/// none: those of its parent are not its own to give out.
+fn with_picked<T>(f: impl FnOnce(&mut Picked) -> T) -> Result<T> {
+    let mut picked = PICKED.lock().ok_or_else(|| {
+        let message = "cannot use the list of the ports that this process has picked: it was in \
+                       use at too many forks in a row";
+        Error::new(ErrorKind::Process, message)
+    })?;
+    Ok(f(picked.get_or_insert_default()))
 }
 
 /// Picks a port that is free for TCP and UDP, for the rest of this process's life:
@@ -188,9 +193,12 @@ fn picked() -> MutexGuard<'static, Picked> {
 /// # Ok::<(), portlock::Error>(())
 /// ```
 pub fn pick_unused_port() -> Result<u16> {
-    let reused = picked().returned.pop();
-    if let Some((port, lease)) = reused {
-        picked().in_use.push((port, lease));
+    let reuse = |picked: &mut Picked| {
+        let (port, lease) = picked.returned.pop()?;
+        picked.in_use.push((port, lease));
+        Some(port)
+    };
+    if let Some(port) = with_picked(reuse)? {
         return Ok(port);
     }
     let served = match env::var(PORT_SERVER) {
@@ -212,7 +220,7 @@ pub fn pick_unused_port() -> Result<u16> {
             (lease.port(), Some(lease))
         }
     };
-    picked().in_use.push((port, lease));
+    with_picked(|picked| picked.in_use.push((port, lease)))?;
     Ok(port)
 }
 
@@ -239,17 +247,13 @@ pub fn pick_unused_port() -> Result<u16> {
 /// # Ok::<(), portlock::Error>(())
 /// ```
 pub fn return_port(port: u16) -> Result<()> {
-    let found = {
-        let mut picked = picked();
+    let found = with_picked(|picked| {
         let index = picked.in_use.iter().position(|(number, _)| *number == port);
         index.map(|index| picked.in_use.swap_remove(index))
-    };
+    })?;
     match found {
         Some((_, Some(lease))) => lease.release(),
-        Some((_, None)) => {
-            picked().returned.push((port, None));
-            Ok(())
-        }
+        Some((_, None)) => with_picked(|picked| picked.returned.push((port, None))),
         None => {
             let message = format!("cannot return port {port}: this process has not picked it");
             Err(Error::new(ErrorKind::InvalidPorts, message))
@@ -281,8 +285,7 @@ pub fn return_port(port: u16) -> Result<()> {
 /// ```
 pub fn add_reserved_port(port: u16) -> Result<()> {
     let lease = any_protocol().ports(port..=port).try_acquire()?;
-    picked().returned.push((port, Some(lease)));
-    Ok(())
+    with_picked(|picked| picked.returned.push((port, Some(lease))))
 }
 
 /// Whether a port is free for TCP and UDP, and leased by nobody: portpicker's

@@ -322,6 +322,7 @@ mod leases;
 mod lock;
 mod lock_dir;
 mod owner;
+mod per_process;
 mod ports;
 mod portserver;
 mod process;

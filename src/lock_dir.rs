@@ -14,13 +14,14 @@
 use std::{
     env, fmt, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
 use crate::{
     error::{Error, ErrorKind, Result},
     owner::since_1970,
+    per_process::PerProcess,
     sys::{
         default_dir,
         dir::{self as sys, User},
@@ -216,12 +217,8 @@ impl OpenDir {
     /// Returns the error that it turned out to be removed; the next
     /// [`locate`](Self::locate) checks it again.
     pub(crate) fn removed(&self) -> Error {
-        let mut last = last_used();
-        if last
-            .as_ref()
-            .is_some_and(|last| Arc::ptr_eq(&last.open.dir, &self.dir))
-        {
-            *last = None;
+        if let Some(mut last) = LAST_USED.lock() {
+            last.take_if(|last| Arc::ptr_eq(&last.open.dir, &self.dir));
         }
         removed(self.path())
     }
@@ -278,7 +275,8 @@ fn locate(chosen: Option<&Path>, now: Duration, default: Missing) -> Result<Loca
         (None, Some(value)) => Some((Origin::Variable, Path::new(value))),
         (None, None) => None,
     };
-    if let Some(last) = &*last_used()
+    if let Some(last) = LAST_USED.lock()
+        && let Some(last) = &*last
         && last.is_good_for(named, user, now)
     {
         return Ok(Located::Open(last.open.clone()));
@@ -298,8 +296,10 @@ fn locate(chosen: Option<&Path>, now: Duration, default: Missing) -> Result<Loca
             open(&path, default, origin, user)?
         }
     };
-    if let Located::Open(open) = &located {
-        *last_used() = Some(LastUsed {
+    if let Located::Open(open) = &located
+        && let Some(mut last) = LAST_USED.lock()
+    {
+        *last = Some(LastUsed {
             named: named.map(|(origin, path)| (origin, path.to_owned())),
             user,
             checked: now,
@@ -327,11 +327,7 @@ struct LastUsed {
     open: OpenDir,
 }
 
-static LAST_USED: Mutex<Option<LastUsed>> = Mutex::new(None);
-
-fn last_used() -> MutexGuard<'static, Option<LastUsed>> {
-    LAST_USED.lock().unwrap_or_else(PoisonError::into_inner)
-}
+static LAST_USED: PerProcess<LastUsed> = PerProcess::new();
 
 impl LastUsed {
     fn is_good_for(&self, named: Option<(Origin, &Path)>, user: User, now: Duration) -> bool {
@@ -358,7 +354,9 @@ fn open(path: &Path, missing: Missing, origin: Origin, user: User) -> Result<Loc
     let Some(found) = sys::find(&path, missing, user)? else {
         return Ok(Located::Missing { path, origin });
     };
-    let last = last_used().as_ref().map(|last| last.open.clone());
+    let last = LAST_USED
+        .lock()
+        .and_then(|last| Some(last.as_ref()?.open.clone()));
     let is_it = |OpenDir { dir }: &OpenDir| {
         (&dir.path, dir.origin) == (&path, origin) && dir.sys.is_still(&found)
     };

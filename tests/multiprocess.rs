@@ -12,6 +12,9 @@ mod common;
 #[path = "multiprocess/fork.rs"]
 mod fork;
 #[cfg(target_os = "linux")]
+#[path = "multiprocess/many_forks.rs"]
+mod many_forks;
+#[cfg(target_os = "linux")]
 #[path = "multiprocess/same_pid.rs"]
 mod same_pid;
 
@@ -37,6 +40,10 @@ fn child() {
         ("look", look),
         #[cfg(target_os = "linux")]
         ("copy with the same pid", same_pid::copy),
+        #[cfg(target_os = "linux")]
+        ("fork often", many_forks::fork_often),
+        #[cfg(target_os = "linux")]
+        ("pick in fork", many_forks::pick_in_fork),
     ]);
 }
 

@@ -4,14 +4,7 @@
 //! name. Waiters that look at a port open its file for reading only, and so wake
 //! nobody.
 
-use std::{
-    io,
-    mem::MaybeUninit,
-    os::fd::OwnedFd,
-    process,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{io, mem::MaybeUninit, os::fd::OwnedFd, time::Duration};
 
 use rustix::{
     event::{PollFd, PollFlags, poll},
@@ -19,8 +12,11 @@ use rustix::{
     io::Errno,
 };
 
-use super::timespec;
-use crate::lock_dir::OpenDir;
+use super::{
+    mark::{self, Mark},
+    timespec,
+};
+use crate::{lock_dir::OpenDir, per_process::PerProcess};
 
 /// Is told by the kernel of files in a directory that are closed after they were
 /// open for writing.
@@ -29,26 +25,32 @@ pub(crate) struct Watch {
     instance: Option<OwnedFd>,
     /// Its name for the directory.
     directory: i32,
+    /// The process that began to watch.
+    mark: Mark,
 }
 
-/// The inotify instance of this process, by its pid, while nobody waits. One is kept,
-/// for to close it takes the kernel some 10 ms, and whoever has just been given a port
-/// would wait for that. A forked child must not read its parent's events, and makes
-/// its own.
-static SPARE: Mutex<Option<(u32, OwnedFd)>> = Mutex::new(None);
-
-fn spare() -> MutexGuard<'static, Option<(u32, OwnedFd)>> {
-    SPARE.lock().unwrap_or_else(PoisonError::into_inner)
-}
+/// The inotify instance of this process while nobody waits. One is kept, because closing it
+/// takes the kernel some 10 ms, for which a caller that has just got a port would wait. A
+/// forked child must not read its parent's events, and creates its own.
+static SPARE: PerProcess<OwnedFd> = PerProcess::new();
 
 impl Drop for Watch {
     fn drop(&mut self) {
         let Some(instance) = self.instance.take() else {
             return;
         };
+        if self.mark != mark::current() {
+            // A forked copy: the watch is the parent's.
+            return;
+        }
         // If the directory was removed, its watch was too.
         let _ = inotify::remove_watch(&instance, self.directory);
-        spare().get_or_insert((process::id(), instance));
+        let one_too_many = match SPARE.lock() {
+            Some(mut spare) => spare.replace(instance),
+            None => Some(instance),
+        };
+        // Now that others need not wait for it.
+        drop(one_too_many);
     }
 }
 
@@ -59,9 +61,9 @@ impl Watch {
             // own maker; and of other machines nothing would be heard.
             return Err(Errno::OPNOTSUPP.into());
         }
-        let spare = spare().take().filter(|(pid, _)| *pid == process::id());
+        let spare = SPARE.lock().and_then(|mut spare| spare.take());
         let instance = match spare {
-            Some((_, instance)) => instance,
+            Some(instance) => instance,
             None => {
                 let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
                 inotify::init(flags)?
@@ -72,6 +74,7 @@ impl Watch {
         Ok(Self {
             instance: Some(instance),
             directory,
+            mark: mark::current(),
         })
     }
 

@@ -1,0 +1,151 @@
+//! A value that each process has for itself, a forked child too.
+//!
+//! A child that is forked while another thread of its parent holds a lock finds the lock
+//! held, and nobody there to release it. So a process does not lock what its parent may
+//! have locked. It takes one of several places that it finds unlocked, empties it, and from
+//! then on only its own threads lock that place, for which it may wait.
+//!
+//! What the parent left there is neither used nor dropped. The kernel copies the table of
+//! descriptors before the memory (`copy_process` in kernel/fork.c), and other threads go on
+//! in between. A descriptor that the memory names can be closed in the child, or be that of
+//! another file.
+
+use std::{
+    mem,
+    sync::{
+        Mutex, MutexGuard, PoisonError, TryLockError,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use crate::sys::mark::{self, Mark};
+
+/// Number of places. Each process of a line of forks can find at most one more of them
+/// locked for good.
+const PLACES: usize = 8;
+
+/// Bits of a [`PerProcess::taken`] that say which place it is.
+const BITS: u32 = PLACES.trailing_zeros();
+
+#[derive(Debug)]
+pub(crate) struct PerProcess<T> {
+    /// The place of a process and, above, the mark of that process. The highest bits of the
+    /// mark are cut off: no system has so many pids or forks in a line.
+    taken: AtomicU32,
+    places: [Mutex<Option<T>>; PLACES],
+}
+
+impl<T> PerProcess<T> {
+    pub(crate) const fn new() -> Self {
+        Self {
+            taken: AtomicU32::new(0),
+            places: [const { Mutex::new(None) }; PLACES],
+        }
+    }
+
+    /// Locks this process's value, which is `None` at first. Waits for this process's own
+    /// threads alone; returns `None` if no place can be locked without waiting for others.
+    #[inline]
+    pub(crate) fn lock(&self) -> Option<MutexGuard<'_, Option<T>>> {
+        self.lock_as(mark::current())
+    }
+
+    fn lock_as(&self, mark: Mark) -> Option<MutexGuard<'_, Option<T>>> {
+        let taken = self.taken.load(Ordering::Acquire);
+        if taken >> BITS == mark << BITS >> BITS {
+            return Some(self.place(taken));
+        }
+        self.take(taken, mark)
+    }
+
+    fn place(&self, taken: u32) -> MutexGuard<'_, Option<T>> {
+        let place = &self.places[taken as usize % PLACES];
+        place.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[cold]
+    fn take(&self, before: u32, mark: Mark) -> Option<MutexGuard<'_, Option<T>>> {
+        let unlocked = (0..).zip(&self.places).find_map(|(index, place)| {
+            let guard = match place.try_lock() {
+                Ok(guard) => guard,
+                Err(TryLockError::Poisoned(error)) => error.into_inner(),
+                Err(TryLockError::WouldBlock) => return None,
+            };
+            Some((index, guard))
+        });
+        let (index, mut guard): (u32, _) = unlocked?;
+        let taken = mark << BITS | index;
+        match self
+            .taken
+            .compare_exchange(before, taken, Ordering::AcqRel, Ordering::Acquire)
+        {
+            Ok(_) => {
+                mem::forget(guard.take());
+                Some(guard)
+            }
+            // Another thread of this process was faster.
+            Err(theirs) => {
+                drop(guard);
+                Some(self.place(theirs))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Barrier, thread};
+
+    use super::*;
+
+    fn set(values: &PerProcess<u32>, mark: Mark, value: u32) {
+        *values.lock_as(mark).expect("a place") = Some(value);
+    }
+
+    fn get(values: &PerProcess<u32>, mark: Mark) -> Option<u32> {
+        *values.lock_as(mark).expect("a place")
+    }
+
+    #[test]
+    fn a_child_starts_with_nothing_and_keeps_its_own() {
+        let values = PerProcess::new();
+        set(&values, 1, 10);
+        assert_eq!(get(&values, 1), Some(10));
+        assert_eq!(get(&values, 2), None);
+        set(&values, 2, 20);
+        assert_eq!(get(&values, 2), Some(20));
+    }
+
+    #[test]
+    fn a_lock_that_a_parent_held_is_not_waited_for() {
+        let values = PerProcess::new();
+        let mut guards = Vec::new();
+        for mark in (1..).take(PLACES) {
+            // Were the place of an earlier one waited for, this would never end.
+            let mut guard = values.lock_as(mark).expect("one more place");
+            assert_eq!(guard.replace(mark), None);
+            guards.push(guard);
+        }
+        assert!(values.lock_as(100).is_none());
+        drop(guards.swap_remove(3));
+        assert_eq!(get(&values, 101), None);
+    }
+
+    #[test]
+    fn threads_have_one_value() {
+        const THREADS: u32 = 4;
+        for mark in 1..500 {
+            let (values, start) = (PerProcess::new(), Barrier::new(THREADS as usize));
+            thread::scope(|scope| {
+                for _ in 0..THREADS {
+                    scope.spawn(|| {
+                        start.wait();
+                        let mut guard = values.lock_as(mark).expect("a place");
+                        *guard.get_or_insert(0) += 1;
+                    });
+                }
+            });
+            assert_eq!(get(&values, mark), Some(THREADS));
+        }
+    }
+}

@@ -207,8 +207,9 @@
 //!
 //! # Containers, sandboxes and users
 //!
-//! Callers share leases if they share the lock directory, which is by default each user's own
-//! ([`Builder::lock_dir`] says where). Ask which it is, and why:
+//! Callers share leases if they share the lock directory. By default, that is one directory for
+//! each user, or one for all users if root has created `/run/portlock`
+//! ([`Builder::lock_dir`] has the rules). To see which it is, and why:
 //!
 //! ```
 //! let dir = portlock::LockDir::locate(None)?;
@@ -216,12 +217,12 @@
 //! # Ok::<(), portlock::Error>(())
 //! ```
 //!
-//! * **Users**: make one directory for all, as with `install -d -m 1777 /var/lib/portlock`,
-//!   and name it in the environment variable `PORTLOCK_DIR`. That is for users who trust each
-//!   other: each can lease all ports, and end what was delegated.
-//! * **Sandboxes** that have a `/tmp` or `/run` of their own see another default directory
-//!   there, and lease the same ports once more: give them `PORTLOCK_DIR` too, and let them
-//!   write to it.
+//! * **Users**: let root create `/run/portlock` with mode 1777 at boot, by the line
+//!   `d /run/portlock 1777 root root` in tmpfiles.d(5), and all users share it. That is for users
+//!   who trust each other: each can lease all ports, and end what was delegated.
+//! * **Services and sandboxes** with a `/tmp` of their own (`PrivateTmp=`, snap, flatpak) have
+//!   another default directory there, and lease the same ports once more. If they do not see
+//!   `/run/portlock`, name a directory that they can write to in `PORTLOCK_DIR`, for all callers.
 //! * **Containers** on the host's network, likewise: mount the directory. A container with a
 //!   network of its own has all ports for itself; what is scarce is the port of the host that
 //!   is mapped to it, so lease that outside and keep the lease as long as the container:
@@ -297,7 +298,7 @@
 //! | | Linux | macOS | Windows |
 //! |---|---|---|---|
 //! | lock | flock(2) | flock(2) | LockFileEx |
-//! | this user's lock directory | `portlock` in the runtime directory, else `/tmp/portlock-<uid>` | `/tmp/portlock-<uid>` | `portlock` in the local application data |
+//! | default lock directory | `/run/portlock` if root has created it, else `/tmp/portlock-<uid>` | `~/Library/Application Support/portlock` | `.portlock` in the user's profile |
 //! | what makes it trustworthy | owner and mode | owner and mode | that it is a directory and no reparse point; its access control list stays as inherited |
 //! | strict bind | without `SO_REUSEADDR` | the same, on the loopback addresses too | with `SO_EXCLUSIVEADDRUSE` |
 //! | waiters are woken by a release | yes | no: they look from time to time | no: they look from time to time |

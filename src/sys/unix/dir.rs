@@ -5,13 +5,14 @@
 //! it is checked before it is used: a real directory (no symbolic link),
 //! and one of two kinds.
 //!
-//! * **Private**: owned by this user, writable by nobody else. Files in it are
-//!   made 0600. A mode like 0755 is as good as 0700 here, for others can
-//!   neither open the files nor add any.
+//! * **Private**: owned by this user, and nobody else can write to it. Files in it are
+//!   readable and writable by this user alone. A mode like 0755 is as good as 0700 here,
+//!   because others can neither open the files nor add any.
 //! * **Shared between users**: writable by group or others, and then sticky
 //!   (mode 1777), owned by root or by this user, because a directory's owner
 //!   may rename and remove what is in it in spite of the sticky bit (unlink(2),
-//!   EPERM). Files in it are made 0666 whatever the umask.
+//!   EPERM). Files in it are readable and writable by all, whatever the umask. An owner who
+//!   is not mapped into our user namespace cannot be told from root, and counts as root.
 //!
 //! In a shared directory every user can do some harm, though none outside it: keep ports
 //! from others (lock files, or put something else in their place), hold up who waits
@@ -193,9 +194,10 @@ fn check(path: &Path, stat: &Stat, us: Uid) -> Result<Checked> {
         ));
     }
     if owner != us && !(shared && (owner == 0 || is_unmapped(owner))) {
-        return refuse(format!(
+        let message = format!(
             "it is owned by user {owner} (mode {octal:04o}), this process runs as user {us}"
-        ));
+        );
+        return Err(self::refuse(path, &message).with_hint(USE_VARIABLE));
     }
     let identity = identity(stat);
     Ok(Checked { identity, shared })

@@ -68,7 +68,7 @@ fn fill_the_file_system(parent: &Parent) {
         assert_error(
             acquire(),
             ErrorKind::Lock,
-            &[operation, text(&file), "No space"],
+            &[operation, text(&file), "No space", "set PORTLOCK_DIR"],
         );
         fs::remove_dir_all(&filler).expect("our own");
         drop(acquire().expect("with space again, the port is free"));
@@ -96,7 +96,7 @@ fn read_only_file_system(parent: &Parent) {
         assert_error(
             builder(&dir, port..=port).acquire(),
             ErrorKind::Lock,
-            &[text(&file), "Read-only file system"],
+            &[text(&file), "Read-only file system", "set PORTLOCK_DIR"],
         );
     }
     parent.say("done");

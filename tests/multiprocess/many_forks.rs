@@ -22,7 +22,7 @@ use serial_test::serial;
 
 use crate::{
     builder,
-    common::{Block, LONG, Parent, Peer, command, lock_dir, text},
+    common::{Block, LONG, Parent, Peer, command, lock_dir, stress, text},
 };
 
 /// What a child ends with that has done what it should.
@@ -128,19 +128,19 @@ fn no_fork_hangs(what: &str, forks: usize) {
 #[test]
 #[serial]
 fn a_forked_child_leases_while_threads_lease_and_locate() {
-    no_fork_hangs("lease", 2000);
+    no_fork_hangs("lease", stress(2000));
 }
 
 #[test]
 #[serial]
 fn a_forked_child_waits_while_threads_wait() {
-    no_fork_hangs("wait", 500);
+    no_fork_hangs("wait", stress(200));
 }
 
 #[test]
 #[serial]
 fn a_forked_child_picks_while_threads_pick() {
-    no_fork_hangs("pick", 1000);
+    no_fork_hangs("pick", stress(500));
 }
 
 /// Arguments: first of two ports, of which the first is this process's.

@@ -1,22 +1,23 @@
 /*
- * The lock protocol of src/, as a model for spin. Each `::` of the process at the
- * end is one step, with no more than one system call that others can notice.
- * Between any two steps every other process may do its own, and at any time one
- * may be killed or forked. README.md says which step is which function, and what
- * is left out.
+ * The lock protocol of src/, as a model for spin. Each STEP at the end of this file
+ * makes at most one system call whose effect another process can see. Between any two
+ * steps, every other process may take steps of its own, and at any time a process may
+ * be killed or forked. README.md maps the steps to functions and says what is left out.
  *
- * Given with -D:
- *   PROCESSES  how many there are, 2 or 3
- *   PORTS      and ports, 1 or 2
+ * Set with -D:
+ *   PROCESSES  number of processes at a time, 2 or 3
+ *   PORTS      number of ports, 1 or 2
  *   FORK       processes also fork, execute programs and pass descriptors on
- *   SYMMETRY   of states that differ only in which process is which, one is looked
- *              at; the names in a narrative then mean nothing
- *   PROMISE    the number of the only promise to be checked; all without it
- * and what is to be changed, as `run` lists it.
+ *   NO_RUN     processes do not execute commands that inherit a lease
+ *   SYMMETRY   explore only one of several states that differ only in which process is
+ *              which; the names in a trail are then meaningless
+ *   PROMISE    number of the only promise to check; all are checked without it
+ *   COVERAGE   print each step the first time it is taken
+ * and the name of a variant or mutant in mutants.pml.
  */
 
 #ifndef PROCESSES
-#define PROCESSES 3 /* at a time: whoever dies makes room for another */
+#define PROCESSES 3 /* at a time: a process that dies makes room for another */
 #endif
 #ifndef PORTS
 #define PORTS 1
@@ -27,27 +28,35 @@
 
 /* --------------------------------------------------------------------- state */
 
-/* Whose a lock is: nobody's; an open file description's, named by the process
- * that opened it, which has but one for each port; or that of one which that
- * process has closed while others inherited it, named by one of those. */
 #define NOBODY 0
-#define OF(q) ((q) + 1)
-#define LEFT_TO(q) (PROCESSES + 1 + (q))
-/* Whose a lease is: nobody's, a process's, that of a process it was delegated
- * to, or that of whoever has the descriptor. */
-#define DELEGATED_TO(q) (PROCESSES + 1 + (q))
-#define BY_DESCRIPTOR (2 * PROCESSES + 1)
-/* What an owner record says: OF(q) if the port is delegated to q, which lives.
- * All others are the same: "held" only informs, and the dead keep nothing. */
 #define NONE 0
-#ifdef DEAD_KEEP_PORTS
-#define OF_THE_DEAD (PROCESSES + 1)
-#else
-#define OF_THE_DEAD NONE
-#endif
 
-/* The inode of the file at the path, if there is one. The others have been
- * unlinked, and are there as long as a process has opened them: at most one each. */
+/* A lock belongs to an open file description. A process opens at most one for each port. */
+#define OF(q) (1 + (q))                    /* the one that q opened */
+#define LEFT_TO(q) (1 + PROCESSES + (q))   /* one that its opener closed while others had
+                                              inherited it, named after one of those */
+
+/* A record either keeps a lease by itself, and then has the value of that lease, or is
+ * NONE: a `held` record only informs. */
+#define DELEGATED_TO(q) (1 + PROCESSES + (q))
+#define INHERITED_BY(q) (1 + 2 * PROCESSES + (q)) /* by command q, which passed on the
+                                                     descriptor it got, or closed it */
+#define DELEGATED_TO_THE_DEAD (1 + 4 * PROCESSES)
+#define INHERITED_BY_THE_DEAD (2 + 4 * PROCESSES)
+
+/* A lease belongs to process q, OF(q), or to process DELEGATED_TO(q), or is */
+#define HELD_TWICE(q) (1 + 3 * PROCESSES + (q))   /* command q's, by lock and record; once
+                                                     the lock is closed, INHERITED_BY(q) */
+#define BY_DESCRIPTOR (3 + 4 * PROCESSES)         /* that of all who have the descriptor */
+
+#define IS(kind, v) (kind(0) <= (v) && (v) < kind(PROCESSES))
+#define IS_DELEGATED(v) (IS(DELEGATED_TO, v) || (v) == DELEGATED_TO_THE_DEAD)
+#define IS_INHERITED(v) (IS(INHERITED_BY, v) || (v) == INHERITED_BY_THE_DEAD)
+#define IS_OF_THE_DEAD(v) ((v) == DELEGATED_TO_THE_DEAD || (v) == INHERITED_BY_THE_DEAD)
+#define PROCESS_IN(v) (((v) - 1) % PROCESSES)
+
+/* The inode of the file at the path, if there is one. Other files were unlinked and
+ * exist while a process has them open: at most one each. */
 #define AT_PATH 1
 #define INODES (PROCESSES + 1)
 
@@ -63,9 +72,9 @@ typedef Port {
     bit orphaned[PROCESSES];   /* and whether that was without a release */
     bit copy[PROCESSES];       /* a copy of the parent's FreePort is there too */
 #endif
-    /* What users were promised. No process ever looks at these. */
+    /* What users were promised. No process ever reads these. */
     byte lease;
-    byte alone;                /* whose attempt nobody has come near */
+    byte alone;                /* the process whose attempt no other has interfered with */
 }
 
 /* What a process does next, */
@@ -89,14 +98,93 @@ Process proc[PROCESSES];
 #define here port[me.on]
 #define mine here.fd[_pid]
 
-/* The inlines' own, used within one step and cleared after it. */
+/* Local variables of the inlines, used within one step and cleared after it. */
 byte a, b, c, d, e, inode, heir, found;
 int first, second;
 
-/* For the narrative. */
+/* For the trail. */
 #define NAME(q) ('A' + (q))
 #define SAY(text) printf(text, NAME(_pid))
 #define SAY_AT(text, p) printf(text, NAME(_pid), 4000 + p)
+
+/* ----------------------------------------------------------------- decisions */
+
+/* The decisions of the protocol, one macro each, so that mutants.pml can replace one at
+ * a time. */
+
+/* The order of the steps of an attempt. */
+#define BEGIN_ATTEMPT open_step()
+#define AFTER_OPEN LOCK
+#define AFTER_LOCK FSTAT
+#define AFTER_FSTAT READ
+#define AFTER_STAT READ
+#define AFTER_READ JUDGE
+#define AFTER_JUDGE PROBE
+#define AFTER_PROBE RECORD
+/* Clean and release lock the file too. */
+#define AFTER_OPEN_TO_VISIT AFTER_OPEN
+
+/* A new file is created under another name, then renamed, and never over another file. */
+#define IF_MISSING me.next = MAKE
+#define BEFORE_RENAME skip
+
+/* A file that was unlinked after it was opened is not the lock file any more. */
+#define IS_LINKED (mine == AT_PATH)
+
+/* An attempt does not read the record of a short file. So a record that counts by itself
+ * makes the file long. */
+#define NEED_NOT_READ (me.task == ACQUIRE && !me.is_long)
+#define DELEGATED_IS_LONG true
+#define INHERITED_IS_LONG true
+
+/* What an observer knows of the process in the record. It may be able to tell whether
+ * that process lives, or not: for example because it is in another pid namespace. */
+#define DETERMINED 1
+#define UNDETERMINED 0
+#define ALIVE(evidence) (evidence == DETERMINED && !IS_OF_THE_DEAD(me.seen))
+#define GONE(evidence) (evidence == DETERMINED && IS_OF_THE_DEAD(me.seen))
+
+/* A delegated lease ends when its process is proven gone. An inherited record counts
+ * only if its process is known to be alive; otherwise the free lock decides. */
+#define KEEPS_THE_PORT(evidence) (IS_DELEGATED(me.seen) && !GONE(evidence) || \
+                                  IS_INHERITED(me.seen) && ALIVE(evidence))
+/* Clean removes a file, and release ends a lease, only if its process is proven gone. */
+#define MAY_REMOVE(evidence) (me.seen == NONE || GONE(evidence))
+#define MAY_RELEASE(evidence) GONE(evidence)
+/* Release with force ends it in any case. */
+#define MAY_FORCE true
+#define BEFORE_UNLINK skip
+
+/* A call that only looks writes nothing. */
+#define AFTER_LOOKING skip
+
+/* The record is written before the lock is released. */
+#define DELEGATE write_delegated()
+/* A release unlocks, which ends the lock of all duplicates of the descriptor too. */
+#define RELEASE here.lock[mine] = NOBODY
+/* A forked copy only closes. */
+#define END_OF_A_COPY(p) skip
+
+/* A new process has another start time than the dead one whose pid it is given. */
+#define ON_BEGIN skip
+
+/* Which inherited descriptors the model keeps track of once the opener has closed its
+ * own. It matters only that one has the lock: no other process will lock it. */
+#define MATTERS(p, description) (port[p].lock[inode] == description)
+
+/* The documented limits of what is promised. */
+/* I1, I2: a command has closed the lock that it inherited, so its lease is the record
+ * alone, and this attempt could not determine whether the command is alive. (`judge_step`
+ * forgets what it has seen in every other case.) */
+#define LIMIT_OF_I1 (me.seen != NONE && here.lease == me.seen)
+/* I3: this attempt could not determine whether the process is alive that the port is
+ * delegated to. */
+#define LIMIT_OF_I3(evidence) (IS_DELEGATED(me.seen) && evidence == UNDETERMINED)
+
+/* Steps that only a mutant has. */
+#define OTHER_STEPS
+
+#include "mutants.pml"
 
 /* ------------------------------------------------------------------ promises */
 
@@ -108,34 +196,19 @@ bit I4_free_after_release = 1;
 bit I5_copy_ends_nothing = 1;
 bit there_are_enough_inodes = 1;
 
-#if PROMISE == 0 || PROMISE == 1
-#define I1(holds) I1_exclusive = (holds); assert(I1_exclusive)
-#else
-#define I1(holds) skip
-#endif
-#if PROMISE == 0 || PROMISE == 2
-#define I2(holds) I2_not_probed_while_leased = (holds); assert(I2_not_probed_while_leased)
-#else
-#define I2(holds) skip
-#endif
-#if PROMISE == 0 || PROMISE == 3
-#define I3(holds) I3_free_after_death = (holds); assert(I3_free_after_death)
-#else
-#define I3(holds) skip
-#endif
-#if PROMISE == 0 || PROMISE == 4
-#define I4(holds) I4_free_after_release = (holds); assert(I4_free_after_release)
-#else
-#define I4(holds) skip
-#endif
-#if PROMISE == 0 || PROMISE == 5
-#define I5(holds) I5_copy_ends_nothing = (holds); assert(I5_copy_ends_nothing)
-#else
-#define I5(holds) skip
-#endif
+#define CHECK(number, name, holds) \
+    if \
+    :: PROMISE == 0 || PROMISE == number -> name = (holds); assert(name) \
+    :: else \
+    fi
+#define I1(holds) CHECK(1, I1_exclusive, holds)
+#define I2(holds) CHECK(2, I2_not_probed_while_leased, holds)
+#define I3(holds) CHECK(3, I3_free_after_death, holds)
+#define I4(holds) CHECK(4, I4_free_after_release, holds)
+#define I5(holds) CHECK(5, I5_copy_ends_nothing, holds)
 
-/* I1: when a lease is given, nobody else has one.
- * I2: nor has anybody else the port still bound. */
+/* I1: when a lease begins, there is no other.
+ * I2: nor has any other process the port still bound. */
 inline lease_begins(whose)
 {
     I1(here.lease == NOBODY);
@@ -146,14 +219,26 @@ inline lease_begins(whose)
     here.alone = NOBODY
 }
 
-/* I2: nobody binds a port that is leased. */
-inline probe_begins()
+/* The attempt writes its record. The command that it could not see has then lost its
+ * own, and with it the lease, even if the attempt is killed before its lease begins. */
+inline unseen_lease_ends()
 {
-    I2(here.lease == NOBODY)
+    if
+    :: LIMIT_OF_I1 -> here.lease = NOBODY
+    :: else
+    fi;
+    me.seen = NONE
 }
 
-/* I3, I4: an attempt that begins while nobody has the port, or is at it, succeeds
- * unless somebody else comes. Here it begins, or somebody else comes. */
+/* I2: no process binds a port that is leased. */
+inline probe_begins()
+{
+    I2(here.lease == NOBODY || LIMIT_OF_I1)
+}
+
+/* I3, I4: an attempt succeeds if it begins while the port is not leased and no other
+ * process is at it, and no other comes before it ends. Here a task begins: an attempt
+ * that may be alone, or one that interferes. */
 inline task_begins(p, what)
 {
     me.task = what;
@@ -163,8 +248,8 @@ inline task_begins(p, what)
         found = found && (a == _pid || proc[a].on != p ||
                           proc[a].next == IDLE || proc[a].next == DEAD);
 #ifdef FORK
-        /* Of a process that was killed on its way, a child may have the lock. As
-         * with a lease, it has to end too. */
+        /* A child of a process that was killed during an attempt may have the lock. As
+         * with a lease, that child has to end too. */
         found = found && !(here.orphaned[a] && here.lock[here.left[a]] == LEFT_TO(a))
 #endif
     }
@@ -182,20 +267,21 @@ inline attempt_fails()
             found = found || (here.lock[mine] == LEFT_TO(a) && !here.orphaned[a])
         }
 #endif
-        I4(!found); /* it was released, and somebody still has the lock */
+        I4(!found); /* it was released, and a process still has the lock */
         I3(found);
         here.alone = NOBODY
     :: else
     fi
 }
 
-/* I5: what a copy in a forked child has just done has ended nobody's lease. */
+/* I5: what a copy in a forked child has just done has ended no lease. */
 inline copy_ends(p)
 {
     for (a : 0 .. PROCESSES - 1) {
         I5(port[p].lease != OF(a) || port[p].lock[port[p].fd[a]] == OF(a))
     }
-    I5(port[p].lease != BY_DESCRIPTOR || port[p].lock[AT_PATH] != NOBODY)
+    I5(!(port[p].lease == BY_DESCRIPTOR || IS(HELD_TWICE, port[p].lease)) ||
+       port[p].lock[AT_PATH] != NOBODY)
 }
 
 /* -------------------------------------------------------------------- kernel */
@@ -209,8 +295,8 @@ inline find(p, n)
     }
 }
 
-/* An unlinked file that no process has opened but in those that inherited it:
- * nobody will ever come to it again. */
+/* No process will come to an unlinked file again that no process has opened itself,
+ * even if some have inherited it. */
 inline reclaim(p, n)
 {
     find(p, n);
@@ -271,18 +357,8 @@ inline detach(p)
     reclaim(p, inode)
 }
 
-#ifdef FORK
-/* Whether it matters that somebody still has a description that nobody else
- * will lock: if it has the lock, or if copies may write to the file. */
-#ifdef COPY_DELEGATES
-#define MATTERS(p, description) true
-#else
-#define MATTERS(p, description) (port[p].lock[inode] == description)
-#endif
-#endif
-
-/* The process that a description of `inode` is named by has closed it. From now
- * on it is named by another that inherited it. With the last its lock ends. */
+/* The process after which a description of `inode` is named has closed it. From now on
+ * it is named after another that inherited it. Its lock ends with the last of them. */
 inline leave(p, description, as_orphan)
 {
     heir = PROCESSES;
@@ -312,6 +388,8 @@ inline leave(p, description, as_orphan)
         port[p].lock[inode] = NOBODY;
         if
         :: port[p].lease == BY_DESCRIPTOR && inode == AT_PATH -> port[p].lease = NOBODY
+        :: IS(HELD_TWICE, port[p].lease) && inode == AT_PATH ->
+            port[p].lease = INHERITED_BY(PROCESS_IN(port[p].lease))
         :: else
         fi
     :: else
@@ -319,7 +397,7 @@ inline leave(p, description, as_orphan)
     reclaim(p, inode)
 }
 
-/* close(2) of what the process has opened. */
+/* close(2) of what the process opened. */
 inline close_own(p, as_orphan)
 {
     inode = port[p].fd[_pid];
@@ -328,7 +406,7 @@ inline close_own(p, as_orphan)
 }
 
 #ifdef FORK
-/* close(2) of what it has inherited. */
+/* close(2) of what it inherited. */
 inline close_inherited(p)
 {
     d = port[p].inherited[_pid];
@@ -346,7 +424,7 @@ inline close_inherited(p)
 }
 #endif
 
-/* The process loses everything: it dies, or executes another program. */
+/* The process loses all descriptors: it dies, or executes another program. */
 inline close_all()
 {
     for (c : 0 .. PORTS - 1) {
@@ -355,7 +433,7 @@ inline close_all()
         :: port[c].lease == OF(_pid) ->
             port[c].lease = NOBODY;
 #ifdef FORK
-            /* It goes on in those that inherited the lock. */
+            /* It continues in those that inherited the lock. */
             for (a : 0 .. PROCESSES - 1) {
                 port[c].lease =
                     (port[c].inherited[a] == OF(_pid) -> BY_DESCRIPTOR : port[c].lease)
@@ -377,25 +455,41 @@ inline close_all()
     rest()
 }
 
+/* A record or lease of the process, which is dead now. */
+#define BURIED(v) (v == DELEGATED_TO(_pid) -> DELEGATED_TO_THE_DEAD : \
+                   (v == INHERITED_BY(_pid) -> INHERITED_BY_THE_DEAD : v))
+
 inline die()
 {
     close_all();
     me.next = DEAD;
     for (c : 0 .. PORTS - 1) {
-        port[c].lease = (port[c].lease == DELEGATED_TO(_pid) -> NOBODY : port[c].lease);
+        if
+        :: port[c].lease == DELEGATED_TO(_pid) || port[c].lease == INHERITED_BY(_pid) ->
+            port[c].lease = NOBODY
+        :: port[c].lease == HELD_TWICE(_pid) -> /* others inherited the lock */
+            port[c].lease = BY_DESCRIPTOR
+        :: else
+        fi;
         for (a : 1 .. INODES) {
-            port[c].record[a] =
-                (port[c].record[a] == OF(_pid) -> OF_THE_DEAD : port[c].record[a])
+            port[c].record[a] = BURIED(port[c].record[a])
         }
     }
     for (a : 0 .. PROCESSES - 1) {
-        proc[a].seen = (proc[a].seen == OF(_pid) -> OF_THE_DEAD : proc[a].seen)
+        proc[a].seen = BURIED(proc[a].seen)
     }
     SAY("%c dies\n")
 }
 
+inline begin()
+{
+    me.next = IDLE;
+    ON_BEGIN;
+    SAY("%c begins\n")
+}
+
 #ifdef FORK
-/* The process begins as a child of q, with a duplicate of all that q has open. */
+/* The process begins as a child of q, with duplicates of all descriptors of q. */
 inline forked(q)
 {
     for (c : 0 .. PORTS - 1) {
@@ -417,31 +511,6 @@ inline forked(q)
 #endif
 #endif
 
-/* --------------------------------------------------------------------- order */
-
-#ifndef AFTER_OPEN
-#define AFTER_OPEN LOCK
-#endif
-#ifndef AFTER_LOCK
-#define AFTER_LOCK FSTAT
-#endif
-#ifndef AFTER_FSTAT
-#define AFTER_FSTAT READ
-#endif
-#ifndef AFTER_STAT
-#define AFTER_STAT READ
-#endif
-#ifndef AFTER_READ
-#define AFTER_READ JUDGE
-#endif
-#ifndef PROBE_BEFORE_LOCK
-#define AFTER_JUDGE PROBE
-#define AFTER_PROBE RECORD
-#else
-#define AFTER_JUDGE RECORD
-#define AFTER_PROBE OPEN
-#endif
-
 /* --------------------------------------------------------------------- steps */
 
 inline rest()
@@ -453,7 +522,7 @@ inline rest()
     me.seen = NONE
 }
 
-/* All is done but for the lock. */
+/* All is done except to release the lock. */
 inline let_go()
 {
     me.task = NOTHING;
@@ -462,76 +531,63 @@ inline let_go()
     me.next = UNLOCK
 }
 
-/* Whoever wants a lease does not read the record of a file that is too short. */
 inline go_on(step)
 {
-#ifdef ALWAYS_READ
-    me.next = step
-#else
-    me.next = (step == READ && me.task == ACQUIRE && !me.is_long -> AFTER_JUDGE : step)
-#endif
+    me.next = (step == READ && NEED_NOT_READ -> AFTER_JUDGE : step)
+}
+
+/* pwrite(2) does not truncate: a long file stays long. */
+inline write_record(p, what, long)
+{
+    port[p].record[port[p].fd[_pid]] = what;
+    port[p].extended[port[p].fd[_pid]] = port[p].extended[port[p].fd[_pid]] || long
 }
 
 inline acquire(p)
 {
     task_begins(p, ACQUIRE);
-#ifdef PROBE_BEFORE_LOCK
-    me.next = PROBE;
-    SAY_AT("%c wants port %d\n", p)
-#else
+    BEGIN_ATTEMPT
+}
+
+/* Cleans up, or ends a lease that is not held by a lock. */
+inline visit(p)
+{
+    task_begins(p, VISIT);
     open_step()
-#endif
 }
 
 inline open_step()
 {
     if
-    :: here.exists ->
+    :: here.exists && me.task == ACQUIRE ->
         mine = AT_PATH;
         me.next = AFTER_OPEN;
-#if defined CLEAN_WITHOUT_LOCK || defined FORCE_WITHOUT_LOCK
-        me.next = (me.task == VISIT -> READ : me.next);
-#endif
-        if
-        :: me.task == ACQUIRE -> SAY_AT("%c wants a lease: opens the file of port %d\n", me.on)
-        :: else -> SAY_AT("%c cleans up or ends a delegation: opens the file of port %d\n", me.on)
-        fi
+        SAY_AT("%c wants a lease: opens the file of port %d\n", me.on)
+    :: here.exists && me.task != ACQUIRE ->
+        mine = AT_PATH;
+        me.next = AFTER_OPEN_TO_VISIT;
+        SAY_AT("%c cleans up or releases: opens the file of port %d\n", me.on)
+    :: !here.exists && me.task == ACQUIRE ->
+        SAY_AT("%c wants a lease: there is no file of port %d\n", me.on);
+        IF_MISSING
     :: else ->
-        if
-        :: me.task == ACQUIRE ->
-            me.next = MAKE;
-            SAY_AT("%c wants a lease: there is no file of port %d\n", me.on)
-        :: else ->
-            rest();
-            SAY("%c finds no file there any more\n")
-        fi
+        rest();
+        SAY("%c finds no file there any more\n")
     fi
-#ifdef MADE_IN_PLACE
-    ;
-    if
-    :: me.next == MAKE -> make_step()
-    :: else
-    fi
-#endif
 }
 
 inline make_step()
 {
-#ifdef RENAME_REPLACES
-    if
-    :: here.exists -> detach(me.on)
-    :: else
-    fi;
-#endif
+    BEFORE_RENAME;
     if
     :: !here.exists ->
         here.exists = true;
         mine = AT_PATH;
         me.next = AFTER_OPEN;
-        SAY_AT("%c makes the file of port %d\n", me.on)
+        SAY_AT("%c creates the file of port %d\n", me.on)
     :: else ->
         me.next = OPEN;
-        SAY("%c finds that another has made it meanwhile\n")
+        SAY("%c finds that another process has created it meanwhile\n")
     fi
 }
 
@@ -552,13 +608,8 @@ inline lock_step()
 
 inline fstat_step()
 {
-#ifdef LINKS_NOT_COUNTED
-    found = true;
-#else
-    found = mine == AT_PATH;
-#endif
     if
-    :: found ->
+    :: IS_LINKED ->
         me.is_long = here.extended[mine];
         go_on(AFTER_FSTAT);
         if
@@ -579,7 +630,7 @@ inline stat_step()
     fi
 }
 
-/* To be opened again, if the task goes on. */
+/* The task opens the file again. */
 inline replaced()
 {
     SAY("%c sees that it is not at the path any more\n");
@@ -592,43 +643,61 @@ inline replaced()
 inline read_step()
 {
     me.seen = (here.extended[mine] -> here.record[mine] : NONE);
-#ifdef RECORD_IGNORED
-    me.seen = (me.task == ACQUIRE -> NONE : me.seen);
-#endif
-#ifdef CLEAN_IGNORES_RECORD
-    me.seen = (me.task == VISIT -> NONE : me.seen);
-#endif
     me.next = AFTER_READ;
     if
-    :: me.seen == NONE -> SAY("%c reads the record: not delegated\n")
-    :: me.seen > PROCESSES -> SAY("%c reads the record: delegated to a process that is dead\n")
-    :: else -> printf("%c reads the record: delegated to %c\n", NAME(_pid), NAME(me.seen - 1))
+    :: me.seen == NONE -> SAY("%c reads the record: it keeps no lease\n")
+    :: me.seen == DELEGATED_TO_THE_DEAD ->
+        SAY("%c reads the record: delegated to a process that is dead\n")
+    :: me.seen == INHERITED_BY_THE_DEAD ->
+        SAY("%c reads the record: inherited by a command that is dead\n")
+    :: IS(DELEGATED_TO, me.seen) ->
+        printf("%c reads the record: delegated to %c\n", NAME(_pid), NAME(PROCESS_IN(me.seen)))
+    :: else ->
+        printf("%c reads the record: inherited by %c\n", NAME(_pid), NAME(PROCESS_IN(me.seen)))
     fi
 }
 
-/* Whoever wants a lease goes on if the process in the record is dead. */
-inline judge_step()
+/* An attempt goes on if the record does not keep the port. */
+inline judge_step(evidence)
 {
     if
-    :: me.seen == NONE -> me.next = AFTER_JUDGE
-    :: else ->
-        SAY("%c leaves it at that\n");
+    :: me.seen == NONE
+    :: me.seen != NONE && evidence == DETERMINED ->
+        SAY("%c determines whether that process is alive\n")
+    :: else -> SAY("%c cannot determine whether that process is alive\n")
+    fi;
+    if
+    :: KEEPS_THE_PORT(evidence) ->
+        SAY("%c takes the port for leased\n");
+        if
+        :: LIMIT_OF_I3(evidence) -> here.alone = NOBODY
+        :: else
+        fi;
         attempt_fails();
         let_go()
+    :: else ->
+        me.next = AFTER_JUDGE;
+        /* Remembered for the documented limit of I1 alone. */
+        me.seen = (IS(INHERITED_BY, me.seen) && evidence == UNDETERMINED -> me.seen : NONE)
     fi
 }
 
-/* Whoever wants none either wants to clean up, */
 inline judge_to_clean()
 {
-#ifdef CLEAN_UNLOCKS_FIRST
-    here.lock[mine] = NOBODY;
-    SAY("%c unlocks it\n");
-#endif
+    BEFORE_UNLINK;
+    me.seen = NONE;
     me.next = UNLINK
 }
 
-/* or to end the delegated lease. */
+/* Release takes the process for gone, so that no lease is meant to end. */
+inline judge_to_release()
+{
+    SAY("%c takes that process for gone\n");
+    me.seen = NONE;
+    me.next = ERASE
+}
+
+/* Release with force is meant to end the lease. */
 inline judge_to_force()
 {
     me.next = ERASE
@@ -641,7 +710,7 @@ inline probe_step()
     me.next = UNPROBE
 }
 
-/* A program that does not know of leases has it. */
+/* A program that does not use leases has bound it. */
 inline probe_fails()
 {
     SAY_AT("%c cannot bind port %d\n", me.on);
@@ -656,17 +725,19 @@ inline unprobe_step()
     me.next = AFTER_PROBE
 }
 
-/* It has only looked, or others that are wanted with it are missing. */
+/* It was only a look, or other ports that were wanted too are not available. */
 inline unprobe_only()
 {
     SAY("%c closes that socket, and does not take the port\n");
     here.alone = NOBODY;
+    AFTER_LOOKING;
     let_go()
 }
 
 inline record_step()
 {
-    here.record[mine] = NONE;
+    unseen_lease_ends();
+    write_record(me.on, NONE, false);
     if
     :: me.is_long ->
         me.next = CUT;
@@ -678,11 +749,11 @@ inline record_step()
     fi
 }
 
-/* The lease is that of process x from the beginning. */
+/* The lease belongs to process x from the beginning. */
 inline record_for(x)
 {
-    here.record[mine] = OF(x);
-    here.extended[mine] = true;
+    unseen_lease_ends();
+    write_record(me.on, DELEGATED_TO(x), DELEGATED_IS_LONG);
     printf("%c writes the record, and has leased port %d for %c\n",
            NAME(_pid), 4000 + me.on, NAME(x));
     lease_begins(DELEGATED_TO(x));
@@ -694,11 +765,11 @@ inline cut_step()
     here.extended[mine] = false;
     if
     :: me.task == ACQUIRE ->
-        SAY_AT("%c cuts the file, and has leased port %d\n", me.on);
+        SAY_AT("%c truncates the file, and has leased port %d\n", me.on);
         lease_begins(OF(_pid));
         rest()
     :: else ->
-        SAY("%c cuts the file\n");
+        SAY("%c truncates the file\n");
         let_go()
     fi
 }
@@ -715,22 +786,22 @@ inline unlink_step()
 
 inline erase_step()
 {
-    SAY("%c erases the record, which ends the delegated lease\n");
-    here.record[mine] = NONE;
-    /* Only the lease that it has seen. */
+    SAY("%c erases the record\n");
+    write_record(me.on, NONE, false);
+    /* The user meant to end this lease, and no other. */
     if
-    :: me.seen != NONE && here.lease == DELEGATED_TO(me.seen - OF(0)) -> here.lease = NOBODY
+    :: me.seen != NONE && here.lease == me.seen -> here.lease = NOBODY
     :: else
     fi;
+    me.seen = NONE;
     if
-    :: me.is_long ->
-        me.seen = NONE;
-        me.next = CUT
+    :: me.is_long -> me.next = CUT
     :: else -> let_go()
     fi
 }
 
-/* Where nobody forks, nobody notices when a file is closed that is not locked. */
+/* Where processes do not fork, no process notices that a file is closed that is not
+ * locked. */
 inline unlocked()
 {
 #ifdef FORK
@@ -765,77 +836,35 @@ inline release(p)
 {
     me.on = p;
     here.lease = NOBODY;
-#ifdef RELEASE_ONLY_CLOSES
-    SAY_AT("%c releases port %d\n", p);
-#else
-    here.lock[mine] = NOBODY;
     SAY_AT("%c unlocks the file, to release port %d\n", p);
-#endif
+    RELEASE;
     unlocked()
 }
 
 inline delegate(p, x)
 {
     me.on = p;
-#ifdef DELEGATE_UNLOCKS_FIRST
-    here.lock[mine] = NOBODY;
-    me.seen = OF(x);
-    me.next = LATE_RECORD;
-    printf("%c delegates port %d to %c: unlocks the file\n", NAME(_pid), 4000 + p, NAME(x))
-#else
-    here.record[mine] = OF(x);
-#ifndef DELEGATE_WRITES_SHORT
-    here.extended[mine] = true;
-#endif
-    here.lease = DELEGATED_TO(x);
-    me.next = UNLOCK;
-    printf("%c delegates port %d to %c: writes the record\n", NAME(_pid), 4000 + p, NAME(x))
-#endif
+    me.seen = DELEGATED_TO(x);
+    printf("%c delegates port %d to %c\n", NAME(_pid), 4000 + p, NAME(x));
+    DELEGATE
 }
 
-inline late_record_step()
+inline write_delegated()
 {
-    here.record[mine] = me.seen;
-    here.extended[mine] = true;
-    here.lease = (me.seen == NONE -> NOBODY : DELEGATED_TO(me.seen - OF(0)));
+    write_record(me.on, me.seen, DELEGATED_IS_LONG);
+    here.lease = me.seen;
     SAY("%c writes the record\n");
-    unlocked()
+    me.seen = NONE;
+    me.next = UNLOCK
 }
 
-#ifdef FORK
-inline end_copy(p)
+/* The process writes an `inherited` record, and becomes the command: execve(2) keeps its
+ * pid, its start time and the descriptor. */
+inline run_command(p)
 {
-#ifndef COPY_UNLOCKS
-    SAY_AT("%c drops its copy of the lease of port %d: closes the file\n", p);
-#else
-    SAY_AT("%c drops its copy of the lease of port %d: unlocks and closes the file\n", p);
-    for (a : 1 .. INODES) {
-        port[p].lock[a] =
-            (port[p].lock[a] == port[p].inherited[_pid] -> NOBODY : port[p].lock[a])
-    }
-#endif
-    close_inherited(p);
-    copy_ends(p)
-}
-
-#ifdef COPY_DELEGATES
-inline delegate_copy(p, x)
-{
-    printf("%c delegates its copy of the lease of port %d to %c: writes the record\n",
-           NAME(_pid), 4000 + p, NAME(x));
-    d = port[p].inherited[_pid];
-    inode = (d <= PROCESSES -> port[p].fd[d - OF(0)] : port[p].left[d - LEFT_TO(0)]);
-    port[p].record[inode] = OF(x);
-    port[p].extended[inode] = true;
-    close_inherited(p);
-    copy_ends(p)
-}
-#endif
-
-inline into_descriptor(p)
-{
-    SAY_AT("%c makes a descriptor of its lease of port %d\n", p);
-    port[p].lease = BY_DESCRIPTOR
+    SAY_AT("%c writes an inherited record, and executes a command with the lease of port %d\n", p);
+    write_record(p, INHERITED_BY(_pid), INHERITED_IS_LONG);
+    port[p].lease = HELD_TWICE(_pid)
 }
 
 inline close_descriptor(p)
@@ -844,9 +873,24 @@ inline close_descriptor(p)
     close_own(p, true)
 }
 
+#ifdef FORK
+inline into_descriptor(p)
+{
+    SAY_AT("%c turns its lease of port %d into a descriptor\n", p);
+    port[p].lease = BY_DESCRIPTOR
+}
+
+inline end_copy(p)
+{
+    SAY_AT("%c drops its copy of the lease of port %d\n", p);
+    END_OF_A_COPY(p);
+    close_inherited(p);
+    copy_ends(p)
+}
+
 inline execute()
 {
-    SAY("%c executes a program, which closes all\n");
+    SAY("%c executes a program, which closes all descriptors\n");
     close_all()
 }
 #endif
@@ -861,15 +905,21 @@ inline clear()
 #ifndef SYMMETRY
 #define DONE clear()
 #else
-/* Which process is which makes no difference: they are sorted by what they are
- * at, as well as it can be told without comparing whom they refer to. */
+/* Which process is which makes no difference: they are sorted by their state, as far as
+ * that is possible without comparing which processes they refer to. */
 #define DONE sort(); clear()
+
+/* Which of OF, LEFT_TO, DELEGATED_TO and so on; 0 and 5 or more name no process. */
+#define KIND(v) (((v) + PROCESSES - 1) / PROCESSES)
+#define NAMES_NONE(v) ((v) == 0 || KIND(v) > 4)
 
 inline rank(order, q)
 {
-    order = ((proc[q].next * 5 + proc[q].task) * 2 + proc[q].on) * 4 + proc[q].seen;
+    order = ((proc[q].next * 5 + proc[q].task) * 2 + proc[q].on) * 7 + KIND(proc[q].seen);
     for (c : 0 .. PORTS - 1) {
-        order = (order * 5 + port[c].fd[q]) * 2 + (port[c].record[AT_PATH] == OF(q));
+        order = (order * 5 + port[c].fd[q]) * 3 +
+                (port[c].record[AT_PATH] == DELEGATED_TO(q) -> 1 :
+                 (port[c].record[AT_PATH] == INHERITED_BY(q) -> 2 : 0));
 #ifdef FORK
         order = order * 3 + (port[c].inherited[q] == NOBODY -> 0 :
                              (port[c].inherited[q] == LEFT_TO(q) -> 1 : 2));
@@ -879,9 +929,10 @@ inline rank(order, q)
 }
 
 #define EXCHANGE(v, w) a = v; v = w; w = a
-/* OF, LEFT_TO and DELEGATED_TO. */
-#define RENAME(v, q, r) v = (v == OF(q) -> OF(r) : (v == OF(r) -> OF(q) : \
-    (v == LEFT_TO(q) -> LEFT_TO(r) : (v == LEFT_TO(r) -> LEFT_TO(q) : v))))
+#define RENAME(v, q, r) \
+    a = v; \
+    v = (NAMES_NONE(a) -> a : \
+         (PROCESS_IN(a) == (q) -> a + (r) - (q) : (PROCESS_IN(a) == (r) -> a + (q) - (r) : a)))
 
 inline exchange(q, r)
 {
@@ -913,8 +964,7 @@ inline exchange(q, r)
     }
 }
 
-/* Two processes are neighbours, three are sorted by exchanging 0 and 1, 1 and 2,
- * and 0 and 1 again. */
+/* Three processes are sorted by exchanging 0 and 1, 1 and 2, and 0 and 1 again. */
 inline sort()
 {
     for (d : 0 .. 2 * PROCESSES - 4) {
@@ -934,89 +984,97 @@ inline sort()
 #define CAN_BEGIN(p) (me.next == IDLE && port[p].fd[_pid] == 0)
 #define HAS_LEASE(p) (me.next == IDLE && port[p].lease == OF(_pid) && port[p].fd[_pid] != 0)
 #define HAS_DESCRIPTOR(p) \
-    (me.next == IDLE && port[p].lease == BY_DESCRIPTOR && port[p].fd[_pid] != 0)
+    (me.next == IDLE && port[p].fd[_pid] != 0 && \
+     (port[p].lease == BY_DESCRIPTOR || port[p].lease == HELD_TWICE(_pid)))
+#ifdef NO_RUN
+#define CAN_RUN(p) false
+#else
+#define CAN_RUN(p) HAS_LEASE(p)
+#endif
 #define LIVES(x) (proc[x].next != DEAD)
+/* On whatever evidence. */
+#define MAY(decision) (decision(DETERMINED) || decision(UNDETERMINED))
+
+/* `run` checks that each step is taken in one of its searches. */
+#ifdef COVERAGE
+#define TAKEN(name) \
+    c_code { static int taken; if (!taken) { taken = 1; printf("taken: " #name "\n"); } };
+#else
+#define TAKEN(name)
+#endif
+
+#define STEP(name, guard, action) :: d_step { guard -> TAKEN(name) action; DONE }
 
 active [PROCESSES] proctype process()
 {
     do
 #define TASKS(p) \
-    :: d_step { CAN_BEGIN(p) -> acquire(p); DONE } \
-    :: d_step { CAN_BEGIN(p) && port[p].exists -> task_begins(p, VISIT); open_step(); DONE } \
-    :: d_step { HAS_LEASE(p) -> release(p); DONE } \
-    :: d_step { HAS_LEASE(p) && LIVES(0) -> delegate(p, 0); DONE } \
-    :: d_step { HAS_LEASE(p) && LIVES(1) -> delegate(p, 1); DONE }
+    STEP(acquire, CAN_BEGIN(p), acquire(p)) \
+    STEP(visit, CAN_BEGIN(p) && port[p].exists, visit(p)) \
+    STEP(release, HAS_LEASE(p), release(p)) \
+    STEP(run_command, CAN_RUN(p), run_command(p)) \
+    STEP(close_descriptor, HAS_DESCRIPTOR(p), close_descriptor(p)) \
+    STEP(delegate, HAS_LEASE(p) && LIVES(0), delegate(p, 0)) \
+    STEP(delegate, HAS_LEASE(p) && LIVES(1), delegate(p, 1))
     TASKS(0)
 #if PORTS > 1
     TASKS(1)
 #endif
 #if PROCESSES > 2
-    :: d_step { HAS_LEASE(0) && LIVES(2) -> delegate(0, 2); DONE }
+    STEP(delegate, HAS_LEASE(0) && LIVES(2), delegate(0, 2))
 #if PORTS > 1
-    :: d_step { HAS_LEASE(1) && LIVES(2) -> delegate(1, 2); DONE }
+    STEP(delegate, HAS_LEASE(1) && LIVES(2), delegate(1, 2))
 #endif
 #endif
 
-    :: d_step { me.next == OPEN -> open_step(); DONE }
-    :: d_step { me.next == MAKE -> make_step(); DONE }
-    :: d_step { me.next == LOCK -> lock_step(); DONE }
-    :: d_step { me.next == FSTAT -> fstat_step(); DONE }
-    :: d_step { me.next == STAT -> stat_step(); DONE }
-    :: d_step { me.next == READ -> read_step(); DONE }
-    :: d_step { me.next == JUDGE && me.task == ACQUIRE -> judge_step(); DONE }
-#ifndef FORCE_WITHOUT_LOCK
-    :: d_step { me.next == JUDGE && me.task == VISIT && me.seen == NONE -> judge_to_clean(); DONE }
-#endif
-#ifndef CLEAN_WITHOUT_LOCK
-    :: d_step { me.next == JUDGE && me.task == VISIT && me.seen != NONE -> judge_to_force(); DONE }
-#endif
-    :: d_step { me.next == JUDGE && me.task == VISIT -> let_go(); DONE }
-    :: d_step { me.next == PROBE -> probe_step(); DONE }
-    :: d_step { me.next == PROBE -> probe_fails(); DONE }
-    :: d_step { me.next == UNPROBE -> unprobe_step(); DONE }
-    :: d_step { me.next == UNPROBE -> unprobe_only(); DONE }
-    :: d_step { me.next == RECORD -> record_step(); DONE }
-    :: d_step { me.next == RECORD && LIVES(0) -> record_for(0); DONE }
-    :: d_step { me.next == RECORD && LIVES(1) -> record_for(1); DONE }
+    STEP(open, me.next == OPEN, open_step())
+    STEP(make, me.next == MAKE, make_step())
+    STEP(lock, me.next == LOCK, lock_step())
+    STEP(fstat, me.next == FSTAT, fstat_step())
+    STEP(stat, me.next == STAT, stat_step())
+    STEP(read, me.next == READ, read_step())
+#define JUDGES(what) (me.next == JUDGE && me.task == what)
+    STEP(judge, JUDGES(ACQUIRE), judge_step(DETERMINED))
+    STEP(judge_unseen, JUDGES(ACQUIRE) && me.seen != NONE, judge_step(UNDETERMINED))
+    STEP(judge_to_clean, JUDGES(VISIT) && MAY(MAY_REMOVE), judge_to_clean())
+    STEP(judge_to_release, JUDGES(VISIT) && me.seen != NONE && MAY(MAY_RELEASE), judge_to_release())
+    STEP(judge_to_force, JUDGES(VISIT) && me.seen != NONE && MAY_FORCE, judge_to_force())
+    STEP(let_go, JUDGES(VISIT), let_go())
+    STEP(probe, me.next == PROBE, probe_step())
+    STEP(probe_fails, me.next == PROBE, probe_fails())
+    STEP(unprobe, me.next == UNPROBE, unprobe_step())
+    STEP(unprobe_only, me.next == UNPROBE, unprobe_only())
+    STEP(record, me.next == RECORD, record_step())
+    STEP(record_for, me.next == RECORD && LIVES(0), record_for(0))
+    STEP(record_for, me.next == RECORD && LIVES(1), record_for(1))
 #if PROCESSES > 2
-    :: d_step { me.next == RECORD && LIVES(2) -> record_for(2); DONE }
+    STEP(record_for, me.next == RECORD && LIVES(2), record_for(2))
 #endif
-    :: d_step { me.next == CUT -> cut_step(); DONE }
-    :: d_step { me.next == UNLINK -> unlink_step(); DONE }
-    :: d_step { me.next == ERASE -> erase_step(); DONE }
-    :: d_step { me.next == UNLOCK -> unlock_step(); DONE }
-    :: d_step { me.next == CLOSE -> close_step(); DONE }
-#ifdef DELEGATE_UNLOCKS_FIRST
-    :: d_step { me.next == LATE_RECORD -> late_record_step(); DONE }
-#endif
+    STEP(cut, me.next == CUT, cut_step())
+    STEP(unlink, me.next == UNLINK, unlink_step())
+    STEP(erase, me.next == ERASE, erase_step())
+    STEP(unlock, me.next == UNLOCK, unlock_step())
+    STEP(close, me.next == CLOSE, close_step())
+    OTHER_STEPS
 
-    :: d_step { me.next != DEAD -> die(); DONE }
-    :: d_step { me.next == DEAD -> me.next = IDLE; SAY("%c begins\n"); DONE }
+    STEP(die, me.next != DEAD, die())
+    STEP(begin, me.next == DEAD, begin())
 
 #ifdef FORK
-#define FORKED(q) \
-    :: d_step { me.next == DEAD && q != _pid && CAN_FORK(q) -> forked(q); DONE }
+#define FORKED(q) STEP(forked, me.next == DEAD && q != _pid && CAN_FORK(q), forked(q))
     FORKED(0)
     FORKED(1)
 #if PROCESSES > 2
     FORKED(2)
 #endif
-    :: d_step { me.next != DEAD && HAS_ANY(_pid) -> execute(); DONE }
+    STEP(execute, me.next != DEAD && HAS_ANY(_pid), execute())
 
 #define FORK_TASKS(p) \
-    :: d_step { port[p].copy[_pid] -> end_copy(p); DONE } \
-    :: d_step { HAS_LEASE(p) -> into_descriptor(p); DONE } \
-    :: d_step { HAS_DESCRIPTOR(p) -> close_descriptor(p); DONE }
+    STEP(end_copy, port[p].copy[_pid], end_copy(p)) \
+    STEP(into_descriptor, HAS_LEASE(p), into_descriptor(p))
     FORK_TASKS(0)
 #if PORTS > 1
     FORK_TASKS(1)
-#endif
-#ifdef COPY_DELEGATES
-    :: d_step { port[0].copy[_pid] && LIVES(0) -> delegate_copy(0, 0); DONE }
-    :: d_step { port[0].copy[_pid] && LIVES(1) -> delegate_copy(0, 1); DONE }
-#if PROCESSES > 2
-    :: d_step { port[0].copy[_pid] && LIVES(2) -> delegate_copy(0, 2); DONE }
-#endif
 #endif
 #endif
     od

@@ -8,7 +8,7 @@
  *   PROCESSES  number of processes at a time, 2 or 3
  *   PORTS      number of ports, 1 or 2
  *   FORK       processes also fork, execute programs and pass descriptors on
- *   NO_RUN     processes do not execute commands that inherit a lease
+ *   NO_PASSING processes do not pass leases to processes that they record
  *   SYMMETRY   explore only one of several states that differ only in which process is
  *              which; the names in a trail are then meaningless
  *   PROMISE    number of the only promise to check; all are checked without it
@@ -39,20 +39,19 @@
 /* A record either keeps a lease by itself, and then has the value of that lease, or is
  * NONE: a `held` record only informs. */
 #define DELEGATED_TO(q) (1 + PROCESSES + (q))
-#define INHERITED_BY(q) (1 + 2 * PROCESSES + (q)) /* by command q, which passed on the
-                                                     descriptor it got, or closed it */
+#define PASSED_TO(q) (1 + 2 * PROCESSES + (q)) /* which was to inherit the descriptor */
 #define DELEGATED_TO_THE_DEAD (1 + 4 * PROCESSES)
-#define INHERITED_BY_THE_DEAD (2 + 4 * PROCESSES)
+#define PASSED_TO_THE_DEAD (2 + 4 * PROCESSES)
 
 /* A lease belongs to process q, OF(q), or to process DELEGATED_TO(q), or is */
-#define HELD_TWICE(q) (1 + 3 * PROCESSES + (q))   /* command q's, by lock and record; once
-                                                     the lock is closed, INHERITED_BY(q) */
+#define HELD_TWICE(q) (1 + 3 * PROCESSES + (q))   /* passed to q, by lock and record; by the
+                                                     record alone, it is PASSED_TO(q) */
 #define BY_DESCRIPTOR (3 + 4 * PROCESSES)         /* that of all who have the descriptor */
 
 #define IS(kind, v) (kind(0) <= (v) && (v) < kind(PROCESSES))
 #define IS_DELEGATED(v) (IS(DELEGATED_TO, v) || (v) == DELEGATED_TO_THE_DEAD)
-#define IS_INHERITED(v) (IS(INHERITED_BY, v) || (v) == INHERITED_BY_THE_DEAD)
-#define IS_OF_THE_DEAD(v) ((v) == DELEGATED_TO_THE_DEAD || (v) == INHERITED_BY_THE_DEAD)
+#define IS_PASSED(v) (IS(PASSED_TO, v) || (v) == PASSED_TO_THE_DEAD)
+#define IS_OF_THE_DEAD(v) ((v) == DELEGATED_TO_THE_DEAD || (v) == PASSED_TO_THE_DEAD)
 #define PROCESS_IN(v) (((v) - 1) % PROCESSES)
 
 /* The inode of the file at the path, if there is one. Other files were unlinked and
@@ -79,7 +78,7 @@ typedef Port {
 
 /* What a process does next, */
 mtype = { DEAD, IDLE, OPEN, MAKE, LOCK, FSTAT, STAT, READ, JUDGE, PROBE, UNPROBE, RECORD,
-          CUT, UNLINK, ERASE, LATE_RECORD, UNLOCK, CLOSE };
+          CUT, UNLINK, ERASE, UNLOCK, CLOSE, LATE_RECORD, PEEK };
 /* and as part of what. */
 mtype = { NOTHING, ACQUIRE, VISIT };
 
@@ -135,7 +134,7 @@ int first, second;
  * makes the file long. */
 #define NEED_NOT_READ (me.task == ACQUIRE && !me.is_long)
 #define DELEGATED_IS_LONG true
-#define INHERITED_IS_LONG true
+#define PASSED_IS_LONG true
 
 /* What an observer knows of the process in the record. It may be able to tell whether
  * that process lives, or not: for example because it is in another pid namespace. */
@@ -144,10 +143,10 @@ int first, second;
 #define ALIVE(evidence) (evidence == DETERMINED && !IS_OF_THE_DEAD(me.seen))
 #define GONE(evidence) (evidence == DETERMINED && IS_OF_THE_DEAD(me.seen))
 
-/* A delegated lease ends when its process is proven gone. An inherited record counts
- * only if its process is known to be alive; otherwise the free lock decides. */
+/* A delegated lease ends when its process is proven gone. A passed record counts only if
+ * its process is known to be alive; otherwise the free lock decides. */
 #define KEEPS_THE_PORT(evidence) (IS_DELEGATED(me.seen) && !GONE(evidence) || \
-                                  IS_INHERITED(me.seen) && ALIVE(evidence))
+                                  IS_PASSED(me.seen) && ALIVE(evidence))
 /* Clean removes a file, and release ends a lease, only if its process is proven gone. */
 #define MAY_REMOVE(evidence) (me.seen == NONE || GONE(evidence))
 #define MAY_RELEASE(evidence) GONE(evidence)
@@ -173,9 +172,9 @@ int first, second;
 #define MATTERS(p, description) (port[p].lock[inode] == description)
 
 /* The documented limits of what is promised. */
-/* I1, I2: a command has closed the lock that it inherited, so its lease is the record
- * alone, and this attempt could not determine whether the command is alive. (`judge_step`
- * forgets what it has seen in every other case.) */
+/* I1, I2: the lease was passed to a process, and its lock has been closed. So it is the
+ * record alone, and this attempt could not determine whether that process is alive.
+ * (`judge_step` forgets what it has seen in every other case.) */
 #define LIMIT_OF_I1 (me.seen != NONE && here.lease == me.seen)
 /* I3: this attempt could not determine whether the process is alive that the port is
  * delegated to. */
@@ -219,8 +218,8 @@ inline lease_begins(whose)
     here.alone = NOBODY
 }
 
-/* The attempt writes its record. The command that it could not see has then lost its
- * own, and with it the lease, even if the attempt is killed before its lease begins. */
+/* The attempt writes its record. The process that it could not see has then lost its own
+ * record, and with it the lease, even if the attempt is killed before its lease begins. */
 inline unseen_lease_ends()
 {
     if
@@ -389,7 +388,7 @@ inline leave(p, description, as_orphan)
         if
         :: port[p].lease == BY_DESCRIPTOR && inode == AT_PATH -> port[p].lease = NOBODY
         :: IS(HELD_TWICE, port[p].lease) && inode == AT_PATH ->
-            port[p].lease = INHERITED_BY(PROCESS_IN(port[p].lease))
+            port[p].lease = PASSED_TO(PROCESS_IN(port[p].lease))
         :: else
         fi
     :: else
@@ -457,7 +456,7 @@ inline close_all()
 
 /* A record or lease of the process, which is dead now. */
 #define BURIED(v) (v == DELEGATED_TO(_pid) -> DELEGATED_TO_THE_DEAD : \
-                   (v == INHERITED_BY(_pid) -> INHERITED_BY_THE_DEAD : v))
+                   (v == PASSED_TO(_pid) -> PASSED_TO_THE_DEAD : v))
 
 inline die()
 {
@@ -465,7 +464,7 @@ inline die()
     me.next = DEAD;
     for (c : 0 .. PORTS - 1) {
         if
-        :: port[c].lease == DELEGATED_TO(_pid) || port[c].lease == INHERITED_BY(_pid) ->
+        :: port[c].lease == DELEGATED_TO(_pid) || port[c].lease == PASSED_TO(_pid) ->
             port[c].lease = NOBODY
         :: port[c].lease == HELD_TWICE(_pid) -> /* others inherited the lock */
             port[c].lease = BY_DESCRIPTOR
@@ -648,12 +647,12 @@ inline read_step()
     :: me.seen == NONE -> SAY("%c reads the record: it keeps no lease\n")
     :: me.seen == DELEGATED_TO_THE_DEAD ->
         SAY("%c reads the record: delegated to a process that is dead\n")
-    :: me.seen == INHERITED_BY_THE_DEAD ->
-        SAY("%c reads the record: inherited by a command that is dead\n")
+    :: me.seen == PASSED_TO_THE_DEAD ->
+        SAY("%c reads the record: passed to a process that is dead\n")
     :: IS(DELEGATED_TO, me.seen) ->
         printf("%c reads the record: delegated to %c\n", NAME(_pid), NAME(PROCESS_IN(me.seen)))
     :: else ->
-        printf("%c reads the record: inherited by %c\n", NAME(_pid), NAME(PROCESS_IN(me.seen)))
+        printf("%c reads the record: passed to %c\n", NAME(_pid), NAME(PROCESS_IN(me.seen)))
     fi
 }
 
@@ -678,7 +677,7 @@ inline judge_step(evidence)
     :: else ->
         me.next = AFTER_JUDGE;
         /* Remembered for the documented limit of I1 alone. */
-        me.seen = (IS(INHERITED_BY, me.seen) && evidence == UNDETERMINED -> me.seen : NONE)
+        me.seen = (IS(PASSED_TO, me.seen) && evidence == UNDETERMINED -> me.seen : NONE)
     fi
 }
 
@@ -858,13 +857,14 @@ inline write_delegated()
     me.next = UNLOCK
 }
 
-/* The process writes an `inherited` record, and becomes the command: execve(2) keeps its
- * pid, its start time and the descriptor. */
-inline run_command(p)
+/* Process x is to inherit the descriptor: a child, or the process itself once it has
+ * executed another program, which keeps pid, start time and descriptor. */
+inline pass_to(p, x)
 {
-    SAY_AT("%c writes an inherited record, and executes a command with the lease of port %d\n", p);
-    write_record(p, INHERITED_BY(_pid), INHERITED_IS_LONG);
-    port[p].lease = HELD_TWICE(_pid)
+    printf("%c passes the lease of port %d to %c: writes the record\n",
+           NAME(_pid), 4000 + p, NAME(x));
+    write_record(p, PASSED_TO(x), PASSED_IS_LONG);
+    port[p].lease = HELD_TWICE(x)
 }
 
 inline close_descriptor(p)
@@ -919,7 +919,7 @@ inline rank(order, q)
     for (c : 0 .. PORTS - 1) {
         order = (order * 5 + port[c].fd[q]) * 3 +
                 (port[c].record[AT_PATH] == DELEGATED_TO(q) -> 1 :
-                 (port[c].record[AT_PATH] == INHERITED_BY(q) -> 2 : 0));
+                 (port[c].record[AT_PATH] == PASSED_TO(q) -> 2 : 0));
 #ifdef FORK
         order = order * 3 + (port[c].inherited[q] == NOBODY -> 0 :
                              (port[c].inherited[q] == LEFT_TO(q) -> 1 : 2));
@@ -985,11 +985,11 @@ inline sort()
 #define HAS_LEASE(p) (me.next == IDLE && port[p].lease == OF(_pid) && port[p].fd[_pid] != 0)
 #define HAS_DESCRIPTOR(p) \
     (me.next == IDLE && port[p].fd[_pid] != 0 && \
-     (port[p].lease == BY_DESCRIPTOR || port[p].lease == HELD_TWICE(_pid)))
-#ifdef NO_RUN
-#define CAN_RUN(p) false
+     (port[p].lease == BY_DESCRIPTOR || IS(HELD_TWICE, port[p].lease)))
+#ifdef NO_PASSING
+#define CAN_PASS(p) false
 #else
-#define CAN_RUN(p) HAS_LEASE(p)
+#define CAN_PASS(p) HAS_LEASE(p)
 #endif
 #define LIVES(x) (proc[x].next != DEAD)
 /* On whatever evidence. */
@@ -1012,7 +1012,8 @@ active [PROCESSES] proctype process()
     STEP(acquire, CAN_BEGIN(p), acquire(p)) \
     STEP(visit, CAN_BEGIN(p) && port[p].exists, visit(p)) \
     STEP(release, HAS_LEASE(p), release(p)) \
-    STEP(run_command, CAN_RUN(p), run_command(p)) \
+    STEP(pass_to, CAN_PASS(p) && LIVES(0), pass_to(p, 0)) \
+    STEP(pass_to, CAN_PASS(p) && LIVES(1), pass_to(p, 1)) \
     STEP(close_descriptor, HAS_DESCRIPTOR(p), close_descriptor(p)) \
     STEP(delegate, HAS_LEASE(p) && LIVES(0), delegate(p, 0)) \
     STEP(delegate, HAS_LEASE(p) && LIVES(1), delegate(p, 1))
@@ -1022,8 +1023,10 @@ active [PROCESSES] proctype process()
 #endif
 #if PROCESSES > 2
     STEP(delegate, HAS_LEASE(0) && LIVES(2), delegate(0, 2))
+    STEP(pass_to, CAN_PASS(0) && LIVES(2), pass_to(0, 2))
 #if PORTS > 1
     STEP(delegate, HAS_LEASE(1) && LIVES(2), delegate(1, 2))
+    STEP(pass_to, CAN_PASS(1) && LIVES(2), pass_to(1, 2))
 #endif
 #endif
 

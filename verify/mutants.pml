@@ -77,7 +77,7 @@
 #define KEEPS_THE_PORT(evidence) false
 #endif
 
-#ifdef INHERITED_RECORD_IGNORED
+#ifdef PASSED_RECORD_IGNORED
 #undef KEEPS_THE_PORT
 #define KEEPS_THE_PORT(evidence) (IS_DELEGATED(me.seen) && !GONE(evidence))
 #endif
@@ -89,7 +89,7 @@
 #define KEEPS_THE_PORT(evidence) ALIVE(evidence)
 #endif
 
-#ifdef INHERITED_COUNTS_WHEN_UNDETERMINED
+#ifdef PASSED_COUNTS_WHEN_UNDETERMINED
 #undef KEEPS_THE_PORT
 #define KEEPS_THE_PORT(evidence) (me.seen != NONE && !GONE(evidence))
 #endif
@@ -109,7 +109,7 @@ inline recycle_pid()
         for (a : 1 .. INODES) {
             port[c].record[a] =
                 (port[c].record[a] == DELEGATED_TO_THE_DEAD -> DELEGATED_TO(_pid) :
-                 (port[c].record[a] == INHERITED_BY_THE_DEAD -> INHERITED_BY(_pid) :
+                 (port[c].record[a] == PASSED_TO_THE_DEAD -> PASSED_TO(_pid) :
                   port[c].record[a]))
         }
     }
@@ -123,9 +123,9 @@ inline recycle_pid()
 #define DELEGATED_IS_LONG false
 #endif
 
-#ifdef INHERITED_IS_SHORT
-#undef INHERITED_IS_LONG
-#define INHERITED_IS_LONG false
+#ifdef PASSED_IS_SHORT
+#undef PASSED_IS_LONG
+#define PASSED_IS_LONG false
 #endif
 
 #ifdef DELEGATE_UNLOCKS_FIRST
@@ -230,7 +230,7 @@ inline delegate_copy(p, x)
 
 /* ------------------------------------------------------------ without a limit */
 
-#ifdef PROMISED_TO_COMMANDS_UNSEEN
+#ifdef PROMISED_TO_PROCESSES_UNSEEN
 #undef LIMIT_OF_I1
 #define LIMIT_OF_I1 false
 #endif
@@ -238,4 +238,23 @@ inline delegate_copy(p, x)
 #ifdef PROMISED_TO_ATTEMPTS_UNSEEING
 #undef LIMIT_OF_I3
 #define LIMIT_OF_I3(evidence) false
+#endif
+
+/* `check` creates no lock file, so without one it binds the port without a lock. */
+#ifdef PROMISED_WITHOUT_LOCK_FILES
+#undef OTHER_STEPS
+#define OTHER_STEPS \
+    STEP(check, CAN_BEGIN(0) && !port[0].exists, check()) \
+    STEP(peek, me.next == PEEK, peek_step())
+inline check()
+{
+    me.next = PEEK;
+    SAY("%c checks a port: there is no file\n")
+}
+inline peek_step()
+{
+    SAY("%c binds the port\n");
+    probe_begins();
+    rest()
+}
 #endif

@@ -298,7 +298,9 @@ impl FreePort {
     /// that it lives. A process that calls exec keeps its pid, so `pid` may be this process's own.
     /// Where the process cannot be determined, as from another container, the descriptor decides.
     ///
-    /// The descriptor is close-on-exec, and has to be mapped or made inheritable.
+    /// The descriptor is close-on-exec, and has to be mapped or made inheritable. If exec fails, this
+    /// process has the port until it ends, whatever it closes;
+    /// [`LockDir::release`](crate::LockDir::release) ends that earlier.
     ///
     /// # Platform-specific behavior
     ///
@@ -314,16 +316,18 @@ impl FreePort {
     /// # Examples
     ///
     /// ```no_run
-    /// use std::{os::unix::process::CommandExt, process::Command};
+    /// use std::{io, os::unix::process::CommandExt, process::Command};
     /// use portlock::FreePort;
     ///
-    /// let port = FreePort::new(4000..=6000)?;
-    /// let mut server = Command::new("sleep");
-    /// server.arg("10");
-    /// // The simplest way to inherit a descriptor: as standard input.
-    /// server.stdin(port.pass_to(std::process::id())?);
-    /// let error = server.exec(); // returns only if it fails
-    /// # Err::<(), std::io::Error>(error)
+    /// /// Becomes a server, which has the lease until it ends.
+    /// fn serve() -> io::Result<()> {
+    ///     let port = FreePort::new(4000..=6000)?;
+    ///     let mut server = Command::new("my-server");
+    ///     server.arg(port.to_string());
+    ///     // The simplest way to inherit a descriptor: as standard input.
+    ///     server.stdin(port.pass_to(std::process::id())?);
+    ///     Err(server.exec()) // returns only if it fails
+    /// }
     /// ```
     #[cfg(unix)]
     pub fn pass_to(self, pid: u32) -> Result<std::os::fd::OwnedFd> {

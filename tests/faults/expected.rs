@@ -64,6 +64,7 @@ pub(crate) fn can_give(call: &Call) -> Option<&'static [&'static str]> {
         ("setsockopt IPV6_V6ONLY" | "setsockopt SO_REUSEADDR", _) => &["ENOMEM"],
         ("bind" | "listen", _) => &["EACCES", "ENOMEM"],
         ("fcntl F_DUPFD_CLOEXEC", _) => &["EMFILE"],
+        ("pidfd_open", _) => &["EMFILE", "ENFILE", "ENOMEM"],
         ("getrandom" | "futex" | "clock_nanosleep", _) => &["EINTR"],
         ("lseek" | "kill" | "getpid" | "geteuid" | "capget" | "prctl" | "prlimit64", _) => &[],
         _ => return None,
@@ -92,6 +93,8 @@ pub(crate) fn expected(scenario: Scenario, call: &Call, fault: Fault) -> Option<
         Fault::Interrupted | Fault::Kill => "",
     };
     Some(match (&*call.label, &call.object, error) {
+        // It only refuses threads.
+        ("pidfd_open", ..) => Works,
         // Nothing that waits is ended by a signal.
         ("getrandom" | "futex" | "clock_nanosleep", ..) => Works,
         // There is nothing that could be done, nor need be.
@@ -119,12 +122,14 @@ pub(crate) fn expected(scenario: Scenario, call: &Call, fault: Fault) -> Option<
         ("statx", LockFile | Stray, _) => Fails(ErrorKind::LockDir, &["read"]),
 
         (_, LockFile, "EINTR") => Works,
-        // Only to say who has it.
-        ("openat" | "pread64", LockFile, _) if scenario == Exhausted => Works,
-        ("openat", LockFile, _) if scenario == Vain => WorksOrFails(ErrorKind::Lock, &["open"]),
-        ("pread64", LockFile, _) if scenario == Vain => {
+        // To find out whether the lock is only that of a check; and to say who has it.
+        ("openat", LockFile, _) if matches!(scenario, Exhausted | Vain) => {
+            WorksOrFails(ErrorKind::Lock, &["open"])
+        }
+        ("pread64", LockFile, _) if matches!(scenario, Exhausted | Vain) => {
             WorksOrFails(ErrorKind::Lock, &["read owner record of"])
         }
+        ("newfstatat", LockFile, _) if matches!(scenario, Exhausted | Vain) => Works,
         // It is another user's, who has closed it to others.
         ("openat", LockFile, "EACCES") if matches!(scenario, Clean | Leases) => Missed,
         ("openat" | "openat to write", LockFile, _) => Fails(ErrorKind::Lock, &["open"]),
@@ -166,7 +171,7 @@ pub(crate) fn expected(scenario: Scenario, call: &Call, fault: Fault) -> Option<
         ("openat" | "pread64", Settings, _) => Fails(ErrorKind::Unsupported, &["read"]),
         // Whether a process lives, or which it is that the lease shall belong to.
         // Exclusive comes before available.
-        (_, Process, "EACCES") if scenario == Dead => Missed,
+        // The call tries again, because nothing shows that the lock is more than that of a check.
         (_, Process, "EACCES") => Works,
         ("openat", Process, "EINTR") => Works,
         (_, Process, _) if scenario == Dead => {

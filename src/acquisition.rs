@@ -11,7 +11,7 @@ use std::{
 };
 
 use crate::{
-    bindfree::{Endpoints, Probe},
+    bindfree::{Bind, Closing, Endpoints, Probe},
     error::{Error, ErrorKind, Result},
     freeport::FreePort,
     leases,
@@ -20,7 +20,7 @@ use crate::{
     owner::{self, Kind},
     ports::{Order, PortSet},
     process, registry,
-    search::{Exhausted, Miss, search},
+    search::{Exhausted, Miss, TimeWait, search},
     sys::mark,
     waiting::{Waiting, Woken},
 };
@@ -67,6 +67,17 @@ struct Pass<'a> {
     /// Ports are looked at before they are taken, so that nobody who waits is woken
     /// for what could not be had.
     looks_first: bool,
+    closing: Closing,
+}
+
+impl Pass<'_> {
+    /// How a port is bound where ports with closing connections count as free, or not.
+    fn bind(&self, closing_is_free: bool) -> Bind<'_> {
+        match closing_is_free {
+            true => Bind::StrictOrClosing(&self.closing),
+            false => Bind::Strict,
+        }
+    }
 }
 
 /// A port that was had, not yet a lease: others that are wanted with it may be
@@ -90,7 +101,8 @@ impl Acquisition<'_> {
             || format!("no free port in {}", self.ports.brief()),
             |pass| {
                 let ports = pass.released.unwrap_or(&self.ports);
-                search(ports, pass.order, |port| self.check(pass, port))
+                let check = |port, closing| self.check(pass, port, closing);
+                search(ports, pass.order, self.time_wait(), check)
             },
         )
     }
@@ -114,13 +126,13 @@ impl Acquisition<'_> {
             || format!("no free port in {}", self.ports.brief()),
             |pass| {
                 let ports = pass.released.unwrap_or(&self.ports);
-                search(ports, pass.order, |port| {
+                search(ports, pass.order, self.time_wait(), |port, closing| {
                     if pass.looks_first
-                        && let Err(miss) = self.look(pass, port)?
+                        && let Err(miss) = self.look(pass, port, closing)?
                     {
                         return Ok(Err(miss));
                     }
-                    self.attempt(pass, port, &finish)
+                    self.attempt(pass, port, closing, &finish)
                 })
             },
         )
@@ -165,13 +177,16 @@ impl Acquisition<'_> {
                 n => format!("fewer than {n} ports are free in {}", self.ports.brief()),
             },
             |pass| {
-                let take = |port| self.attempt(pass, port, &finish);
+                let time_wait = self.time_wait();
+                let take = |port, closing| self.attempt(pass, port, closing, &finish);
                 if !pass.looks_first {
-                    return collect(n, &self.ports, pass.order, take);
+                    return collect(n, &self.ports, pass.order, time_wait, take);
                 }
-                let look = |port| Ok(self.look(pass, port)?.map(|()| port));
-                match collect(n, &self.ports, pass.order, look)? {
-                    Ok(seen) => collect(n, &seen.into_iter().collect(), pass.order, take),
+                let look = |port, closing| Ok(self.look(pass, port, closing)?.map(|()| port));
+                match collect(n, &self.ports, pass.order, time_wait, look)? {
+                    Ok(seen) => {
+                        collect(n, &seen.into_iter().collect(), pass.order, time_wait, take)
+                    }
                     Err(exhausted) => Ok(Err(exhausted)),
                 }
             },
@@ -233,7 +248,7 @@ impl Acquisition<'_> {
                 // Neighboring bases share ports: one that was missed need not be tried
                 // again for each of them, and is counted once.
                 let mut missed = BTreeMap::new();
-                let found = search(bases, pass.order, |base| {
+                let found = search(bases, pass.order, self.time_wait(), |base, closing| {
                     let ports = offsets.iter().map(|offset| base + offset);
                     let is_final = |miss: &&Miss| **miss != Miss::Leftover;
                     let known = |port| missed.get(&port).filter(is_final);
@@ -246,14 +261,14 @@ impl Acquisition<'_> {
                     };
                     if pass.looks_first {
                         for port in ports.clone() {
-                            if let Err(miss) = self.look(pass, port)? {
+                            if let Err(miss) = self.look(pass, port, closing)? {
                                 return note(&mut missed, port, miss);
                             }
                         }
                     }
                     let mut all = Vec::with_capacity(offsets.len());
                     for port in ports {
-                        match self.attempt(pass, port, |probe| self.settle(probe))? {
+                        match self.attempt(pass, port, closing, |probe| self.settle(probe))? {
                             Ok(taken) => {
                                 missed.remove(&port);
                                 all.push(taken);
@@ -306,6 +321,7 @@ impl Acquisition<'_> {
                 order,
                 released,
                 looks_first,
+                closing: Closing::default(),
             });
             match outcome {
                 Err(error) if error.kind() == ErrorKind::LockDir && removals < REMOVALS => {
@@ -380,9 +396,9 @@ impl Acquisition<'_> {
     }
 
     /// Whether a port seems worth taking: it is locked for a moment, without leaving a trace.
-    fn look(&self, pass: &Pass<'_>, port: u16) -> Result<Result<(), Miss>> {
+    fn look(&self, pass: &Pass<'_>, port: u16, closing: bool) -> Result<Result<(), Miss>> {
         match self.lock_to_look(pass, port)? {
-            Try::Locked(_lock) => self.probe(port),
+            Try::Locked(_lock) => self.probe(port, pass.bind(closing)),
             Try::Held => Ok(Err(Miss::Leased(port))),
             // Without a lock it must not be probed.
             Try::Missing => Ok(Ok(())),
@@ -393,11 +409,11 @@ impl Acquisition<'_> {
     ///
     /// A port without a lock file is leased by nobody, and a check must not create the file: there
     /// it finds out without a lock what it can.
-    fn check(&self, pass: &Pass<'_>, port: u16) -> Result<Result<(), Miss>> {
+    fn check(&self, pass: &Pass<'_>, port: u16, closing: bool) -> Result<Result<(), Miss>> {
         match self.lock_to_look(pass, port)? {
-            Try::Locked(_lock) => self.probe(port),
+            Try::Locked(_lock) => self.probe(port, pass.bind(closing)),
             Try::Held => Ok(Err(Miss::Leased(port))),
-            Try::Missing => Probe::peek(port, self.endpoints),
+            Try::Missing => Probe::peek(port, self.endpoints, pass.bind(closing)),
         }
     }
 
@@ -410,8 +426,12 @@ impl Acquisition<'_> {
         }
     }
 
-    fn probe(&self, port: u16) -> Result<Result<(), Miss>> {
-        match Probe::bind(port, self.endpoints)? {
+    fn time_wait(&self) -> TimeWait {
+        self.endpoints.time_wait()
+    }
+
+    fn probe(&self, port: u16, bind: Bind<'_>) -> Result<Result<(), Miss>> {
+        match Probe::bind(port, self.endpoints, bind)? {
             Ok(probe) => Ok(Ok(probe.close()?)),
             Err(miss) => Ok(Err(miss)),
         }
@@ -429,6 +449,7 @@ impl Acquisition<'_> {
         &self,
         pass: &Pass<'_>,
         port: u16,
+        closing: bool,
         finish: impl FnOnce(Probe) -> Result<Result<T, Miss>>,
     ) -> Result<Result<Taken<T>, Miss>> {
         let mark = mark::current();
@@ -444,7 +465,7 @@ impl Acquisition<'_> {
         let Some(lock) = PortLock::try_acquire(dir, claim)? else {
             return Ok(Err(Miss::Leased(port)));
         };
-        let probe = match Probe::bind(port, self.endpoints)? {
+        let probe = match Probe::bind(port, self.endpoints, pass.bind(closing))? {
             Ok(probe) => probe,
             Err(miss) => return Ok(Err(miss)),
         };
@@ -488,11 +509,12 @@ fn collect<T>(
     n: usize,
     ports: &PortSet,
     order: Order,
-    mut attempt: impl FnMut(u16) -> Result<Result<T, Miss>>,
+    time_wait: TimeWait,
+    mut attempt: impl FnMut(u16, bool) -> Result<Result<T, Miss>>,
 ) -> Result<Result<Vec<T>, Exhausted>> {
     let mut all = Vec::with_capacity(n);
-    search(ports, order, |port| {
-        match attempt(port)? {
+    search(ports, order, time_wait, |port, closing| {
+        match attempt(port, closing)? {
             Ok(one) => all.push(one),
             Err(miss) => return Ok(Err(miss)),
         }

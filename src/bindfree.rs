@@ -10,6 +10,7 @@
 //! one with `SO_REUSEADDR` would miss sockets that do not listen yet.
 
 use std::{
+    cell::OnceCell,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs},
     ops::RangeBounds,
@@ -22,7 +23,7 @@ use socket2::{Domain, Socket, Type};
 use crate::{
     error::{Error, ErrorKind, Result},
     ports::{Order, PortSet},
-    search::{Miss, search},
+    search::{Miss, TimeWait, search},
     sys::probe,
 };
 
@@ -76,7 +77,15 @@ impl BindFreePort {
         let ports = PortSet::from_range(range)?;
         let endpoints = Endpoints::default();
         let order = Order::random();
-        search(&ports, order, |port| Probe::bind(port, &endpoints))?
+        let closing = Closing::default();
+        let bind = |port, closing_is_free| {
+            let bind = match closing_is_free {
+                true => Bind::StrictOrClosing(&closing),
+                false => Bind::Strict,
+            };
+            Probe::bind(port, &endpoints, bind)
+        };
+        search(&ports, order, endpoints.time_wait(), bind)?
             .map(|probe| Self { probe })
             .map_err(|exhausted| {
                 let headline = format!("no free port in {}", ports.brief());
@@ -143,13 +152,54 @@ pub(crate) struct Endpoints {
     /// As [`distinct`] gives them; none means every address of this machine.
     hosts: Vec<IpAddr>,
     pub(crate) protocol: Protocol,
-    pub(crate) reuse_address: bool,
+    time_wait: TimeWait,
+}
+
+/// How a TCP socket is bound. For UDP, which has no TIME_WAIT, it is always strictly.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Bind<'a> {
+    /// Without `SO_REUSEADDR`.
+    Strict,
+    /// Without it, or with it where nothing but closing connections are in the way.
+    StrictOrClosing(&'a Closing),
+    /// With `SO_REUSEADDR`.
+    Shared,
+}
+
+/// The ports that nothing but closing connections keep from being bound strictly: the system's
+/// table of sockets, read when it is first needed, because that takes some milliseconds.
+#[derive(Debug, Default)]
+pub(crate) struct Closing(OnceCell<PortSet>);
+
+impl Closing {
+    /// Whether nothing else has the port, which the caller has just bound with `SO_REUSEADDR`.
+    fn is_all_there_is(&self, port: u16) -> io::Result<bool> {
+        let Some(ports) = self.0.get() else {
+            let ports = probe::closing_ports()?;
+            return Ok(self.0.get_or_init(|| ports).contains(port));
+        };
+        // It was read before that bind, which keeps all newcomers out.
+        Ok(ports.contains(port) && probe::closing_ports()?.contains(port))
+    }
 }
 
 impl Endpoints {
     pub(crate) fn add_host(&mut self, host: IpAddr) {
         self.named.push(host);
         self.hosts = distinct(&self.named);
+    }
+
+    /// What ports with closing connections count as.
+    pub(crate) fn time_wait(&self) -> TimeWait {
+        match self.time_wait {
+            // Only by proof.
+            TimeWait::LastResort if probe::WITH_CLOSING.is_some() => TimeWait::Busy,
+            time_wait => time_wait,
+        }
+    }
+
+    pub(crate) fn set_time_wait(&mut self, time_wait: TimeWait) {
+        self.time_wait = time_wait;
     }
 
     /// The addresses that are bound, none meaning all.
@@ -181,10 +231,14 @@ impl Probe {
     ///
     /// A host of a family that this system lacks does not count, unless none
     /// is left: nobody can occupy the port there.
-    pub(crate) fn bind(port: u16, endpoints: &Endpoints) -> Result<Result<Self, Miss>> {
+    pub(crate) fn bind(
+        port: u16,
+        endpoints: &Endpoints,
+        how: Bind<'_>,
+    ) -> Result<Result<Self, Miss>> {
         const ANY: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
         const ANY_V4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-        let bind = |hosts: &[IpAddr]| Self::bind_hosts(port, hosts, endpoints);
+        let bind = |hosts: &[IpAddr]| Self::bind_hosts(port, hosts, endpoints, how);
         let outcome = match endpoints.hosts() {
             [] => bind(&[ANY]).or_else(|failure| match failure {
                 Failure::AbsentFamily(_) => bind(&[ANY_V4]),
@@ -199,6 +253,7 @@ impl Probe {
         port: u16,
         hosts: &[IpAddr],
         endpoints: &Endpoints,
+        how: Bind<'_>,
     ) -> Result<Result<Self, Miss>, Failure> {
         let types = endpoints.protocol.socket_types();
         let mut probe = Self {
@@ -210,7 +265,7 @@ impl Probe {
         for &host in hosts {
             for &ty in types {
                 let fail = |error| cannot_bind(SocketAddr::new(host, port), ty, error);
-                match bind_strictly(host, port, ty, endpoints.reuse_address) {
+                match bind_strictly(host, port, ty, how) {
                     Ok(Ok(socket)) if probe.first.is_none() => probe.first = Some(socket),
                     Ok(Ok(socket)) => probe.others.push(socket),
                     Ok(Err(miss)) => return Ok(Err(miss)),
@@ -232,7 +287,11 @@ impl Probe {
     /// `SO_REUSEADDR` from the start. So it keeps away no server that sets that option, nor a caller
     /// that leases the port at this moment, which tries again. Only a socket that somebody has bound
     /// with that option, and that does not listen, is then not seen. UDP sockets are all in the table.
-    pub(crate) fn peek(port: u16, endpoints: &Endpoints) -> Result<Result<(), Miss>> {
+    pub(crate) fn peek(
+        port: u16,
+        endpoints: &Endpoints,
+        how: Bind<'_>,
+    ) -> Result<Result<(), Miss>> {
         for &ty in endpoints.protocol.socket_types() {
             let is_in_use = probe::is_in_table(port, ty)
                 .map_err(|error| fail("read the table of sockets for", port, error))?;
@@ -241,14 +300,15 @@ impl Probe {
                     Type::DGRAM => Protocol::Udp,
                     _ => Protocol::Tcp,
                 },
-                // Who has it, or may not have it, only a strict bind tells.
-                reuse_address: endpoints.reuse_address || is_in_use == Some(false),
                 ..endpoints.clone()
             };
-            if ty == Type::DGRAM && is_in_use == Some(false) && port >= PRIVILEGED {
-                continue;
-            }
-            match Self::bind(port, &of_this_type)? {
+            // Who has a port that is in use, only a strict bind tells.
+            let how = match is_in_use {
+                Some(false) if ty == Type::DGRAM && port >= PRIVILEGED => continue,
+                Some(false) => Bind::Shared,
+                _ => how,
+            };
+            match Self::bind(port, &of_this_type, how)? {
                 Ok(probe) => probe.close()?,
                 Err(miss) => return Ok(Err(miss)),
             }
@@ -465,20 +525,23 @@ enum Failure {
     Other(Error),
 }
 
-/// A strict bind of one address; with `reuse_address`, one that is strict
-/// but for TCP connections in TIME_WAIT.
+/// A bind of one address, in that way.
 #[inline]
 fn bind_strictly(
     host: IpAddr,
     port: u16,
     ty: Type,
-    reuse_address: bool,
+    how: Bind<'_>,
 ) -> io::Result<Result<Socket, Miss>> {
-    // UDP has no TIME_WAIT: there the option would only hide other sockets.
-    let reuse_address = reuse_address && ty == Type::STREAM;
-    match probe::look_around(host, port, ty, reuse_address)? {
+    let how = match how {
+        // UDP has no TIME_WAIT: there the option would only hide other sockets.
+        _ if ty != Type::STREAM => Bind::Strict,
+        Bind::StrictOrClosing(_) => probe::WITH_CLOSING.unwrap_or(how),
+        how => how,
+    };
+    match probe::look_around(host, port, ty, how)? {
         Some(miss) => Ok(Err(miss)),
-        None => bind_one(host, port, ty, reuse_address),
+        None => bind_one(host, port, ty, how),
     }
 }
 
@@ -488,7 +551,7 @@ pub(crate) fn bind_one(
     host: IpAddr,
     port: u16,
     ty: Type,
-    reuse_address: bool,
+    how: Bind<'_>,
 ) -> io::Result<Result<Socket, Miss>> {
     let address = SocketAddr::new(host, port);
     let socket = Socket::new(Domain::for_address(address), ty, None)?;
@@ -496,15 +559,26 @@ pub(crate) fn bind_one(
         // Its default is a setting of the system (net.ipv6.bindv6only).
         socket.set_only_v6(!host.is_unspecified())?;
     }
-    if reuse_address {
+    let is_shared = matches!(how, Bind::Shared);
+    if is_shared {
         probe::ignore_time_wait(&socket)?;
     }
     probe::make_strict(&socket)?;
     match socket.bind(&address.into()) {
         Ok(()) => Ok(Ok(socket)),
         Err(error) if probe::is_not_permitted(&error) => Ok(Err(Miss::NotPermitted)),
-        Err(error) if probe::is_in_use(&error) && reuse_address => Ok(Err(Miss::Bound)),
-        Err(error) if probe::is_in_use(&error) => probe::what_is_there(&socket, address).map(Err),
+        Err(error) if probe::is_in_use(&error) && is_shared => Ok(Err(Miss::Bound)),
+        Err(error) if probe::is_in_use(&error) => {
+            match (probe::what_is_there(&socket, address)?, how) {
+                // Bound with `SO_REUSEADDR` now.
+                (Miss::Leftover, Bind::StrictOrClosing(closing))
+                    if closing.is_all_there_is(port)? =>
+                {
+                    Ok(Ok(socket))
+                }
+                (miss, _) => Ok(Err(miss)),
+            }
+        }
         Err(error) => Err(error),
     }
 }

@@ -15,6 +15,7 @@ use crate::{
     lock_dir,
     ports::PortSet,
     process,
+    search::TimeWait,
     system_ports::ephemeral_port_range,
 };
 
@@ -132,21 +133,24 @@ impl Builder {
         self
     }
 
-    /// Whether a port counts as free while connections of an earlier server
-    /// are in TIME_WAIT there; by default it does not.
+    /// Whether a port counts as free while nothing but closing connections of an earlier server,
+    /// as in TIME_WAIT, are there: always with `true`, never with `false`. By default, such a port is
+    /// the last resort, leased if no other one is free.
     ///
-    /// That is for suites that start and stop many servers in a narrow range:
-    /// a server that closes connections keeps its port from *strict* binds
-    /// for a minute, but not from servers that set `SO_REUSEADDR`
-    /// (RFC 9293, section 3.4.2; socket(7)). Only such servers can use a port
-    /// that was leased in this way.
+    /// A server that closes connections keeps its port from *strict* binds
+    /// for a minute, but not from servers that set `SO_REUSEADDR`, as most do
+    /// (RFC 9293, section 3.4.2; socket(7)). So suites that start and stop servers in a narrow range
+    /// run out of strictly free ports. With `false`, a server that does not set the option
+    /// can bind every port that is leased.
     ///
-    /// Sockets in TIME_WAIT cannot be told from one that another program has
-    /// bound with `SO_REUSEADDR` and does not listen on yet: that port counts as
-    /// free too. It has no effect on UDP, which has no TIME_WAIT.
+    /// That nothing else is there is proven by the kernel's table of sockets. A port that
+    /// another program has bound with `SO_REUSEADDR`, and on which it does not listen yet, is busy.
+    /// It has no effect on UDP, which has no TIME_WAIT.
     ///
     /// # Platform-specific behavior
     ///
+    /// On macOS no table is read: the default is `false`, and with `true`, a port that another
+    /// program has bound with `SO_REUSEADDR` and does not listen on counts as free too.
     /// On Windows it has no effect: there TIME_WAIT keeps nobody from binding, and
     /// `SO_REUSEADDR` would let two servers have one port.
     ///
@@ -164,7 +168,10 @@ impl Builder {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn reuse_address(mut self, reuse_address: bool) -> Self {
-        self.endpoints.reuse_address = reuse_address;
+        self.endpoints.set_time_wait(match reuse_address {
+            true => TimeWait::Free,
+            false => TimeWait::Busy,
+        });
         self
     }
 

@@ -17,7 +17,8 @@ pub(crate) enum Miss {
     Bound,
     /// Nobody listens on it, nor has bound it strictly, and still a strict bind
     /// fails: the neutralised probe of an earlier lease in a child that is just
-    /// starting, or a connection in TIME_WAIT.
+    /// starting, a connection in TIME_WAIT, or a socket that was bound with `SO_REUSEADDR` and does
+    /// not listen yet.
     Leftover,
     /// This process may not bind it.
     NotPermitted,
@@ -39,29 +40,45 @@ const PAUSES: [Duration; 7] = {
     pauses
 };
 
+/// What a port counts as that nothing but closing connections, as in TIME_WAIT, keep from being
+/// bound strictly.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum TimeWait {
+    /// Free, where no other port is.
+    #[default]
+    LastResort,
+    Free,
+    Busy,
+}
+
 /// Tries each port of `ports` once, in the given order, until an attempt
-/// succeeds; then those that were leftovers a few times more.
+/// succeeds; then those that were leftovers, first as a last resort and then a few times more.
+///
+/// `attempt` is told whether ports with closing connections count as free.
 pub(crate) fn search<T>(
     ports: &PortSet,
     order: Order,
-    mut attempt: impl FnMut(u16) -> Result<Result<T, Miss>>,
+    time_wait: TimeWait,
+    mut attempt: impl FnMut(u16, bool) -> Result<Result<T, Miss>>,
 ) -> Result<Result<T, Exhausted>> {
     let mut exhausted = Exhausted::default();
     let mut leftovers = Vec::new();
     for port in ports.in_order(order) {
-        match attempt(port)? {
+        match attempt(port, time_wait == TimeWait::Free)? {
             Ok(found) => return Ok(Ok(found)),
             Err(Miss::Leftover) => leftovers.push(port),
             Err(miss) => exhausted.count(miss),
         }
     }
-    for pause in PAUSES {
+    let last_resort = (time_wait == TimeWait::LastResort).then_some((Duration::ZERO, true));
+    let rounds = PAUSES.map(|pause| (pause, time_wait == TimeWait::Free));
+    for (pause, closing_is_free) in last_resort.into_iter().chain(rounds) {
         if leftovers.is_empty() {
             break;
         }
         thread::sleep(pause);
         for port in std::mem::take(&mut leftovers) {
-            match attempt(port)? {
+            match attempt(port, closing_is_free)? {
                 Ok(found) => return Ok(Ok(found)),
                 Err(Miss::Leftover) => leftovers.push(port),
                 Err(miss) => exhausted.count(miss),
@@ -210,7 +227,8 @@ mod tests {
             4008 => Miss::Leftover,
             _ => Miss::NotPermitted,
         };
-        let exhausted = search::<()>(&PortSet::from(4000..=4009), order(), |port| {
+        let set = PortSet::from(4000..=4009);
+        let exhausted = search::<()>(&set, order(), TimeWait::Busy, |port, _| {
             Ok(Err(missed(port)))
         })
         .expect("no error")
@@ -245,7 +263,8 @@ mod tests {
     #[test]
     fn only_leftovers_are_tried_again() {
         let tries = RefCell::new(HashMap::<u16, usize>::new());
-        let outcome = search(&PortSet::from(1..=10), order(), |port| {
+        let set = PortSet::from(1..=10);
+        let outcome = search(&set, order(), TimeWait::Busy, |port, _| {
             let mut tries = tries.borrow_mut();
             let tries = tries.entry(port).or_default();
             *tries += 1;
@@ -262,9 +281,39 @@ mod tests {
     }
 
     #[test]
+    fn closing_connections_are_a_last_resort_and_never_or_always_if_asked_for() {
+        // Port 2 is strictly free; on 1 and 3 are closing connections.
+        let found = |set: std::ops::RangeInclusive<u16>, time_wait| {
+            let mut tries = 0;
+            let found = search(
+                &PortSet::from(set),
+                order(),
+                time_wait,
+                |port, closing_is_free| {
+                    tries += 1;
+                    Ok(match port {
+                        2 => Ok(port),
+                        _ if closing_is_free => Ok(port),
+                        _ => Err(Miss::Leftover),
+                    })
+                },
+            );
+            (found.expect("no error").ok(), tries)
+        };
+        for _ in 0..20 {
+            assert_eq!(found(1..=3, TimeWait::LastResort).0, Some(2));
+            assert_eq!(found(1..=3, TimeWait::Busy).0, Some(2));
+            assert_eq!(found(1..=3, TimeWait::Free).1, 1);
+        }
+        assert_eq!(found(1..=1, TimeWait::LastResort), (Some(1), 2));
+        assert_eq!(found(1..=1, TimeWait::Busy), (None, 1 + PAUSES.len()));
+    }
+
+    #[test]
     fn an_error_ends_the_search_at_once() {
         let mut tries = 0;
-        let outcome = search::<()>(&PortSet::from(1..=10), order(), |_| {
+        let set = PortSet::from(1..=10);
+        let outcome = search::<()>(&set, order(), TimeWait::LastResort, |_, _| {
             tries += 1;
             Err(Error::new(ErrorKind::Lock, "EMFILE"))
         });

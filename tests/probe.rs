@@ -208,25 +208,80 @@ fn a_probe_occupies_its_port_until_released() {
 // On Windows TIME_WAIT keeps nobody from a port.
 #[cfg(unix)]
 #[test]
-fn time_wait_counts_as_free_only_if_asked_for() {
-    let (dir, block) = (lock_dir(), Block::new(1));
+fn time_wait_is_a_last_resort_and_counts_as_free_or_busy_if_asked_for() {
+    let (dir, block) = (lock_dir(), Block::new(2));
+    let strictly_free = block.first() + 1;
     let address = ("127.0.0.1", block.first());
-    let listener = TcpListener::bind(address).expect("free");
-    let mut client = TcpStream::connect(address).expect("it listens");
+    let builder = |ports: std::ops::RangeInclusive<u16>| {
+        FreePort::builder().ports(ports).lock_dir(dir.path())
+    };
+    let (one, two) = (
+        builder(block.first()..=block.first()),
+        builder(block.ports.clone()),
+    );
+    leave_in_time_wait(block.first());
+
+    for _ in 0..20 {
+        let port = two.try_acquire().expect("one is free");
+        assert_eq!(port.port(), strictly_free);
+        two.check().expect("the other one is a last resort");
+    }
+    let strict = one.clone().reuse_address(false);
+    for error in [strict.try_acquire().map(drop), strict.check()] {
+        let error = error.expect_err("strictly, it is in use");
+        assert_eq!(error.kind(), ErrorKind::Exhausted);
+        assert!(error.to_string().contains("1 in TIME_WAIT"), "{error}");
+    }
+    let equal = two.clone().reuse_address(true);
+    let mut leased = (0..200).map(|_| equal.try_acquire().expect("free").port());
+    assert!(leased.any(|port| port == block.first()));
+
+    let both = two.acquire_block(2).expect("one by the last resort");
+    drop(both);
+    one.check().expect("free but for TIME_WAIT");
+    let (port, listener) = one.listen().expect("free but for TIME_WAIT");
+    drop((listener, port));
+    let port = one.try_acquire().expect("free but for TIME_WAIT");
+    let server = TcpListener::bind(address).expect("std sets SO_REUSEADDR");
+    drop((server, port));
+
+    // A socket that does not listen yet keeps it.
+    let bound = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    bound.set_reuse_address(true).expect("unbound");
+    bound
+        .bind(&SocketAddr::from(([127, 0, 0, 1], strictly_free)).into())
+        .expect("free");
+    let other = builder(strictly_free..=strictly_free);
+    for builder in [other.clone(), other.reuse_address(true)] {
+        let error = builder.try_acquire().expect_err("bound by another program");
+        assert!(
+            error.to_string().contains("1 in TIME_WAIT or bound"),
+            "{error}"
+        );
+    }
+    // And so does a connection that is not closing.
+    drop(bound);
+    let listener = TcpListener::bind(("127.0.0.1", strictly_free)).expect("free");
+    let client = TcpStream::connect(("127.0.0.1", strictly_free)).expect("it listens");
+    let (connection, _) = listener.accept().expect("a connection");
+    drop(listener);
+    leave_in_time_wait(strictly_free);
+    let busy = builder(strictly_free..=strictly_free);
+    for builder in [busy.clone(), busy.reuse_address(true)] {
+        builder.try_acquire().expect_err("there is a connection");
+    }
+    drop((client, connection));
+}
+
+/// Leaves a connection in TIME_WAIT on the port.
+fn leave_in_time_wait(port: u16) {
+    let listener = TcpListener::bind(("127.0.0.1", port)).expect("free");
+    let mut client = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
     // The server closes first, and so the connection's TIME_WAIT is on its port.
     drop(listener.accept().expect("a connection"));
     drop(listener);
     let end = std::io::Read::read(&mut client, &mut [0]).expect("connected");
     assert_eq!(end, 0);
-    drop(client);
-
-    let builder = builder(&dir, &block);
-    let error = builder.try_acquire().expect_err("strictly, it is in use");
-    assert_eq!(error.kind(), ErrorKind::Exhausted);
-    assert!(error.to_string().contains("1 in TIME_WAIT"), "{error}");
-    let port = builder.reuse_address(true).try_acquire();
-    let _port = port.expect("free for servers that set SO_REUSEADDR");
-    TcpListener::bind(address).expect("std sets it");
 }
 
 #[test]

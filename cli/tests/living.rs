@@ -156,8 +156,12 @@ fn nothing_of_a_foreign_proc_is_recorded_or_believed() {
     let port = scene.port();
     // /proc is still that of the namespace above.
     let kind = "--pid --fork --kill-child";
-    let script = "tail -f /dev/null & portlock pick --pid $!; read line; kill $!; wait; echo ended; read line";
-    let Some(mut holder) = start(&scene, kind, script) else {
+    // In the end no process here has that pid, but /proc has another one with it.
+    let script = format!(
+        "tail -f /dev/null & portlock pick --pid $!; read line; kill $!; wait
+        portlock check {port}; echo ended; read line"
+    );
+    let Some(mut holder) = start(&scene, kind, &script) else {
         return;
     };
     assert_eq!(holder.hear(), port.to_string());
@@ -176,6 +180,7 @@ fn nothing_of_a_foreign_proc_is_recorded_or_believed() {
         said.out()
     );
     holder.say("end it");
+    assert_eq!(holder.hear(), format!("{port} free"));
     assert_eq!(holder.hear(), "ended");
     if sees_all() {
         scene.assert_leasable(port);

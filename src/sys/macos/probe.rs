@@ -11,8 +11,9 @@ use std::{
 use socket2::Type;
 
 use crate::{
-    bindfree::{bind_one, is_absent_family},
+    bindfree::{Bind, bind_one, is_absent_family},
     error::{Error, ErrorKind, Result},
+    ports::PortSet,
     search::Miss,
 };
 
@@ -31,19 +32,19 @@ pub(crate) fn look_around(
     host: IpAddr,
     port: u16,
     ty: Type,
-    reuse_address: bool,
+    how: Bind<'_>,
 ) -> io::Result<Option<Miss>> {
     let hosts: &[IpAddr] = match host {
         ANY => &[LOOPBACK_V4, LOOPBACK, ANY_V4],
         ANY_V4 => &[LOOPBACK_V4],
         // A strict bind sees who has the wildcard address; and one of that would see who
         // has bound another specific one, which is in nobody's way.
-        _ if !reuse_address => &[],
+        _ if !matches!(how, Bind::Shared) => &[],
         IpAddr::V4(_) => &[ANY_V4],
         IpAddr::V6(_) => &[ANY],
     };
     for &host in hosts {
-        match bind_one(host, port, ty, reuse_address) {
+        match bind_one(host, port, ty, how) {
             Ok(Ok(socket)) => neutralise(&socket)?,
             Ok(Err(miss)) => return Ok(Some(miss)),
             Err(error) if is_absent_family(host, &error) => {}
@@ -51,6 +52,15 @@ pub(crate) fn look_around(
         }
     }
     Ok(None)
+}
+
+/// How a socket is bound where closing connections count as free: no table shows them, and one that
+/// is bound with `SO_REUSEADDR` passes over them.
+pub(crate) const WITH_CLOSING: Option<Bind<'static>> = Some(Bind::Shared);
+
+/// The ports with nothing but closing connections, which no table shows.
+pub(crate) fn closing_ports() -> io::Result<PortSet> {
+    Ok(PortSet::default())
 }
 
 /// Whether any socket has the port, which no table shows.

@@ -11,8 +11,9 @@ use socket2::{Domain, Socket, Type};
 use windows_sys::Win32::Networking::WinSock::{WSAEACCES, WSAEADDRINUSE, WSAEAFNOSUPPORT};
 
 use crate::{
-    bindfree::{bind_one, is_absent_family},
+    bindfree::{Bind, bind_one, is_absent_family},
     error::{Error, ErrorKind, Result},
+    ports::PortSet,
     search::Miss,
 };
 
@@ -31,9 +32,17 @@ pub(crate) const UNKNOWN_FAMILY: i32 = WSAEAFNOSUPPORT;
 ///   address, and would get his connections; a strict bind of that would see who has
 ///   bound another specific one, which is in nobody's way. So it is bound as sockets
 ///   are by default, which sees just who has the wildcard address.
-pub(crate) fn look_around(host: IpAddr, port: u16, ty: Type, _: bool) -> io::Result<Option<Miss>> {
+pub(crate) fn look_around(
+    host: IpAddr,
+    port: u16,
+    ty: Type,
+    _: Bind<'_>,
+) -> io::Result<Option<Miss>> {
     let (host, seen) = match host {
-        ANY => (ANY_V4, bind_one(ANY_V4, port, ty, false).map(Result::err)),
+        ANY => (
+            ANY_V4,
+            bind_one(ANY_V4, port, ty, Bind::Strict).map(Result::err),
+        ),
         ANY_V4 => return Ok(None),
         IpAddr::V4(_) => (ANY_V4, bind_by_default(ANY_V4, port, ty)),
         IpAddr::V6(_) => (ANY, bind_by_default(ANY, port, ty)),
@@ -52,6 +61,15 @@ fn bind_by_default(host: IpAddr, port: u16, ty: Type) -> io::Result<Option<Miss>
         Err(error) if is_in_use(&error) => Ok(Some(Miss::Bound)),
         Err(error) => Err(error),
     }
+}
+
+/// How a socket is bound where closing connections count as free: as ever, for they keep nobody from
+/// binding.
+pub(crate) const WITH_CLOSING: Option<Bind<'static>> = Some(Bind::Strict);
+
+/// The ports with nothing but closing connections, which no table shows.
+pub(crate) fn closing_ports() -> io::Result<PortSet> {
+    Ok(PortSet::default())
 }
 
 /// Whether any socket has the port, which no table shows.

@@ -310,8 +310,8 @@ pub fn add_reserved_port(port: u16) -> Result<()> {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn is_port_free(port: u16) -> Result<bool> {
-    match any_protocol().ports(port..=port).try_acquire() {
-        Ok(lease) => lease.release().map(|()| true),
+    match any_protocol().ports(port..=port).check() {
+        Ok(()) => Ok(true),
         Err(error) => match error.kind() {
             ErrorKind::Exhausted | ErrorKind::PermissionDenied => Ok(false),
             _ => Err(error),

@@ -61,10 +61,10 @@
 //! # Ok::<(), portlock::Error>(())
 //! ```
 //!
-//! The range may be as narrow as you like, for who finds no port waits for one. But a server
-//! that closes connections leaves them in TIME_WAIT on its port, which then counts as in use
-//! for a minute; with few ports and many servers, ask for
-//! [`reuse_address`](Builder::reuse_address). If it must be the ephemeral range, on Linux
+//! The range can be as narrow as you like: a caller that finds no free port waits for one. A server
+//! that closes connections leaves them in TIME_WAIT on its port for a minute. Such a port is
+//! leased only if no other one is free, and only servers that set `SO_REUSEADDR` can bind it;
+//! [`reuse_address`](Builder::reuse_address) asks for more or for never. If it must be the ephemeral range, on Linux
 //! [`hold_socket`](Builder::hold_socket) keeps the port bound. And for the same port every day, as for a
 //! server that is in a bookmark, there is [`prefer`](Builder::prefer).
 //!
@@ -256,7 +256,7 @@
 //!
 //! | [`ErrorKind`] | what to do |
 //! |---|---|
-//! | [`Exhausted`](ErrorKind::Exhausted) | the message says who has the ports; a wider range, a longer [`timeout`](Builder::timeout), or [`reuse_address`](Builder::reuse_address) if they are in TIME_WAIT |
+//! | [`Exhausted`](ErrorKind::Exhausted) | the message says who has the ports; a wider range, or a longer [`timeout`](Builder::timeout) |
 //! | [`PermissionDenied`](ErrorKind::PermissionDenied) | ports from 1024 on |
 //! | [`InvalidPorts`](ErrorKind::InvalidPorts) | a range that has a port, and enough of them |
 //! | [`LockDir`](ErrorKind::LockDir), [`Lock`](ErrorKind::Lock) | the message says what is wrong with the directory or the file: its owner, its mode, a link, a full disk |
@@ -282,8 +282,9 @@
 //! * a lease dies with its holder, and nothing that is left behind ever blocks
 //!   a port;
 //! * when `release` or drop returns, any other process can lease that port;
-//! * when a lease is given, a bind of that port without `SO_REUSEADDR`, on
-//!   every address asked for, would have succeeded;
+//! * when a lease is granted, a bind of that port without `SO_REUSEADDR`, on
+//!   every address asked for, would have succeeded; or, if no such port was left, nothing but
+//!   closing connections (TIME_WAIT) were in its way;
 //! * every wait has a bound, and an error is never taken for a busy port.
 //!
 //! Programs that do not use portlock know nothing of leases. Choose a range

@@ -55,7 +55,9 @@ fn child() {
 }
 
 fn builder(dir: &Path, ports: RangeInclusive<u16>) -> Builder {
-    FreePort::builder().ports(ports).lock_dir(dir)
+    // The tests bind strictly.
+    let builder = FreePort::builder().reuse_address(false);
+    builder.ports(ports).lock_dir(dir)
 }
 
 /// Arguments: lock directory. Does what the parent says, and says what came of it.

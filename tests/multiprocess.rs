@@ -91,7 +91,9 @@ fn a_caller_that_does_not_wait_is_not_refused_because_others_look() {
 }
 
 fn builder(dir: &str, ports: RangeInclusive<u16>) -> Builder {
-    FreePort::builder().ports(ports).lock_dir(dir)
+    // The tests bind strictly.
+    let builder = FreePort::builder().reuse_address(false);
+    builder.ports(ports).lock_dir(dir)
 }
 
 /// Arguments: lock directory, first and last port, directory of the oracle,

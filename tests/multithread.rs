@@ -49,6 +49,7 @@ fn while_spawning(n: usize, test: impl FnOnce()) {
 fn sixteen_threads_on_32_ports_never_overlap() {
     let (dir, block) = (lock_dir(), Block::new(32));
     let builder = FreePort::builder()
+        .reuse_address(false)
         .ports(block.ports.clone())
         .lock_dir(dir.path())
         .timeout(LONG);

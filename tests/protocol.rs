@@ -45,7 +45,9 @@ fn child() {
 }
 
 fn builder(dir: &Path, port: u16) -> Builder {
-    FreePort::builder().ports(port..=port).lock_dir(dir)
+    // As the clients on the page, which know nothing of TIME_WAIT.
+    let builder = FreePort::builder().reuse_address(false);
+    builder.ports(port..=port).lock_dir(dir)
 }
 
 /// The client, in a process of its own. Its program's name is `client.py`.
@@ -189,6 +191,7 @@ fn its_lease_is_listed_with_its_record() {
 /// Says how many overlaps and failed binds there were.
 fn lease_and_bind(parent: &Parent) {
     let builder = FreePort::builder()
+        .reuse_address(false)
         .ports(parent.argument::<u16>(1)..=parent.argument(2))
         .lock_dir(parent.argument::<String>(0))
         .timeout(LONG);

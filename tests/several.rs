@@ -20,7 +20,9 @@ fn child() {
 }
 
 fn builder(dir: &str, ports: impl Into<PortSet>) -> Builder {
-    FreePort::builder().ports(ports).lock_dir(dir)
+    // The tests bind strictly.
+    let builder = FreePort::builder().reuse_address(false);
+    builder.ports(ports).lock_dir(dir)
 }
 
 /// The block as messages name it.

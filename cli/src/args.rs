@@ -99,9 +99,16 @@ pub(crate) struct Selection {
     #[arg(long = "host", value_name = "HOST", value_parser = host)]
     pub(crate) hosts: Vec<Host>,
 
-    /// A port in TIME_WAIT counts as free.
-    #[arg(long)]
-    pub(crate) reuse_address: bool,
+    /// Whether a port in TIME_WAIT counts as free [default: only if no other port is].
+    #[arg(
+        long,
+        value_name = "yes|no",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "yes",
+        value_parser = yes_or_no
+    )]
+    pub(crate) reuse_address: Option<bool>,
 
     /// The same name gets the same port, whenever it is free.
     #[arg(long, value_name = "NAME")]
@@ -330,6 +337,14 @@ pub(crate) struct Json {
 fn port(text: &str) -> Result<u16, String> {
     let port = text.parse().ok().filter(|&port| port > 0);
     port.ok_or_else(|| "not a port from 1 to 65535".to_owned())
+}
+
+fn yes_or_no(text: &str) -> Result<bool, String> {
+    match text {
+        "yes" => Ok(true),
+        "no" => Ok(false),
+        _ => Err("neither yes nor no".to_owned()),
+    }
 }
 
 fn number(text: &str) -> Result<usize, String> {

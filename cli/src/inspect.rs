@@ -8,7 +8,7 @@ use std::{
 };
 
 use portlock::{
-    ErrorKind, Exhaustion, FreePort, Lease, LockDir, Owner, PortSet, ephemeral_port_range,
+    Builder, ErrorKind, Exhaustion, FreePort, Lease, LockDir, Owner, PortSet, ephemeral_port_range,
     wait_until_listening,
 };
 use serde_json::{Value, json};
@@ -33,12 +33,12 @@ pub(crate) fn check(args: &Check, dir: Option<&Path>) -> Result<u8, Failure> {
         if let Some(dir) = dir {
             builder = builder.lock_dir(dir);
         }
-        let busy = match builder.check() {
-            Ok(()) => None,
-            Err(error) if is_busy(&error) => Some(error.exhaustion().unwrap_or_default()),
-            Err(error) => return Err(error.into()),
+        let strict = busy(&builder.clone().reuse_address(false))?;
+        let in_time_wait = strict.is_some_and(|why| why.leftover > 0) && busy(&builder)?.is_none();
+        let (state, this_status) = match in_time_wait {
+            true => state(None),
+            false => state(strict),
         };
-        let (state, this_status) = state(busy);
         status = status.max(this_status);
         let lease = locks.lease(port)?.filter(|_| this_status == LEASED);
         let owner = lease
@@ -48,10 +48,12 @@ pub(crate) fn check(args: &Check, dir: Option<&Path>) -> Result<u8, Failure> {
         let by = holder
             .map(|holder| format!(" by {holder}"))
             .unwrap_or_default();
-        let _ = writeln!(text, "{port} {state}{by}");
+        let note = if in_time_wait { ", in TIME_WAIT" } else { "" };
+        let _ = writeln!(text, "{port} {state}{note}{by}");
         rows.push(json!({
             "port": port,
             "state": state,
+            "time_wait": in_time_wait,
             "pid": owner.map(Owner::pid),
             "program": owner.and_then(Owner::program),
             "label": owner.and_then(Owner::label),
@@ -66,12 +68,21 @@ pub(crate) fn check(args: &Check, dir: Option<&Path>) -> Result<u8, Failure> {
     Ok(status)
 }
 
+/// Why the port could not be leased now, or `None` if it could.
+fn busy(builder: &Builder) -> Result<Option<Exhaustion>, Failure> {
+    match builder.check() {
+        Ok(()) => Ok(None),
+        Err(error) if is_busy(&error) => Ok(Some(error.exhaustion().unwrap_or_default())),
+        Err(error) => Err(error.into()),
+    }
+}
+
 fn state(busy: Option<Exhaustion>) -> (&'static str, u8) {
     match busy {
         None => ("free", 0),
         Some(busy) if busy.leased > 0 => ("leased", LEASED),
         Some(busy) if busy.not_permitted > 0 => ("not permitted", BOUND),
-        Some(busy) if busy.leftover > 0 => ("in TIME_WAIT, or bound and not listening", BOUND),
+        Some(busy) if busy.leftover > 0 => ("bound, and not listening", BOUND),
         Some(_) => ("bound", BOUND),
     }
 }

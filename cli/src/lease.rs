@@ -16,8 +16,10 @@ use crate::{
 fn builder(selection: &Selection, dir: Option<&Path>) -> Result<Builder, Failure> {
     let mut builder = FreePort::builder()
         .protocol(selection.protocol())
-        .reuse_address(selection.reuse_address)
         .timeout(selection.timeout);
+    if let Some(reuse_address) = selection.reuse_address {
+        builder = builder.reuse_address(reuse_address);
+    }
     if let Some(ports) = &selection.ports {
         builder = builder.ports(ports.clone());
     }

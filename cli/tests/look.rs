@@ -648,19 +648,19 @@ fn check_is_there_as_json() {
     let expected = json!([
         {
             "port": crowd.held, "state": "leased", "pid": crowd.children[0].id(),
-            "program": NAME, "label": "a server", "heir": null,
+            "program": NAME, "label": "a server", "heir": null, "time_wait": false,
         },
         {
             "port": crowd.delegated, "state": "leased", "pid": id(),
-            "program": null, "label": "größe", "heir": null,
+            "program": null, "label": "größe", "heir": null, "time_wait": false,
         },
         {
             "port": crowd.only_bound, "state": "bound", "pid": null,
-            "program": null, "label": null, "heir": null,
+            "program": null, "label": null, "heir": null, "time_wait": false,
         },
         {
             "port": crowd.stale, "state": "free", "pid": null,
-            "program": null, "label": null, "heir": null,
+            "program": null, "label": null, "heir": null, "time_wait": false,
         },
     ]);
     assert_eq!(check, expected);

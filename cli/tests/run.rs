@@ -19,7 +19,7 @@ use std::{
 };
 
 use common::{
-    BOUND, EXHAUSTED, FAILED, Running, Said, Scene, answer, ephemeral, is_ignored, is_installed,
+    EXHAUSTED, FAILED, Running, Said, Scene, answer, ephemeral, is_ignored, is_installed,
     listen_strictly, set, stress, until,
 };
 use rustix::process::Signal;
@@ -478,11 +478,15 @@ fn a_port_in_time_wait_is_free_for_those_who_say_so() {
     client.read_to_end(&mut Vec::new()).expect("closed");
     drop((client, server));
     until("nothing but TIME_WAIT", || {
-        let check = scene.check(scene.port()).code(BOUND);
-        check.out().contains("TIME_WAIT").then_some(())
+        let check = scene.check(scene.port()).out().to_owned();
+        (check == format!("{} free, in TIME_WAIT\n", scene.port())).then_some(())
     });
-    assert!(!is_free(&scene, &[]));
-    assert!(is_free(&scene, &["--reuse-address"]));
+    assert!(!is_free(&scene, &["--reuse-address=no"]));
+    for options in [&[][..], &["--reuse-address"], &["--reuse-address=yes"]] {
+        assert!(is_free(&scene, options), "{options:?}");
+    }
+    let wrong = scene.portlock(["run", "--reuse-address=maybe", "true"]);
+    wrong.code(FAILED).warns("neither yes nor no");
 }
 
 #[test]

@@ -144,6 +144,8 @@ fn nor_is_it_given_where_the_system_fails_to_tell(
         ("openat:error=EMFILE", vec![directory], not_found),
         ("openat:error=EMFILE", of_each("status"), not_found),
         ("openat:error=EMFILE", of_each("stat"), not_found),
+        // One that may not be inspected may be any process.
+        ("openat:error=EACCES", of_each("status"), "1 leased"),
         ("readlink:error=ENOMEM", of_each("ns/pid"), not_found),
         ("readlink:error=ENOMEM", vec![own], "1 leased"),
     ] {

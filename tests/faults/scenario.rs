@@ -97,10 +97,10 @@ impl Scenario {
     }
 
     /// Whether its calls differ from time to time: how often a waiter looks is a
-    /// matter of time, and how much there is to read about this process one of what
-    /// else it does.
+    /// matter of time, and how much there is to read about locks and processes one of what
+    /// else happens.
     pub(crate) fn is_loose(self) -> bool {
-        matches!(self, Vain | Wait | Behind | Leases)
+        matches!(self, Exhausted | Vain | Wait | Behind | Leases)
     }
 
     fn builder(self, dir: &Path, first: u16) -> Builder {

@@ -117,13 +117,21 @@ impl ListedLocks {
         if !view.is_of(recorded) {
             return Taker::Unknown;
         }
-        let locks = self.locks.iter();
-        let mut takers = locks.filter(|lock| lock.is_on(&file, Some(recorded.pid)));
-        match takers.next() {
-            Some(first) if first.taker == recorded.pid => Taker::Recorded,
-            Some(_) if takers.any(|lock| lock.taker == recorded.pid) => Taker::Recorded,
-            Some(_) => Taker::Another,
-            None => Taker::Unlisted,
+        let is_on_it = |lock: &&Flock| lock.is_on(&file, Some(recorded.pid));
+        let is_recorded = |lock: &Flock| lock.taker == recorded.pid;
+        if !self.locks.iter().any(|lock| is_on_it(&lock)) {
+            // The list may have left it out; that of the process does not.
+            if self.read_process(recorded.pid).is_err() {
+                return Taker::Unknown;
+            }
+        }
+        let takers = self.locks.iter().filter(is_on_it);
+        if takers.clone().any(is_recorded) {
+            Taker::Recorded
+        } else if takers.clone().next().is_some() {
+            Taker::Another
+        } else {
+            Taker::Unlisted
         }
     }
 

@@ -189,6 +189,26 @@ fn nothing_of_a_foreign_proc_is_recorded_or_believed() {
 }
 
 #[test]
+fn the_user_of_a_process_is_not_read_from_a_foreign_proc() {
+    if !am_root() {
+        eprintln!("left out: only root can run this as two users");
+        return;
+    }
+    let scene = Scene::new(1);
+    let port = scene.port();
+    // The pid is one of few digits, and in the /proc above that of a thread of the kernel: root's.
+    let script = format!(
+        "setpriv --reuid 65534 --regid 65534 --clear-groups tail -f /dev/null &
+        portlock pick --pid $!; portlock release {port}; echo $?"
+    );
+    let Some(container) = scene.in_namespace("--pid --fork --kill-child", &script) else {
+        return;
+    };
+    let said = answer(container).code(0).warns("not this user's");
+    said.prints_just(&format!("{port}\n{FAILED}\n"));
+}
+
+#[test]
 fn without_proc_nothing_is_delegated() {
     let scene = Scene::new(1);
     let port = scene.port();

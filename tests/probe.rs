@@ -274,6 +274,7 @@ fn time_wait_is_a_last_resort_and_counts_as_free_or_busy_if_asked_for() {
 }
 
 /// Leaves a connection in TIME_WAIT on the port.
+#[cfg(unix)]
 fn leave_in_time_wait(port: u16) {
     let listener = TcpListener::bind(("127.0.0.1", port)).expect("free");
     let mut client = TcpStream::connect(("127.0.0.1", port)).expect("it listens");

@@ -27,7 +27,8 @@ mod linux;
 #[cfg(target_os = "macos")]
 mod macos;
 #[cfg(not(target_os = "linux"))]
-mod pid_mark;
+#[path = "pid_mark.rs"]
+pub(crate) mod mark;
 #[cfg(unix)]
 mod unix;
 #[cfg(not(target_os = "linux"))]
@@ -45,10 +46,7 @@ pub(crate) use linux::{
 pub(crate) use macos::{KEPT, default_dir, is_local, is_unmapped, ports, probe, process};
 #[cfg(unix)]
 pub(crate) use unix::{dir, lock_file, portserver};
+#[cfg(not(target_os = "linux"))]
+pub(crate) use unwatched::{held, line, watch};
 #[cfg(windows)]
 pub(crate) use windows::{default_dir, dir, lock_file, ports, portserver, probe, process};
-#[cfg(not(target_os = "linux"))]
-pub(crate) use {
-    pid_mark as mark,
-    unwatched::{held, line, watch},
-};

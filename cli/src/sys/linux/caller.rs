@@ -7,12 +7,15 @@
 
 use std::{fmt, fs, io, os::unix::fs::MetadataExt as _, process::id};
 
-use procfs::{ProcError, process::Process as Entry};
+use procfs::{
+    ProcError,
+    process::{Process as Entry, Stat},
+};
 use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
 
 use super::super::Caller;
 
-/// Number of processes that may be passed over. Real chains have a handful.
+/// Number of processes that may be passed over, and of readings of one. Real chains have a handful.
 const LIMIT: usize = 1000;
 /// The inode number of the initial pid namespace (PROC_PID_INIT_INO in the kernel's
 /// include/linux/proc_ns.h).
@@ -182,10 +185,17 @@ fn parent_of(
 /// Reads what /proc shows of a process: nothing if it has ended, or where other users'
 /// processes are hidden (proc(5), hidepid).
 fn inspect(pid: u32) -> Result<Option<Process>, Why> {
-    let stat = i32::try_from(pid)
-        .map_err(|_| ProcError::NotFound(None))
-        .and_then(Entry::new)
-        .and_then(|entry| entry.stat());
+    let read = || {
+        i32::try_from(pid)
+            .map_err(|_| ProcError::NotFound(None))
+            .and_then(Entry::new)
+            .and_then(|entry| entry.stat())
+    };
+    // One without threads is a first thread that was just replaced by another one that calls exec
+    // (`de_thread` in the kernel's fs/exec.c), and shows no parent. The next reading finds the new one.
+    let mut readings = (0..LIMIT).map(|_| read());
+    let is_whole = |stat: &Result<Stat, _>| stat.as_ref().map_or(true, |it| it.num_threads > 0);
+    let stat = readings.find(is_whole).unwrap_or_else(read);
     let stat = match stat {
         Ok(stat) => stat,
         Err(ProcError::NotFound(_) | ProcError::PermissionDenied(_)) => return Ok(None),

@@ -451,6 +451,9 @@ fn end_of_input() -> Arc<AtomicBool> {
     thread::spawn(move || {
         let _ = io::stdin().read_to_end(&mut Vec::new());
         sets.store(true, Ordering::Relaxed);
+        // If the parent was killed, a nested worker may wait for what nobody gives back.
+        thread::sleep(2 * LONG);
+        process::exit(1);
     });
     stop
 }

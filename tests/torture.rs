@@ -1,49 +1,48 @@
-//! Torture: threads and processes that do everything a caller can do, at random, on
-//! a few ports, while they are killed and stopped; and an oracle that decides.
+//! Torture test: threads and processes do at random everything a caller can do, on a few ports,
+//! while they are killed and stopped. A log of who held which port when decides.
 //!
-//! Five seconds by default, or as long as `PORTLOCK_TORTURE_SECONDS` says. What is done
-//! is chosen by a seed, which is printed, and can be set by `PORTLOCK_TORTURE_SEED`;
-//! when it happens is the scheduler's.
+//! It runs for five seconds, or for `PORTLOCK_TORTURE_SECONDS`. A seed chooses what is done; it
+//! is printed, and `PORTLOCK_TORTURE_SEED` sets it. The scheduler decides when things happen.
 //!
-//! The parent starts workers, kills and stops them, and reads what they say: one
-//! write to a pipe, and so one record, *after* a lease was given and *before* its end
-//! begins, each with the time. The leases of who is killed end after the time that
-//! the parent looks at before it kills. So no interval in the log is longer than the
-//! lease was, and two of one port that overlap are a true overlap.
+//! The parent starts workers, kills and stops them, and reads what they report. A worker reports
+//! each lease *after* it was given and *before* its end begins, with the time, in one write to a
+//! pipe. The leases of a worker that is killed end at the time that the parent read before the kill.
+//! So no interval in the log is longer than the lease was, and two of one port that
+//! overlap are a true overlap.
 //!
-//! What would be a false alarm:
+//! What would be a false alarm, and how it is avoided:
 //!
-//! * A child has its parent's sockets until it executes its program, and while it
-//!   has a probe, another holder's *strict* bind of that port fails: a documented
-//!   limit. So there are two kinds of workers, and two blocks of ports. *Strict*
-//!   ones never start a child; only they use the first block, and bind it without
-//!   SO_REUSEADDR, again and again. *Forking* ones start children all the time; the
-//!   second block is for both kinds, and bound with SO_REUSEADDR, once for each
-//!   lease, for a child may have the first listener.
-//! * A connection in TIME_WAIT keeps its server's port from strict binds. So all are
+//! * Until it executes its program, a child has its parent's sockets. While it has a probe, another
+//!   holder's *strict* bind of that port fails, which is a documented limit. So there are two
+//!   kinds of workers, and two blocks of ports. *Strict* workers never start a child; only they use
+//!   the first block, and bind its ports without SO_REUSEADDR, repeatedly. *Forking* workers start
+//!   children all the time. Both kinds use the second block, and bind its ports with SO_REUSEADDR,
+//!   once for each lease, because a child may have the first listener.
+//! * A connection in TIME_WAIT keeps its server's port from strict binds. So all connections are
 //!   reset, also those of a process that is killed.
-//! * That a port can be had at once, after it was released, can be told only where
-//!   nobody else wants it: each thread of a forking worker has one for itself.
+//! * Whether a port can be leased immediately after its release can only be tested where no other
+//!   caller wants it: each thread of a forking worker has a port and a lock file for itself.
 //!
-//! Some workers and servers run in namespaces of their own, where unshare(1) is permitted:
+//! Where unshare(1) is permitted, some workers and some servers, the processes that leases are
+//! delegated to, run in namespaces of their own:
 //!
-//! * In a time namespace, start times are shifted. Only the clock `CLOCK_BOOTTIME` is, because
-//!   the log uses `CLOCK_MONOTONIC`.
-//! * A *nested* worker is process 1 of a pid namespace, with the /proc of its own namespace or of
-//!   the first one. It delegates to a server of its own inside. When it is killed, the
-//!   whole namespace is, and the workers outside must get its ports back. A nested worker cannot
-//!   prove that a process outside has ended, so it withholds such a port until a
-//!   worker outside has taken it.
-//! * A process that closes the descriptor it was passed keeps its port only from callers that can
-//!   determine that it lives: those in its own pid namespace and in the first one. So that happens
-//!   on *private* ports: a few that no nested worker uses, and for each forking nested worker
-//!   a few that no other nested one uses.
+//! * In a time namespace, the start times of processes are shifted. Only the clock `CLOCK_BOOTTIME`
+//!   is, because the log uses `CLOCK_MONOTONIC`.
+//! * A *nested* worker is process 1 of a pid namespace, with the /proc of that namespace or of
+//!   the first one. It delegates to servers of its own inside. Killing it kills the whole
+//!   namespace, and the workers outside must then get its ports. A nested worker cannot
+//!   prove that a process outside has ended, so it withholds that process's ports until a
+//!   worker outside has leased them.
+//! * A process that closes the descriptor that it was passed keeps its port only from callers that
+//!   can determine that it lives: those in its own pid namespace and in the first one. So that
+//!   happens only on *private* ports: one block that no nested worker uses, and for each forking
+//!   nested worker one that no other nested worker uses.
 //!
-//! Left out is that somebody who does not hold the lock removes the file of a port
-//! that is leased: by design, nothing can exclude anybody then. `clean`, which holds
-//! it, is called all the time.
+//! One thing is left out: that a process without the lock removes the file of a leased
+//! port. By design, nothing can exclude anyone then. `clean`, which holds the lock, is called all
+//! the time.
 //!
-//! Written for Linux: it stops processes, reads /proc, and adopts orphans.
+//! Written for Linux: the test stops processes, reads /proc, and adopts orphans.
 
 #![cfg(target_os = "linux")]
 #![allow(
@@ -127,14 +126,16 @@ fn nanoseconds(duration: Duration) -> u64 {
 // ---------------------------------------------------------------------------
 // Processes in namespaces of their own.
 
-/// A process, or the `unshare` that starts it in namespaces of its own.
+/// A process that this one has started.
 struct Process {
+    /// It, or the `unshare` that has started it.
     child: Child,
+    /// It is in namespaces of its own, below `unshare`.
     is_inside: bool,
 }
 
 impl Process {
-    /// Starts `command`, which begins with `unshare` if `is_inside`.
+    /// Starts `command`, whose program is `unshare` if `is_inside`.
     fn start(mut command: Command, is_inside: bool) -> Self {
         let child = command
             .spawn()
@@ -142,7 +143,8 @@ impl Process {
         Self { child, is_inside }
     }
 
-    /// A process that ends when this one does.
+    /// Starts a process that ends when this one does; `prefix` is `unshare` with its options, or
+    /// nothing.
     fn cat(prefix: &[&str]) -> Self {
         let mut command = Command::new(prefix.first().unwrap_or(&"cat"));
         if let [_, options @ ..] = prefix {
@@ -154,8 +156,8 @@ impl Process {
         Self::start(command, !prefix.is_empty())
     }
 
-    /// Its pid, as this process sees it. `None` if `unshare` has not started it yet, or it has
-    /// ended.
+    /// Returns its pid, as this process sees it, or `None` if `unshare` has not started it yet or
+    /// it has ended.
     fn pid(&self) -> Option<u32> {
         let id = self.child.id();
         if !self.is_inside {
@@ -166,7 +168,7 @@ impl Process {
         children.split_whitespace().next()?.parse().ok()
     }
 
-    /// Its pid, once it has one.
+    /// Returns its pid once it has one.
     fn wait_for_pid(&self) -> u32 {
         for _ in 0..LONG.as_millis() {
             if let Some(pid) = self.pid() {
@@ -177,8 +179,8 @@ impl Process {
         panic!("unshare does not start its program")
     }
 
-    /// Sends a signal to it, or to `unshare` before that has started it. The end of the first
-    /// process of a pid namespace is the end of all others, and of `unshare`.
+    /// Sends a signal to it, or to `unshare` if that has not started it yet. With the first process
+    /// of a pid namespace all others end, and `unshare` does too.
     fn signal(&self, signal: Signal) {
         self.send(self.pid().unwrap_or_else(|| self.child.id()), signal);
     }
@@ -186,14 +188,14 @@ impl Process {
     fn send(&self, pid: u32, signal: Signal) {
         match kill_process(pid_of(pid), signal) {
             Ok(()) => {}
-            // `unshare` has waited for it in the meantime.
+            // It ended, and `unshare` has waited for it.
             Err(rustix::io::Errno::SRCH) if self.is_inside => {}
             // A child is there, if only as a zombie, until it is waited for.
             Err(error) => panic!("cannot signal process {pid}: {error}"),
         }
     }
 
-    /// Kills it without a word from `unshare`. This process, a subreaper, adopts it.
+    /// Kills it, and `unshare` first, which would complain. Only for a subreaper, which adopts it.
     fn kill(&mut self) {
         let pid = self.pid();
         self.child.kill().expect("our own child");
@@ -202,6 +204,7 @@ impl Process {
         }
     }
 
+    /// Kills it and waits until it is gone.
     fn end(mut self) {
         self.signal(Signal::KILL);
         self.child.wait().expect("our own child");
@@ -231,7 +234,7 @@ impl Permitted {
                 .status();
             let works = status.is_ok_and(|status| status.success());
             if !works {
-                eprintln!("left out: no worker has a {kind} namespace: not permitted here");
+                eprintln!("left out: workers in a {kind} namespace, which is not permitted here");
             }
             works
         };
@@ -259,21 +262,21 @@ struct Worker {
     own_dir: Option<PathBuf>,
     strict: RangeInclusive<u16>,
     shared: RangeInclusive<u16>,
-    /// Ports of callers that can determine whether this worker's children live.
+    /// Ports that are used only by callers that can determine whether this worker's children live.
     private: RangeInclusive<u16>,
-    /// The last port that it may use: a nested worker, apart from its private ones, that of the
-    /// shared block.
+    /// The last port that it may use. A nested worker, apart from its private block, may use the
+    /// first two blocks.
     last: u16,
     first_own: u16,
     /// A file with the pids of processes to delegate to.
     servers: PathBuf,
-    /// It is in a pid namespace of its own, in which those pids mean nothing.
+    /// Whether it is in a pid namespace of its own, in which those pids mean nothing.
     is_nested: bool,
     /// What it delegates to instead, if it forks.
     own_server: Option<Mutex<OwnServer>>,
 }
 
-/// A process that a nested worker delegates to.
+/// A process that a nested worker delegates leases to.
 struct OwnServer {
     process: Process,
     pid: u32,
@@ -402,7 +405,8 @@ fn torture(parent: &Parent) {
         }
         if let Some(server) = &worker.own_server {
             let is_over = &is_over;
-            // Not one of the steps: all threads may be waiting for what this server has.
+            // In a thread of its own, because all others may be waiting for ports that this server
+            // has.
             scope.spawn(move || {
                 while !is_over.load(Ordering::Relaxed) {
                     thread::sleep(Duration::from_millis(rng.random_range(1..200)));
@@ -477,7 +481,7 @@ fn clean(parent: &Parent) {
 
 impl Worker {
     fn count_descriptors(&self, round: &AtomicUsize, before: &AtomicUsize) {
-        // It is not being replaced meanwhile.
+        // Keeps the server from being replaced meanwhile, which opens descriptors.
         let _server = self.own_server.as_ref().map(|server| server.lock());
         // The library keeps the directory open that was used last, and, once it has
         // waited, one inotify instance.
@@ -702,8 +706,8 @@ impl Worker {
         }
     }
 
-    /// Checks some of the ports that are bound with SO_REUSEADDR: where there is no lock file, as
-    /// after `clean`, a check may bind a port for a moment.
+    /// Checks some of the ports that are bound with SO_REUSEADDR. A strict bind could fail: where
+    /// there is no lock file, as after `clean`, a check can bind a port that is just being leased.
     fn check(&self, rng: &mut StdRng) {
         let ports = some_of(*self.shared.start()..=self.last, rng);
         let builder = FreePort::builder().ports(ports).lock_dir(&self.dir);
@@ -714,8 +718,8 @@ impl Worker {
         }
     }
 
-    /// Checks a port that nobody else wants, while it is held, delegated to a process that lives,
-    /// delegated to one that has ended, and free. A check must be right, and write nothing.
+    /// Checks a port that no other caller wants: while it is held, delegated to a living process,
+    /// delegated to one that has ended, or free. A check must be right, and must not write.
     fn check_own(&self, thread: u16, rng: &mut StdRng) {
         let own = self.first_own + thread;
         let dir = self.own_dir.as_ref().expect("of a forking worker");
@@ -729,7 +733,7 @@ impl Worker {
             }
             let finds_leased = match &outcome {
                 Ok(()) => false,
-                // Otherwise a child has a copy of the probe.
+                // If it is not leased, a child has a copy of the probe.
                 Err(error) => error.exhaustion().is_none_or(|why| why.leased > 0),
             };
             if finds_leased != is_leased {
@@ -740,7 +744,8 @@ impl Worker {
         let port = builder.clone().timeout(IN_VAIN).acquire();
         let port = port.unwrap_or_else(|error| give_up("lease its own", &error));
         check("held", true);
-        // The successor of a nested worker could not prove that this one's child has ended.
+        // If a nested worker were killed here, its successor could not prove that the child has
+        // ended.
         if self.is_nested || rng.random() {
             if let Err(error) = port.release() {
                 give_up("release", &error);
@@ -786,7 +791,7 @@ impl Worker {
             .stderr(Stdio::null())
             .spawn()
             .expect("this test binary");
-        // Its output ends when it executes its program, and with it this.
+        // The output ends when the child executes its program.
         let mut said = String::new();
         let output = child.stdout.take().expect("piped");
         let read = BufReader::new(output).read_to_string(&mut said);
@@ -800,7 +805,7 @@ impl Worker {
                 self.use_port(port, rng);
                 ending(port);
             }
-            // All of them were leased.
+            // All of these ports were leased.
             _ if port == Some("wait") => count("wait"),
             _ => problem("error", format_args!("nothing was passed: {said}")),
         }
@@ -891,7 +896,7 @@ impl Worker {
         ending(number);
         if rng.random() {
             let dir = LockDir::locate(Some(&self.dir)).expect("trusted");
-            // In the /proc of another namespace, nothing shows whose the process is.
+            // The /proc of another namespace does not show which user's the process is.
             if let Err(error) = dir.release(number, !is_proc_ours()) {
                 give_up("release a delegated lease", &error);
             }
@@ -1202,7 +1207,8 @@ impl Supervisor {
         self.block.first() + SHARED_PORTS + u16::try_from(i).expect("few") * THREADS
     }
 
-    /// The private ports of worker `index`: the first ones are those of all that are not nested.
+    /// Returns the first private port of worker `index`. All workers that are not nested have the
+    /// first private block.
     fn first_private(&self, index: usize) -> u16 {
         let forking_nested = STRICT_WORKERS + FORKING_WORKERS - NESTED_FORKING;
         let block = if self.is_nested(index) {
@@ -1221,7 +1227,8 @@ impl Supervisor {
         self.permitted.pid && (strict.contains(&index) || forking.contains(&index))
     }
 
-    /// What a command must begin with to run in namespaces of its own; and counts it.
+    /// Chooses the namespaces that a worker or server runs in, counts it, and returns what its
+    /// command must begin with.
     fn namespaces(&mut self, what: &str, has_pid: bool) -> Vec<String> {
         let mut options = Vec::new();
         let mut kinds = Vec::new();
@@ -1348,7 +1355,7 @@ impl Supervisor {
                 let i = self.rng.random_range(0..self.workers.len());
                 let Running { process, index, .. } = &self.workers[i];
                 let index = *index;
-                // If `unshare` were killed while it starts the worker, that one would live on.
+                // If `unshare` were killed while it starts the worker, the worker would live on.
                 if process.pid().is_some() {
                     self.kill_worker(i);
                     self.start_worker(index);
@@ -1535,7 +1542,8 @@ impl Supervisor {
             server.killed_at = Some(now());
             server.process.signal(Signal::KILL);
         }
-        // The nested ones first, while the others take the ports of servers that they cannot see.
+        // The nested ones first: others must still lease the ports of servers that these cannot
+        // see.
         for ends_nested in [true, false] {
             let nested: Vec<bool> = (0..WORKERS).map(|index| self.is_nested(index)).collect();
             let ends = |worker: &Running| nested[worker.index] == ends_nested;

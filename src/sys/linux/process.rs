@@ -39,6 +39,14 @@ pub(crate) type Place = String;
 const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 const FIRST_TIME_NAMESPACE: u64 = 0xEFFF_FFFA;
 
+/// How often an entry is read that shows a thread which is not the process's first one any more.
+///
+/// When another thread calls exec, it replaces the first one, and takes its pid (`de_thread` in the
+/// kernel's fs/exec.c). A reader that has just found the old first thread then reads of a zombie
+/// without threads, with other numbers as its pids. The next reading finds the new one, or nothing
+/// if the process has ended. The number is only a bound.
+const TRIES: usize = 100;
+
 /// This process, and what kept the system from showing all of it.
 pub(crate) fn this() -> (Named, io::Result<()>) {
     let namespace = namespace("self", "pid");
@@ -345,16 +353,28 @@ fn hides_no_process(mounts: &str) -> bool {
 /// The pids of a process in the pid namespaces from that of /proc down to its own, or `None` where
 /// they are not shown (before Linux 4.1). All users may read them (proc_pid_status(5)).
 fn pids_of(process: &str) -> io::Result<Option<Vec<u32>>> {
-    let status = fs::read(format!("/proc/{process}/status"))?;
+    for _ in 0..TRIES {
+        let status = fs::read(format!("/proc/{process}/status"))?;
+        let Some(pids) = parse_pids(&status) else {
+            return Ok(None);
+        };
+        // Otherwise it is that of a thread that was replaced: see `TRIES`.
+        if process.parse().ok().is_none_or(|pid: u32| pids[0] == pid) {
+            return Ok(Some(pids));
+        }
+    }
+    Ok(None)
+}
+
+/// Reads the line `NSpid` of a process's `status`; there is at least one pid in it.
+fn parse_pids(status: &[u8]) -> Option<Vec<u32>> {
     // The name, in the first line, has any bytes but a newline.
     let line = status
         .split(|&byte| byte == b'\n')
-        .find_map(|line| line.strip_prefix(b"NSpid:"));
-    let Some(Ok(line)) = line.map(str::from_utf8) else {
-        return Ok(None);
-    };
+        .find_map(|line| line.strip_prefix(b"NSpid:"))?;
+    let line = str::from_utf8(line).ok()?;
     let pids: Result<Vec<u32>, _> = line.split_ascii_whitespace().map(str::parse).collect();
-    Ok(pids.ok().filter(|pids| !pids.is_empty()))
+    pids.ok().filter(|pids| !pids.is_empty())
 }
 
 /// What /proc shows, or `None` where it shows nothing to this process, or nothing
@@ -427,14 +447,20 @@ impl Stat {
     const EXITING: u64 = 0x4;
 
     fn read(process: &str) -> io::Result<Self> {
-        // One read gets all of it: the kernel makes it up at that moment, and it
-        // has about 300 bytes.
-        let mut text = [0; 1024];
-        let len = File::open(format!("/proc/{process}/stat"))?.read(&mut text)?;
-        Self::parse(&text[..len]).ok_or_else(|| io::ErrorKind::InvalidData.into())
+        for _ in 0..TRIES {
+            // One read gets all of it: the kernel makes it up at that moment, and it
+            // has about 300 bytes.
+            let mut text = [0; 1024];
+            let len = File::open(format!("/proc/{process}/stat"))?.read(&mut text)?;
+            if let Some(stat) = Self::parse(&text[..len]) {
+                return Ok(stat);
+            }
+        }
+        Err(io::ErrorKind::InvalidData.into())
     }
 
-    /// The program's name, field 2, may itself contain spaces and parentheses.
+    /// The program's name, field 2, may itself contain spaces and parentheses. `None` also for a
+    /// thread that was replaced: see [`TRIES`].
     fn parse(text: &[u8]) -> Option<Self> {
         let name_end = text.iter().rposition(|&byte| byte == b')')?;
         let after_name = str::from_utf8(&text[name_end + 1..]).ok()?;
@@ -444,9 +470,10 @@ impl Stat {
         // A first thread that has ended is a zombie, or exiting, while others live.
         let threads: u64 = field(20)?.parse().ok()?;
         let is_ending = matches!(field(3)?, "Z" | "X" | "x") || flags & Self::EXITING != 0;
-        Some(Self {
-            start: field(22)?.parse().ok()?,
-            has_ended: is_ending && threads <= 1,
+        let start = field(22)?.parse().ok()?;
+        (threads > 0).then_some(Self {
+            start,
+            has_ended: is_ending && threads == 1,
         })
     }
 }
@@ -478,6 +505,47 @@ mod tests {
         thread.join().expect("no panic");
     }
 
+    const AGAIN: &str = "PORTLOCK_TEST_EXECUTE_AGAIN";
+
+    /// Where it is started as a child, this test's thread, which is not the first one, executes the
+    /// same program again until it is killed.
+    #[test]
+    fn execute_again() {
+        use std::os::unix::process::CommandExt as _;
+        if std::env::var_os(AGAIN).is_some() {
+            let mut same = process::Command::new("/proc/self/exe");
+            let error = same.args(std::env::args_os().skip(1)).exec();
+            panic!("cannot execute this test binary: {error}");
+        }
+    }
+
+    #[test]
+    fn a_process_lives_while_a_thread_of_it_executes_a_program() {
+        struct Killed(process::Child);
+        impl Drop for Killed {
+            fn drop(&mut self) {
+                let _ = self.0.kill();
+                let _ = self.0.wait();
+            }
+        }
+        let binary = std::env::current_exe().expect("this test binary");
+        let child = process::Command::new(binary)
+            .args(["--exact", "sys::linux::process::tests::execute_again"])
+            .env(AGAIN, "1")
+            .stdout(process::Stdio::null())
+            .spawn();
+        // Also if this test fails, since it would not end by itself.
+        let child = Killed(child.expect("this test binary"));
+        let pid = child.0.id();
+        let (identity, _) = crate::process::find(pid).expect("it runs");
+        for _ in 0..20_000 {
+            let evidence = identity.evidence().expect("seen");
+            assert_ne!(evidence, Evidence::Gone);
+            let pids = pids_of(&pid.to_string()).expect("seen").expect("shown");
+            assert_eq!(pids[0], pid);
+        }
+    }
+
     #[test]
     fn what_the_kernel_says_of_a_process_is_found_behind_any_name() {
         let text = |name: &str, state: &str, flags: u32, threads: u32| {
@@ -498,6 +566,8 @@ mod tests {
         // Exiting: not yet a zombie, or only the first thread.
         assert_eq!(parse(text("(a)", "R", 0x40_0004, 1)), stat(true));
         assert_eq!(parse(text("(a)", "R", 0x40_0004, 2)), stat(false));
+        // A first thread that another one has replaced.
+        assert_eq!(parse(text("(a)", "Z", 0x40_0004, 0)), None);
         assert_eq!(parse("7 (a) S 1".into()), None);
         assert_eq!(parse(String::new()), None);
     }

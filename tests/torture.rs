@@ -791,7 +791,7 @@ impl Worker {
             .stderr(Stdio::null())
             .spawn()
             .expect("this test binary");
-        // The output ends when the child executes its program.
+        // The output ends just before the child executes its program.
         let mut said = String::new();
         let output = child.stdout.take().expect("piped");
         let read = BufReader::new(output).read_to_string(&mut said);
@@ -800,7 +800,10 @@ impl Worker {
         match port.map(str::parse) {
             Some(Ok(port)) => {
                 leased(port, if closes { "passed+closed" } else { "passed" });
-                self.check_leased(port);
+                // The child is executing its program.
+                for _ in 0..10 {
+                    self.check_leased(port);
+                }
                 pause(rng);
                 self.use_port(port, rng);
                 ending(port);

@@ -549,8 +549,16 @@ impl Worker {
     fn some(&self, rng: &mut StdRng) -> (Builder, usize) {
         let ports = self.some_ports(rng);
         let n = ports.len();
+        let is_strict = self.strict.contains(ports.start());
         let builder = FreePort::builder().ports(ports).lock_dir(&self.dir);
         let builder = builder.timeout(IN_VAIN);
+        // As a last resort, a port with closing connections would be leased, which a strict bind
+        // of it does not get past.
+        let builder = if is_strict {
+            builder.reuse_address(false)
+        } else {
+            builder
+        };
         let builder = if rng.random() {
             builder.label("torture")
         } else {

@@ -353,7 +353,7 @@ fn open_or_make(dir: &OpenDir, port: u16) -> Result<Opened> {
             Ok(Made::File(file)) => return Ok(Opened::File(file)),
             Ok(Made::Exists) => {}
             Ok(Made::NoDirectory) => return Err(dir.removed()),
-            Err(error) => return Err(fail("make", dir, port, error)),
+            Err(error) => return Err(fail("create", dir, port, error)),
         }
     }
     let error = io::Error::other(format!("it was made and removed {TRIES} times"));

@@ -99,6 +99,17 @@ pub enum Origin {
     Home,
 }
 
+impl Origin {
+    /// Returns whether its user creates it. Others are created by somebody who decides who
+    /// shares them.
+    pub(crate) fn is_created_by_its_user(self) -> bool {
+        match self {
+            Self::Given | Self::Variable | Self::Machine => false,
+            Self::Tmp | Self::RuntimeDir | Self::LocalData | Self::Home => true,
+        }
+    }
+}
+
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -287,13 +298,19 @@ fn locate(chosen: Option<&Path>, now: Duration, default: Missing) -> Result<Loca
             let message = format!("{VARIABLE}={} is not an absolute path", path.display());
             return Err(Error::new(ErrorKind::LockDir, message));
         }
-        // A directory that was named must exist. To make it would need a guess
+        // A directory that was named must exist. To create it would need a guess
         // at its kind, and a misspelt path would give its caller an empty
         // directory of its own, in which every port is free.
         Some((origin, path)) => open(path, Missing::Refuse, origin, user)?,
         None => {
             let (path, origin) = default_dir::default_dir(user)?;
-            open(&path, default, origin, user)?
+            // Root may just have removed the one of all users, which is not ours to create.
+            let missing = if origin.is_created_by_its_user() {
+                default
+            } else {
+                Missing::Refuse
+            };
+            open(&path, missing, origin, user)?
         }
     };
     if let Located::Open(open) = &located
@@ -351,7 +368,7 @@ fn open(path: &Path, missing: Missing, origin: Origin, user: User) -> Result<Loc
     // Without a trailing slash, with which a symbolic link would be followed
     // in spite of lstat and O_NOFOLLOW (path_resolution(7)).
     let path: PathBuf = path.components().collect();
-    let Some(found) = sys::find(&path, missing, user)? else {
+    let Some(found) = sys::find(&path, missing, origin, user)? else {
         return Ok(Located::Missing { path, origin });
     };
     let last = LAST_USED
@@ -363,7 +380,7 @@ fn open(path: &Path, missing: Missing, origin: Origin, user: User) -> Result<Loc
     if let Some(last) = last.filter(is_it) {
         return Ok(Located::Open(last));
     }
-    let sys = sys::Dir::open(&path, user)?;
+    let sys = sys::Dir::open(&path, origin, user)?;
     let dir = Arc::new(Inner { path, origin, sys });
     Ok(Located::Open(OpenDir { dir }))
 }

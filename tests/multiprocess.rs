@@ -302,3 +302,10 @@ fn a_leased_port_is_not_even_looked_at() {
     }
     askers.iter_mut().for_each(Peer::kill);
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+#[serial]
+fn the_same_on_other_file_systems() {
+    common::run_on_each_file_system("the_same_on_other_file_systems", 0.02);
+}

@@ -160,3 +160,10 @@ fn a_thread_that_waits_is_given_what_another_releases() {
         }
     });
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+#[serial]
+fn the_same_on_other_file_systems() {
+    common::run_on_each_file_system("the_same_on_other_file_systems", 0.05);
+}

@@ -116,3 +116,9 @@ fn ten_processes_on_ten_ports() {
         assert!(peer.finish().success());
     }
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_same_on_other_file_systems() {
+    common::run_on_each_file_system("the_same_on_other_file_systems", 1.0);
+}

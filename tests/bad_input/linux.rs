@@ -63,7 +63,7 @@ fn fill_the_file_system(parent: &Parent) {
         let operation = if name == "space" {
             "write owner record"
         } else {
-            "make"
+            "create"
         };
         assert_error(
             acquire(),

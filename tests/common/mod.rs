@@ -23,6 +23,11 @@ use std::{
 
 use socket2::{Domain, Socket, Type};
 
+#[cfg(target_os = "linux")]
+mod file_systems;
+#[cfg(target_os = "linux")]
+#[allow(unused_imports, reason = "no test binary uses all of it")]
+pub use file_systems::*;
 #[cfg(unix)]
 mod unix;
 #[cfg(unix)]
@@ -35,12 +40,17 @@ pub const LONG: Duration = Duration::from_secs(60);
 const ROLE: &str = "PORTLOCK_TEST_ROLE";
 const ARGUMENTS: &str = "PORTLOCK_TEST_ARGUMENTS";
 
+const STRESS: &str = "PORTLOCK_STRESS";
+
 /// How much longer than by default the stress tests run: `PORTLOCK_STRESS`, 1 if unset.
-pub fn stress(times: usize) -> usize {
-    let factor = env::var("PORTLOCK_STRESS").map_or(1, |factor| {
+fn stress_factor() -> f64 {
+    env::var(STRESS).map_or(1.0, |factor| {
         factor.parse().expect("PORTLOCK_STRESS is a number")
-    });
-    times * factor
+    })
+}
+
+pub fn stress(times: usize) -> usize {
+    ((times as f64 * stress_factor()) as usize).max(1)
 }
 
 // ---------------------------------------------------------------------------

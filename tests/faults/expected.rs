@@ -144,7 +144,7 @@ pub(crate) fn expected(scenario: Scenario, call: &Call, fault: Fault) -> Option<
         // It is another user's, and kept.
         ("unlinkat", LockFile | Stray, "EACCES") if scenario == Clean => Missed,
         ("unlinkat", LockFile, _) => Fails(ErrorKind::Lock, &["remove"]),
-        ("unlinkat", Stray, _) => Fails(ErrorKind::Lock, &["remove", "make"]),
+        ("unlinkat", Stray, _) => Fails(ErrorKind::Lock, &["remove", "create"]),
         // Closing ends the lock too. Who releases is told all the same.
         ("unlock", LockFile, _) if call.part == Some(1) && scenario != Delegate => {
             Fails(ErrorKind::Lock, &["unlock"])
@@ -152,7 +152,9 @@ pub(crate) fn expected(scenario: Scenario, call: &Call, fault: Fault) -> Option<
         ("unlock", LockFile, _) => Works,
         // Perhaps it is the sticky bit that is refused, without which it goes too.
         ("fchmod", Stray, _) => Works,
-        ("openat to write" | "fstat" | "renameat2", Stray, _) => Fails(ErrorKind::Lock, &["make"]),
+        ("openat to write" | "fstat" | "renameat2", Stray, _) => {
+            Fails(ErrorKind::Lock, &["create"])
+        }
 
         ("bind", Socket, "EACCES") => Missed,
         ("socket" | "bind" | "setsockopt IPV6_V6ONLY", Socket, _) => {

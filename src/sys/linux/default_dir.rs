@@ -99,7 +99,10 @@ fn is_of_machine() -> Result<bool> {
         FileType::Directory if mode == 0o1777 => Ok(true),
         FileType::Directory => Err(refuse(
             path,
-            &format!("its mode is {mode:04o}, and all users share it only with mode 1777"),
+            &format!(
+                "its mode is {mode:04o}, and all users share it only with mode 1777 (root can \
+                 set that: chmod 1777 {MACHINE})"
+            ),
         )),
         FileType::Symlink => Err(refuse(path, "it is a symbolic link")),
         _ => Err(refuse(path, "it is not a directory")),

@@ -17,7 +17,7 @@ use std::{
 
 use rustix::{
     event::epoll,
-    fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_NOW},
+    fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_NOW},
     io::Errno,
 };
 
@@ -26,8 +26,8 @@ use crate::{
     lock,
     lock_dir::OpenDir,
     sys::unix::{
-        dir::identity,
-        lock_file::{OPEN, stray_name},
+        dir::{Dir, identity},
+        lock_file::{OPEN, Published, check_umask, publish, stray_name},
     },
     waiting::random,
 };
@@ -61,7 +61,7 @@ pub(crate) fn remove_line(dir: &OpenDir, name: &str) -> Option<io::Result<()>> {
 }
 
 impl Line {
-    /// The line for the ports of this digest, made if there is none.
+    /// Returns the line for the ports of this digest, created if there is none.
     pub(crate) fn join(dir: &OpenDir, digest: u64) -> io::Result<Self> {
         let name = format!("{LINE_PREFIX}{digest:016x}");
         match Self::open(dir, &name) {
@@ -77,37 +77,29 @@ impl Line {
         self.is_head
     }
 
-    /// Makes a line, if nobody was faster.
+    /// Creates a line unless another process was faster.
     ///
-    /// As for lock files, it has its name only once its mode is right: with one that
-    /// the umask has taken bits from there would never be a line for these ports, for
+    /// As a lock file, it gets its name only once its mode is right: with one from which
+    /// the umask has taken permissions there would never be a line for these ports, for
     /// other users or even for its owner.
-    fn make(dir: &OpenDir, name: &str) -> rustix::io::Result<()> {
+    fn make(dir: &OpenDir, name: &str) -> io::Result<()> {
+        let dir = dir.sys();
         let stray = stray_name(&name[1..], process::id());
-        rustix::fs::mkfifoat(dir.sys().fd(), &stray, dir.sys().permissions())?;
-        // By name, for its mode may keep us from opening it. Nobody else may replace it:
-        // the directory is private or sticky.
-        let made = rustix::fs::chmodat(
-            dir.sys().fd(),
-            &stray,
-            dir.sys().permissions(),
-            AtFlags::empty(),
-        )
-        .and_then(|()| {
-            rustix::fs::renameat_with(
-                dir.sys().fd(),
-                &stray,
-                dir.sys().fd(),
-                name,
-                RenameFlags::NOREPLACE,
-            )
-        });
-        let Err(error) = made else { return Ok(()) };
-        rustix::fs::unlinkat(dir.sys().fd(), &stray, AtFlags::empty())?;
-        if error == Errno::EXIST {
-            Ok(())
-        } else {
-            Err(error)
+        rustix::fs::mkfifoat(dir.fd(), &stray, dir.permissions())?;
+        let published =
+            set_mode(dir, &stray).and_then(|created| Ok((created, publish(dir, &stray, name)?)));
+        if let Ok((_, Published::Done)) = published {
+            return Ok(());
+        }
+        rustix::fs::unlinkat(dir.fd(), &stray, AtFlags::empty())?;
+        let (created, published) = published?;
+        if published == Published::Exists {
+            return Ok(());
+        }
+        check_umask(dir, created)?;
+        match rustix::fs::mkfifoat(dir.fd(), name, dir.permissions()) {
+            Ok(()) | Err(Errno::EXIST) => Ok(()),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -206,6 +198,20 @@ impl Line {
         let away = |stirred: SystemTime| stirred.elapsed().unwrap_or_else(|ahead| ahead.duration());
         stirred.is_ok_and(|stirred| away(stirred) > STOPPED)
     }
+}
+
+/// Sets the mode of a new FIFO unless the umask has left it as it should be, and returns
+/// the mode that it was created with.
+///
+/// By name, because its mode may keep us from opening it. Nobody else may replace it: the
+/// directory is private or sticky.
+fn set_mode(dir: &Dir, name: &str) -> rustix::io::Result<Mode> {
+    let stat = rustix::fs::statat(dir.fd(), name, AtFlags::SYMLINK_NOFOLLOW)?;
+    let created = Mode::from_raw_mode(stat.st_mode);
+    if created != dir.permissions() {
+        rustix::fs::chmodat(dir.fd(), name, dir.permissions(), AtFlags::empty())?;
+    }
+    Ok(created)
 }
 
 impl Drop for Line {

@@ -18,28 +18,26 @@ use rustix::{event::Timespec, fs::Mode};
 /// and otherwise removes files in /tmp that were not used for ten days, leased or not.
 pub(crate) const KEPT: Mode = Mode::SVTX;
 
-/// Whether it is the user that every owner appears to be who is not mapped into our user
-/// namespace, as root is not in a rootless container (user_namespaces(7)).
+/// Returns whether this may be the owner of files whose real owner is not mapped into our
+/// user namespace, as root is not in a rootless container: they all appear to be the
+/// overflow user's (user_namespaces(7)).
+///
+/// In a container that maps that user too, its files cannot be told from those. In a
+/// namespace that maps every user, as the initial one does, they are its own.
 pub(crate) fn is_unmapped(uid: u32) -> bool {
     let read = |path| fs::read_to_string(path).ok();
     let is_overflow = || {
         let overflow = read("/proc/sys/kernel/overflowuid")?;
         Some(overflow.trim() == uid.to_string())
     };
-    let is_mapped = || {
-        let is_in = |line: &str| {
-            let mut numbers = line.split_ascii_whitespace().map(str::parse);
-            let (Some(Ok(first)), _, Some(Ok(count))) =
-                (numbers.next(), numbers.next(), numbers.next())
-            else {
-                return false;
-            };
-            uid.checked_sub(first)
-                .is_some_and(|offset: u32| offset < count)
-        };
-        Some(read("/proc/self/uid_map")?.lines().any(is_in))
+    let all_are_mapped = || {
+        let map = read("/proc/self/uid_map")?;
+        let count = |line: &str| line.split_ascii_whitespace().nth(2)?.parse().ok();
+        let counts: Option<Vec<u64>> = map.lines().map(count).collect();
+        // 2^32 - 1 is no user.
+        Some(counts?.iter().sum::<u64>() >= u64::from(u32::MAX))
     };
-    is_overflow() == Some(true) && is_mapped() == Some(false)
+    is_overflow() == Some(true) && all_are_mapped() == Some(false)
 }
 
 pub(crate) fn timespec(duration: Duration) -> Timespec {

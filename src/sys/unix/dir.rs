@@ -12,7 +12,9 @@
 //!   (mode 1777), owned by root or by this user, because a directory's owner
 //!   may rename and remove what is in it in spite of the sticky bit (unlink(2),
 //!   EPERM). Files in it are readable and writable by all, whatever the umask. An owner who
-//!   is not mapped into our user namespace cannot be told from root, and counts as root.
+//!   is not mapped into our user namespace looks like every other such owner, root
+//!   among them, and counts as root for a directory that somebody has chosen: one that
+//!   was named, or the one of all users.
 //!
 //! In a shared directory every user can do some harm, though none outside it: keep ports
 //! from others (lock files, or put something else in their place), hold up who waits
@@ -38,7 +40,7 @@ use rustix::{
 
 use crate::{
     error::{Error, Result},
-    lock_dir::{Missing, USE_VARIABLE, cannot, refuse},
+    lock_dir::{Missing, Origin, USE_VARIABLE, cannot, refuse},
     sys::{KEPT, is_local, is_unmapped},
 };
 
@@ -68,13 +70,13 @@ pub(crate) struct Checked {
 
 impl Dir {
     /// Opens the directory and checks it.
-    pub(crate) fn open(path: &Path, user: User) -> Result<Self> {
+    pub(crate) fn open(path: &Path, origin: Origin, user: User) -> Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(CWD, path, flags, Mode::empty())
             .map_err(|error| fail("open", path, error))?;
-        // What was looked at before may have been replaced since.
+        // What was checked before may have been replaced since.
         let stat = rustix::fs::fstat(&fd).map_err(|error| fail("stat", path, error))?;
-        let checked = check(path, &stat, user)?;
+        let checked = check(path, &stat, origin, user)?;
         let local = is_local(&fd).map_err(|error| fail("stat", path, error))?;
         Ok(Self { fd, checked, local })
     }
@@ -129,14 +131,19 @@ impl Dir {
 
 /// Checks the directory at `path`. Creates it first if it is missing and `missing` says
 /// so; returns `None` if it is missing and may be.
-pub(crate) fn find(path: &Path, missing: Missing, user: User) -> Result<Option<Checked>> {
+pub(crate) fn find(
+    path: &Path,
+    missing: Missing,
+    origin: Origin,
+    user: User,
+) -> Result<Option<Checked>> {
     let found = match (rustix::fs::lstat(path), missing) {
         (Err(Errno::NOENT), Missing::Allow) => return Ok(None),
         (Err(Errno::NOENT), Missing::Create) => make_private(path, user)?,
         (Ok(found), Missing::Create) if is_unfinished(&found, user) => make_private(path, user)?,
         (found, _) => found.map_err(|error| fail("use", path, error))?,
     };
-    check(path, &found, user).map(Some)
+    check(path, &found, origin, user).map(Some)
 }
 
 /// Creates the directory at `path` with mode 0700, or finds that another process has just
@@ -165,9 +172,8 @@ fn is_unfinished(stat: &Stat, us: Uid) -> bool {
     is_dir(stat) && stat.st_uid == us.as_raw() && !mode.contains(Mode::RWXU)
 }
 
-/// Refuses the directory unless it is of one of the two kinds; gives what
-/// was found.
-fn check(path: &Path, stat: &Stat, us: Uid) -> Result<Checked> {
+/// Refuses the directory unless it is of one of the two kinds; returns what was found.
+fn check(path: &Path, stat: &Stat, origin: Origin, us: Uid) -> Result<Checked> {
     let refuse = |why: String| Err(refuse(path, &why));
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::Directory => {}
@@ -179,7 +185,7 @@ fn check(path: &Path, stat: &Stat, us: Uid) -> Result<Checked> {
     let shared = mode.intersects(Mode::WGRP | Mode::WOTH);
     let octal = mode.as_raw_mode();
     if shared && !mode.contains(Mode::SVTX) {
-        let what_to_do = if owner == us || us == 0 {
+        let what_to_do = if owner == us || us == 0 && !is_unmapped(owner) {
             "chmod 700 keeps it private, chmod 1777 shares it".to_owned()
         } else {
             // As with an `emptyDir` volume of Kubernetes, which has mode 0777 or 2777.
@@ -193,9 +199,23 @@ fn check(path: &Path, stat: &Stat, us: Uid) -> Result<Checked> {
             "others may write to it (mode {octal:04o}) and it is not sticky; {what_to_do}"
         ));
     }
-    if owner != us && !(shared && (owner == 0 || is_unmapped(owner))) {
+    // Where its user creates it, as in /tmp, any other user can be faster, who from in here
+    // may look like root.
+    let is_root = || owner == 0 || !origin.is_created_by_its_user() && is_unmapped(owner);
+    if owner != us && !(shared && is_root()) {
+        let may_be_any = if is_unmapped(owner) {
+            " or any user that this user namespace does not map"
+        } else {
+            ""
+        };
+        let root_shares = if shared {
+            "; one that several users share must belong to root"
+        } else {
+            ""
+        };
         let message = format!(
-            "it is owned by user {owner} (mode {octal:04o}), this process runs as user {us}"
+            "it is owned by user {owner}{may_be_any} (mode {octal:04o}), this process runs as \
+             user {us}{root_shares}"
         );
         return Err(self::refuse(path, &message).with_hint(USE_VARIABLE));
     }

@@ -21,7 +21,7 @@ use std::{
 use rustix::{
     fs::{AtFlags, FileType, Mode, OFlags, RenameFlags},
     io::Errno,
-    path::DecInt,
+    path::{Arg, DecInt},
     process::{Resource, getrlimit},
 };
 
@@ -62,12 +62,11 @@ pub(crate) fn open(dir: &Dir, port: u16, access: Access) -> io::Result<Opened> {
     }
 }
 
-/// Makes the file of `port`, open.
+/// Creates the file of `port`, open.
 ///
-/// It comes into being under another name and is renamed once its mode is
-/// right: a maker that is killed in between then leaves a stray file, but never
-/// a lock file that other users, or with a harsh umask even its owner, could
-/// not open.
+/// It is created under another name and renamed once its mode is right: a process that is
+/// killed in between then leaves a stray file, but never a lock file that other users, or
+/// with a harsh umask even its owner, could not open.
 pub(crate) fn make(dir: &Dir, port: u16, pid: u32) -> io::Result<Made> {
     let fail = |error: Errno| match error {
         // There is no other name in the path that could be missing.
@@ -75,34 +74,93 @@ pub(crate) fn make(dir: &Dir, port: u16, pid: u32) -> io::Result<Made> {
         error => Err(error.into()),
     };
     let stray = stray_name(port, pid);
-    let flags = OPEN | OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
-    let fd = match rustix::fs::openat(dir.fd(), &stray, flags, dir.file_mode()) {
+    let fd = match rustix::fs::openat(dir.fd(), &stray, CREATE, dir.file_mode()) {
         Ok(fd) => fd,
         Err(error) => return fail(error),
     };
-    let made = set_mode(&fd, dir).and_then(|()| {
-        let name = DecInt::new(port);
-        rustix::fs::renameat_with(dir.fd(), &stray, dir.fd(), name, RenameFlags::NOREPLACE)
-    });
-    let Err(error) = made else {
+    let published = set_mode(&fd, dir)
+        .and_then(|created| Ok((created, publish(dir, &stray, DecInt::new(port))?)));
+    if let Ok((_, Published::Done)) = published {
         return Ok(Made::File(File::from(fd)));
-    };
+    }
     let removed = rustix::fs::unlinkat(dir.fd(), &stray, AtFlags::empty());
-    match error {
-        Errno::EXIST => removed.map_or_else(fail, |()| Ok(Made::Exists)),
-        error => fail(error),
+    let (created, published) = match (published, removed) {
+        (Err(error), _) | (Ok(_), Err(error)) => return fail(error),
+        (Ok(outcome), Ok(())) => outcome,
+    };
+    if published == Published::Exists {
+        return Ok(Made::Exists);
+    }
+    // The umask must not take permissions from a file that others can find already: if
+    // this process were killed before it set the mode, they could never open it.
+    check_umask(dir, created)?;
+    match rustix::fs::openat(dir.fd(), DecInt::new(port), CREATE, dir.file_mode()) {
+        Ok(fd) => {
+            set_mode(&fd, dir)?;
+            Ok(Made::File(File::from(fd)))
+        }
+        Err(Errno::EXIST) => Ok(Made::Exists),
+        Err(error) => fail(error),
     }
 }
 
-/// Sets the mode of a new lock file unless the umask has left it as it should be. Checking
-/// costs a tenth of setting it again.
-fn set_mode(fd: impl AsFd, dir: &Dir) -> rustix::io::Result<()> {
-    let stat = rustix::fs::fstat(&fd)?;
-    if Mode::from_raw_mode(stat.st_mode) == dir.file_mode() {
+const CREATE: OFlags = OPEN
+    .union(OFlags::RDWR)
+    .union(OFlags::CREATE)
+    .union(OFlags::EXCL);
+
+/// Outcome of [`publish`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Published {
+    Done,
+    /// Another process was faster.
+    Exists,
+    /// The file system cannot rename without replacing. FUSE, NFS and 9p cannot, as a rule.
+    Unsupported,
+}
+
+/// Renames `stray` to `name`, and replaces nothing: another process may have locked it.
+pub(crate) fn publish(dir: &Dir, stray: &str, name: impl Arg) -> rustix::io::Result<Published> {
+    match rustix::fs::renameat_with(dir.fd(), stray, dir.fd(), name, RenameFlags::NOREPLACE) {
+        Ok(()) => Ok(Published::Done),
+        Err(Errno::EXIST) => Ok(Published::Exists),
+        // EINVAL and ENOSYS on Linux (rename(2)), ENOTSUP on macOS.
+        Err(error) if [Errno::INVAL, Errno::NOSYS, Errno::NOTSUP].contains(&error) => {
+            Ok(Published::Unsupported)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Fails if the umask takes permissions from new files in the directory. `created` is the
+/// mode that one got.
+pub(crate) fn check_umask(dir: &Dir, created: Mode) -> io::Result<()> {
+    let needed = dir.permissions();
+    if created.contains(needed) {
         return Ok(());
     }
-    // A file system may refuse the sticky bit. Then the file is kept by no more than its use.
-    rustix::fs::fchmod(&fd, dir.file_mode()).or_else(|_| rustix::fs::fchmod(&fd, dir.permissions()))
+    let message = format!(
+        "the file system cannot rename a file without replacing another (RENAME_NOREPLACE), and \
+         the umask of this process takes permissions from new files ({:04o} instead of {:04o}): \
+         set PORTLOCK_DIR to a directory on a local file system, change the umask, or create the \
+         file yourself with mode {:04o}",
+        (created & Mode::from_raw_mode(0o777)).as_raw_mode(),
+        needed.as_raw_mode(),
+        dir.file_mode().as_raw_mode(),
+    );
+    Err(io::Error::new(io::ErrorKind::Unsupported, message))
+}
+
+/// Sets the mode of a new lock file unless the umask has left it as it should be, and
+/// returns the mode that it was created with. Checking costs a tenth of setting it again.
+fn set_mode(fd: impl AsFd, dir: &Dir) -> rustix::io::Result<Mode> {
+    let created = Mode::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode);
+    if created != dir.file_mode() {
+        // A file system may refuse the sticky bit. Then only its use keeps the file.
+        rustix::fs::fchmod(&fd, dir.file_mode())
+            .or_else(|_| rustix::fs::fchmod(&fd, dir.permissions()))?;
+    }
+    Ok(created)
 }
 
 /// Looks at the file that was locked: whether it is still the one that others

@@ -19,7 +19,7 @@ use windows_sys::Win32::Storage::FileSystem::FILE_ATTRIBUTE_REPARSE_POINT;
 
 use crate::{
     error::Result,
-    lock_dir::{Missing, USE_VARIABLE, cannot, refuse},
+    lock_dir::{Missing, Origin, USE_VARIABLE, cannot, refuse},
 };
 
 /// Who uses the directory: whoever may.
@@ -42,7 +42,7 @@ pub(crate) struct Checked;
 
 impl Dir {
     /// Gives the directory, which has just been found.
-    pub(crate) fn open(path: &Path, _: User) -> Result<Self> {
+    pub(crate) fn open(path: &Path, _: Origin, _: User) -> Result<Self> {
         let path = path.to_owned();
         Ok(Self { path })
     }
@@ -74,7 +74,7 @@ impl Dir {
 
 /// Checks the directory at `path`. Creates it first if it is missing and `missing` says
 /// so; returns `None` if it is missing and may be.
-pub(crate) fn find(path: &Path, missing: Missing, _: User) -> Result<Option<Checked>> {
+pub(crate) fn find(path: &Path, missing: Missing, _: Origin, _: User) -> Result<Option<Checked>> {
     let found = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => match missing {
             Missing::Allow => return Ok(None),
@@ -111,14 +111,15 @@ mod tests {
     fn only_a_directory_is_trusted() {
         let parent = tempfile::tempdir().expect("a temporary directory");
         let path = parent.path().join("locks");
-        assert!(find(&path, Missing::Refuse, User).is_err());
-        assert!(matches!(find(&path, Missing::Allow, User), Ok(None)));
+        let find = |path: &Path, missing| find(path, missing, Origin::Home, User);
+        assert!(find(&path, Missing::Refuse).is_err());
+        assert!(matches!(find(&path, Missing::Allow), Ok(None)));
         for _ in 0..2 {
-            find(&path, Missing::Create, User).expect("made once");
+            find(&path, Missing::Create).expect("created once");
         }
         let file = parent.path().join("file");
         fs::write(&file, "").expect("our own directory");
-        let error = find(&file, Missing::Create, User).err().expect("a file");
+        let error = find(&file, Missing::Create).err().expect("a file");
         assert!(error.to_string().contains("not a directory"), "{error}");
     }
 }

@@ -34,6 +34,7 @@ fn child() {
         ("only looking", only_looking),
         ("working directory", working_directory),
         ("unmapped owner", unmapped_owner),
+        ("unmapped defaults", unmapped_defaults),
     ]);
 }
 
@@ -357,46 +358,120 @@ fn unmapped_owner(parent: &Parent) {
     });
 }
 
-#[test]
-fn roots_shared_directory_is_one_where_root_is_not_mapped() {
-    let prefix = [
-        "setpriv",
-        "--reuid=65534",
-        "--regid=65534",
-        "--clear-groups",
-        "unshare",
-        "--user",
-        "--map-root-user",
-    ];
-    let works = Command::new(prefix[0])
-        .args(&prefix[1..])
-        .arg("true")
+/// Runs a child as user 0 of a user namespace that maps its users as `map` says. It is
+/// started by `user`, whom it must map to 0.
+fn in_user_namespace(user: u32, map: &str, binary: &Path, role: &str, arguments: &[&str]) -> Peer {
+    let ids = [format!("--reuid={user}"), format!("--regid={user}")];
+    let mut prefix = vec!["setpriv", &ids[0], &ids[1], "--clear-groups"];
+    // With the map it becomes root there, and by the next exec has root's capabilities.
+    let script = "echo @unmapped; read go; exec \"$0\" \"$@\"";
+    prefix.extend(["unshare", "--user", "sh", "-c", script]);
+    let mut peer = Peer::start_command(command(&prefix, binary, role, arguments));
+    assert_eq!(peer.hear(), "unmapped");
+    for kind in ["uid_map", "gid_map"] {
+        fs::write(format!("/proc/{}/{kind}", peer.id()), map).expect("root may");
+    }
+    peer.say("go");
+    peer
+}
+
+/// Whether the test can write maps of user namespaces.
+fn can_map_users() -> bool {
+    let can = Command::new("unshare")
+        .args(["--user", "true"])
         .stderr(Stdio::null())
         .status();
-    if !am_root() || !works.is_ok_and(|status| status.success()) {
-        eprintln!("left out: it takes root and a user namespace of another user");
+    let can = am_root() && can.is_ok_and(|status| status.success());
+    if !can {
+        eprintln!("left out: it takes root and user namespaces");
+    }
+    can
+}
+
+/// Of a rootless container: one user alone, or with subordinate ones, of whom one has the
+/// overflow user's number. None maps root.
+const ROOTLESS: [(u32, &str); 2] = [(NOBODY, "0 65534 1"), (100_000, "0 100000 65536")];
+
+#[test]
+fn roots_shared_directory_is_one_where_root_is_not_mapped() {
+    if !can_map_users() {
         return;
     }
     let (dir, block) = (lock_dir(), Block::new(1));
     let (_copy, binary) = open_copy();
-    let says = || {
-        let arguments = [&*block.first().to_string(), text(dir.path())];
-        Peer::start_command(command(&prefix, &binary, "unmapped owner", &arguments)).hear()
+    let arguments = [&*block.first().to_string(), text(dir.path())];
+    let says = |user, map| {
+        let peer = in_user_namespace(user, map, &binary, "unmapped owner", &arguments);
+        peer.hear()
     };
-    mode(dir.path(), 0o1777);
-    assert_eq!(says(), "leased");
-    for other in [0o755, 0o777] {
-        mode(dir.path(), other);
-        assert!(says().starts_with("refusing lock directory"));
+    for (user, map) in ROOTLESS {
+        mode(dir.path(), 0o1777);
+        assert_eq!(says(user, map), "leased", "{map}");
+        let locks = LockDir::locate(Some(dir.path())).expect("ours");
+        assert_eq!(locks.clean().expect("ours").removed, 1);
+        mode(dir.path(), 0o755);
+        let said = says(user, map);
+        assert!(
+            said.contains("or any user that this user namespace does not map"),
+            "{said}"
+        );
+        // It is not this root that can set its mode.
+        mode(dir.path(), 0o777);
+        let said = says(user, map);
+        assert!(
+            said.contains("not sticky") && said.contains("mkdir -m 1777"),
+            "{said}"
+        );
     }
-    // From where its owner is mapped, it is another user's.
+    // Where every user is mapped, the overflow user is one like any other.
     mode(dir.path(), 0o1777);
     chown(dir.path(), Some(NOBODY), None).expect("root may");
-    let builder = FreePort::builder()
-        .ports(block.ports.clone())
-        .lock_dir(dir.path());
-    let error = builder.try_acquire().expect_err("another user's");
-    assert!(error.to_string().contains("owned by user 65534"), "{error}");
+    let everybody = "0 0 4294967295";
+    let refused = "owned by user 65534 (mode 1777)";
+    let outside = Peer::start("unmapped owner", &arguments).hear();
+    for said in [says(0, everybody), outside] {
+        assert!(said.contains(refused), "{said}");
+        assert!(said.contains("share must belong to root"), "{said}");
+    }
+}
+
+/// Arguments: port, user, map. In a mount namespace with this test binary at `/run/test`.
+fn unmapped_defaults(parent: &Parent) {
+    let port: String = parent.argument(0);
+    let (user, map): (u32, String) = (parent.argument(1), parent.argument(2));
+    let says = || in_user_namespace(user, &map, Path::new("/run/test"), "caller", &[&port]).hear();
+    // Another user was faster, who looks like root in there.
+    let own = Path::new("/tmp/portlock-0");
+    fs::create_dir(own).expect("our own");
+    chown(own, Some(1), None).expect("root may");
+    for other in [0o1777, 0o700] {
+        mode(own, other);
+        let octal = format!("{other:04o}");
+        assert_refuses(&says(), ErrorKind::LockDir, &[text(own), &octal, "65534"]);
+    }
+    assert_eq!(fs::read_dir(own).expect("root may").count(), 0);
+
+    // What is there for all users belongs to root.
+    let machine = Path::new(MACHINE);
+    fs::create_dir(machine).expect("our own");
+    mode(machine, 0o1777);
+    assert_eq!(says(), format!("Machine {MACHINE}"));
+    parent.say("done");
+}
+
+#[test]
+fn what_looks_like_roots_is_not_trusted_where_every_user_can_create_it() {
+    if !can_map_users() {
+        return;
+    }
+    let block = Block::new(1);
+    let script = "mount -t tmpfs none /run && cp \"$0\" /run/test && mount -t tmpfs none /tmp";
+    for (user, map) in ROOTLESS {
+        let arguments = [&*block.first().to_string(), &user.to_string(), map];
+        if let Some(peer) = start(script, "unmapped defaults", &arguments) {
+            peer.finish_well();
+        }
+    }
 }
 
 // ---------------------------------------------------------------------------

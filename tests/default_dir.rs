@@ -18,8 +18,8 @@ use std::{
 };
 
 use common::{
-    Block, Cat, LONG, NOBODY, Parent, Peer, am_root, command, lock_dir, mode, open_copy, run_child,
-    start_in_namespace, text,
+    Block, Cat, LONG, NOBODY, Parent, Peer, am_root, command, have_strace, lock_dir, mode,
+    open_copy, run_child, start_in_namespace, text,
 };
 use portlock::{ErrorKind, FreePort, LeaseState, LockDir};
 
@@ -74,8 +74,13 @@ fn caller(parent: &Parent) {
 }
 
 fn start_caller(port: u16, runtime_dir: Option<&Path>) -> Peer {
+    start_caller_by(&[], port, runtime_dir)
+}
+
+/// The same, started by `prefix`.
+fn start_caller_by(prefix: &[&str], port: u16, runtime_dir: Option<&Path>) -> Peer {
     let binary = env::current_exe().expect("this test binary");
-    let mut command = command(&[], &binary, "caller", &[&port.to_string()]);
+    let mut command = command(prefix, &binary, "caller", &[&port.to_string()]);
     // Empty means unset, and TMPDIR means nothing.
     command
         .env("PORTLOCK_DIR", "")
@@ -163,6 +168,18 @@ fn directory_of_machine(parent: &Parent) {
     }
     let file = fs::metadata(machine.join(port.to_string())).expect("made there");
     assert_eq!(file.mode() & 0o7777, 0o1666);
+
+    // Root removes it once it was found, which the tracer makes the second look say.
+    if have_strace() {
+        let trace = ["strace", "-f", "-qq", "-o", "/dev/null", "-P", MACHINE];
+        let inject = ["-e", "inject=newfstatat:error=ENOENT:when=2"];
+        let removed = start_caller_by(&[&trace[..], &inject].concat(), port, None);
+        assert_refuses(
+            &removed.hear(),
+            ErrorKind::LockDir,
+            &[MACHINE, "No such file"],
+        );
+    }
 
     // Root has meant something by these.
     for other in [0o755, 0o700, 0o777, 0o1770, 0o3777] {

@@ -220,17 +220,20 @@
 //! * **Users**: let root create `/run/portlock` with mode 1777 at boot, by the line
 //!   `d /run/portlock 1777 root root` in tmpfiles.d(5), and all users share it. That is for users
 //!   who trust each other: each can lease all ports, and end what was delegated.
-//! * **Services and sandboxes** with a `/tmp` of their own (`PrivateTmp=`, snap, flatpak) have
+//! * **Services and sandboxes** with a `/tmp` of their own (`PrivateTmp=`, snap, Flatpak) have
 //!   another default directory there, and lease the same ports once more. If they do not see
 //!   `/run/portlock`, name a directory that they can write to in `PORTLOCK_DIR`, for all callers.
 //! * **Containers** on the host's network, likewise: mount the directory. A container with a
-//!   network of its own has all ports for itself; what is scarce is the port of the host that
-//!   is mapped to it, so lease that outside and keep the lease as long as the container:
+//!   network of its own has all ports for itself. What is scarce is the port of the host that
+//!   is published. Lease that one outside, for as long as the container runs:
 //!   `-p 127.0.0.1:{port}:80`.
-//! * **Network namespaces** that share a directory share its leases: rather a port too few
-//!   than one given twice. Whether a port is *bound* is asked in the caller's own.
-//! * A lease that is *delegated* to a process in another container lives on for good where
+//! * **Network namespaces** that share a directory share its leases: it is better to withhold
+//!   a port than to give it out twice. Whether a port is *bound* is asked in the caller's own.
+//! * A lease that is *delegated* to a process in another container never ends by itself where
 //!   that process cannot be seen; see [`delegate_to`](FreePort::delegate_to).
+//!
+//! The repository has a page on each kind of container, sandbox and service, with commands
+//! that its tests run: `docs/containers.md`.
 //!
 //! # What can go wrong
 //!

@@ -80,8 +80,10 @@ fn can_run(session: &str) -> bool {
 #[test]
 fn each_command_of_the_guide_prints_what_it_shows() {
     let Some(page) = page() else { return };
-    if !am_root() {
-        eprintln!("left out: it takes root to create what all users share");
+    // Root of a container has only some users.
+    let users = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    if !am_root() || !users.contains("4294967295") {
+        eprintln!("left out: it takes the machine's root to create what all users share");
         return;
     }
     if ["/tmp", "/run", "/usr/local/bin"]

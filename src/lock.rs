@@ -17,7 +17,7 @@ use fs4::TryLockError;
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    lock_dir::OpenDir,
+    lock_dir::{OpenDir, USE_VARIABLE},
     owner::{self, Owner, Record},
     process::Evidence,
     registry::Claim,
@@ -353,7 +353,14 @@ fn open_or_make(dir: &OpenDir, port: u16) -> Result<Opened> {
             Ok(Made::File(file)) => return Ok(Opened::File(file)),
             Ok(Made::Exists) => {}
             Ok(Made::NoDirectory) => return Err(dir.removed()),
-            Err(error) => return Err(fail("create", dir, port, error)),
+            Err(error) => {
+                let is_denied = error.kind() == io::ErrorKind::PermissionDenied;
+                let error = fail("create", dir, port, error);
+                return Err(match is_denied {
+                    true => error.with_hint(USE_VARIABLE),
+                    false => error,
+                });
+            }
         }
     }
     let error = io::Error::other(format!("it was made and removed {TRIES} times"));

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::{
     args::Json,
     failure::Failure,
-    output::{print, print_json},
+    output::{print, print_json, print_path, readable},
     sys,
 };
 
@@ -40,7 +40,7 @@ pub(crate) fn dir(args: &Json, chosen: Option<&Path>) -> Result<u8, Failure> {
     } else {
         "private to this user"
     };
-    let mut text = format!("{}\n{}; {kind}\n", dir.path().display(), dir.origin());
+    let mut text = format!("{}; {kind}\n", dir.origin());
     if let Some(why) = private_tmp {
         let _ = writeln!(
             text,
@@ -52,9 +52,10 @@ pub(crate) fn dir(args: &Json, chosen: Option<&Path>) -> Result<u8, Failure> {
         let _ = writeln!(
             text,
             "{leases} {are} leased in {}, which does not share leases with this one",
-            path.display()
+            readable(&path)
         );
     }
+    print_path(dir.path())?;
     print(&text)?;
     Ok(0)
 }

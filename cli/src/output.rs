@@ -2,7 +2,7 @@
 
 use std::{
     fmt::Write as _,
-    io::{self, Write},
+    io::{self, IsTerminal as _, Write},
     path::Path,
 };
 
@@ -21,6 +21,28 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
         io::ErrorKind::BrokenPipe => Ok(()),
         _ => Err(unprintable(&error)),
     })
+}
+
+/// Prints a path on a line of its own: to a program byte for byte, and on a terminal so that
+/// nothing in it can drive the terminal.
+pub(crate) fn print_path(path: &Path) -> Result<(), Failure> {
+    let mut out = io::stdout();
+    if out.is_terminal() {
+        return print(&format!("{}\n", readable(path)));
+    }
+    let printed = out
+        .write_all(path.as_os_str().as_encoded_bytes())
+        .and_then(|()| out.write_all(b"\n"))
+        .and_then(|()| out.flush());
+    printed.or_else(|error| match error.kind() {
+        io::ErrorKind::BrokenPipe => Ok(()),
+        _ => Err(unprintable(&error)),
+    })
+}
+
+/// The path with every character that is not printable escaped.
+pub(crate) fn readable(path: &Path) -> String {
+    path.to_string_lossy().escape_debug().to_string()
 }
 
 /// Prints `text`, which is of no use if nobody reads it.

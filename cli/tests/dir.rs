@@ -158,3 +158,33 @@ fn other_directories_and_a_private_tmp_are_named() {
         assert!(out.contains(part), "no {part:?} in: {out}");
     }
 }
+
+// By names of any bytes.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_path_is_printed_byte_for_byte_to_a_program_and_readably_on_a_terminal() {
+    use std::os::unix::ffi::OsStrExt as _;
+
+    let scene = Scene::new(1);
+    let name: &[u8] = b"a\x1b[31mb\xff\xe2\x80\xaec";
+    let path = scene.dir().join(std::ffi::OsStr::from_bytes(name));
+    std::fs::create_dir(&path).expect("our own directory");
+    common::open_to_all(&path, 0o700);
+    let mut dir = scene.program(["dir"]);
+    dir.env("PORTLOCK_DIR", &path);
+    let said = answer(dir).code(0);
+    let out = &said.get_output().stdout;
+    assert!(
+        out.starts_with(&[path.as_os_str().as_bytes(), b"\n"].concat()),
+        "{out:?}"
+    );
+
+    let Some(mut terminal) = scene.on_terminal("portlock dir") else {
+        return;
+    };
+    terminal.env("PORTLOCK_DIR", &path);
+    let said = answer(terminal).code(0);
+    let line = said.out().lines().next().expect("a line");
+    let readable = ["a\\u{1b}[31mb", "\u{fffd}", "\\u{202e}c"].concat();
+    assert!(line.contains(&readable), "{line}");
+}

@@ -487,7 +487,8 @@ fn a_lock_directory_that_cannot_be_written_to_is_an_error() {
     let port = scene.port().to_string();
     for args in [&["run", TRUE][..], &["pick"]] {
         let refused = user.portlock(&scene, args).code(FAILED);
-        refused.prints_just("").warns("Permission denied");
+        let refused = refused.prints_just("");
+        refused.warns("Permission denied").warns("set PORTLOCK_DIR");
     }
     // To look, reading is enough.
     for args in [

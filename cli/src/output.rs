@@ -40,9 +40,16 @@ pub(crate) fn print_path(path: &Path) -> Result<(), Failure> {
     })
 }
 
-/// The path with every character that is not printable escaped.
+/// The path with every character escaped that is not printable. Backslashes and quotes are.
 pub(crate) fn readable(path: &Path) -> String {
-    path.to_string_lossy().escape_debug().to_string()
+    let mut text = String::new();
+    for c in path.to_string_lossy().chars() {
+        match c {
+            '\\' | '\'' | '"' => text.push(c),
+            c => text.extend(c.escape_debug()),
+        }
+    }
+    text
 }
 
 /// Prints `text`, which is of no use if nobody reads it.

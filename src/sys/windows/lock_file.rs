@@ -235,13 +235,13 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::sys::windows::dir::user;
+    use crate::{lock_dir::Origin, sys::windows::dir::user};
 
     const PORT: u16 = 4000;
 
     fn dir() -> (TempDir, Dir) {
         let parent = tempfile::tempdir().expect("a temporary directory");
-        let dir = Dir::open(parent.path(), user()).expect("our own");
+        let dir = Dir::open(parent.path(), Origin::Given, user()).expect("our own");
         (parent, dir)
     }
 

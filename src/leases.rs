@@ -210,8 +210,8 @@ impl OpenDir {
     /// in the record.
     fn is_inherited(&self, port: u16, owner: &Owner, listed: &mut ListedLocks) -> Result<bool> {
         // Another taker is one that looks, or has not written its record yet.
-        let is_anothers = matches!(listed.taker(self, port, &owner.process), Taker::Another);
-        Ok(!is_anothers && lock::has_ended(self, port, owner)?)
+        Ok(lock::has_ended(self, port, owner)?
+            && !matches!(listed.taker(self, port, &owner.process), Taker::Another))
     }
 
     /// Who has a port that was found to be leased, for a message.
@@ -277,6 +277,11 @@ pub(crate) fn holders(dir: Option<&OpenDir>, ports: Vec<u16>) -> Vec<(u16, Optio
     ports.into_iter().map(|port| (port, holder(port))).collect()
 }
 
+/// Largest number of leased ports of which it is found out whether they are leased indeed. Of more,
+/// each is locked by checks for too small a part of the time to matter, and to find out would take
+/// several times what the search took.
+const DOUBTED: usize = 32;
+
 /// Whether any of these ports, none of which could be leased, may have been locked only for a
 /// moment: by a caller that looks, as `list` and `clean` do.
 ///
@@ -284,7 +289,7 @@ pub(crate) fn holders(dir: Option<&OpenDir>, ports: Vec<u16>) -> Vec<(u16, Optio
 ///
 /// The system fails to tell.
 pub(crate) fn any_is_in_doubt(dir: Option<&OpenDir>, ports: &[u16]) -> Result<bool> {
-    let Some(dir) = dir else {
+    let Some(dir) = dir.filter(|_| ports.len() <= DOUBTED) else {
         return Ok(false);
     };
     let mark = mark::current();

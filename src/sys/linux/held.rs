@@ -48,7 +48,8 @@ fn device(device: Dev) -> (u32, u32) {
 /// The locks by flock(2) that the kernel lists, read as far as they are needed.
 #[derive(Default)]
 pub(crate) struct ListedLocks {
-    locks: HashSet<Flock>,
+    /// By inode number.
+    locks: HashMap<u64, Vec<Flock>>,
     /// From where `/proc/locks` was read, if it was and could be.
     view: Option<Option<View>>,
     /// How often it was read.
@@ -70,7 +71,7 @@ impl ListedLocks {
         let process = owner.map(|owner| &owner.process);
         let view = self.read();
         let recorded = process.map(|process| process.pid);
-        let is_listed = |listed: &Self| listed.locks.iter().any(|it| it.is_on(&file, recorded));
+        let is_listed = |listed: &Self| listed.on(&file, recorded).next().is_some();
         if is_listed(self) {
             return Some(true);
         }
@@ -117,21 +118,30 @@ impl ListedLocks {
         if !view.is_of(recorded) {
             return Taker::Unknown;
         }
-        let is_on_it = |lock: &&Flock| lock.is_on(&file, Some(recorded.pid));
-        let is_recorded = |lock: &Flock| lock.taker == recorded.pid;
-        if !self.locks.iter().any(|lock| is_on_it(&lock)) {
-            // The list may have left it out; that of the process does not.
-            if self.read_process(recorded.pid).is_err() {
-                return Taker::Unknown;
-            }
+        let recorded = recorded.pid;
+        // The list may have left it out; that of the process does not.
+        if self.on(&file, Some(recorded)).next().is_none() && self.read_process(recorded).is_err() {
+            return Taker::Unknown;
         }
-        let takers = self.locks.iter().filter(is_on_it);
-        if takers.clone().any(is_recorded) {
-            Taker::Recorded
-        } else if takers.clone().next().is_some() {
-            Taker::Another
-        } else {
-            Taker::Unlisted
+        let mut takers = self.on(&file, Some(recorded)).map(|lock| lock.taker);
+        match takers.next() {
+            None => Taker::Unlisted,
+            Some(first) if first == recorded || takers.any(|taker| taker == recorded) => {
+                Taker::Recorded
+            }
+            Some(_) => Taker::Another,
+        }
+    }
+
+    /// The listed locks on a file.
+    fn on(&self, file: &Stat, recorded: Option<u32>) -> impl Iterator<Item = &Flock> {
+        let locks = self.locks.get(&file.st_ino).into_iter().flatten();
+        locks.filter(move |lock| lock.is_on(file, recorded))
+    }
+
+    fn add(&mut self, locks: impl IntoIterator<Item = Flock>) {
+        for lock in locks {
+            self.locks.entry(lock.inode).or_default().push(lock);
         }
     }
 
@@ -150,7 +160,7 @@ impl ListedLocks {
         self.reads += 1;
         let text = fs::read_to_string("/proc/locks").ok();
         let locks = text.iter().flat_map(|text| text.lines());
-        self.locks.extend(locks.filter_map(Self::parse));
+        self.add(locks.filter_map(Self::parse));
         text.is_some()
     }
 
@@ -183,7 +193,7 @@ impl ListedLocks {
             return Ok(());
         }
         match locks_of(pid) {
-            Ok(locks) => self.locks.extend(locks),
+            Ok(locks) => self.add(locks),
             Err(error) => {
                 self.processes.remove(&pid);
                 return Err(error);

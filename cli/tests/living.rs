@@ -412,6 +412,35 @@ fn a_process_that_is_just_ending_keeps_nothing() {
     unshare.finish();
 }
 
+#[test]
+fn a_process_whose_first_thread_alone_has_ended_keeps_its_port() {
+    if !is_installed("python3") {
+        return;
+    }
+    let scene = Scene::new(1);
+    let script = "import ctypes, sys, threading
+threading.Thread(target=sys.stdin.read).start()
+print('ready', flush=True)
+ctypes.CDLL(None).pthread_exit(None)";
+    let mut python = scene.command("python3");
+    python.args(["-c", script]);
+    let python = Running::start(python);
+    assert_eq!(python.hear(), "ready");
+    let stat = || fs::read_to_string(format!("/proc/{}/stat", python.id())).expect("it runs");
+    until("its first thread ends", || {
+        stat().contains(") Z ").then_some(())
+    });
+    let pick = ["pick", "--pid", &python.id().to_string()];
+    scene.portlock(pick).code(0);
+    scene.assert_leased(scene.port());
+    scene
+        .portlock(["clean"])
+        .code(0)
+        .prints("0 lock files removed");
+    python.kill();
+    scene.assert_leasable(scene.port());
+}
+
 /// Leases a port for a command that closes what it inherits, until `is_closed`.
 #[track_caller]
 fn a_command_that_closes_its_descriptors_keeps_its_port(scene: &Scene, command: &[&str]) {

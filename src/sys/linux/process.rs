@@ -14,6 +14,7 @@
 //! prove nothing either, because containers are given boot ids of their own.
 
 use std::{
+    collections::HashSet,
     ffi::OsStr,
     fs::{self, File},
     io::{self, Read as _},
@@ -83,7 +84,7 @@ pub(crate) fn find(pid: u32) -> io::Result<Option<Found>> {
         }));
     }
     let start = match if_shown(Stat::read(&pid.to_string()))? {
-        Some(stat) if stat.has_ended => return Ok(None),
+        Some(stat) if stat.has_ended(&pid.to_string())? => return Ok(None),
         Some(stat) => TimeOffset::read()?.map(|offset| offset.remove_from(stat.start)),
         None => None,
     };
@@ -136,10 +137,11 @@ fn in_own_namespace(process: &Identity) -> io::Result<Evidence> {
     };
     // The usual case, which needs no proof and is the cheapest.
     let is_same = process.start.is_none_or(|start| start == stat.start);
-    if is_same && !stat.has_ended {
+    if is_same && !stat.is_ending {
         return Ok(Evidence::Alive(place));
     }
-    let is_proven = View::take()?.is_ours && (stat.has_ended || started_otherwise(process, &stat)?);
+    let is_proven =
+        View::take()?.is_ours && (stat.has_ended(&place)? || started_otherwise(process, &stat)?);
     Ok(match is_proven {
         true => Evidence::Gone,
         false => Evidence::Alive(place),
@@ -206,7 +208,7 @@ fn in_another_namespace(process: &Identity, namespace_of_record: u64) -> io::Res
                 None => return Ok(Evidence::Alive(name)),
             },
         };
-        if !stat.has_ended && !started_otherwise(process, &stat)? {
+        if !stat.has_ended(&name)? && !started_otherwise(process, &stat)? {
             return Ok(Evidence::Alive(name));
         }
     }
@@ -437,9 +439,11 @@ fn inode_of(link: &Path, kind: &str) -> Option<u64> {
 struct Stat {
     /// As this process reads it: see [`TimeOffset`].
     start: u64,
-    /// It has ended and its parent has not waited for it yet, or it is just ending, with its
+    /// The thread has ended and was not waited for yet, or it is just ending, with its
     /// descriptors perhaps still open.
-    has_ended: bool,
+    is_ending: bool,
+    /// Number of threads that the process has.
+    threads: u64,
 }
 
 impl Stat {
@@ -473,9 +477,46 @@ impl Stat {
         let start = field(22)?.parse().ok()?;
         (threads > 0).then_some(Self {
             start,
-            has_ended: is_ending && threads == 1,
+            is_ending,
+            threads,
         })
     }
+
+    /// Whether the process in this entry, whose first thread this is, has ended or is just ending.
+    ///
+    /// A killed process closes its files, and so ends its locks, a moment before the last of its
+    /// threads is gone. A process whose first thread alone has ended lives.
+    fn has_ended(&self, process: &str) -> io::Result<bool> {
+        if !self.is_ending || self.threads == 1 {
+            return Ok(self.is_ending);
+        }
+        let Some(threads) = if_shown(threads_of(process))? else {
+            return Ok(false);
+        };
+        for thread in &threads {
+            match Self::read(&format!("{process}/task/{thread}")) {
+                Ok(stat) if stat.is_ending => {}
+                Ok(_) => return Ok(false),
+                Err(error) if is_end(&error) => {}
+                Err(error) => return if_shown::<()>(Err(error)).map(|_| false),
+            }
+        }
+        // One that started another one and ended meanwhile would have that one in a second list. One
+        // that executed a program is the first thread now.
+        let Some(again) = if_shown(threads_of(process))? else {
+            return Ok(true);
+        };
+        Ok(again.is_subset(&threads)
+            && if_shown(Self::read(process))?.is_none_or(|first| first.is_ending))
+    }
+}
+
+/// The threads of a process, by their names in its directory.
+fn threads_of(process: &str) -> io::Result<HashSet<String>> {
+    let threads = fs::read_dir(format!("/proc/{process}/task"))?;
+    threads
+        .map(|thread| Ok(thread?.file_name().to_string_lossy().into_owned()))
+        .collect()
 }
 
 #[cfg(test)]
@@ -554,20 +595,18 @@ mod tests {
             )
         };
         let parse = |text: String| Stat::parse(text.as_bytes());
-        let stat = |has_ended| {
+        let stat = |is_ending, threads| {
             Some(Stat {
                 start: 4242,
-                has_ended,
+                is_ending,
+                threads,
             })
         };
-        assert_eq!(parse(text("(a) b (c)", "S", 0x40_0000, 1)), stat(false));
-        assert_eq!(parse(text("(a)", "Z", 0x40_0000, 1)), stat(true));
-        assert_eq!(parse(text("(a)", "Z", 0x40_0000, 2)), stat(false));
-        // Exiting: not yet a zombie, or only the first thread.
-        assert_eq!(parse(text("(a)", "R", 0x40_0004, 1)), stat(true));
-        assert_eq!(parse(text("(a)", "R", 0x40_0004, 2)), stat(false));
-        // A first thread that another one has replaced.
-        assert_eq!(parse(text("(a)", "Z", 0x40_0004, 0)), None);
+        assert_eq!(parse(text("(a) b (c)", "S", 0x40_0000, 1)), stat(false, 1));
+        assert_eq!(parse(text("(a)", "Z", 0x40_0000, 1)), stat(true, 1));
+        assert_eq!(parse(text("(a)", "Z", 0x40_0000, 2)), stat(true, 2));
+        // Exiting, not yet a zombie.
+        assert_eq!(parse(text("(a)", "R", 0x40_0004, 1)), stat(true, 1));
         assert_eq!(parse("7 (a) S 1".into()), None);
         assert_eq!(parse(String::new()), None);
     }

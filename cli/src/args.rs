@@ -306,15 +306,30 @@ pub(crate) struct Serve {
     pub(crate) address: Option<String>,
 
     /// The ports to grant.
-    #[arg(
-        long,
-        value_name = "SET",
-        default_value = "15000-24999",
-        alias = "portserver_static_pool"
-    )]
+    #[arg(long, value_name = "SET", default_value = "15000-24999")]
     pub(crate) ports: PortSet,
 
-    /// Print only what is wrong, and no statistics.
+    /// The same, as the reference reads it: it ignores what it cannot parse.
+    #[arg(
+        long = "portserver_static_pool",
+        value_name = "RANGES",
+        hide = true,
+        conflicts_with = "ports"
+    )]
+    pub(crate) static_pool: Option<String>,
+
+    /// Whether a port in TIME_WAIT counts as free [default: only if no other port is].
+    #[arg(
+        long,
+        value_name = "yes|no",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "yes",
+        value_parser = yes_or_no
+    )]
+    pub(crate) reuse_address: Option<bool>,
+
+    /// Print only errors and warnings, such as that all ports are in use.
     #[arg(long, short)]
     pub(crate) quiet: bool,
 

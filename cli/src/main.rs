@@ -12,8 +12,10 @@ mod map;
 mod output;
 mod pool;
 mod request;
+mod seldom;
 mod serve;
 mod snapshot;
+mod static_pool;
 mod sys;
 mod template;
 

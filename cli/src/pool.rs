@@ -1,11 +1,12 @@
 //! The ports of a port server, and who has been granted which.
 //!
-//! What is kept here only says where to look first. Every grant is a lease out of
-//! the lock directory, delegated to the client, and so a server that was
-//! killed and starts again with nothing in memory keeps every promise.
+//! What is kept here only says where to search first. Every grant is a lease out of the
+//! lock directory, delegated to the client, so a server that was killed and starts again
+//! with nothing in memory keeps every promise.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
+    fmt, iter, mem,
     path::PathBuf,
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -15,9 +16,33 @@ use portlock::{Builder, FreePort, Lease, LeaseState, LockDir, PortSet, Protocol}
 
 use crate::{lease::is_busy, sys};
 
-/// How long the outcome of looking at all ports again counts, if it was that
-/// none is free. It bounds what refused clients can make the server do.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// The pause before ports that were found taken are searched again: a multiple of the time
+/// that the last search took, within bounds. It limits what refused clients can make the
+/// server do.
+const PAUSE_FACTOR: u32 = 4;
+const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// Number of ports that are searched together, unless some are in TIME_WAIT.
+///
+/// A search that finds a port does not tell which others are taken, so where most of a large
+/// pool is taken, several small searches learn more than one large one. Also, the time to
+/// remove a port from a set is proportional to its size.
+const BLOCK: usize = 512;
+
+/// Number of searches for one request, besides one per block of free ports. One is normal, for
+/// ports that may have become free. More happen only if other requests put ports back
+/// meanwhile.
+const SEARCHES: usize = 8;
+
+/// The pause before it is checked again which clients have ended while ports are left: a
+/// multiple of the time that the last check took.
+const RECLAIM_FACTOR: u32 = 20;
+
+/// When fewer free ports are left, they are searched by one request at a time. Otherwise
+/// requests that are served at the same moment would find them locked by each other, and the
+/// library would wait to see whether that passes.
+const FEW: usize = 8;
 
 /// Why a port was not granted.
 #[derive(Debug)]
@@ -34,124 +59,208 @@ pub(crate) enum Denial {
 pub(crate) struct Pool {
     size: usize,
     lock_dir: Option<PathBuf>,
+    /// Ports in TIME_WAIT: as good as any other if `true`, never granted if `false`, and
+    /// only when no strictly free port is left if `None`.
+    reuse_address: Option<bool>,
     state: Mutex<State>,
+    /// Held while the last few ports are searched.
+    turn: Mutex<()>,
 }
 
+/// Every port of the pool is in one of these.
 #[derive(Debug)]
 struct State {
-    /// Believed to be free, to be tried from the front.
-    free: VecDeque<u16>,
-    /// Granted, by the pid of the client, the oldest first.
-    granted: HashMap<u32, Vec<u16>>,
+    /// Believed to be free, in blocks that are not empty. The last one is searched first.
+    free: Vec<PortSet>,
     /// Found to be leased by others, or bound.
-    busy: Vec<u16>,
-    looked: Option<Instant>,
+    busy: PortSet,
+    /// By the pid of the client, the oldest first.
+    granted: HashMap<u32, Vec<u16>>,
+    /// When busy ports are searched again, at the earliest.
+    next_rescan: Instant,
+    /// When it is checked again which clients have ended, if ports are left.
+    next_reclaim: Instant,
     checked_for_last_request: usize,
 }
 
+/// What a search is made on.
+#[derive(Debug)]
+struct Candidates {
+    ports: PortSet,
+    /// There are no others.
+    are_all: bool,
+}
+
 impl Pool {
-    pub(crate) fn new(ports: &PortSet, lock_dir: Option<PathBuf>) -> Self {
-        let mut free: Vec<u16> = ports.iter().collect();
-        // Other servers and other callers on the same ports start elsewhere.
-        rand::seq::SliceRandom::shuffle(&mut free[..], &mut rand::rng());
+    pub(crate) fn new(
+        ports: &PortSet,
+        reuse_address: Option<bool>,
+        lock_dir: Option<PathBuf>,
+    ) -> Self {
         Self {
-            size: free.len(),
+            size: ports.len(),
             lock_dir,
+            reuse_address,
             state: Mutex::new(State {
-                free: free.into(),
+                free: blocks(ports),
+                busy: PortSet::default(),
                 granted: HashMap::new(),
-                busy: Vec::new(),
-                looked: None,
+                next_rescan: Instant::now(),
+                next_reclaim: Instant::now(),
                 checked_for_last_request: 0,
             }),
+            turn: Mutex::new(()),
         }
     }
 
-    /// How many ports there are, and how many were tried for the last request.
+    /// Returns how many ports there are, and how many were tried for the last request.
+    ///
+    /// A search that finds a port counts as one, because the library does not tell how
+    /// many it passed over.
     pub(crate) fn numbers(&self) -> (usize, usize) {
         (self.size, self.state().checked_for_last_request)
     }
 
-    /// Leases a port for the process `pid`. Blocks for as long as the system calls
-    /// of that take, and no lock is held meanwhile.
+    /// Describes who has the ports, such as `280 granted to 12 processes, 20 taken by
+    /// others`.
+    pub(crate) fn usage(&self) -> impl fmt::Display {
+        let state = self.state();
+        let granted: usize = state.granted.values().map(Vec::len).sum();
+        let free: usize = state.free.iter().map(PortSet::len).sum();
+        let others = self.size.saturating_sub(granted + free);
+        let processes = state.granted.len();
+        let noun = if processes == 1 {
+            "process"
+        } else {
+            "processes"
+        };
+        format!("{granted} granted to {processes} {noun}, {others} taken by others")
+    }
+
+    /// Leases a port for the process `pid`. Blocks for as long as the system calls of that
+    /// take, and holds no lock meanwhile.
     pub(crate) fn grant(&self, pid: u32) -> Result<u16, Denial> {
         if sys::is_no_process(pid) {
             return Err(Denial::Process);
         }
-        let (mut checked, mut looked) = (0, false);
-        let granted = loop {
-            let next = self.state().free.pop_front();
-            if let Some(port) = next {
-                checked += 1;
-                match self.lease(port, pid) {
-                    Ok(port) => {
-                        self.state().granted.entry(pid).or_default().push(port);
-                        break Ok(port);
-                    }
-                    Err(error) if is_busy(&error) => self.state().busy.push(port),
-                    Err(error) => {
-                        self.state().free.push_back(port);
-                        break Err(match error.kind() {
-                            // It has ended just now.
-                            portlock::ErrorKind::Process => Denial::Process,
-                            _ => Denial::Failure(error),
-                        });
-                    }
-                }
-            } else if looked || !self.look_again() {
-                break Err(Denial::Exhausted);
-            } else {
-                looked = true;
-            }
-        };
+        let mut checked = 0;
+        let granted = self.search(pid, &mut checked);
         self.state().checked_for_last_request = checked;
         granted
     }
 
-    fn lease(&self, port: u16, pid: u32) -> portlock::Result<u16> {
+    fn search(&self, pid: u32, checked: &mut usize) -> Result<u16, Denial> {
+        let mut may_refill = true;
+        for _ in 0..self.size / BLOCK + SEARCHES {
+            let Some(mut candidates) = self.candidates(&mut may_refill) else {
+                break;
+            };
+            let mut _turn = None;
+            if candidates.are_all && candidates.ports.len() < FEW {
+                _turn = Some(self.turn.lock().unwrap_or_else(PoisonError::into_inner));
+                // The request before may have taken some.
+                match self.candidates(&mut may_refill) {
+                    Some(now) => candidates = now,
+                    None => break,
+                }
+            }
+            let start = Instant::now();
+            match self.lease(&candidates, pid) {
+                Ok(port) => {
+                    *checked += 1;
+                    self.state().grant(port, pid);
+                    return Ok(port);
+                }
+                Err(error) if is_busy(&error) => {
+                    *checked += candidates.ports.len();
+                    let leftover = error.exhaustion().map_or(0, |counts| counts.leftover);
+                    let mut state = self.state();
+                    if leftover > 0 && !candidates.are_all {
+                        // They may be the last resort, when all others have been searched too.
+                        state.join_blocks();
+                    } else {
+                        state.miss(&candidates.ports, start.elapsed());
+                    }
+                }
+                Err(error) => {
+                    return Err(match error.kind() {
+                        // It has just ended.
+                        portlock::ErrorKind::Process => Denial::Process,
+                        _ => Denial::Failure(error),
+                    });
+                }
+            }
+        }
+        Err(Denial::Exhausted)
+    }
+
+    /// Returns the ports to search next, and looks once per request for more.
+    fn candidates(&self, may_refill: &mut bool) -> Option<Candidates> {
+        let mut state = self.state();
+        if state.free.is_empty() && mem::take(may_refill) {
+            self.refill(&mut state);
+        }
+        let are_all = state.free.len() == 1;
+        if are_all && self.reuse_address.is_none() {
+            state.reclaim();
+        }
+        let ports = state.free.last()?.clone();
+        Some(Candidates { ports, are_all })
+    }
+
+    /// Leases one of the candidates.
+    ///
+    /// Ports in TIME_WAIT are the library's last resort by default, and therefore the pool's
+    /// when no other ports are left to be searched.
+    fn lease(&self, candidates: &Candidates, pid: u32) -> portlock::Result<u16> {
         let mut builder: Builder = FreePort::builder()
-            .ports(port..=port)
+            .ports(candidates.ports.clone())
             .protocol(Protocol::TcpAndUdp)
             .timeout(Duration::ZERO)
             .label("port server");
         if let Some(dir) = &self.lock_dir {
             builder = builder.lock_dir(dir);
         }
+        let strictly = (!candidates.are_all).then_some(false);
+        if let Some(reuse_address) = self.reuse_address.or(strictly) {
+            builder = builder.reuse_address(reuse_address);
+        }
         builder.acquire_for(pid)
     }
 
-    /// Puts back what may be free again: ports of clients that have ended, and all
-    /// that others had. Whether there was any.
+    /// Puts back the ports of clients that have ended, and if it is time, all ports that
+    /// others had.
     ///
-    /// The oldest port of a pid tells for all of them. If the pid has been given
-    /// to a process that is a client too, its ports are found to be leased.
-    fn look_again(&self) -> bool {
-        let mut state = self.state();
-        if !state.free.is_empty() {
-            return true;
-        }
-        let State { free, granted, .. } = &mut *state;
+    /// The oldest port of a pid tells for all of them. If the pid now belongs to another
+    /// client, its ports are found to be leased.
+    fn refill(&self, state: &mut State) {
+        let State {
+            free,
+            busy,
+            granted,
+            next_rescan,
+            ..
+        } = state;
+        let mut returned = Vec::new();
         granted.retain(|&pid, ports| {
             let lives = ports
                 .first()
                 .is_some_and(|&port| self.is_granted(port, pid));
             if !lives {
-                free.extend(ports.drain(..));
+                returned.append(ports);
             }
             lives
         });
-        let is_due = state
-            .looked
-            .is_none_or(|looked| looked.elapsed() >= LOOK_AGAIN);
-        if state.free.is_empty() && is_due {
-            state.looked = Some(Instant::now());
-            let busy = std::mem::take(&mut state.busy);
-            state.free.extend(busy);
+        let mut ports: PortSet = returned.into_iter().collect();
+        let now = Instant::now();
+        if *next_rescan <= now {
+            *next_rescan = now + SHORTEST_PAUSE;
+            ports = ports.union(&mem::take(busy));
         }
-        !state.free.is_empty()
+        *free = blocks(&ports);
     }
 
-    /// Whether the port's lease is still that of the client with this pid. In doubt
+    /// Whether the port's lease is still that of the client with this pid. In doubt it is
     /// not: the lease itself decides.
     fn is_granted(&self, port: u16, pid: u32) -> bool {
         let lease = LockDir::locate(self.lock_dir.as_deref()).and_then(|dir| dir.lease(port));
@@ -167,6 +276,72 @@ impl Pool {
     }
 }
 
+/// Divides ports into blocks, in a random order: other servers and other callers on the same
+/// ports start elsewhere.
+fn blocks(ports: &PortSet) -> Vec<PortSet> {
+    let ports: Vec<u16> = ports.iter().collect();
+    let blocks = ports.chunks(BLOCK).map(|block| block.iter().copied());
+    let mut blocks: Vec<PortSet> = blocks.map(PortSet::from_iter).collect();
+    rand::seq::SliceRandom::shuffle(&mut blocks[..], &mut rand::rng());
+    blocks
+}
+
+impl State {
+    /// Has the free ports searched all together.
+    fn join_blocks(&mut self) {
+        let joined = mem::take(&mut self.free).into_iter();
+        let joined = joined.reduce(|joined, block| joined.union(&block));
+        self.free.extend(joined);
+    }
+
+    /// Puts back the ports of clients that are certainly gone, if it is time: the ports that
+    /// are left may all be in TIME_WAIT, and those of the clients may not.
+    fn reclaim(&mut self) {
+        let start = Instant::now();
+        if start < self.next_reclaim {
+            return;
+        }
+        let mut returned = Vec::new();
+        self.granted.retain(|&pid, ports| {
+            let is_gone = sys::is_no_process(pid);
+            if is_gone {
+                returned.append(ports);
+            }
+            !is_gone
+        });
+        if !returned.is_empty() {
+            self.free.push(returned.into_iter().collect());
+            self.join_blocks();
+        }
+        self.next_reclaim = start + start.elapsed() * RECLAIM_FACTOR;
+    }
+
+    /// Records that a port has been granted. Another search may have moved it meanwhile.
+    fn grant(&mut self, port: u16, pid: u32) {
+        let one = PortSet::from(port..=port);
+        let busy = iter::once(&mut self.busy);
+        let mut sets = self.free.iter_mut().rev().chain(busy);
+        if let Some(set) = sets.find(|set| set.contains(port)) {
+            *set = set.difference(&one);
+        }
+        self.free.retain(|block| !block.is_empty());
+        self.granted.entry(pid).or_default().push(port);
+    }
+
+    /// Records that none of these ports was to be had.
+    fn miss(&mut self, ports: &PortSet, took: Duration) {
+        for block in &mut self.free {
+            // Some may have been granted to other clients meanwhile.
+            let rest = block.difference(ports);
+            self.busy = self.busy.union(&block.difference(&rest));
+            *block = rest;
+        }
+        self.free.retain(|block| !block.is_empty());
+        let pause = (took * PAUSE_FACTOR).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
+        self.next_rescan = self.next_rescan.max(Instant::now() + pause);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -175,7 +350,7 @@ mod tests {
     fn a_port_is_granted_once_while_its_client_lives() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let ports: PortSet = "20100-20104".parse().expect("valid");
-        let pool = Pool::new(&ports, Some(dir.path().to_owned()));
+        let pool = Pool::new(&ports, None, Some(dir.path().to_owned()));
         let own = std::process::id();
         // Either waits for its input, which does not end before this test.
         let waiting = if cfg!(windows) { "cmd" } else { "cat" };
@@ -196,8 +371,53 @@ mod tests {
         assert_eq!(pool.grant(own).expect("given back"), first);
 
         // Another server, or the same one started again, knows of all of them.
-        let again = Pool::new(&ports, Some(dir.path().to_owned()));
+        let again = Pool::new(&ports, None, Some(dir.path().to_owned()));
         assert!(matches!(again.grant(own), Err(Denial::Exhausted)));
         assert!(matches!(again.grant(1 << 23), Err(Denial::Process)));
+    }
+
+    #[test]
+    fn a_search_that_misses_moves_only_what_it_searched() {
+        let set = |text: &str| text.parse::<PortSet>().expect("valid");
+        let pool = Pool::new(&set("4000-4009"), None, None);
+        let mut state = pool.state();
+        // Meanwhile another client was granted one of the ports, and others came back.
+        state.grant(4001, 812);
+        state.miss(&set("4000-4004"), Duration::ZERO);
+        assert_eq!(state.free, [set("4005-4009")]);
+        assert_eq!(state.busy, set("4000,4002-4004"));
+        state.miss(&set("4004-4006"), Duration::ZERO);
+        assert_eq!(state.free, [set("4007-4009")]);
+        assert_eq!(state.busy, set("4000,4002-4006"));
+        // It was granted although this server had believed it busy.
+        state.grant(4003, 813);
+        assert_eq!(state.busy, set("4000,4002,4004-4006"));
+        drop(state);
+        assert_eq!(
+            pool.usage().to_string(),
+            "2 granted to 2 processes, 5 taken by others"
+        );
+    }
+
+    #[test]
+    fn every_port_is_in_one_block_until_one_lingers() {
+        let ports: PortSet = "4000-4999,7000".parse().expect("valid");
+        let pool = Pool::new(&ports, None, None);
+        let mut state = pool.state();
+        let sizes = |state: &State| state.free.iter().map(PortSet::len).collect::<Vec<_>>();
+        let mut two = sizes(&state);
+        two.sort_unstable();
+        assert_eq!(two, [1001 - BLOCK, BLOCK]);
+        state.grant(7000, 812);
+        state.join_blocks();
+        assert_eq!(state.free, [PortSet::from(4000..=4999)]);
+        state.join_blocks();
+        assert_eq!(sizes(&state), [1000]);
+        for port in 4000..=4999 {
+            state.grant(port, 812);
+        }
+        assert!(state.free.is_empty());
+        state.join_blocks();
+        assert!(state.free.is_empty());
     }
 }

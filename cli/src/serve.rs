@@ -1,7 +1,7 @@
-//! `serve`: a port server for portpicker and all who speak its protocol.
+//! `serve`: a port server for portpicker and all clients that speak its protocol.
 //!
-//! One request per connection: a pid in decimal, normally with a newline behind
-//! it. The answer is a port and a newline, or nothing.
+//! One request per connection: a pid in decimal, normally followed by a newline. The answer
+//! is a port and a newline, or nothing.
 
 use std::{
     io::{self, IsTerminal as _},
@@ -10,26 +10,30 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
+
+use portlock::PortSet;
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     runtime, task, time,
 };
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::{
     args::Serve,
     failure::{FAILED, Failure},
     pool::{Denial, Pool},
     request,
+    seldom::Seldom,
+    static_pool,
     sys::{self, Connection, Endpoint, Wish, Wishes},
 };
 
-/// How long a client may take to begin its request, and to take the answer.
+/// The time that a client has to begin its request, and to take the answer.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// A request without a newline ends when nothing more has come for so long.
+/// The time after which a request without a newline ends, if nothing more has come.
 const QUIET: Duration = Duration::from_millis(200);
 /// Grants are made of system calls that hardly ever wait: more threads than a few
 /// would only take turns.
@@ -61,13 +65,36 @@ impl Statistics {
     }
 }
 
+/// Warnings that clients can cause at any rate.
+#[derive(Debug, Default)]
+struct Warnings {
+    exhausted: Seldom,
+    failed: Seldom,
+    not_accepted: Seldom,
+    refused_peer: Seldom,
+}
+
+/// Prints a warning if it is not too soon after the last one of its kind, whatever the
+/// message is.
+fn warn_seldom(kind: &Seldom, message: impl FnOnce() -> String) {
+    if let Some(suppressed) = kind.admit(Instant::now()) {
+        warn!("{}{suppressed}", message());
+    }
+}
+
 #[derive(Debug)]
 struct Server {
     pool: Pool,
     statistics: Statistics,
+    warnings: Warnings,
 }
 
 pub(crate) fn serve(args: &Serve, dir: Option<&Path>) -> Result<u8, Failure> {
+    // First of all, because it changes the environment.
+    let passed = sys::passed_listeners().map_err(|error| {
+        let message = format!("cannot take the sockets that a service manager passed: {error}");
+        Failure::new(FAILED, message)
+    })?;
     let level = match (args.debug, args.verbose, args.quiet) {
         (true, _, _) => tracing::Level::DEBUG,
         (_, _, true) => tracing::Level::WARN,
@@ -76,28 +103,26 @@ pub(crate) fn serve(args: &Serve, dir: Option<&Path>) -> Result<u8, Failure> {
     let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     tracing_subscriber::fmt()
         .with_writer(io::stderr)
+        // It would be reported on standard error, and the failure of that is a panic.
+        .log_internal_errors(false)
         .with_ansi(colours)
         .with_max_level(level)
         .with_target(false)
         .init();
+    if args.address.is_none() && passed.is_empty() {
+        return Err(Failure::new(FAILED, "name where to serve with --address"));
+    }
     // Report a directory that cannot be trusted now, and not to the first client.
     portlock::LockDir::locate(dir)?;
-    if args.ports.is_empty() {
-        return Err(Failure::new(
-            FAILED,
-            "--ports names no port from 1 to 65535",
-        ));
-    }
-    let Some(address) = &args.address else {
-        return Err(Failure::new(FAILED, "name where to serve with --address"));
-    };
+    let ports = ports(args)?;
     // Thousands of clients may be connected at once.
     if let Err(error) = sys::raise_descriptor_limit() {
         debug!("cannot raise the limit of open files: {error}");
     }
     let server = Arc::new(Server {
-        pool: Pool::new(&args.ports, dir.map(Path::to_owned)),
+        pool: Pool::new(&ports, args.reuse_address, dir.map(Path::to_owned)),
         statistics: Statistics::default(),
+        warnings: Warnings::default(),
     });
     let runtime = runtime::Builder::new_multi_thread()
         .enable_all()
@@ -109,34 +134,70 @@ pub(crate) fn serve(args: &Serve, dir: Option<&Path>) -> Result<u8, Failure> {
             format!("cannot start the server's threads: {error}"),
         )
     })?;
-    runtime.block_on(run(&server, address))?;
+    runtime.block_on(run(&server, args.address.as_deref(), passed))?;
     server.statistics.log(&server.pool);
     info!("Goodbye.");
     Ok(0)
 }
 
-async fn run(server: &Arc<Server>, address: &str) -> Result<(), Failure> {
-    let fail = |what: &'static str| {
-        let address = address.to_owned();
-        move |error: io::Error| Failure::new(FAILED, format!("cannot {what} {address}: {error}"))
+/// Returns the ports to grant: at least one.
+fn ports(args: &Serve) -> Result<PortSet, Failure> {
+    let (ports, flag) = match &args.static_pool {
+        Some(text) => {
+            let (ports, complaints) = static_pool::parse(text);
+            for complaint in complaints {
+                error!("{complaint}");
+            }
+            (ports, "--portserver_static_pool")
+        }
+        None => (args.ports.clone(), "--ports"),
     };
-    let mut wishes = Wishes::listen().map_err(fail("handle signals for"))?;
-    let mut endpoint = Endpoint::listen(address).map_err(fail("serve on"))?;
-    info!("Serving on {address}");
+    if ports.is_empty() {
+        let message = format!("{flag} names no port from 1 to 65535");
+        return Err(Failure::new(FAILED, message));
+    }
+    Ok(ports)
+}
+
+async fn run(
+    server: &Arc<Server>,
+    address: Option<&str>,
+    passed: sys::Passed,
+) -> Result<(), Failure> {
+    let fail = |what: &'static str, where_to: &str| {
+        let name = where_to.to_owned();
+        move |error: io::Error| Failure::new(FAILED, format!("cannot {what} {name}: {error}"))
+    };
+    let address = address.unwrap_or_default();
+    let mut wishes = Wishes::listen().map_err(fail("handle signals for", address))?;
+    let mut endpoint = Endpoint::listen(address, passed).map_err(fail("serve on", address))?;
+    info!("Serving on {}", endpoint.name());
+    if let Err(error) = sys::notify_ready() {
+        warn!("cannot notify the service manager that the server is ready: {error}");
+    }
     loop {
         tokio::select! {
             accepted = endpoint.accept() => match accepted {
                 Ok(connection) => {
                     task::spawn(answer(Arc::clone(server), connection));
                 }
+                // A socket that was passed and does not listen never will.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                    return Err(fail("accept connections on", endpoint.name())(error));
+                }
                 Err(error) => {
-                    warn!("cannot accept a connection: {error}");
+                    warn_seldom(&server.warnings.not_accepted, || {
+                        format!("cannot accept a connection: {error}")
+                    });
                     time::sleep(ACCEPT_PAUSE).await;
                 }
             },
             wish = wishes.next() => match wish {
                 Wish::Statistics => server.statistics.log(&server.pool),
-                Wish::Stop => return Ok(()),
+                Wish::Stop => {
+                    let _ = sys::notify_stopping();
+                    return Ok(());
+                }
             },
         }
     }
@@ -155,32 +216,27 @@ async fn answer(server: Arc<Server>, mut connection: Connection) {
             return;
         }
     };
-    let Some(pid) = request::parse(&request) else {
+    reply(&server, &request, &mut connection).await;
+    // More may come, or may have come already.
+    let is_complete = request.len() <= request::LONGEST && request.ends_with(b"\n");
+    if !is_complete {
+        sys::finish(connection).await;
+    }
+}
+
+async fn reply(server: &Arc<Server>, request: &[u8], connection: &mut Connection) {
+    let Some(pid) = request::parse(request) else {
         server
             .statistics
             .client_request_errors
             .fetch_add(1, Ordering::Relaxed);
         warn!(
             "Could not parse request: {:?}",
-            String::from_utf8_lossy(&request)
+            String::from_utf8_lossy(request)
         );
         return;
     };
-    let granted = match client(pid, &connection) {
-        Ok(pid) => {
-            let server = Arc::clone(&server);
-            // It makes system calls on files and sockets. Few as they mostly are, on the
-            // threads that read and write for all clients they would cost a third of
-            // the grants per second.
-            let grant = task::spawn_blocking(move || server.pool.grant(pid)).await;
-            grant.unwrap_or(Err(Denial::Exhausted))
-        }
-        Err(why) => {
-            info!("Not allocating a port to {why}");
-            Err(Denial::Process)
-        }
-    };
-    match granted {
+    match grant(server, pid, connection).await {
         Ok(port) => {
             server
                 .statistics
@@ -196,13 +252,32 @@ async fn answer(server: Arc<Server>, mut connection: Connection) {
                 .statistics
                 .denied_allocations
                 .fetch_add(1, Ordering::Relaxed);
+            let warnings = &server.warnings;
             match denial {
                 Denial::Process => info!("Not allocating a port to process {pid}"),
-                Denial::Exhausted => info!("All ports in use."),
-                Denial::Failure(error) => warn!("cannot lease a port: {error}"),
+                Denial::Exhausted => warn_seldom(&warnings.exhausted, || {
+                    let usage = server.pool.usage();
+                    format!("All ports in use. No port for process {pid}: {usage}")
+                }),
+                Denial::Failure(error) => warn_seldom(&warnings.failed, || {
+                    format!("cannot lease a port for process {pid}: {error}")
+                }),
             }
         }
     }
+}
+
+/// Leases a port for the process with this pid, if the client may name it.
+async fn grant(server: &Arc<Server>, pid: i64, connection: &Connection) -> Result<u16, Denial> {
+    let pid = client(server, pid, connection).map_err(|why| {
+        info!("Not allocating a port to {why}");
+        Denial::Process
+    })?;
+    let server = Arc::clone(server);
+    // It makes system calls on files and sockets. Few as they mostly are, on the threads
+    // that read and write for all clients they would cost a third of the grants per second.
+    let grant = task::spawn_blocking(move || server.pool.grant(pid)).await;
+    grant.unwrap_or(Err(Denial::Exhausted))
 }
 
 /// Reads until a newline, the end, one byte too many, or a short quiet time.
@@ -232,14 +307,21 @@ async fn read_request(connection: &mut Connection) -> io::Result<Vec<u8>> {
     Ok(request)
 }
 
-/// The process that shall have the port, if the client may name it.
-fn client(pid: i64, connection: &Connection) -> Result<u32, String> {
+/// Returns the process that will have the port, if the client may name it, or else what to
+/// call it.
+fn client(server: &Server, pid: i64, connection: &Connection) -> Result<u32, String> {
     let pid = match u32::try_from(pid) {
         Ok(0) | Err(_) => return Err(format!("invalid pid {pid}")),
-        // It is who orphans belong to, and would keep its ports for ever.
+        // Orphans belong to it, and it would keep their ports for ever.
         Ok(1) => return Err("init".to_owned()),
         Ok(pid) => pid,
     };
+    sys::check_peer(connection).map_err(|why| {
+        warn_seldom(&server.warnings.refused_peer, || {
+            format!("Refused a client that asked for process {pid}: {why}")
+        });
+        format!("a client whose pids may be other processes: {pid}")
+    })?;
     sys::check_client(pid, connection)?;
     Ok(pid)
 }

@@ -15,11 +15,14 @@ use std::{
     fmt::Write as _,
     fs::{self, File},
     io::{self, BufRead, BufReader, Read, Write},
-    net::{Ipv6Addr, SocketAddr, TcpListener},
-    os::unix::{
-        fs::PermissionsExt,
-        net::{self as unix_net, UnixListener, UnixStream},
-        process::CommandExt,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
+    os::{
+        fd::OwnedFd,
+        unix::{
+            fs::{MetadataExt, PermissionsExt},
+            net::{self as unix_net, UnixDatagram, UnixListener, UnixStream},
+            process::CommandExt,
+        },
     },
     path::{Path, PathBuf},
     process::{self, Child, ChildStdin, Command, ExitStatus, Stdio},
@@ -28,6 +31,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use command_fds::{CommandFdExt, FdMapping};
 use portlock::{
     ErrorKind, FreePort, LockDir, PortSet, Protocol, get_port_from_port_server,
     socket2::{Domain, Socket, Type},
@@ -324,6 +328,16 @@ impl Server {
         Self { logging, address }
     }
 
+    /// With --quiet, so that the log says nothing of the start.
+    fn start_quiet(dir: &Path, address: &str, ports: &Ports) -> Self {
+        let ports = ports.text();
+        let command = serve(dir, &["--address", address, "--ports", &ports, "--quiet"]);
+        let logging = Logging::start(command);
+        until("it accepts connections", || connect(address).ok());
+        let address = address.to_owned();
+        Self { logging, address }
+    }
+
     fn connect(&self) -> UnixStream {
         connect(&self.address).expect("the server listens")
     }
@@ -371,13 +385,7 @@ fn connect(address: &str) -> io::Result<UnixStream> {
 /// All that comes until the server closes the connection.
 fn answer(mut connection: UnixStream) -> io::Result<String> {
     let mut answer = String::new();
-    match connection.read_to_string(&mut answer) {
-        // It was closed with a part of the request unread (unix(7)).
-        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
-        outcome => {
-            outcome?;
-        }
-    }
+    connection.read_to_string(&mut answer)?;
     Ok(answer)
 }
 
@@ -472,6 +480,14 @@ fn child() {
             let answer = answer(connection).expect("it closes the connection");
             say(port(&answer).unwrap_or(0));
         },
+        // The same, of a server that may not have started yet.
+        ("ask-until", [address]) => loop {
+            let request = hear();
+            let mut connection = until("the server listens", || connect(address).ok());
+            let _ = connection.write_all(format!("{request}\n").as_bytes());
+            let answer = answer(connection).expect("it closes the connection");
+            say(port(&answer).unwrap_or(0));
+        },
         ("lease", [dir, ports, number]) => {
             let ports: PortSet = ports.parse().expect("a set");
             let builder = FreePort::builder().ports(ports).lock_dir(dir);
@@ -545,6 +561,39 @@ fn what_is_no_request_gets_no_answer() {
     let log = server.stop();
     // 12 requests that are none, and two connections without any.
     assert_statistics(&log, [14, 7, 4, 1, 4]);
+}
+
+/// More than 20 bytes are no request. The client gets the end of the stream and no error, and
+/// may go on writing for a moment.
+#[test]
+fn a_request_that_is_too_long_ends_with_the_end_of_the_stream() {
+    let (dir, ports) = (lock_dir(), Ports::new(2));
+    let server = Server::start(dir.path(), &own_address("long"), &ports);
+    for len in [21, 22, 100, 4096] {
+        let mut connection = server.connect();
+        connection.write_all(&vec![b'7'; len]).expect("connected");
+        let mut rest = [0; 1];
+        assert_eq!(connection.read(&mut rest).expect("the end"), 0, "{len}");
+        connection.write_all(b"812\n").expect("it still reads");
+        assert_eq!(connection.read(&mut rest).expect("the end"), 0, "{len}");
+    }
+    // What comes late, after a request without a newline, does not spoil the answer.
+    let mut connection = server.connect();
+    write!(connection, "{}", process::id()).expect("connected");
+    let mut reader = BufReader::new(&connection);
+    let mut answer = String::new();
+    reader.read_line(&mut answer).expect("an answer");
+    assert!(port(&answer).is_some());
+    (&connection).write_all(b"\n").expect("it still reads");
+    assert_eq!(reader.read_line(&mut answer).expect("the end"), 0);
+
+    // A client that never stops is cut off.
+    let mut connection = server.connect();
+    let deadline = Instant::now() + LONG;
+    while connection.write_all(&[b'7'; 4096]).is_ok() {
+        assert!(Instant::now() < deadline, "it is still read");
+    }
+    assert!(server.ask(process::id()).is_some());
 }
 
 #[test]
@@ -834,22 +883,47 @@ fn the_flags_of_the_reference_work() {
 fn what_is_no_pool_is_refused() {
     let dir = lock_dir();
     let address = own_address("refused");
-    for flag in ["--portserver_static_pool", "--ports"] {
-        for pool in [
-            "",
-            "abc",
-            "15000-",
-            "16000-15000",
-            "0-70000",
-            "15000-15010,x",
-        ] {
-            let message = refusal(dir.path(), &["--address", &address, flag, pool]);
-            assert!(
-                !message.is_empty() && !message.contains("panic"),
-                "{message}"
-            );
-        }
+    let refuse = |flag, pool| {
+        let message = refusal(dir.path(), &["--address", &address, flag, pool]);
+        assert!(message.contains(flag), "{message}");
+        assert!(!message.contains("panic"), "{message}");
+    };
+    for pool in ["", "abc", "15000-", "16000-15000", "0-70000"] {
+        refuse("--ports", pool);
+        refuse("--portserver_static_pool", pool);
     }
+    refuse("--ports", "15000-15010,x");
+    let args = [
+        "--ports",
+        "15000",
+        "--portserver_static_pool",
+        "15000-15000",
+    ];
+    let message = refusal(dir.path(), &args);
+    assert!(message.contains("cannot be used with"), "{message}");
+}
+
+/// As the reference does it; `static_pool.rs` has the rest.
+#[test]
+fn unparsable_parts_of_a_static_pool_are_passed_over() {
+    let (dir, ports) = (lock_dir(), Ports::new(1));
+    let port = ports.numbers[0];
+    let address = own_address("unparsable");
+    let pool = format!("not,{port}-{port},0-{port},{port}");
+    let args = ["--address", &address, "--portserver_static_pool", &pool];
+    let logging = Logging::start(serve(dir.path(), &args));
+    let log = logging.logged("Serving on");
+    for part in [
+        "unparsable port range \"not\"".to_owned(),
+        format!("out of bounds port range \"0-{port}\""),
+        format!("unparsable port range \"{port}\""),
+    ] {
+        let is_logged = log.iter().any(|line| line.contains(&part));
+        assert!(is_logged, "{part}: {log:#?}");
+    }
+    let server = Server { logging, address };
+    assert_eq!(server.ask(process::id()), Some(port));
+    assert_eq!(server.ask(process::id()), None);
 }
 
 // ---------------------------------------------------------------------------
@@ -956,6 +1030,465 @@ fn two_servers_never_grant_the_same_port() {
 }
 
 // ---------------------------------------------------------------------------
+// TIME_WAIT.
+
+/// Leaves a connection in TIME_WAIT on the port, as a server that closes first does. It binds
+/// as servers do, with `SO_REUSEADDR`.
+#[track_caller]
+fn leave_in_time_wait(port: u16) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).expect("it can be bound");
+    let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("it listens");
+    let (accepted, _) = listener.accept().expect("it has connected");
+    drop(accepted);
+    client.set_read_timeout(Some(LONG)).expect("not zero");
+    assert_eq!(client.read(&mut [0]).expect("the end"), 0);
+}
+
+#[test]
+fn ports_in_time_wait_are_granted_when_no_other_is_left() {
+    for (name, flag, strictly_first, all) in [
+        ("default", None, true, 4),
+        ("no", Some("--reuse-address=no"), true, 1),
+        ("yes", Some("--reuse-address"), false, 4),
+    ] {
+        let (dir, ports) = (lock_dir(), Ports::new(4));
+        let free = ports.numbers[2];
+        for &port in ports.numbers.iter().filter(|&&port| port != free) {
+            leave_in_time_wait(port);
+        }
+        let address = own_address(&format!("time-wait-{name}"));
+        let text = ports.text();
+        let mut args = vec!["--address", &address, "--ports", &text];
+        args.extend(flag);
+        let server = Server::start_command(serve(dir.path(), &args), &address);
+        let mut granted: Vec<u16> = (0..all)
+            .map(|_| server.ask(process::id()).expect("one is left"))
+            .collect();
+        assert_eq!(server.ask(process::id()), None, "{name}");
+        if strictly_first {
+            assert_eq!(granted[0], free, "{name}");
+        }
+        granted.sort_unstable();
+        if all == 4 {
+            assert_eq!(granted, ports.numbers, "{name}");
+        }
+    }
+}
+
+/// A port that came back is strictly free and goes first, however many are in TIME_WAIT.
+#[test]
+fn a_port_that_came_back_is_granted_before_those_in_time_wait() {
+    let (dir, ports) = (lock_dir(), Ports::new(8));
+    let server = Server::start(dir.path(), &own_address("came-back"), &ports);
+    let mut first = client();
+    let back = server.ask(first.id()).expect("all are free");
+    let others = ports.numbers.iter().filter(|&&port| port != back);
+    others.for_each(|&port| leave_in_time_wait(port));
+    let lingering = server.ask(process::id()).expect("in TIME_WAIT");
+    assert_ne!(lingering, back, "that one is still leased");
+    first.kill();
+    assert_eq!(server.ask(process::id()), Some(back));
+}
+
+#[test]
+fn clients_in_turn_get_more_ports_than_the_pool_has() {
+    const CLIENTS: usize = 60;
+    let (dir, ports) = (lock_dir(), Ports::new(20));
+    let server = Server::start(dir.path(), &own_address("in-turn"), &ports);
+    let start = Instant::now();
+    for i in 0..CLIENTS {
+        let mut client = client();
+        let port = server.ask(client.id());
+        let port = port.unwrap_or_else(|| panic!("client {i} of {CLIENTS} is refused"));
+        leave_in_time_wait(port);
+        client.kill();
+    }
+    eprintln!("{CLIENTS} clients in turn, 20 ports: {:?}", start.elapsed());
+    let log = server.stop();
+    let total = format!(" total-allocations {CLIENTS}");
+    assert!(log.iter().any(|line| line.ends_with(&total)), "{log:#?}");
+}
+
+/// A grant or a refusal is one search over the pool: the library's pauses for ports in
+/// TIME_WAIT are made once, and not for each port.
+#[test]
+fn many_ports_in_time_wait_cost_hardly_more_than_one() {
+    const MANY: usize = 299;
+    let (dir, one, many) = (lock_dir(), Ports::new(2), Ports::new(MANY + 1));
+    let ask = |name: &str, ports: &Ports| {
+        for &port in &ports.numbers[1..] {
+            leave_in_time_wait(port);
+        }
+        let address = own_address(name);
+        let text = ports.text();
+        let args = [
+            "--address",
+            &address,
+            "--ports",
+            &text,
+            "--reuse-address=no",
+        ];
+        let server = Server::start_command(serve(dir.path(), &args), &address);
+        let measure = || {
+            let start = Instant::now();
+            (server.ask(process::id()), start.elapsed())
+        };
+        let (port, grant) = measure();
+        assert_eq!(port, Some(ports.numbers[0]));
+        let (port, refusal) = measure();
+        assert_eq!(port, None);
+        eprintln!(
+            "{} in TIME_WAIT, one free: grant {grant:?}, refusal {refusal:?}",
+            ports.numbers.len() - 1
+        );
+        (grant, refusal)
+    };
+    let (_, refusal) = ask("one-lingers", &one);
+    let (grant_of_many, refusal_of_many) = ask("many-linger", &many);
+    // A search port by port would take half as many times as long for the grant, and as many
+    // times for the refusal.
+    let most = refusal * u32::try_from(MANY / 8).expect("few");
+    assert!(grant_of_many < most, "{grant_of_many:?}, {refusal:?}");
+    assert!(refusal_of_many < most, "{refusal_of_many:?}, {refusal:?}");
+}
+
+// ---------------------------------------------------------------------------
+// The log.
+
+/// The lines of a log with this part.
+fn with<'a>(log: &'a [String], part: &str) -> Vec<&'a String> {
+    log.iter().filter(|line| line.contains(part)).collect()
+}
+
+#[test]
+fn exhaustion_is_a_warning_with_the_pid_that_is_not_repeated_for_each_client() {
+    let (dir, ports) = (lock_dir(), Ports::new(2));
+    let server = Server::start_quiet(dir.path(), &own_address("warning"), &ports);
+    let client = client();
+    for _ in 0..2 {
+        assert!(server.ask(client.id()).is_some());
+    }
+    for _ in 0..50 {
+        assert_eq!(server.ask(process::id()), None);
+    }
+    let log = server.stop();
+    let pid = format!("No port for process {}: ", process::id());
+    let warnings = with(&log, "All ports in use.");
+    assert_eq!(warnings.len(), 1, "{log:#?}");
+    for part in [" WARN ", &pid, "2 granted to 1 process, 0 taken by others"] {
+        assert!(warnings[0].contains(part), "{part:?}: {log:#?}");
+    }
+}
+
+#[test]
+fn a_server_without_descriptors_says_so_once_and_recovers() {
+    /// What it may open, and what clients try to open at least.
+    const FILES: usize = 64;
+    let (dir, ports) = (lock_dir(), Ports::new(2));
+    let address = own_address("descriptors");
+    let line = format!("ulimit -n {FILES} && exec \"$@\"");
+    let mut command = Command::new("sh");
+    let args = [
+        "-c",
+        &line,
+        "sh",
+        env!("CARGO_BIN_EXE_portlock"),
+        "serve",
+        "--quiet",
+        "--address",
+        &address,
+        "--ports",
+        &ports.text(),
+    ];
+    command.args(args).env("PORTLOCK_DIR", dir.path());
+    let logging = Logging::start(command);
+    until("it accepts connections", || connect(&address).ok());
+    let silent: Vec<UnixStream> = (0..FILES + 8)
+        .map(|_| connect(&address).expect("the queue is longer"))
+        .collect();
+    let mut log = logging.logged("cannot accept a connection");
+    // It tries again and again meanwhile, every 20 ms.
+    thread::sleep(Duration::from_millis(200));
+    drop(silent);
+    let server = Server { logging, address };
+    assert!(server.ask(process::id()).is_some());
+    log.extend(server.stop());
+    let warnings = with(&log, "cannot accept a connection");
+    assert_eq!(warnings.len(), 1, "{log:#?}");
+    assert!(warnings[0].contains(" WARN "), "{log:#?}");
+}
+
+/// As when the program that collects the log has ended.
+#[test]
+fn a_server_without_a_reader_of_its_log_goes_on() {
+    let (dir, ports) = (lock_dir(), Ports::new(2));
+    let address = own_address("unread");
+    let text = ports.text();
+    let mut command = serve(dir.path(), &["--address", &address, "--ports", &text]);
+    let (reader, writer) = io::pipe().expect("a pipe");
+    command.stderr(writer);
+    let mut server = Guard::spawn(command);
+    until("it accepts connections", || connect(&address).ok());
+    drop(reader);
+    let ask = |request: String| {
+        let mut connection = connect(&address).expect("it listens");
+        let _ = connection.write_all(request.as_bytes());
+        port(&answer(connection).expect("it closes the connection"))
+    };
+    let pid = Pid::from_child(&server.0);
+    for _ in 0..3 {
+        kill_process(pid, Signal::USR1).expect("our own child");
+        assert_eq!(ask("99Z\n".to_owned()), None);
+    }
+    assert!(ask(format!("{}\n", process::id())).is_some());
+    kill_process(pid, Signal::TERM).expect("our own child");
+    let status = until("its end", || server.0.try_wait().expect("our own child"));
+    assert_eq!(status.code(), Some(0), "{status}");
+}
+
+// ---------------------------------------------------------------------------
+// Service managers.
+
+#[test]
+fn sighup_ends_nothing() {
+    let (dir, ports) = (lock_dir(), Ports::new(2));
+    let path = dir.path().join("socket");
+    let server = Server::start(dir.path(), text(&path), &ports);
+    let identity = || fs::metadata(&path).expect("it listens").ino();
+    let before = identity();
+    let mut connection = server.connect();
+    server.logging.signal(Signal::HUP);
+    // The log tells when the signals were handled.
+    server.logging.signal(Signal::USR1);
+    server.logging.logged("total-allocations");
+    writeln!(connection, "{}", process::id()).expect("still connected");
+    let answer = answer(connection).expect("an answer");
+    assert!(port(&answer).is_some());
+    assert!(server.ask(process::id()).is_some());
+    assert_eq!(identity(), before);
+    server.stop();
+}
+
+/// `portlock serve` with these sockets from a service manager, and these assignments, which
+/// a shell makes because only it knows its own pid.
+fn activated(dir: &Path, sockets: Vec<OwnedFd>, variables: &str, args: &[&str]) -> Command {
+    let mut command = Command::new("sh");
+    let line = format!("{variables} exec \"$@\"");
+    let program = env!("CARGO_BIN_EXE_portlock");
+    command.args(["-c", &line, "sh", program, "serve"]);
+    command.args(args).env("PORTLOCK_DIR", dir);
+    let mappings = sockets.into_iter().zip(3..);
+    let mappings = mappings.map(|(parent_fd, child_fd)| FdMapping {
+        parent_fd,
+        child_fd,
+    });
+    command.fd_mappings(mappings.collect()).expect("distinct");
+    command
+}
+
+#[test]
+fn sockets_of_a_service_manager_are_served_and_left_to_it() {
+    let (dir, ports) = (lock_dir(), Ports::new(4));
+    let paths = ["one", "other"].map(|name| dir.path().join(name));
+    let listeners = paths
+        .each_ref()
+        .map(|path| UnixListener::bind(path).expect("our own directory"));
+    let notify = UnixDatagram::bind(dir.path().join("notify")).expect("our own directory");
+    notify.set_read_timeout(Some(LONG)).expect("not zero");
+    let notified = || {
+        let mut message = [0; 100];
+        let len = notify.recv(&mut message).expect("a notification");
+        String::from_utf8_lossy(&message[..len]).into_owned()
+    };
+    // Clients that come before it runs wait for it.
+    let mut early = connect(text(&paths[1])).expect("it listens");
+    writeln!(early, "{}", process::id()).expect("connected");
+
+    let sockets = listeners.map(OwnedFd::from).into();
+    let variables = "LISTEN_PID=$$ LISTEN_FDS=2";
+    let text_of_ports = ports.text();
+    let args = ["--address", "/nowhere/at/all", "--ports", &text_of_ports];
+    let mut command = activated(dir.path(), sockets, variables, &args);
+    command.env("NOTIFY_SOCKET", dir.path().join("notify"));
+    let logging = Logging::start(command);
+    let log = logging.logged("Serving on");
+    let line = log.last().expect("that one");
+    for path in &paths {
+        assert!(line.contains(text(path)), "{line}");
+    }
+    assert_eq!(notified(), "READY=1\n");
+    assert!(port(&answer(early).expect("an answer")).is_some());
+    for path in paths.iter().chain(&paths[..1]) {
+        let address = text(path).to_owned();
+        let answer = get_port_from_port_server(&address, process::id());
+        assert!(ports.contains(answer.expect("one is left")));
+    }
+    let server = Server {
+        logging,
+        address: text(&paths[0]).to_owned(),
+    };
+    server.stop();
+    assert_eq!(notified(), "STOPPING=1\n");
+    for path in &paths {
+        assert!(path.exists(), "its maker removes it");
+    }
+}
+
+#[test]
+fn sockets_that_cannot_be_served_are_refused_in_a_sentence() {
+    let (dir, ports) = (lock_dir(), Ports::new(1));
+    let args = [
+        "--ports",
+        &ports.text(),
+        "--address",
+        &own_address("not-served"),
+    ];
+    let end = |command: Command| {
+        let (status, log) = Logging::start(command).end();
+        assert_eq!(status.code(), Some(FAILED), "{log:#?}");
+        log.join("\n")
+    };
+    let one = "LISTEN_PID=$$ LISTEN_FDS=1";
+    let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    let message = end(activated(dir.path(), vec![tcp.into()], one, &args));
+    assert!(message.contains("service manager passed"), "{message}");
+    assert!(message.contains("unix stream socket"), "{message}");
+
+    let many = "LISTEN_PID=$$ LISTEN_FDS=2000000000";
+    let message = end(activated(dir.path(), Vec::new(), many, &args));
+    assert!(message.contains("LISTEN_FDS names more"), "{message}");
+
+    // A connection, as for a socket unit with Accept=yes.
+    let (mut ours, theirs) = UnixStream::pair().expect("a pair");
+    writeln!(ours, "{}", process::id()).expect("connected");
+    let message = end(activated(dir.path(), vec![theirs.into()], one, &args));
+    assert!(
+        message.contains("cannot accept connections on"),
+        "{message}"
+    );
+}
+
+/// They are inherited by every process below one that was started so.
+#[test]
+fn sockets_for_another_process_are_not_touched() {
+    let (dir, ports) = (lock_dir(), Ports::new(1));
+    let path = dir.path().join("theirs");
+    let listener = UnixListener::bind(&path).expect("our own directory");
+    let address = own_address("not-passed");
+    let args = ["--address", &address, "--ports", &ports.text()];
+    let variables = "LISTEN_PID=1 LISTEN_FDS=1";
+    let command = activated(dir.path(), vec![listener.into()], variables, &args);
+    let server = Server::start_command(command, &address);
+    assert!(server.ask(process::id()).is_some());
+}
+
+#[test]
+fn systemd_can_start_it_with_the_first_client() {
+    if !is_installed("systemd-socket-activate") {
+        return;
+    }
+    let (dir, ports) = (lock_dir(), Ports::new(2));
+    let address = own_address("systemd");
+    let mut command = Command::new("systemd-socket-activate");
+    command
+        .args(["--listen", &address, "--setenv", "PORTLOCK_DIR"])
+        .args([env!("CARGO_BIN_EXE_portlock"), "serve"])
+        .args(["--ports", &ports.text()])
+        .env("PORTLOCK_DIR", dir.path());
+    let logging = Logging::start(command);
+    let first = until("it listens", || connect(&address).ok());
+    let mut first = first;
+    writeln!(first, "{}", process::id()).expect("connected");
+    assert!(port(&answer(first).expect("an answer")).is_some());
+    let server = Server { logging, address };
+    assert!(server.ask(process::id()).is_some());
+    let log = server.stop();
+    let serving = with(&log, "passed by the service manager");
+    assert_eq!(serving.len(), 1, "{log:#?}");
+}
+
+/// Whether a program can be started; says so if it cannot.
+fn is_installed(program: &str) -> bool {
+    let mut command = Command::new(program);
+    command.arg("--version").stdin(Stdio::null());
+    let is_installed = command.output().is_ok();
+    if !is_installed {
+        eprintln!("left out: {program} is not installed");
+    }
+    is_installed
+}
+
+/// The units for systemd, or `None` in the published package, which has none.
+fn units() -> Option<PathBuf> {
+    let cli = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let units = cli.with_file_name("contrib").join("systemd");
+    if !units.is_dir() {
+        eprintln!("left out: {} is not there", units.display());
+        return None;
+    }
+    Some(units)
+}
+
+#[test]
+fn the_units_for_systemd_are_valid() {
+    let Some(units) = units() else { return };
+    if !is_installed("systemd-analyze") {
+        return;
+    }
+    let dir = lock_dir();
+    let names = ["portlock-serve.service", "portlock-serve.socket"];
+    let copies = names.map(|name| {
+        let unit = fs::read_to_string(units.join(name)).expect("a unit");
+        // It has to be there.
+        let unit = unit.replace("/usr/bin/portlock", env!("CARGO_BIN_EXE_portlock"));
+        let copy = dir.path().join(name);
+        fs::write(&copy, unit).expect("our own directory");
+        copy
+    });
+    let mut command = Command::new("systemd-analyze");
+    command.args(["verify", "--man=no"]).args(&copies);
+    let output = command.output().expect("it is installed");
+    let complaints = String::from_utf8_lossy(&output.stderr);
+    // Of what it only ignores, its exit status tells nothing. It also reads units of this
+    // machine, which are not ours.
+    let ours = complaints
+        .lines()
+        .filter(|line| line.contains("portlock"))
+        .collect::<Vec<_>>();
+    assert!(ours.is_empty(), "{complaints}");
+    assert!(output.status.success(), "{}: {complaints}", output.status);
+}
+
+#[test]
+fn the_directory_for_all_users_is_made_as_it_must_be() {
+    let Some(units) = units() else { return };
+    if !is_installed("systemd-tmpfiles") {
+        return;
+    }
+    if !am_root() {
+        eprintln!("left out: only root can make a directory for all users");
+        return;
+    }
+    let root = lock_dir();
+    let settings = root.path().join("etc/tmpfiles.d");
+    fs::create_dir_all(&settings).expect("our own directory");
+    let copy = settings.join("portlock.conf");
+    fs::copy(units.join("portlock.tmpfiles.conf"), copy).expect("a copy");
+    let mut command = Command::new("systemd-tmpfiles");
+    command
+        .args(["--create", "portlock.conf", "--root"])
+        .arg(root.path());
+    let output = command.output().expect("it is installed");
+    let complaints = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {complaints}", output.status);
+    assert_eq!(complaints, "");
+    let made = root.path().join("run/portlock");
+    let metadata = fs::metadata(&made).expect("it has been made");
+    assert_eq!(metadata.mode() & 0o7777, 0o1777);
+    LockDir::locate(Some(&made)).expect("it is trusted");
+}
+
+// ---------------------------------------------------------------------------
 // Other clients.
 
 #[test]
@@ -1056,6 +1589,140 @@ fn an_ordinary_user_can_serve_everybody() {
     assert_eq!(server.ask(process::id()), None);
     client.kill();
     assert_eq!(until("a port", || server.ask(process::id())), port);
+}
+
+/// A command in a pid namespace of its own, whose `/proc` it has, or `None` where there can
+/// be none.
+#[cfg(target_os = "linux")]
+fn in_pid_namespace(command: &Command) -> Option<Command> {
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--pid", "--fork", "--kill-child", "--mount-proc"]);
+    if !am_root() {
+        unshare.args(["--user", "--map-root-user"]);
+    }
+    let mut trial = Command::new("unshare");
+    trial
+        .args(unshare.get_args())
+        .arg("true")
+        .stderr(Stdio::null());
+    if !trial.status().is_ok_and(|status| status.success()) {
+        eprintln!("left out: pid namespaces are not permitted here");
+        return None;
+    }
+    unshare.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        if let Some(value) = value {
+            unshare.env(name, value);
+        }
+    }
+    Some(unshare)
+}
+
+/// In a container, a pid is another process than here. The client is root as well, which
+/// may name every process.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_client_in_another_pid_namespace_is_refused() {
+    let (dir, ports) = (lock_dir(), Ports::new(4));
+    let server = Server::start_quiet(dir.path(), &own_address("nested"), &ports);
+    let binary = env::current_exe().expect("this test binary");
+    let Some(nested) = in_pid_namespace(&role(&binary, "ask", &[&server.address])) else {
+        return;
+    };
+    let mut nested = Peer::start(nested);
+    let mut ask = |pid: u32| {
+        nested.say(pid);
+        nested.hear().parse::<u16>().expect("a number")
+    };
+    // A process here and not there, and one that is both.
+    assert_eq!(ask(process::id()), 0);
+    let client = client();
+    assert_eq!(ask(client.id()), 0);
+    assert_eq!(ask(2), 0);
+    // The same user, and no namespace: it may.
+    let mut beside = Peer::start(role(&binary, "ask", &[&server.address]));
+    beside.say(client.id());
+    assert_ne!(beside.hear(), "0");
+    assert_eq!(with_owner(dir.path(), &ports), 1);
+    let log = server.stop();
+    let warnings = with(&log, "is in another pid namespace");
+    assert_eq!(warnings.len(), 1, "{log:#?}");
+    let pid = format!("a client that asked for process {}", process::id());
+    assert!(warnings[0].contains(&pid), "{log:#?}");
+    assert!(warnings[0].contains(" WARN "), "{log:#?}");
+}
+
+/// The number of leased ports.
+#[cfg(target_os = "linux")]
+fn with_owner(dir: &Path, ports: &Ports) -> usize {
+    let is_leased = |&&port: &&u16| lease_error(dir, port).is_some();
+    ports.numbers.iter().filter(is_leased).count()
+}
+
+/// The server is in the container, and the client on the host.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_client_that_cannot_be_seen_is_refused() {
+    let (dir, ports) = (lock_dir(), Ports::new(4));
+    let address = own_address("container");
+    let text = ports.text();
+    let args = ["--address", &address, "--ports", &text];
+    let Some(command) = in_pid_namespace(&serve(dir.path(), &args)) else {
+        return;
+    };
+    let server = Server::start_command(command, &address);
+    // Process 2 may be there, and the client is root.
+    for pid in [2, process::id()] {
+        assert_eq!(server.ask(pid), None);
+    }
+    let log = server.logging.logged("cannot be seen");
+    let warning = log.last().expect("that one");
+    assert!(warning.contains(" WARN "), "{log:#?}");
+    assert_eq!(with_owner(dir.path(), &ports), 0);
+}
+
+/// Without a /proc of its own, what a server reads of a client would be another process's.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_server_without_a_proc_of_its_own_refuses_its_clients() {
+    let (dir, ports) = (lock_dir(), Ports::new(4));
+    let address = own_address("no-proc");
+    let binary = env::current_exe().expect("this test binary");
+    // Both are in the new namespace, and the client is its second process or a later one.
+    let line = format!(
+        "\"$PORTLOCK\" serve --address {address} --ports {} & exec \"$@\"",
+        ports.text()
+    );
+    let client = role(&binary, "ask-until", &[&address]);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &line, "sh"]);
+    shell.arg(client.get_program()).args(client.get_args());
+    let Some(command) = in_pid_namespace(&shell) else {
+        return;
+    };
+    let mut foreign = Command::new("unshare");
+    foreign.args(
+        command
+            .get_args()
+            .filter(|argument| *argument != "--mount-proc"),
+    );
+    for (name, value) in client.get_envs() {
+        foreign.env(name, value.expect("they are set"));
+    }
+    foreign
+        .env("PORTLOCK_DIR", dir.path())
+        .env("PORTLOCK", env!("CARGO_BIN_EXE_portlock"));
+    foreign.stderr(Stdio::piped());
+    let mut peer = Peer::start(foreign);
+    let log = lines(peer.process.0.stderr.take().expect("piped"));
+    peer.say(2);
+    assert_eq!(peer.hear(), "0");
+    until("the reason is in the log", || {
+        let line = log.recv_timeout(LONG).expect("it is not over");
+        line.contains("no /proc of its own pid namespace")
+            .then_some(())
+    });
+    assert_eq!(with_owner(dir.path(), &ports), 0);
 }
 
 /// The interpreter that has portpicker, if there is one.

@@ -58,6 +58,16 @@ pub(super) fn abstract_address(_: &str) -> io::Result<SocketAddr> {
     Err(io::Error::new(io::ErrorKind::Unsupported, message))
 }
 
+/// Only Linux has such names.
+pub(super) fn abstract_name(_: &SocketAddr) -> Option<&[u8]> {
+    None
+}
+
+/// There are no pid namespaces.
+pub(super) fn check_namespace(_: Option<u32>) -> Result<(), String> {
+    Ok(())
+}
+
 /// Whether the process may have a port that this user asks for. Whose another
 /// user's process is cannot be asked without privileges; so only this server's
 /// own user is served, for processes that may be sent a signal (kill(2)).

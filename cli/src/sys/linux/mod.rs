@@ -4,11 +4,14 @@ mod caller;
 
 use std::{
     collections::HashSet,
-    io,
+    fs, io,
     os::{linux::net::SocketAddrExt, unix::net::SocketAddr},
+    path::PathBuf,
+    sync::LazyLock,
 };
 
 use procfs::{
+    ProcResult,
     net::{self, TcpState},
     process::Process,
 };
@@ -81,6 +84,58 @@ pub(crate) fn ports_in_use() -> Result<HashSet<u16>, Failure> {
 
 pub(super) fn abstract_address(name: &str) -> io::Result<SocketAddr> {
     SocketAddr::from_abstract_name(name)
+}
+
+pub(super) fn abstract_name(address: &SocketAddr) -> Option<&[u8]> {
+    address.as_abstract_name()
+}
+
+/// Checks that a peer, given by its pid in this process's pid namespace, is itself in that
+/// namespace. What cannot be determined is an error.
+pub(super) fn check_namespace(peer: Option<u32>) -> Result<(), String> {
+    /// This process's pid namespace, if /proc shows it. A process never changes its own.
+    static OWN: LazyLock<Option<PathBuf>> = LazyLock::new(|| {
+        let is_own_proc = namespaces(Process::myself()).ok()? == 1;
+        is_own_proc.then(|| fs::read_link("/proc/self/ns/pid").ok())?
+    });
+    // The kernel translates to 0 what is not visible.
+    let Some(peer) = peer.filter(|&peer| peer > 0) else {
+        return Err("it is in a pid namespace that cannot be seen from this server's".to_owned());
+    };
+    let Some(own) = &*OWN else {
+        let message = format!(
+            "this server has no /proc of its own pid namespace, and cannot see in which one \
+             process {peer} is (mount one, as unshare --mount-proc does)"
+        );
+        return Err(message);
+    };
+    // The link costs a tenth of the status, but only root may read that of other users.
+    let is_same = match fs::read_link(format!("/proc/{peer}/ns/pid")) {
+        Ok(namespace) => Ok(namespace == *own),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let process = i32::try_from(peer).map_err(|error| error.to_string())?;
+            namespaces(Process::new(process))
+                .map(|number| number == 1)
+                .map_err(|error| error.to_string())
+        }
+        Err(error) => Err(error.to_string()),
+    };
+    match is_same {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(format!(
+            "process {peer} is in another pid namespace, and its pids are other processes here"
+        )),
+        Err(why) => Err(format!(
+            "it cannot be determined in which pid namespace process {peer} is: {why}"
+        )),
+    }
+}
+
+/// Returns in how many pid namespaces a process has a pid, counted from that of the /proc
+/// mount: 1 if it is in that one itself (`NSpid`, proc_pid_status(5)).
+fn namespaces(process: ProcResult<Process>) -> ProcResult<usize> {
+    let numbers = process?.status()?.nspid;
+    Ok(numbers.map_or(0, |numbers| numbers.len()))
 }
 
 /// Whether the process may have a port that this user asks for.

@@ -25,9 +25,23 @@ const BUFFER: u32 = 64;
 
 pub(crate) type Connection = NamedPipeServer;
 
+/// Pipes that a service manager has passed: none does so.
+pub(crate) struct Passed;
+
+impl Passed {
+    pub(crate) fn is_empty(&self) -> bool {
+        true
+    }
+}
+
+pub(crate) fn passed_listeners() -> io::Result<Passed> {
+    Ok(Passed)
+}
+
 /// Where the server listens.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
+    name: String,
     path: String,
     waiting: JoinSet<io::Result<Connection>>,
 }
@@ -37,7 +51,7 @@ impl Endpoint {
     ///
     /// By default only its owner, administrators and the system may write to a pipe
     /// (Named Pipe Security and Access Rights); clients of other machines are refused.
-    pub(crate) fn listen(address: &str) -> io::Result<Self> {
+    pub(crate) fn listen(address: &str, _: Passed) -> io::Result<Self> {
         let path = match address.strip_prefix('@') {
             Some(name) => format!(r"\\.\pipe\{name}"),
             None => address.to_owned(),
@@ -51,10 +65,20 @@ impl Endpoint {
             _ => error,
         })?;
         let waiting = JoinSet::new();
-        let mut endpoint = Self { path, waiting };
+        let name = address.to_owned();
+        let mut endpoint = Self {
+            name,
+            path,
+            waiting,
+        };
         endpoint.wait_with(first);
         endpoint.wait_with_all()?;
         Ok(endpoint)
+    }
+
+    /// Describes where that is.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 
     pub(crate) async fn accept(&mut self) -> io::Result<Connection> {
@@ -89,7 +113,27 @@ fn options() -> ServerOptions {
     options
 }
 
-/// Whoever may write to the pipe may ask for any process; see [`Endpoint::listen`].
+/// There is no service manager that waits for it.
+pub(crate) fn notify_ready() -> io::Result<()> {
+    Ok(())
+}
+
+pub(crate) fn notify_stopping() -> io::Result<()> {
+    Ok(())
+}
+
+/// Ends a connection from which more may come. The client of a pipe that is closed gets the
+/// end of the stream, whatever was not read.
+pub(crate) async fn finish(connection: Connection) {
+    drop(connection);
+}
+
+/// There are no pid namespaces.
+pub(crate) fn check_peer(_: &Connection) -> Result<(), String> {
+    Ok(())
+}
+
+/// Every client that may write to the pipe may name any process; see [`Endpoint::listen`].
 pub(crate) fn check_client(_: u32, _: &Connection) -> Result<(), String> {
     Ok(())
 }

@@ -20,8 +20,8 @@ use crate::failure::Failure;
 
 pub(crate) use command::{PASSES_LISTENERS, RUN_HELP, execute, program};
 pub(crate) use endpoint::{
-    ADDRESS_HELP, Connection, DEFAULT_ADDRESS, Endpoint, SERVE_HELP, Wishes, check_client,
-    raise_descriptor_limit,
+    ADDRESS_HELP, Connection, DEFAULT_ADDRESS, Endpoint, Passed, SERVE_HELP, Wishes, check_client,
+    check_peer, finish, notify_ready, notify_stopping, passed_listeners, raise_descriptor_limit,
 };
 pub(crate) const PICK_HELP: &str = "\
 The lease is for the parent of portlock. In PowerShell, $port = portlock pick is leased

@@ -241,19 +241,21 @@ impl Pool {
             next_rescan,
             ..
         } = state;
+        let now = Instant::now();
+        let is_due = *next_rescan <= now;
         let mut returned = Vec::new();
         granted.retain(|&pid, ports| {
-            let lives = ports
-                .first()
-                .is_some_and(|&port| self.is_granted(port, pid));
+            let is_granted = |port: &u16| self.is_granted(*port, pid);
+            // Whether the pid is still the client's takes longer to find out.
+            let lives =
+                !sys::is_no_process(pid) && (!is_due || ports.first().is_some_and(is_granted));
             if !lives {
                 returned.append(ports);
             }
             lives
         });
         let mut ports: PortSet = returned.into_iter().collect();
-        let now = Instant::now();
-        if *next_rescan <= now {
+        if is_due {
             *next_rescan = now + SHORTEST_PAUSE;
             ports = ports.union(&mem::take(busy));
         }

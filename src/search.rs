@@ -54,7 +54,7 @@ pub(crate) enum TimeWait {
 /// Tries each port of `ports` once, in the given order, until an attempt
 /// succeeds; then those that were leftovers, first as a last resort and then a few times more.
 ///
-/// `attempt` is told whether ports with closing connections count as free.
+/// The second argument of `attempt` is whether ports with closing connections count as free.
 pub(crate) fn search<T>(
     ports: &PortSet,
     order: Order,

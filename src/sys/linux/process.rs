@@ -70,10 +70,9 @@ fn start_of_self() -> io::Result<Option<u64>> {
     Ok(TimeOffset::read()?.map(|offset| offset.remove_from(stat.start)))
 }
 
-/// The process that has `pid`, which exists, or `None` if it has ended and was not waited for,
-/// or is only a thread of another one.
+/// The process that has `pid`, or `None` if there is none, or it has ended and was not waited for.
 pub(crate) fn find(pid: u32) -> io::Result<Option<Found>> {
-    if is_thread(pid) {
+    if !is_process(pid) {
         return Ok(None);
     }
     // In another namespace's /proc, the pid is another process.
@@ -92,14 +91,19 @@ pub(crate) fn find(pid: u32) -> io::Result<Option<Found>> {
     Ok(Some(Found { start, program }))
 }
 
-/// Whether the number is that of a thread other than the first of its process. kill(2) takes it
-/// for its process, but no list of processes has it, and it ends with that thread.
-fn is_thread(pid: u32) -> bool {
-    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-    let opened = pid.map(|pid| pidfd_open(pid, PidfdFlags::empty()));
-    // `EINVAL`, and `ENOENT` since Linux 6.16 (pidfd_prepare in kernel/fork.c). Where the call is
-    // not permitted or not there, nothing is known.
-    matches!(opened, Some(Err(Errno::INVAL | Errno::NOENT)))
+/// Whether the number is that of a process, and not of a thread other than its first one. kill(2)
+/// takes such a number for the process, but no list of processes has it, and it ends with that thread.
+fn is_process(pid: u32) -> bool {
+    let Some(number) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
+        return false;
+    };
+    match pidfd_open(number, PidfdFlags::empty()) {
+        Ok(_) => true,
+        // No process; or a thread, which is `ENOENT` since Linux 6.16 (pidfd_prepare in kernel/fork.c).
+        Err(Errno::SRCH | Errno::INVAL | Errno::NOENT) => false,
+        // The call is not permitted or not there, or no descriptor is left.
+        Err(_) => exists(pid),
+    }
 }
 
 /// Whether the end of the process can be proven by other readers of the record.
@@ -532,7 +536,7 @@ mod tests {
 
     #[test]
     fn a_thread_is_not_a_process() {
-        assert!(!is_thread(process::id()));
+        assert!(is_process(process::id()));
         let (says, hears) = std::sync::mpsc::channel();
         let (end, ends) = std::sync::mpsc::channel::<()>();
         let thread = std::thread::spawn(move || {
@@ -540,7 +544,7 @@ mod tests {
             let _ = ends.recv();
         });
         let tid = hears.recv().expect("sent above").as_raw_nonzero().get();
-        assert!(is_thread(tid.cast_unsigned()));
+        assert!(!is_process(tid.cast_unsigned()));
         assert!(find(tid.cast_unsigned()).expect("seen").is_none());
         drop(end);
         thread.join().expect("no panic");

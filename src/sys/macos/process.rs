@@ -27,8 +27,11 @@ pub(crate) fn this() -> (Named, io::Result<()>) {
     ((identity, file_name(&program)), shown.map(drop))
 }
 
-/// What has `pid`, which exists, or `None` if it has ended and was not waited for.
+/// The process that has `pid`, or `None` if there is none, or it has ended and was not waited for.
 pub(crate) fn find(pid: u32) -> io::Result<Option<Found>> {
+    if !exists(pid) {
+        return Ok(None);
+    }
     Ok(match show(pid)? {
         Shown::Ended => None,
         Shown::Hidden => Some(Found {

@@ -32,7 +32,7 @@ pub(crate) fn no_such_process() -> io::Error {
     io::Error::new(io::ErrorKind::NotFound, "no such process")
 }
 
-/// What has `pid`, which exists, or `None` if it has ended.
+/// The process that has `pid`, or `None` if there is none, or it has ended.
 pub(crate) fn find(pid: u32) -> io::Result<Option<Found>> {
     Ok(match open(pid)? {
         Opened::Nobody => None,

@@ -11,6 +11,7 @@
 
 use std::{
     cell::OnceCell,
+    collections::HashMap,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs},
     ops::RangeBounds,
@@ -166,20 +167,36 @@ pub(crate) enum Bind<'a> {
     Shared,
 }
 
-/// The ports that nothing but closing connections keep from being bound strictly: the system's
-/// table of sockets, read when it is first needed, because that takes some milliseconds.
+/// The ports that nothing but closing connections keep from being bound strictly, with the local
+/// addresses of these: the system's table of sockets, read when it is first needed, because that takes
+/// some milliseconds.
 #[derive(Debug, Default)]
-pub(crate) struct Closing(OnceCell<PortSet>);
+pub(crate) struct Closing(OnceCell<HashMap<u16, Vec<IpAddr>>>);
 
 impl Closing {
-    /// Whether nothing else has the port, which the caller has just bound with `SO_REUSEADDR`.
-    fn is_all_there_is(&self, port: u16) -> io::Result<bool> {
+    /// Whether closing connections, and nothing else that is known, kept the address from being bound
+    /// strictly. The caller has just bound it with `SO_REUSEADDR`.
+    fn is_all_there_is(&self, host: IpAddr, port: u16) -> io::Result<bool> {
+        let is_in_the_way = |ports: &HashMap<u16, Vec<IpAddr>>| {
+            let mut addresses = ports.get(&port).into_iter().flatten();
+            addresses.any(|&address| is_met_by(host, address))
+        };
         let Some(ports) = self.0.get() else {
             let ports = probe::closing_ports()?;
-            return Ok(self.0.get_or_init(|| ports).contains(port));
+            return Ok(is_in_the_way(self.0.get_or_init(|| ports)));
         };
         // It was read before that bind, which keeps all newcomers out.
-        Ok(ports.contains(port) && probe::closing_ports()?.contains(port))
+        Ok(is_in_the_way(ports) && is_in_the_way(&probe::closing_ports()?))
+    }
+}
+
+/// Whether a connection with the local address `address` is in the way of a socket bound to `host`,
+/// which is of both families if that is `::`.
+fn is_met_by(host: IpAddr, address: IpAddr) -> bool {
+    match host {
+        IpAddr::V6(host) if host.is_unspecified() => true,
+        IpAddr::V4(host) if host.is_unspecified() => address.is_ipv4(),
+        host => host.to_canonical() == address,
     }
 }
 
@@ -572,7 +589,7 @@ pub(crate) fn bind_one(
             match (probe::what_is_there(&socket, address)?, how) {
                 // Bound with `SO_REUSEADDR` now.
                 (Miss::Leftover, Bind::StrictOrClosing(closing))
-                    if closing.is_all_there_is(port)? =>
+                    if closing.is_all_there_is(host, port)? =>
                 {
                     Ok(Ok(socket))
                 }

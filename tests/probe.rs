@@ -259,6 +259,17 @@ fn time_wait_is_a_last_resort_and_counts_as_free_or_busy_if_asked_for() {
             "{error}"
         );
     }
+    // Also where there are closing connections, but of another address.
+    let elsewhere = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    elsewhere.set_reuse_address(true).expect("unbound");
+    let bound_elsewhere = SocketAddr::from(([127, 0, 0, 2], block.first()));
+    if elsewhere.bind(&bound_elsewhere.into()).is_ok() {
+        let other = one.clone().host(bound_elsewhere.ip());
+        for builder in [other.clone(), other.reuse_address(true)] {
+            builder.try_acquire().expect_err("bound by another program");
+        }
+    }
+    drop(elsewhere);
     // And so does a connection that is not closing.
     drop(bound);
     let listener = TcpListener::bind(("127.0.0.1", strictly_free)).expect("free");

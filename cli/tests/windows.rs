@@ -43,8 +43,8 @@ fn the_ports_are_in_the_environment_and_in_the_arguments() {
         ),
         (
             &all,
-            "echo {port4} {Port} {".into(),
-            "{port4} {Port} {".into(),
+            "echo {other} {}{".into(),
+            "{other} {}{".into(),
         ),
     ] {
         let run = answer(run(&scene, options, &line))

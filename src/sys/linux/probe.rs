@@ -1,10 +1,14 @@
 //! One strict bind sees all that is in its way.
 
-use std::{fs, io, net::IpAddr};
+use std::{
+    collections::{HashMap, HashSet},
+    fs, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use socket2::Type;
 
-use crate::{bindfree::Bind, error::Result, ports::PortSet, search::Miss};
+use crate::{bindfree::Bind, error::Result, search::Miss};
 
 pub(crate) use crate::sys::unix::probe::*;
 
@@ -18,22 +22,24 @@ pub(crate) fn look_around(_: IpAddr, _: u16, _: Type, _: Bind<'_>) -> io::Result
 /// shows them: there is one.
 pub(crate) const WITH_CLOSING: Option<Bind<'static>> = None;
 
-/// The TCP ports on which nothing but closing connections are shown. None if /proc shows nothing.
+/// The TCP ports on which nothing but closing connections are shown, with their local addresses. None
+/// if /proc shows nothing.
 ///
 /// A connection is closing if its program has no descriptor of it any more, and so its socket no
 /// inode, and its state is one of those that follow a close (include/net/tcp_states.h).
-pub(crate) fn closing_ports() -> io::Result<PortSet> {
+pub(crate) fn closing_ports() -> io::Result<HashMap<u16, Vec<IpAddr>>> {
     const FIN_WAIT1: &str = "04";
     const FIN_WAIT2: &str = "05";
     const TIME_WAIT: &str = "06";
     const LAST_ACK: &str = "09";
     const CLOSING: &str = "0B";
     let Some(tables) = tables(Type::STREAM)? else {
-        return Ok(PortSet::default());
+        return Ok(HashMap::new());
     };
-    let (mut closing, mut others) = (Vec::new(), Vec::new());
+    let mut closing: HashMap<u16, Vec<IpAddr>> = HashMap::new();
+    let mut others = HashSet::new();
     for line in tables.iter().flat_map(|table| table.lines()) {
-        let Some(port) = local_port(line) else {
+        let Some((address, port)) = local_address(line) else {
             continue;
         };
         let mut words = line.split_ascii_whitespace();
@@ -42,13 +48,14 @@ pub(crate) fn closing_ports() -> io::Result<PortSet> {
             state,
             Some(FIN_WAIT1 | FIN_WAIT2 | TIME_WAIT | LAST_ACK | CLOSING)
         );
-        match is_closing && inode == Some("0") {
-            true => closing.push(port),
-            false => others.push(port),
+        if is_closing && inode == Some("0") {
+            closing.entry(port).or_default().push(address);
+        } else {
+            others.insert(port);
         }
     }
-    let others: PortSet = others.into_iter().collect();
-    Ok(closing.into_iter().collect::<PortSet>().difference(&others))
+    closing.retain(|port, _| !others.contains(port));
+    Ok(closing)
 }
 
 /// Whether a port can be held by a socket that is out of its server's way.
@@ -66,8 +73,8 @@ pub(crate) fn is_in_table(port: u16, ty: Type) -> io::Result<Option<bool>> {
         let mut ports = tables
             .iter()
             .flat_map(|table| table.lines())
-            .filter_map(local_port);
-        ports.any(|of| of == port)
+            .filter_map(local_address);
+        ports.any(|(_, of)| of == port)
     }))
 }
 
@@ -93,10 +100,23 @@ fn tables(ty: Type) -> io::Result<Option<Vec<String>>> {
     Ok(Some(tables))
 }
 
-/// The local port of a line such as `0: 0100007F:1F90 00000000:0000 0A …`.
-fn local_port(line: &str) -> Option<u16> {
-    let (_, port) = line.split_ascii_whitespace().nth(1)?.split_once(':')?;
-    u16::from_str_radix(port, 16).ok()
+/// The local address of a line such as `0: 0100007F:1F90 00000000:0000 0A …`: 32 bits of it at a time
+/// as a number of this machine, in hexadecimal digits.
+fn local_address(line: &str) -> Option<(IpAddr, u16)> {
+    let (address, port) = line.split_ascii_whitespace().nth(1)?.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let mut bytes = [0; 16];
+    let groups = bytes.chunks_exact_mut(4).take(address.len() / 8);
+    for (i, group) in groups.enumerate() {
+        let digits = address.get(i * 8..i * 8 + 8)?;
+        group.copy_from_slice(&u32::from_str_radix(digits, 16).ok()?.to_ne_bytes());
+    }
+    let address = match address.len() {
+        8 => Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]).into(),
+        32 => Ipv6Addr::from(bytes).to_canonical(),
+        _ => return None,
+    };
+    Some((address, port))
 }
 
 #[cfg(test)]
@@ -126,6 +146,12 @@ mod tests {
             }
         }
         assert_eq!(is_in_table(0, Type::STREAM).expect("readable"), Some(false));
-        assert_eq!(local_port("  sl  local_address rem_address   st"), None);
+        assert_eq!(local_address("  sl  local_address rem_address   st"), None);
+        let line = |address: &str| local_address(&format!("0: {address}:1F90 0:0 06"));
+        let number = |bytes: [u8; 4]| format!("{:08X}", u32::from_ne_bytes(bytes));
+        let v4 = number([127, 0, 0, 1]);
+        assert_eq!(line(&v4), Some((Ipv4Addr::LOCALHOST.into(), 8080)));
+        let v6 = number([0; 4]).repeat(3) + &number([0, 0, 0, 1]);
+        assert_eq!(line(&v6), Some((Ipv6Addr::LOCALHOST.into(), 8080)));
     }
 }

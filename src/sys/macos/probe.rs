@@ -4,6 +4,7 @@
 //! under test listen, are looked at too.
 
 use std::{
+    collections::HashMap,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
@@ -13,7 +14,6 @@ use socket2::Type;
 use crate::{
     bindfree::{Bind, bind_one, is_absent_family},
     error::{Error, ErrorKind, Result},
-    ports::PortSet,
     search::Miss,
 };
 
@@ -59,8 +59,8 @@ pub(crate) fn look_around(
 pub(crate) const WITH_CLOSING: Option<Bind<'static>> = Some(Bind::Shared);
 
 /// The ports with nothing but closing connections, which no table shows.
-pub(crate) fn closing_ports() -> io::Result<PortSet> {
-    Ok(PortSet::default())
+pub(crate) fn closing_ports() -> io::Result<HashMap<u16, Vec<IpAddr>>> {
+    Ok(HashMap::new())
 }
 
 /// Whether any socket has the port, which no table shows.

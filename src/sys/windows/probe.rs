@@ -3,6 +3,7 @@
 //! Microsoft's documentation, with a table of what a second bind gives).
 
 use std::{
+    collections::HashMap,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
@@ -13,7 +14,6 @@ use windows_sys::Win32::Networking::WinSock::{WSAEACCES, WSAEADDRINUSE, WSAEAFNO
 use crate::{
     bindfree::{Bind, bind_one, is_absent_family},
     error::{Error, ErrorKind, Result},
-    ports::PortSet,
     search::Miss,
 };
 
@@ -68,8 +68,8 @@ fn bind_by_default(host: IpAddr, port: u16, ty: Type) -> io::Result<Option<Miss>
 pub(crate) const WITH_CLOSING: Option<Bind<'static>> = Some(Bind::Strict);
 
 /// The ports with nothing but closing connections, which no table shows.
-pub(crate) fn closing_ports() -> io::Result<PortSet> {
-    Ok(PortSet::default())
+pub(crate) fn closing_ports() -> io::Result<HashMap<u16, Vec<IpAddr>>> {
+    Ok(HashMap::new())
 }
 
 /// Whether any socket has the port, which no table shows.

@@ -128,10 +128,19 @@ fn owner(
             Output::Channel(..) if seen.output == this.output => true,
             // A subshell of a command substitution or of a pipeline, as in
             // `$(portlock pick | head -1)`. A copy with the output of its parent is a
-            // background subshell or a forked worker, and a caller like any other.
+            // background subshell or a forked worker, and a caller like any other, unless it is one of
+            // several copies in such a subshell, as in `$( ( portlock pick | head -1 ) )`.
             Output::Channel(..) if seen.is_copy => match parent_of(candidate, &seen) {
-                Ok((_, Some(parent))) if parent.output != Output::Hidden => {
-                    parent.output != seen.output
+                Ok((parent, Some(above))) if above.output != Output::Hidden => {
+                    let (mut pid, mut above, mut levels) = (parent, above, 0);
+                    while above.output == seen.output && above.is_copy && levels < LIMIT {
+                        match parent_of(pid, &above) {
+                            Ok((parent, Some(next))) => (pid, above) = (parent, next),
+                            _ => break,
+                        }
+                        levels += 1;
+                    }
+                    above.output != seen.output && above.output != Output::Hidden
                 }
                 Ok((parent, _)) => return or_parent(Why::Hidden(parent), true),
                 Err(why @ (Why::Outside(_) | Why::Init(_) | Why::Orphan(_))) => {
@@ -380,6 +389,14 @@ mod tests {
         nested.clone().copy(1).copy(2).gives(3);
         // That one has executed a program.
         nested.copy(1).gives(2);
+    }
+
+    #[test]
+    fn copies_within_a_copy_with_a_pipe_of_its_own_are_passed_over() {
+        let nested = Chain::new(&[OURS, ANOTHER, ANOTHER, ANOTHER, FILE, FILE]);
+        nested.clone().copy(1).copy(2).copy(3).gives(4);
+        // The outermost has executed a program, and is what the first two inherited their pipe from.
+        nested.copy(1).copy(2).gives(1);
     }
 
     #[test]

@@ -135,6 +135,9 @@ fn programs_that_only_run_portlock_are_passed_over() {
 fn subshells_whose_output_is_captured_are_passed_over() {
     assert_shells_lease_for_themselves(&[
         "P=$(portlock pick | head -n 1)",
+        "P=$( ( portlock pick | tail -n 1 ) )",
+        "f() ( cd /; portlock pick | tail -n 1 ); P=$(f)",
+        "f() ( n=$(portlock pick); echo $n ); P=$(f)",
         "P=$(timeout 60 portlock pick | cat | head -n 1)",
         "f() { n=$(portlock pick); echo $n; }; P=$(f)",
         "f() { n=$(timeout 60 portlock pick); echo $n; }; P=$(f)",

@@ -41,11 +41,7 @@ fn the_ports_are_in_the_environment_and_in_the_arguments() {
             "echo {port}:{port2}{PORT_3}".into(),
             format!("{a}:{b}{c}"),
         ),
-        (
-            &all,
-            "echo {other} {}{".into(),
-            "{other} {}{".into(),
-        ),
+        (&all, "echo {other} {}{".into(), "{other} {}{".into()),
     ] {
         let run = answer(run(&scene, options, &line))
             .code(0)

@@ -36,6 +36,8 @@ into another pipe than that of its shell.
     a script whose output is piped  --pid $$
   timeout 9 portlock pick >FILE     timeout, which ends right away:
                                     say --pid $$
+  cat <(portlock pick)              cat, which ends right away: say
+                                    --pid $$
   P=$(./x), if ./x or sh -c itself  ./x, which ends right away: let
     captures or pipes the port      it only run portlock pick
   $(shell portlock pick), makefile  make

@@ -21,7 +21,8 @@ pub(crate) const RUN_HELP: &str = "\
 portlock does not stay: it executes CMD in its place, which keeps the locks. So
 signals and exit status are CMD's own. The lease ends when CMD has ended, and every
 process that inherited its descriptors. A CMD that closes them keeps its ports too,
-but not from callers that cannot see it, such as those in another container.";
+but not from callers that cannot see it, such as those in another container, nor where
+/proc is missing.";
 
 /// The first descriptor that is passed by the socket activation protocol
 /// (SD_LISTEN_FDS_START in sd_listen_fds(3)).

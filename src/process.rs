@@ -113,7 +113,7 @@ pub(crate) fn find(pid: u32) -> Result<Named> {
         sys::can_be_recorded(&this.0).map_err(|why| cannot_record(pid, why))?;
         return Ok(Named::clone(&this));
     }
-    let found = sys::find(pid).map_err(|error| not_found(pid, error))?;
+    let found = sys::find(pid, &this.0).map_err(|error| not_found(pid, error))?;
     let Found { start, program } = found.ok_or_else(|| no_such(pid))?;
     let identity = Identity {
         pid,

@@ -21,6 +21,7 @@ use std::{
     os::{unix::ffi::OsStrExt as _, unix::fs::MetadataExt as _},
     path::Path,
     process, str,
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use rustix::{
@@ -28,7 +29,10 @@ use rustix::{
     process::{Pid, PidfdFlags, pidfd_open},
 };
 
-use crate::process::{Evidence, Found, Identity, Named, file_name};
+use crate::{
+    process::{Evidence, Found, Identity, Named, file_name},
+    sys::mark,
+};
 
 pub(crate) use crate::sys::unix::process::{exists, no_such_process};
 
@@ -71,12 +75,16 @@ fn start_of_self() -> io::Result<Option<u64>> {
 }
 
 /// The process that has `pid`, or `None` if there is none, or it has ended and was not waited for.
-pub(crate) fn find(pid: u32) -> io::Result<Option<Found>> {
+///
+/// `us` is this process. In the first pid namespace, where it was once found in /proc, that is taken to
+/// be so still: a port server asks for each of its clients.
+pub(crate) fn find(pid: u32, us: &Identity) -> io::Result<Option<Found>> {
     if !is_process(pid) {
         return Ok(None);
     }
     // In another namespace's /proc, the pid is another process.
-    if !View::take()?.is_ours {
+    let is_ours = us.namespace == Some(FIRST_PID_NAMESPACE) || View::take()?.is_ours;
+    if !is_ours {
         return Ok(Some(Found {
             start: None,
             program: Vec::new(),
@@ -84,7 +92,7 @@ pub(crate) fn find(pid: u32) -> io::Result<Option<Found>> {
     }
     let start = match if_shown(Stat::read(&pid.to_string()))? {
         Some(stat) if stat.has_ended(&pid.to_string())? => return Ok(None),
-        Some(stat) => TimeOffset::read()?.map(|offset| offset.remove_from(stat.start)),
+        Some(stat) => TimeOffset::read_once()?.map(|offset| offset.remove_from(stat.start)),
         None => None,
     };
     let program = program_of(pid);
@@ -287,6 +295,21 @@ struct TimeOffset {
 }
 
 impl TimeOffset {
+    /// The same as [`read`](Self::read), but a process that was once in the first time namespace is taken to
+    /// be there still.
+    fn read_once() -> io::Result<Option<Self>> {
+        static IN_FIRST: AtomicU32 = AtomicU32::new(0);
+        let mark = mark::current();
+        if IN_FIRST.load(Ordering::Relaxed) == mark {
+            return Ok(Some(Self { ticks: 0 }));
+        }
+        let offset = Self::read()?;
+        if offset == Some(Self { ticks: 0 }) {
+            IN_FIRST.store(mark, Ordering::Relaxed);
+        }
+        Ok(offset)
+    }
+
     /// `None` if it cannot be determined.
     fn read() -> io::Result<Option<Self>> {
         let none = Some(Self { ticks: 0 });
@@ -545,7 +568,8 @@ mod tests {
         });
         let tid = hears.recv().expect("sent above").as_raw_nonzero().get();
         assert!(!is_process(tid.cast_unsigned()));
-        assert!(find(tid.cast_unsigned()).expect("seen").is_none());
+        let us = &this_process().0;
+        assert!(find(tid.cast_unsigned(), us).expect("seen").is_none());
         drop(end);
         thread.join().expect("no panic");
     }

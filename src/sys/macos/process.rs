@@ -28,7 +28,7 @@ pub(crate) fn this() -> (Named, io::Result<()>) {
 }
 
 /// The process that has `pid`, or `None` if there is none, or it has ended and was not waited for.
-pub(crate) fn find(pid: u32) -> io::Result<Option<Found>> {
+pub(crate) fn find(pid: u32, _: &Identity) -> io::Result<Option<Found>> {
     if !exists(pid) {
         return Ok(None);
     }

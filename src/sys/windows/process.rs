@@ -33,7 +33,7 @@ pub(crate) fn no_such_process() -> io::Error {
 }
 
 /// The process that has `pid`, or `None` if there is none, or it has ended.
-pub(crate) fn find(pid: u32) -> io::Result<Option<Found>> {
+pub(crate) fn find(pid: u32, _: &Identity) -> io::Result<Option<Found>> {
     Ok(match open(pid)? {
         Opened::Nobody => None,
         Opened::Hidden => Some(Found {

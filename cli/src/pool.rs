@@ -421,7 +421,7 @@ mod tests {
         let sizes = |state: &State| state.free.iter().map(PortSet::len).collect::<Vec<_>>();
         let mut blocks = sizes(&state);
         blocks.sort_unstable();
-        let full = vec![BLOCK; 1001 / BLOCK];
+        let full = [BLOCK; 1001 / BLOCK];
         assert_eq!(blocks, [&[1001 % BLOCK], &full[..]].concat());
         state.grant(7000, 812);
         state.join_blocks();

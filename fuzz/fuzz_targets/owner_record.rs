@@ -13,13 +13,18 @@ mod linux_process;
 #[allow(dead_code, reason = "only a part is fuzzed")]
 #[path = "../../src/owner.rs"]
 mod owner;
+#[path = "../../src/sys/pid_mark.rs"]
+mod pid_mark;
 #[allow(dead_code, reason = "only a part is fuzzed")]
 #[path = "../../src/process.rs"]
 mod process;
 #[path = "../../src/sys/unix/process.rs"]
 mod unix_process;
-#[path = "../../src/sys/pid_mark.rs"]
-mod pid_mark;
+
+/// What errors say of the lock directory, of which nothing else is needed.
+mod lock_dir {
+    pub(crate) const USE_VARIABLE: &str = "set PORTLOCK_DIR";
+}
 
 mod sys {
     pub(crate) use crate::{linux_process as process, pid_mark as mark};
@@ -84,7 +89,10 @@ fn check_reading(record: &[u8]) {
     assert_eq!(owner.label(), fields.label.as_deref());
     check_message(&owner);
     if fields.kind == Kind::Held {
-        assert!(matches!(owner.keeps_the_port(), Ok(false)), "the lock decides");
+        assert!(
+            matches!(owner.keeps_the_port(), Ok(false)),
+            "the lock decides"
+        );
     }
 }
 

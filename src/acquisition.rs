@@ -457,10 +457,9 @@ impl Acquisition<'_> {
             return Ok(Err(Miss::Leased(port)));
         };
         let Some(dir) = &pass.dir else {
-            return Err(Error::new(
-                ErrorKind::LockDir,
-                "the lock directory does not exist",
-            ));
+            let dir = LockDir::locate(self.lock_dir)?;
+            let message = format!("lock directory {} does not exist", dir.path().display());
+            return Err(Error::new(ErrorKind::LockDir, message));
         };
         let Some(lock) = PortLock::try_acquire(dir, claim)? else {
             return Ok(Err(Miss::Leased(port)));

@@ -12,16 +12,17 @@ use std::{
 
 use crate::{
     bindfree::{Bind, Closing, Endpoints, Probe},
+    clock::since_1970,
     error::{Error, ErrorKind, Result},
     freeport::FreePort,
     leases,
     lock::{PortLock, Try},
     lock_dir::{LockDir, OpenDir},
+    mark,
     owner::{self, Kind},
     ports::{Order, PortSet},
     process, registry,
     search::{Exhausted, Miss, TimeWait, search},
-    sys::mark,
     waiting::{Waiting, Woken},
 };
 
@@ -310,7 +311,7 @@ impl Acquisition<'_> {
     ) -> Result<Result<T, Exhausted>> {
         let mut removals = 0;
         loop {
-            let now = owner::since_1970();
+            let now = since_1970();
             let order = match self.prefer {
                 Some(name) => Order::of_name(name),
                 None => Order::random(),
@@ -358,7 +359,7 @@ impl Acquisition<'_> {
         loop {
             let waited = start.elapsed();
             let left = self.timeout.saturating_sub(waited);
-            let dir = self.open_dir(owner::since_1970())?;
+            let dir = self.open_dir(since_1970())?;
             if released.is_none() && (left.is_zero() || !exhausted.may_change()) {
                 let is_in_doubt = || leases::any_is_in_doubt(dir.as_ref(), exhausted.leased());
                 if let Some(moment) = moments.next()

@@ -3,6 +3,7 @@
 use std::{
     borrow::Cow,
     net::{IpAddr, TcpListener},
+    ops::RangeBounds,
     path::PathBuf,
     time::Duration,
 };
@@ -578,5 +579,109 @@ impl Builder {
             delegate_to: None,
             creates_dir: true,
         })
+    }
+}
+
+impl FreePort {
+    /// Leases a random free port of `range`, and waits up to 30 seconds while
+    /// every port of it is leased or in use.
+    ///
+    /// The port is free on every IPv4 and IPv6 address of this machine. The kernel
+    /// tells a waiter of each lease that ends, in this process or another. What it
+    /// cannot tell, such as that another program leaves a port, is noticed within
+    /// some tenths of a second, for a large range two seconds. Of all who wait for
+    /// the same range one watches it, and the others stand in line behind.
+    ///
+    /// # Errors
+    ///
+    /// By [`kind`](crate::Error::kind):
+    ///
+    /// * [`InvalidPorts`](crate::ErrorKind::InvalidPorts): `range` is empty,
+    ///   reversed, or only port 0;
+    /// * [`Exhausted`](crate::ErrorKind::Exhausted): no port came free in time; the
+    ///   message counts the ports that were leased, bound by other programs or not
+    ///   permitted, and names some holders;
+    /// * [`PermissionDenied`](crate::ErrorKind::PermissionDenied): this process may bind
+    ///   none of the ports;
+    /// * [`LockDir`](crate::ErrorKind::LockDir), [`Lock`](crate::ErrorKind::Lock),
+    ///   [`Probe`](crate::ErrorKind::Probe): the directory is not to be trusted, or the
+    ///   system failed at a lock file or socket, for example for want of file
+    ///   descriptors. Such an error ends the call at once.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::net::TcpListener;
+    ///
+    /// let port = portlock::FreePort::new(4000..=6000)?;
+    /// let server = TcpListener::bind(("127.0.0.1", port.port()))?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn new(range: impl RangeBounds<u16>) -> Result<Self> {
+        Self::builder().ports(PortSet::from_range(range)?).acquire()
+    }
+
+    /// Leases a random free port of `range` if there is one now.
+    ///
+    /// It tries each port once and waits for no lease. Ports that are only
+    /// kept by what remains of a closed socket are tried again during 32 ms
+    /// before the range counts as exhausted.
+    ///
+    /// # Errors
+    ///
+    /// As for [`new`](Self::new).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use portlock::{ErrorKind, FreePort};
+    ///
+    /// let port = FreePort::new(4000..=6000)?;
+    /// let only = port.port()..=port.port();
+    /// let error = FreePort::try_new(only.clone()).unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::Exhausted);
+    ///
+    /// port.release()?;
+    /// let again = FreePort::try_new(only)?;
+    /// # Ok::<(), portlock::Error>(())
+    /// ```
+    pub fn try_new(range: impl RangeBounds<u16>) -> Result<Self> {
+        Self::builder()
+            .ports(PortSet::from_range(range)?)
+            .try_acquire()
+    }
+
+    /// Leases a random free port of `range` and listens on it without a gap:
+    /// the socket that found the port free becomes the listener.
+    ///
+    /// The listener accepts IPv4 and IPv6 connections on every address, has
+    /// `SO_REUSEADDR` set as [`TcpListener::bind`] sets it, and a backlog of
+    /// `net.core.somaxconn`. Keep the lease as long as the listener: when the
+    /// listener is closed, the lease keeps the port for the next server.
+    ///
+    /// # Platform-specific behavior
+    ///
+    /// On Windows it has `SO_EXCLUSIVEADDRUSE` instead, so that nobody can listen beside
+    /// it.
+    ///
+    /// # Errors
+    ///
+    /// As for [`new`](Self::new).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let (port, listener) = portlock::FreePort::listen(4000..=6000)?;
+    /// assert_eq!(listener.local_addr()?.port(), port.port());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn listen(range: impl RangeBounds<u16>) -> Result<(Self, TcpListener)> {
+        Self::builder().ports(PortSet::from_range(range)?).listen()
+    }
+
+    /// A lease with more to say about it than a range: hosts, protocols, several
+    /// ports, a stable choice, timeout, lock directory, label.
+    pub fn builder() -> Builder {
+        Builder::new()
     }
 }

@@ -17,13 +17,12 @@ use std::{
 use socket2::{Domain, Socket, Type};
 
 use crate::{
-    bindfree::Protocol,
+    bindfree::{Protocol, probe},
     builder::Builder,
     error::{Error, ErrorKind, Result},
     freeport::FreePort,
     per_process::PerProcess,
     portserver::get_port_from_port_server,
-    sys::probe,
 };
 
 /// The host of CPython's `test.support.socket_helper.HOST`: the IPv4 loopback

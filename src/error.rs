@@ -2,7 +2,8 @@
 
 use std::{fmt, io};
 
-use crate::lock_dir::USE_VARIABLE;
+/// What to do where the lock directory cannot be used.
+pub(crate) const USE_VARIABLE: &str = "set PORTLOCK_DIR to a directory that can be written to";
 
 /// The result of every fallible call of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

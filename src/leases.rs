@@ -8,12 +8,22 @@ use std::{
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    lock::{self, PortLock, Try},
+    lock::{self, PortLock, Try, lock_file},
     lock_dir::{LockDir, OpenDir},
+    mark,
     owner::{self, Kind, Owner},
-    process, registry,
-    sys::{held::ListedLocks, line, lock_file, mark},
+    process, registry, waiting,
 };
+
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(not(target_os = "linux"))]
+mod unsupported;
+
+#[cfg(target_os = "linux")]
+use linux::ListedLocks;
+#[cfg(not(target_os = "linux"))]
+use unsupported::ListedLocks;
 
 /// A lock file, and what it says of its port.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -451,7 +461,7 @@ impl LockDir {
             dir.count_removal(removed, &mut cleaned, &port.to_string())?;
         }
         for (name, metadata) in dir.entries()? {
-            if let Some(removed) = line::remove_line(dir, &name) {
+            if let Some(removed) = waiting::remove_wait_queue(dir, &name) {
                 dir.count_removal(removed, &mut cleaned, &name)?;
             }
             let age = metadata

@@ -312,32 +312,38 @@
 //!
 //! macOS is compiled and linked, and was not run; the tests of Windows are run under Wine.
 
-// On Linux and on Windows one file has a reason to allow it: `sys::linux::mark` and
-// `sys::windows::exclusive`.
+// On Linux and on Windows one file has a reason to allow it: `mark/linux.rs` and
+// `bindfree/windows/exclusive.rs`.
 #![cfg_attr(not(any(target_os = "linux", windows)), forbid(unsafe_code))]
 #![cfg_attr(any(target_os = "linux", windows), deny(unsafe_code))]
 
 mod acquisition;
 mod bindfree;
 mod builder;
+mod clock;
 pub mod compat;
 mod error;
 mod freeport;
+mod jitter;
 mod leases;
 mod lock;
 mod lock_dir;
+mod mark;
 mod owner;
 mod per_process;
 mod ports;
 mod portserver;
 mod process;
+mod readiness;
 mod registry;
+mod retry;
 mod search;
-mod sys;
 mod system_ports;
+#[cfg(not(any(target_os = "linux", target_os = "macos", windows)))]
+mod unsupported;
 mod waiting;
 
-pub use bindfree::{BindFreePort, Protocol, wait_until_listening};
+pub use bindfree::{BindFreePort, Protocol};
 pub use builder::Builder;
 pub use compat::{
     HOST, HOST_V6, add_reserved_port, bind_port, find_unused_port, is_port_free, pick_unused_port,
@@ -350,6 +356,7 @@ pub use lock_dir::{LockDir, Origin};
 pub use owner::Owner;
 pub use ports::PortSet;
 pub use portserver::get_port_from_port_server;
+pub use readiness::wait_until_listening;
 pub use system_ports::ephemeral_port_range;
 
 /// The version of socket2 whose types [`bind_port`] and [`find_unused_port`] take.

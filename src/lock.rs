@@ -8,24 +8,32 @@
 //! Files are not removed when a lease ends. Where somebody else removes or
 //! replaces one, a lock could be taken on a file that later callers can no
 //! longer find; so once it is locked, it is looked at again, and if need be let go of and
-//! opened anew. How, and where the owner record stands, is the system's: see
-//! `sys::lock_file`.
+//! opened anew. How, and where the owner record stands, depends on the system: see
+//! `lock/unix.rs` and `lock/windows.rs`.
 
 use std::{fs::File, io, path::PathBuf};
 
 use fs4::TryLockError;
 
 use crate::{
-    error::{Error, ErrorKind, Result},
-    lock_dir::{OpenDir, USE_VARIABLE},
+    error::{Error, ErrorKind, Result, USE_VARIABLE},
+    lock_dir::OpenDir,
+    mark::{self, Mark},
     owner::{self, Owner, Record},
     process::Evidence,
     registry::Claim,
-    sys::{
-        lock_file,
-        mark::{self, Mark},
-    },
+    retry::retry,
 };
+
+#[cfg(unix)]
+pub(crate) mod unix;
+#[cfg(windows)]
+pub(crate) mod windows;
+
+#[cfg(unix)]
+pub(crate) use unix as lock_file;
+#[cfg(windows)]
+pub(crate) use windows as lock_file;
 
 /// How often one acquisition opens the file again because it was removed or
 /// replaced in between, and how often a call interrupted by a signal is made
@@ -239,24 +247,6 @@ impl PortLock {
         self.unlock()
     }
 
-    /// A descriptor that has the lock too, and has it alone from now on: the
-    /// lock lives until that and its duplicates are closed.
-    ///
-    /// # Errors
-    ///
-    /// The caller is a forked copy of the process that acquired the lock; or the
-    /// descriptor cannot be duplicated.
-    #[cfg(unix)]
-    pub(crate) fn into_file(mut self) -> Result<File> {
-        self.must_be_ours("pass on")?;
-        let file = self
-            .file
-            .try_clone()
-            .map_err(|error| fail("duplicate the descriptor of", &self.dir, self.port, error))?;
-        self.ended = true;
-        Ok(file)
-    }
-
     /// # Errors
     ///
     /// The caller is a forked copy of the process that acquired the lock.
@@ -329,17 +319,6 @@ fn read_owner(dir: &OpenDir, port: u16, file: &File) -> Result<Option<Owner>> {
     let len = lock_file::read_record(dir.sys(), port, file, &mut record)
         .map_err(|error| fail("read owner record of", dir, port, error))?;
     Ok(Owner::parse(&record[..len]))
-}
-
-/// Makes a call again that a signal interrupted, within bounds.
-pub(crate) fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-    for _ in 0..TRIES {
-        match call() {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            outcome => return outcome,
-        }
-    }
-    call()
 }
 
 /// Opens the file of `port`, and creates it first if it is missing.

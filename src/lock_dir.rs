@@ -2,10 +2,10 @@
 //!
 //! Whoever can rename or remove files in the directory can end exclusivity
 //! unseen, and whoever can plant a link in it can aim our writes elsewhere. So
-//! it is checked before it is used. What is checked, and where the directory is, is the
-//! system's: see `sys::dir`.
+//! it is checked before it is used. What is checked, and where the directory is, depends on the
+//! system: see the files in `lock_dir/`.
 //!
-//! The outcome holds good for [`RECHECK`], for to look again for every lease would
+//! The outcome holds good for [`RECHECK_INTERVAL`], for to look again for every lease would
 //! cost a tenth of the lease. Only the directory's owner and root can change it
 //! in that time, and what they could do then they can do at any later moment of
 //! the lease too. A directory that was removed is noticed at once: nothing can be
@@ -19,23 +19,34 @@ use std::{
 };
 
 use crate::{
+    clock::since_1970,
     error::{Error, ErrorKind, Result},
-    owner::since_1970,
     per_process::PerProcess,
-    sys::{
-        default_dir,
-        dir::{self as sys, User},
-    },
 };
+
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(target_os = "macos")]
+mod macos;
+#[cfg(unix)]
+pub(crate) mod unix;
+#[cfg(windows)]
+pub(crate) mod windows;
+
+#[cfg(target_os = "linux")]
+use linux::{KEPT, default_dir, default_dirs, is_local, is_unmapped};
+#[cfg(target_os = "macos")]
+use macos::{KEPT, default_dir, default_dirs, is_local, is_unmapped};
+#[cfg(unix)]
+use unix as system;
+#[cfg(windows)]
+use windows::{self as system, default_dir, default_dirs};
 
 /// The environment variable that names the lock directory.
 pub(crate) const VARIABLE: &str = "PORTLOCK_DIR";
 
-/// What to do where the default directory cannot be used.
-pub(crate) const USE_VARIABLE: &str = "set PORTLOCK_DIR to a directory that can be written to";
-
 /// How long a directory that was found trustworthy is used without another look.
-const RECHECK: Duration = Duration::from_millis(100);
+const RECHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A lock directory that has been checked, and is open: what leasing needs.
 #[derive(Clone, Debug)]
@@ -47,7 +58,7 @@ pub(crate) struct OpenDir {
 struct Inner {
     path: PathBuf,
     origin: Origin,
-    sys: sys::Dir,
+    sys: system::Dir,
 }
 
 /// The directory with one lock file per port, checked to be trustworthy.
@@ -180,7 +191,7 @@ impl LockDir {
     /// ```
     #[must_use]
     pub fn default_paths() -> Vec<PathBuf> {
-        default_dir::default_dirs(sys::user())
+        default_dirs(system::user())
     }
 
     /// Returns where it is.
@@ -241,7 +252,7 @@ impl OpenDir {
 
     /// The directory as the system sees it.
     #[inline]
-    pub(crate) fn sys(&self) -> &sys::Dir {
+    pub(crate) fn sys(&self) -> &system::Dir {
         &self.dir.sys
     }
 }
@@ -267,7 +278,7 @@ pub(crate) fn absolute(path: PathBuf) -> PathBuf {
 }
 
 fn locate(chosen: Option<&Path>, now: Duration, default: Missing) -> Result<Located> {
-    let user = sys::user();
+    let user = system::user();
     let was_relative;
     let chosen = match chosen {
         Some(path) if path.is_relative() => {
@@ -303,7 +314,7 @@ fn locate(chosen: Option<&Path>, now: Duration, default: Missing) -> Result<Loca
         // directory of its own, in which every port is free.
         Some((origin, path)) => open(path, Missing::Refuse, origin, user)?,
         None => {
-            let (path, origin) = default_dir::default_dir(user)?;
+            let (path, origin) = default_dir(user)?;
             // Root may just have removed the one of all users, which is not ours to create.
             let missing = if origin.is_created_by_its_user() {
                 default
@@ -339,7 +350,7 @@ pub(crate) enum Missing {
 struct LastUsed {
     /// What was asked for; `None` is the user's own directory.
     named: Option<(Origin, PathBuf)>,
-    user: User,
+    user: system::User,
     checked: Duration,
     open: OpenDir,
 }
@@ -347,7 +358,12 @@ struct LastUsed {
 static LAST_USED: PerProcess<LastUsed> = PerProcess::new();
 
 impl LastUsed {
-    fn is_good_for(&self, named: Option<(Origin, &Path)>, user: User, now: Duration) -> bool {
+    fn is_good_for(
+        &self,
+        named: Option<(Origin, &Path)>,
+        user: system::User,
+        now: Duration,
+    ) -> bool {
         let same_name = match (&self.named, named) {
             (Some((origin, path)), Some(named)) => {
                 // As text: to compare paths by their components takes longer.
@@ -358,17 +374,17 @@ impl LastUsed {
         };
         // If the clock was set back, it is time.
         let age = now.checked_sub(self.checked);
-        same_name && self.user == user && age.is_some_and(|age| age < RECHECK)
+        same_name && self.user == user && age.is_some_and(|age| age < RECHECK_INTERVAL)
     }
 }
 
 /// Opens the directory at `path` and checks it, or only checks it again if it
 /// is still the one used last.
-fn open(path: &Path, missing: Missing, origin: Origin, user: User) -> Result<Located> {
+fn open(path: &Path, missing: Missing, origin: Origin, user: system::User) -> Result<Located> {
     // Without a trailing slash, with which a symbolic link would be followed
     // in spite of lstat and O_NOFOLLOW (path_resolution(7)).
     let path: PathBuf = path.components().collect();
-    let Some(found) = sys::find(&path, missing, origin, user)? else {
+    let Some(found) = system::find(&path, missing, origin, user)? else {
         return Ok(Located::Missing { path, origin });
     };
     let last = LAST_USED
@@ -380,7 +396,7 @@ fn open(path: &Path, missing: Missing, origin: Origin, user: User) -> Result<Loc
     if let Some(last) = last.filter(is_it) {
         return Ok(Located::Open(last));
     }
-    let sys = sys::Dir::open(&path, origin, user)?;
+    let sys = system::Dir::open(&path, origin, user)?;
     let dir = Arc::new(Inner { path, origin, sys });
     Ok(Located::Open(OpenDir { dir }))
 }

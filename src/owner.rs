@@ -36,7 +36,7 @@
 //! tells that there is nothing to read.
 //!
 //! On Windows the record is in a file of its own, for a lock there keeps others from
-//! reading (see `sys::lock_file`).
+//! reading (see `lock/windows.rs`).
 
 use std::{
     cell::RefCell,
@@ -45,8 +45,9 @@ use std::{
 };
 
 use crate::{
+    clock::since_1970,
+    mark::Mark,
     process::{self, Evidence, Identity, Named},
-    sys::mark::Mark,
 };
 
 /// The length of the record of a held lease in bytes, newline included.
@@ -243,16 +244,6 @@ pub(crate) fn of_process(
     Record::complete(kind, identity, since, program, label)
 }
 
-/// What time it is. A clock of the past counts as 1970.
-///
-/// By the standard library's clock and not rustix's, which crashes under valgrind
-/// (rustix issue 1559).
-pub(crate) fn since_1970() -> Duration {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-}
-
 /// A line that is no record.
 pub(crate) fn nobody() -> Record<LEN> {
     Record::new()
@@ -359,7 +350,7 @@ fn decode(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys::mark;
+    use crate::mark;
 
     fn held_now(label: Option<&str>) -> [u8; LEN] {
         let since = since_1970().as_secs();

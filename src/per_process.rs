@@ -18,7 +18,7 @@ use std::{
     },
 };
 
-use crate::sys::mark::{self, Mark};
+use crate::mark::{self, Mark};
 
 /// Number of places. Each process of a line of forks can find at most one more of them
 /// locked for good.

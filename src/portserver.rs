@@ -10,10 +10,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{
-    error::{Error, ErrorKind, Result},
-    sys::portserver::Connection,
-};
+use crate::error::{Error, ErrorKind, Result};
+
+#[cfg(unix)]
+mod unix;
+#[cfg(windows)]
+mod windows;
+
+#[cfg(unix)]
+use unix::Connection;
+#[cfg(windows)]
+use windows::Connection;
 
 /// How long a port server may take for everything.
 const DEADLINE: Duration = Duration::from_secs(10);

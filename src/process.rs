@@ -7,7 +7,7 @@
 //!
 //! **Gone needs proof.** A port that is leased to a process must not be given out again
 //! because somebody cannot see that process. So a process is [`Evidence::Gone`] only where
-//! the system proves it; what proves it is in `sys::process`. Everything else is
+//! the system proves it; what proves it is in `process/linux.rs` and its siblings. Everything else is
 //! undetermined.
 
 use std::{
@@ -19,11 +19,26 @@ use std::{
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    sys::{
-        mark::{self, Mark},
-        process as sys,
-    },
+    mark::{self, Mark},
 };
+
+#[cfg(target_os = "linux")]
+pub(crate) mod linux;
+#[cfg(target_os = "macos")]
+mod macos;
+#[cfg(unix)]
+mod unix;
+#[cfg(windows)]
+mod windows;
+
+#[cfg(target_os = "linux")]
+use linux as system;
+#[cfg(target_os = "macos")]
+use macos as system;
+#[cfg(unix)]
+pub(crate) use unix::is_recordable;
+#[cfg(windows)]
+use windows as system;
 
 /// What is written of a process where something is not known.
 pub(crate) const UNKNOWN: &str = "-";
@@ -44,7 +59,7 @@ pub(crate) struct Identity {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Evidence {
     /// It lives, or nothing proves that its pid was reused.
-    Alive(sys::Place),
+    Alive(system::Place),
     /// It is proven to have ended.
     Gone,
     /// It cannot be seen from here, as from another container.
@@ -84,7 +99,7 @@ fn read_once(mark: Mark) -> (Arc<Named>, io::Result<()>) {
     {
         return (Arc::clone(first), Ok(()));
     }
-    let (this, outcome) = sys::this();
+    let (this, outcome) = system::this();
     let this = Arc::new(this);
     if outcome.is_ok()
         && let Ok(mut first) = FIRST.try_write()
@@ -110,24 +125,18 @@ pub(crate) fn find(pid: u32) -> Result<Named> {
     let (this, outcome) = read_once(mark::current());
     outcome.map_err(|error| not_found(pid, error))?;
     if pid == this.0.pid {
-        sys::can_be_recorded(&this.0).map_err(|why| cannot_record(pid, why))?;
+        system::can_be_recorded(&this.0).map_err(|why| cannot_record(pid, why))?;
         return Ok(Named::clone(&this));
     }
-    let found = sys::find(pid, &this.0).map_err(|error| not_found(pid, error))?;
+    let found = system::find(pid, &this.0).map_err(|error| not_found(pid, error))?;
     let Found { start, program } = found.ok_or_else(|| no_such(pid))?;
     let identity = Identity {
         pid,
         start,
         namespace: this.0.namespace,
     };
-    sys::can_be_recorded(&identity).map_err(|why| cannot_record(pid, why))?;
+    system::can_be_recorded(&identity).map_err(|why| cannot_record(pid, why))?;
     Ok((identity, program))
-}
-
-/// Whether this process can write records from which others can prove that a process has ended.
-#[cfg(unix)]
-pub(crate) fn is_recordable() -> bool {
-    sys::can_be_recorded(&this().0).is_ok()
 }
 
 /// Whether there is a process that has `pid`, without asking what it is.
@@ -136,7 +145,7 @@ pub(crate) fn is_recordable() -> bool {
 ///
 /// There is none.
 pub(crate) fn check(pid: u32) -> Result<()> {
-    if sys::exists(pid) {
+    if system::exists(pid) {
         Ok(())
     } else {
         Err(no_such(pid))
@@ -144,7 +153,7 @@ pub(crate) fn check(pid: u32) -> Result<()> {
 }
 
 fn no_such(pid: u32) -> Error {
-    not_found(pid, sys::no_such_process())
+    not_found(pid, system::no_such_process())
 }
 
 fn not_found(pid: u32, cause: io::Error) -> Error {
@@ -164,7 +173,7 @@ impl Identity {
     ///
     /// The system fails to tell, for example because no descriptors are left.
     pub(crate) fn evidence(&self) -> io::Result<Evidence> {
-        sys::evidence(self, &this().0)
+        system::evidence(self, &this().0)
     }
 
     /// Whether the process is proven to have ended, or is known to run as this process's
@@ -177,7 +186,7 @@ impl Identity {
         match self.evidence()? {
             Evidence::Gone => Ok(true),
             Evidence::Undetermined => Ok(false),
-            Evidence::Alive(place) => sys::is_of_this_user(&place),
+            Evidence::Alive(place) => system::is_of_this_user(&place),
         }
     }
 

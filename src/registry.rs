@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 #[cfg(loom)]
 use loom::sync::atomic::{AtomicU32, Ordering};
 
-use crate::sys::mark::Mark;
+use crate::mark::Mark;
 
 /// By port: the mark of the process that claimed it, or 0. 256 KiB of zero pages, of which
 /// only those are ever backed by memory whose ports are touched.

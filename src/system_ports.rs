@@ -10,8 +10,21 @@ use std::{
 use crate::{
     error::{Error, ErrorKind, Result},
     ports::PortSet,
-    sys::ports as sys,
 };
+
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(target_os = "macos")]
+mod macos;
+#[cfg(windows)]
+mod windows;
+
+#[cfg(target_os = "linux")]
+use linux as system;
+#[cfg(target_os = "macos")]
+use macos as system;
+#[cfg(windows)]
+use windows as system;
 
 /// The environment variables that override [`PortSet::server_ports`].
 const PORTS: &str = "PORTLOCK_PORTS";
@@ -56,7 +69,7 @@ const REFUSED_BY_BROWSERS: [u16; 19] = [
 /// # Ok::<(), portlock::Error>(())
 /// ```
 pub fn ephemeral_port_range() -> Result<RangeInclusive<u16>> {
-    sys::ephemeral()
+    system::ephemeral()
 }
 
 impl PortSet {
@@ -114,13 +127,13 @@ impl PortSet {
             let origin = format!("{PORTS_FILE}={path:?}");
             return chosen(&ports_file(&path, &origin)?, &origin);
         }
-        let first = sys::first_permitted()?.max(1024);
+        let first = system::first_permitted()?.max(1024);
         let refused = REFUSED_BY_BROWSERS.into_iter().collect();
-        let ephemeral = sys::presumably_ephemeral()?;
+        let ephemeral = system::presumably_ephemeral()?;
         let (from, to) = (*ephemeral.start(), *ephemeral.end());
         let ports = Self::from(first..)
             .difference(&ephemeral.into())
-            .difference(&sys::reserved()?)
+            .difference(&system::reserved()?)
             .difference(&refused);
         if ports.is_empty() {
             // To take some all the same would be a silent clash with clients.

@@ -1,16 +1,16 @@
-//! Waiting for a port: in line, and woken by the kernel.
+//! Waiting for a port: in a wait queue, and woken by the kernel.
 //!
-//! Of all who wait for the same ports, threads or processes, only one watches; the
-//! others stand in line behind it. So a hundred waiters cost hardly more than one
-//! while nothing is released, and a release wakes one of them. What the line is made
-//! of, and what wakes the one at its head, is the system's: see `sys::line` and
-//! `sys::watch`. Linux has both, the others neither.
+//! Of all who wait for the same ports, threads or processes, only the leader watches; the
+//! others wait behind it in the wait queue. So a hundred waiters cost hardly more than one
+//! while nothing is released, and a release wakes one of them. What the wait queue is made
+//! of, and what wakes the leader, depends on the system: Linux has both (`waiting/linux.rs`),
+//! the others have neither (`waiting/unsupported.rs`).
 //!
-//! The kernel does not tell everything: not that a server leaves a port it had
+//! The kernel does not report everything: not that a server leaves a port it had
 //! bound without a lease, that a delegated lease ends with its process, or that a
-//! lease ends whose descriptor a child has inherited. So the head also looks at
-//! all ports from time to time. Where there can be no watch, that alone is left;
-//! where there can be no line, everybody is at the head.
+//! lease ends whose descriptor a child has inherited. So the leader also rescans
+//! all ports from time to time. Where there can be no watch, rescans are all there is;
+//! where there can be no wait queue, every waiter is a leader.
 
 use std::{
     thread,
@@ -18,36 +18,46 @@ use std::{
 };
 
 use log::debug;
-use rand::RngExt;
 
-use crate::{
-    lock_dir::OpenDir,
-    ports::PortSet,
-    sys::{line::Line, watch::Watch},
-};
+use crate::{jitter::random, lock_dir::OpenDir, ports::PortSet};
 
-/// The pause of the head before it looks at all ports again. It doubles from the
-/// shortest up to [`LOOKS_PER_PAUSE`] times what a look takes, within the other two
-/// bounds; half of it is random.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
-const LONG_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-const LOOKS_PER_PAUSE: u32 = 200;
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(not(target_os = "linux"))]
+mod unsupported;
 
-/// The pause after a look that the kernel called for, in times of what it took, so
-/// that callers who try and fail all the time cannot keep the head busy. Callers
+#[cfg(target_os = "linux")]
+use linux::{WaitQueue, Watch};
+#[cfg(not(target_os = "linux"))]
+use unsupported::{WaitQueue, Watch};
+
+#[cfg(target_os = "linux")]
+pub(crate) use linux::remove_wait_queue;
+#[cfg(not(target_os = "linux"))]
+pub(crate) use unsupported::remove_wait_queue;
+
+/// The pause of the leader before it rescans all ports. It doubles from the minimum up to
+/// [`MAX_RESCAN_INTERVAL_IN_SCANS`] times the duration of a scan, which is at least
+/// [`LONG_RESCAN_INTERVAL`] and at most [`MAX_RESCAN_INTERVAL`]; half of it is random.
+const MIN_RESCAN_INTERVAL: Duration = Duration::from_millis(1);
+const LONG_RESCAN_INTERVAL: Duration = Duration::from_millis(100);
+const MAX_RESCAN_INTERVAL: Duration = Duration::from_secs(2);
+const MAX_RESCAN_INTERVAL_IN_SCANS: u32 = 200;
+
+/// The pause after a scan that a wakeup by the kernel caused, as a multiple of the duration of
+/// that scan, so that callers who try and fail all the time cannot keep the leader busy. Callers
 /// that want several ports each undo what they have when there are not enough;
 /// those who try at the same time would keep each other from success.
-const LOOKS_PER_EVENT: u32 = 8;
+const PAUSE_AFTER_WAKEUP_IN_SCANS: u32 = 8;
 
 /// The longest single wait, a year: `Instant` and the system's calls overflow with
 /// `Duration::MAX`.
-const LONGEST_WAIT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+const MAX_WAIT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// What there is to look at after a wait.
+/// What is to be scanned after a wait.
 #[derive(Debug)]
 pub(crate) enum Woken {
-    /// These ports were released, or tried by somebody.
+    /// These ports were released, or tried by another caller.
     Released(PortSet),
     /// All of them.
     Due,
@@ -59,35 +69,37 @@ pub(crate) struct Waiting<'a> {
     /// `None` if it does not exist: then nothing is leased, and nobody can be woken.
     dir: Option<OpenDir>,
     ports: &'a PortSet,
-    line: Option<Line>,
-    /// At the head, or on its own. With a watch, if there can be one.
+    queue: Option<WaitQueue>,
+    /// The leader, or without a queue, or ahead of a leader that is stopped. With a watch, if there can
+    /// be one.
     is_ahead: bool,
     watch: Option<Watch>,
-    pause: Duration,
+    rescan_interval: Duration,
     due: Instant,
     was_event: bool,
 }
 
 impl<'a> Waiting<'a> {
     pub(crate) fn new(dir: Option<&OpenDir>, ports: &'a PortSet) -> Self {
-        let line = dir.map(|dir| Line::join(dir, ports.digest()));
-        let line = line.and_then(|line| {
-            line.inspect_err(|error| debug!("no wait queue for {}: {error}", ports.brief()))
+        let queue = dir.map(|dir| WaitQueue::join(dir, ports.digest()));
+        let queue = queue.and_then(|queue| {
+            queue
+                .inspect_err(|error| debug!("no wait queue for {}: {error}", ports.brief()))
                 .ok()
         });
         Self {
             dir: dir.cloned(),
             ports,
-            line,
+            queue,
             is_ahead: false,
             watch: None,
-            pause: SHORTEST_PAUSE,
+            rescan_interval: MIN_RESCAN_INTERVAL,
             due: Instant::now(),
             was_event: false,
         }
     }
 
-    /// Whether it is a wait for ports of this directory.
+    /// Returns whether it is a wait for ports of this directory.
     pub(crate) fn is_in(&self, dir: Option<&OpenDir>) -> bool {
         match (&self.dir, dir) {
             (Some(ours), Some(dir)) => ours.is(dir),
@@ -95,17 +107,20 @@ impl<'a> Waiting<'a> {
         }
     }
 
-    /// Waits until there is something to look at, or for `left`. The last look at
-    /// the ports took `look`.
-    pub(crate) fn wait(&mut self, look: Duration, left: Duration) -> Woken {
-        let left = left.min(LONGEST_WAIT);
+    /// Waits until there is something to scan, or for `left`. The last scan of the ports took
+    /// `scan`.
+    pub(crate) fn wait(&mut self, scan: Duration, left: Duration) -> Woken {
+        let left = left.min(MAX_WAIT);
         let now = Instant::now();
         let end = now + left;
         if !self.is_ahead {
-            if let Some(line) = &mut self.line
-                && let Err(error) = line.wait_for_head(end)
+            if let Some(queue) = &mut self.queue
+                && let Err(error) = queue.wait_for_leadership(end)
             {
-                debug!("not waiting in line for {}: {error}", self.ports.brief());
+                debug!(
+                    "not waiting in the queue for {}: {error}",
+                    self.ports.brief()
+                );
             }
             self.is_ahead = true;
             self.watch = self.dir.as_ref().and_then(|dir| {
@@ -115,26 +130,28 @@ impl<'a> Waiting<'a> {
             });
             return Woken::Due;
         }
-        // Not in the place of a head that is stopped: who waits behind would take it for
-        // awake, and go on waiting when this one leaves without a word.
-        if let Some(line) = &self.line
-            && line.is_head()
+        // Only the leader sends heartbeats. Were one sent on behalf of a leader that is stopped, the
+        // waiters behind it would believe that it is awake, and keep waiting after this one leaves,
+        // which wakes nobody.
+        if let Some(queue) = &self.queue
+            && queue.is_leader()
         {
-            line.stir();
+            queue.heartbeat();
         }
         if self.was_event {
-            thread::sleep(random(look * LOOKS_PER_EVENT).min(left));
+            thread::sleep(random(scan * PAUSE_AFTER_WAKEUP_IN_SCANS).min(left));
         } else {
-            self.due = now + random(self.pause);
-            let longest = (look * LOOKS_PER_PAUSE).clamp(LONG_PAUSE, LONGEST_PAUSE);
-            self.pause = (self.pause * 2).min(longest);
+            self.due = now + random(self.rescan_interval);
+            let longest = (scan * MAX_RESCAN_INTERVAL_IN_SCANS)
+                .clamp(LONG_RESCAN_INTERVAL, MAX_RESCAN_INTERVAL);
+            self.rescan_interval = (self.rescan_interval * 2).min(longest);
         }
         let released = self.watch_until(self.due.min(end));
         self.was_event = released.is_some();
         released.map_or(Woken::Due, Woken::Released)
     }
 
-    /// The ports of ours that were released, or `None` if there were none until `end`,
+    /// Returns those of the ports that were released, or `None` if there were none until `end`,
     /// or the kernel cannot tell.
     fn watch_until(&mut self, end: Instant) -> Option<PortSet> {
         loop {
@@ -167,12 +184,7 @@ impl<'a> Waiting<'a> {
     }
 }
 
-/// So long, or up to half of it less, so that waiters spread out.
-pub(crate) fn random(pause: Duration) -> Duration {
-    rand::rng().random_range(pause / 2..=pause)
-}
-
-// Elsewhere there is neither a line nor a watch.
+// Elsewhere there is neither a wait queue nor a watch.
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
     use std::{fs, mem::MaybeUninit, sync::mpsc, time::SystemTime};
@@ -181,15 +193,17 @@ mod tests {
 
     use tempfile::TempDir;
 
-    use super::*;
-    use crate::{
-        lock::{PortLock, Try},
-        owner::since_1970,
-        registry,
-        sys::{
-            line::{LINE_PREFIX, STOPPED, remove_line},
-            mark, timespec,
+    use super::{
+        linux::{
+            timespec,
+            wait_queue::{LEADER_STALE_AFTER, NAME_PREFIX},
         },
+        *,
+    };
+    use crate::{
+        clock::since_1970,
+        lock::{PortLock, Try},
+        mark, registry,
     };
 
     // Nothing here binds: the ports are only numbers, each used by one test alone.
@@ -209,12 +223,12 @@ mod tests {
         lock.expect("not locked")
     }
 
-    /// A waiter that watches, and does not look by itself.
+    /// Returns a waiter that watches, and does not rescan by itself.
     fn watcher<'a>(dir: &OpenDir, ports: &'a PortSet) -> Waiting<'a> {
         let mut waiting = Waiting::new(Some(dir), ports);
         assert!(matches!(waiting.wait(Duration::ZERO, LONG), Woken::Due));
         assert!(waiting.is_ahead && waiting.watch.is_some());
-        waiting.pause = LONG * 2;
+        waiting.rescan_interval = LONG * 2;
         waiting
     }
 
@@ -241,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_look_is_not_heard() {
+    fn a_check_wakes_nobody() {
         let (_dir, dir) = lock_dir();
         drop(hold(&dir, 14));
         let ports = PortSet::from(14..=14);
@@ -255,22 +269,22 @@ mod tests {
     }
 
     #[test]
-    fn one_after_the_other_comes_to_the_head() {
+    fn one_waiter_after_the_other_becomes_the_leader() {
         let (_dir, dir) = lock_dir();
         let ports = PortSet::from(15..=16);
-        let head = watcher(&dir, &ports);
+        let leader = watcher(&dir, &ports);
         let (sender, ahead) = mpsc::channel();
         thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
                     let mut waiting = Waiting::new(Some(&dir), &ports);
                     waiting.wait(Duration::ZERO, LONG);
-                    let is_head = waiting.line.as_ref().is_some_and(|line| line.is_head);
-                    sender.send(is_head).expect("received below");
+                    let is_leader = waiting.queue.as_ref().is_some_and(|queue| queue.is_leader);
+                    sender.send(is_leader).expect("received below");
                 });
             }
             assert!(ahead.recv_timeout(Duration::from_millis(20)).is_err());
-            drop(head);
+            drop(leader);
             for _ in 0..4 {
                 assert!(ahead.recv_timeout(LONG).expect("its turn comes"));
             }
@@ -278,69 +292,72 @@ mod tests {
     }
 
     #[test]
-    fn who_leaves_the_head_rings() {
+    fn a_leader_that_leaves_wakes_a_waiter() {
         let (_dir, dir) = lock_dir();
         let ports = PortSet::from(17..=18);
-        let behind = Line::join(&dir, ports.digest()).expect("our own directory");
-        let bell = behind.bell().expect("descriptors are left");
-        let rung = || {
+        let behind = WaitQueue::join(&dir, ports.digest()).expect("our own directory");
+        let wakeup = behind.wakeup().expect("descriptors are left");
+        let woken = || {
             let mut events = [MaybeUninit::uninit(); 1];
             let now = timespec(Duration::ZERO);
-            let (rung, _) = epoll::wait(&bell, &mut events[..], Some(&now)).expect("our own");
-            rung.len()
+            let (woken, _) = epoll::wait(&wakeup, &mut events[..], Some(&now)).expect("our own");
+            woken.len()
         };
-        // Of others than the head nothing is heard.
-        drop(Line::join(&dir, ports.digest()).expect("our own directory"));
-        assert_eq!(rung(), 0);
+        // A waiter that is not the leader wakes nobody.
+        drop(WaitQueue::join(&dir, ports.digest()).expect("our own directory"));
+        assert_eq!(woken(), 0);
         drop(watcher(&dir, &ports));
-        assert_eq!(rung(), 1);
+        assert_eq!(woken(), 1);
     }
 
     #[test]
-    fn a_head_that_was_killed_or_stopped_is_not_waited_for() {
+    fn a_leader_that_was_killed_or_stopped_is_not_waited_for() {
         let (dir, locks) = lock_dir();
         let ports = PortSet::from(19..=19);
-        let join = || Line::join(&locks, ports.digest()).expect("our own directory");
+        let join = || WaitQueue::join(&locks, ports.digest()).expect("our own directory");
         let end = || Instant::now() + LONG;
 
-        let mut head = join();
-        head.wait_for_head(end()).expect("no other");
-        // It does not ring any more.
-        head.is_head = false;
-        drop(head);
-        let mut head = join();
-        head.wait_for_head(end()).expect("no other");
-        assert!(head.is_head);
+        let mut leader = join();
+        leader.wait_for_leadership(end()).expect("no other");
+        // It wakes nobody any more.
+        leader.is_leader = false;
+        drop(leader);
+        let mut leader = join();
+        leader.wait_for_leadership(end()).expect("no other");
+        assert!(leader.is_leader);
 
         let mut behind = join();
         let now = SystemTime::now();
         // Long ago; or the clock was set back since.
-        for time in [now - 10 * STOPPED, now + 10 * LONG] {
-            head.fifo.set_modified(time).expect("our own");
+        for time in [now - 10 * LEADER_STALE_AFTER, now + 10 * LONG] {
+            leader.fifo.set_modified(time).expect("our own");
             let start = Instant::now();
-            behind.wait_for_head(end()).expect("no error");
-            assert!(!behind.is_head && start.elapsed() < LONG);
-            head.stir();
-            assert!(!behind.head_is_stopped());
+            behind.wait_for_leadership(end()).expect("no error");
+            assert!(!behind.is_leader && start.elapsed() < LONG);
+            leader.heartbeat();
+            assert!(!behind.leader_is_stopped());
         }
 
-        // Who goes ahead of it does not make it seem awake.
-        head.fifo.set_modified(now - 10 * STOPPED).expect("our own");
+        // A waiter that goes ahead of it does not make it seem awake.
+        leader
+            .fifo
+            .set_modified(now - 10 * LEADER_STALE_AFTER)
+            .expect("our own");
         let mut ahead = Waiting::new(Some(&locks), &ports);
         for _ in 0..2 {
             ahead.wait(Duration::ZERO, LONG);
         }
-        assert!(behind.head_is_stopped());
+        assert!(behind.leader_is_stopped());
         assert_eq!(fs::read_dir(dir.path()).expect("our own").count(), 1);
     }
 
     #[test]
-    fn where_there_can_be_no_line_everybody_watches() {
+    fn where_there_can_be_no_wait_queue_every_waiter_watches() {
         let (dir, locks) = lock_dir();
         let ports = PortSet::from(20..=20);
-        let name = format!("{LINE_PREFIX}{:016x}", ports.digest());
+        let name = format!("{NAME_PREFIX}{:016x}", ports.digest());
         fs::write(dir.path().join(name), "not a FIFO").expect("our own directory");
-        assert!(Line::join(&locks, ports.digest()).is_err());
+        assert!(WaitQueue::join(&locks, ports.digest()).is_err());
         let held = hold(&locks, 20);
         let mut both = [watcher(&locks, &ports), watcher(&locks, &ports)];
         drop(held);
@@ -364,26 +381,26 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_removed_when_nobody_waits() {
+    fn a_wait_queue_is_removed_when_nobody_waits() {
         let (dir, locks) = lock_dir();
         let ports = PortSet::from(21..=21);
         let clean = || {
             let locks = crate::LockDir::locate(Some(dir.path())).expect("our own");
             locks.clean().expect("our own").removed
         };
-        let head = watcher(&locks, &ports);
+        let leader = watcher(&locks, &ports);
         assert_eq!(clean(), 0);
-        drop(head);
+        drop(leader);
         assert_eq!(clean(), 1);
         assert_eq!(fs::read_dir(dir.path()).expect("our own").count(), 0);
     }
 
     #[test]
-    fn a_line_that_was_made_again_is_not_removed() {
+    fn a_wait_queue_that_was_made_again_is_not_removed() {
         let (dir, locks) = lock_dir();
         let ports = PortSet::from(22..=22);
-        let name = format!("{LINE_PREFIX}{:016x}", ports.digest());
-        let join = || Line::join(&locks, ports.digest()).expect("our own directory");
+        let name = format!("{NAME_PREFIX}{:016x}", ports.digest());
+        let join = || WaitQueue::join(&locks, ports.digest()).expect("our own directory");
         let (first, second) = (join(), join());
         first
             .remove(&locks, &name)
@@ -391,7 +408,7 @@ mod tests {
             .expect("ours");
         assert!(second.remove(&locks, &name).is_none(), "already removed");
         let opened = join();
-        assert!(remove_line(&locks, &name).is_some());
+        assert!(remove_wait_queue(&locks, &name).is_some());
         let _new = join();
         assert!(opened.remove(&locks, &name).is_none(), "made again");
         assert_eq!(fs::read_dir(dir.path()).expect("our own").count(), 1);

@@ -1,0 +1,158 @@
+//! One strict bind sees all that is in its way.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use socket2::Type;
+
+use super::Bind;
+use crate::{error::Result, search::Miss};
+
+pub(crate) use super::unix::*;
+
+/// What a bind of `host` would not see of those who are in its way: nothing.
+#[inline]
+pub(crate) fn look_around(_: IpAddr, _: u16, _: Type, _: Bind<'_>) -> io::Result<Option<Miss>> {
+    Ok(None)
+}
+
+/// How a socket is bound instead where closing connections count as free, for want of a table that
+/// shows them: there is one.
+pub(crate) const WITH_CLOSING: Option<Bind<'static>> = None;
+
+/// The TCP ports on which nothing but closing connections are shown, with their local addresses. None
+/// if /proc shows nothing.
+///
+/// A connection is closing if its program has no descriptor of it any more, and so its socket no
+/// inode, and its state is one of those that follow a close (include/net/tcp_states.h).
+pub(crate) fn closing_ports() -> io::Result<HashMap<u16, Vec<IpAddr>>> {
+    const FIN_WAIT1: &str = "04";
+    const FIN_WAIT2: &str = "05";
+    const TIME_WAIT: &str = "06";
+    const LAST_ACK: &str = "09";
+    const CLOSING: &str = "0B";
+    let Some(tables) = tables(Type::STREAM)? else {
+        return Ok(HashMap::new());
+    };
+    let mut closing: HashMap<u16, Vec<IpAddr>> = HashMap::new();
+    let mut others = HashSet::new();
+    for line in tables.iter().flat_map(|table| table.lines()) {
+        let Some((address, port)) = local_address(line) else {
+            continue;
+        };
+        let mut words = line.split_ascii_whitespace();
+        let (state, inode) = (words.nth(3), words.nth(5));
+        let is_closing = matches!(
+            state,
+            Some(FIN_WAIT1 | FIN_WAIT2 | TIME_WAIT | LAST_ACK | CLOSING)
+        );
+        if is_closing && inode == Some("0") {
+            closing.entry(port).or_default().push(address);
+        } else {
+            others.insert(port);
+        }
+    }
+    closing.retain(|port, _| !others.contains(port));
+    Ok(closing)
+}
+
+/// Whether a port can be held by a socket that is out of its server's way.
+#[inline]
+pub(crate) fn can_hold() -> Result<()> {
+    Ok(())
+}
+
+/// Whether any socket of this type has the port, connections in TIME_WAIT included, or `None` if
+/// /proc does not show that. A TCP socket that is bound, and neither listens nor is connected, is
+/// not shown (proc_pid_net(5)).
+pub(crate) fn is_in_table(port: u16, ty: Type) -> io::Result<Option<bool>> {
+    let tables = tables(ty)?;
+    Ok(tables.map(|tables| {
+        let mut ports = tables
+            .iter()
+            .flat_map(|table| table.lines())
+            .filter_map(local_address);
+        ports.any(|(_, of)| of == port)
+    }))
+}
+
+/// The tables of sockets of this type in this network namespace (proc_pid_net(5)), or `None` if
+/// /proc does not show them.
+fn tables(ty: Type) -> io::Result<Option<Vec<String>>> {
+    let names = match ty {
+        Type::DGRAM => ["udp", "udp6"],
+        _ => ["tcp", "tcp6"],
+    };
+    let mut tables = Vec::with_capacity(names.len());
+    for name in names {
+        match fs::read_to_string(format!("/proc/self/net/{name}")) {
+            Ok(text) => tables.push(text),
+            Err(error) => match error.kind() {
+                // Without IPv6 its tables are missing.
+                io::ErrorKind::NotFound if name.ends_with('6') => {}
+                io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => return Ok(None),
+                _ => return Err(error),
+            },
+        }
+    }
+    Ok(Some(tables))
+}
+
+/// The local address of a line such as `0: 0100007F:1F90 00000000:0000 0A …`: 32 bits of it at a time
+/// as a number of this machine, in hexadecimal digits.
+fn local_address(line: &str) -> Option<(IpAddr, u16)> {
+    let (address, port) = line.split_ascii_whitespace().nth(1)?.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let mut bytes = [0; 16];
+    let groups = bytes.chunks_exact_mut(4).take(address.len() / 8);
+    for (i, group) in groups.enumerate() {
+        let digits = address.get(i * 8..i * 8 + 8)?;
+        group.copy_from_slice(&u32::from_str_radix(digits, 16).ok()?.to_ne_bytes());
+    }
+    let address = match address.len() {
+        8 => Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]).into(),
+        32 => Ipv6Addr::from(bytes).to_canonical(),
+        _ => return None,
+    };
+    Some((address, port))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, UdpSocket};
+
+    use super::*;
+
+    #[test]
+    fn the_kernels_table_is_read() {
+        for host in ["127.0.0.1", "[::1]"] {
+            let Ok(tcp) = TcpListener::bind(format!("{host}:0")) else {
+                eprintln!("left out: {host} is not there");
+                continue;
+            };
+            let udp = UdpSocket::bind(format!("{host}:0")).expect("as for TCP");
+            for (address, ty) in [
+                (tcp.local_addr(), Type::STREAM),
+                (udp.local_addr(), Type::DGRAM),
+            ] {
+                let port = address.expect("bound").port();
+                assert_eq!(
+                    is_in_table(port, ty).expect("readable"),
+                    Some(true),
+                    "{host}"
+                );
+            }
+        }
+        assert_eq!(is_in_table(0, Type::STREAM).expect("readable"), Some(false));
+        assert_eq!(local_address("  sl  local_address rem_address   st"), None);
+        let line = |address: &str| local_address(&format!("0: {address}:1F90 0:0 06"));
+        let number = |bytes: [u8; 4]| format!("{:08X}", u32::from_ne_bytes(bytes));
+        let v4 = number([127, 0, 0, 1]);
+        assert_eq!(line(&v4), Some((Ipv4Addr::LOCALHOST.into(), 8080)));
+        let v6 = number([0; 4]).repeat(3) + &number([0, 0, 0, 1]);
+        assert_eq!(line(&v6), Some((Ipv6Addr::LOCALHOST.into(), 8080)));
+    }
+}

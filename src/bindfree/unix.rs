@@ -1,0 +1,66 @@
+//! Strict binds: those without `SO_REUSEADDR`.
+
+use std::{io, net::SocketAddr};
+
+use rustix::io::Errno;
+use socket2::Socket;
+
+use crate::search::Miss;
+
+/// The error of an address family that the system does not have.
+pub(crate) const UNKNOWN_FAMILY: i32 = Errno::AFNOSUPPORT.raw_os_error();
+
+/// Makes a bind of the socket fail if anybody has bound its address: it does so as
+/// it is.
+#[inline]
+pub(crate) fn make_strict(_: &Socket) -> io::Result<()> {
+    Ok(())
+}
+
+/// Lets a bind of the socket pass over connections in TIME_WAIT.
+pub(crate) fn ignore_time_wait(socket: &Socket) -> io::Result<()> {
+    socket.set_reuse_address(true)
+}
+
+/// Makes what may outlive the closing of a bound socket harmless. See
+/// `Probe::neutralise`.
+#[inline]
+pub(crate) fn neutralise(socket: &Socket) -> io::Result<()> {
+    socket.set_reuse_address(true)
+}
+
+/// What keeps the socket from being bound, which has just failed, strictly.
+///
+/// Whatever still refuses a socket with `SO_REUSEADDR` listens there, or was bound
+/// without it. What does not is a neutralised probe in a child that is starting, or a
+/// connection in TIME_WAIT.
+pub(crate) fn what_is_there(socket: &Socket, address: SocketAddr) -> io::Result<Miss> {
+    socket.set_reuse_address(true)?;
+    match socket.bind(&address.into()) {
+        Ok(()) => Ok(Miss::Leftover),
+        Err(error) if is_in_use(&error) => Ok(Miss::Bound),
+        Err(error) => Err(error),
+    }
+}
+
+/// The options with which a socket may share its port, and whether it has them.
+pub(crate) fn sharing_options(socket: &Socket) -> [(&'static str, io::Result<bool>); 2] {
+    [
+        ("SO_REUSEADDR", socket.reuse_address()),
+        ("SO_REUSEPORT", socket.reuse_port()),
+    ]
+}
+
+/// Somebody has bound it.
+pub(crate) fn is_in_use(error: &io::Error) -> bool {
+    is(error, Errno::ADDRINUSE)
+}
+
+/// This process may not bind it.
+pub(crate) fn is_not_permitted(error: &io::Error) -> bool {
+    is(error, Errno::ACCESS) || is(error, Errno::PERM)
+}
+
+fn is(error: &io::Error, errno: Errno) -> bool {
+    error.raw_os_error() == Some(errno.raw_os_error())
+}

@@ -1,0 +1,126 @@
+//! Strict binds: those with `SO_EXCLUSIVEADDRUSE`. Without, two sockets that both set
+//! `SO_REUSEADDR` get the same address ("Using SO_REUSEADDR and SO_EXCLUSIVEADDRUSE" in
+//! Microsoft's documentation, with a table of what a second bind gives).
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+use socket2::{Domain, Socket, Type};
+use windows_sys::Win32::Networking::WinSock::{WSAEACCES, WSAEADDRINUSE, WSAEAFNOSUPPORT};
+
+use super::{Bind, bind_one, is_absent_family};
+use crate::{
+    error::{Error, ErrorKind, Result},
+    search::Miss,
+};
+
+mod exclusive;
+
+pub(crate) use exclusive::set_exclusive_address_use as make_strict;
+
+const ANY: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+const ANY_V4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+
+/// The error of an address family that the system does not have.
+pub(crate) const UNKNOWN_FAMILY: i32 = WSAEAFNOSUPPORT;
+
+/// What a bind of `host` would not see of those who are in its way.
+///
+/// * That a dual-stack bind of `[::]` sees who has an IPv4 address is not documented.
+/// * One of a specific address, strict or not, does not see who has the wildcard
+///   address, and would get his connections; a strict bind of that would see who has
+///   bound another specific one, which is in nobody's way. So it is bound as sockets
+///   are by default, which sees just who has the wildcard address.
+pub(crate) fn look_around(
+    host: IpAddr,
+    port: u16,
+    ty: Type,
+    _: Bind<'_>,
+) -> io::Result<Option<Miss>> {
+    let (host, seen) = match host {
+        ANY => (
+            ANY_V4,
+            bind_one(ANY_V4, port, ty, Bind::Strict).map(Result::err),
+        ),
+        ANY_V4 => return Ok(None),
+        IpAddr::V4(_) => (ANY_V4, bind_by_default(ANY_V4, port, ty)),
+        IpAddr::V6(_) => (ANY, bind_by_default(ANY, port, ty)),
+    };
+    match seen {
+        Err(error) if is_absent_family(host, &error) => Ok(None),
+        seen => seen,
+    }
+}
+
+fn bind_by_default(host: IpAddr, port: u16, ty: Type) -> io::Result<Option<Miss>> {
+    let address = SocketAddr::new(host, port);
+    let socket = Socket::new(Domain::for_address(address), ty, None)?;
+    match socket.bind(&address.into()) {
+        Ok(()) => Ok(None),
+        Err(error) if is_in_use(&error) => Ok(Some(Miss::Bound)),
+        Err(error) => Err(error),
+    }
+}
+
+/// How a socket is bound where closing connections count as free: as ever, for they keep nobody from
+/// binding.
+pub(crate) const WITH_CLOSING: Option<Bind<'static>> = Some(Bind::Strict);
+
+/// The ports with nothing but closing connections, which no table shows.
+pub(crate) fn closing_ports() -> io::Result<HashMap<u16, Vec<IpAddr>>> {
+    Ok(HashMap::new())
+}
+
+/// Whether any socket has the port, which no table shows.
+pub(crate) fn is_in_table(_: u16, _: Type) -> io::Result<Option<bool>> {
+    Ok(None)
+}
+
+/// Whether a port can be held by a socket that is out of its server's way.
+pub(crate) fn can_hold() -> Result<()> {
+    let message = "a lease cannot hold its socket on Windows: it would keep out its own server";
+    Err(Error::new(ErrorKind::Unsupported, message))
+}
+
+/// Lets a bind of the socket pass over connections in TIME_WAIT: it does so as it is.
+/// `SO_REUSEADDR` would let it pass over listeners too.
+pub(crate) fn ignore_time_wait(_: &Socket) -> io::Result<()> {
+    Ok(())
+}
+
+/// Makes what may outlive the closing of a bound socket harmless: nothing does. There
+/// is no fork, and socket2 makes sockets that no child inherits.
+pub(crate) fn neutralise(_: &Socket) -> io::Result<()> {
+    Ok(())
+}
+
+/// What keeps the socket from being bound, which has just failed, strictly.
+pub(crate) fn what_is_there(_: &Socket, _: SocketAddr) -> io::Result<Miss> {
+    Ok(Miss::Bound)
+}
+
+/// The options with which a socket may share its port, and whether it has them.
+pub(crate) fn sharing_options(socket: &Socket) -> [(&'static str, io::Result<bool>); 1] {
+    [("SO_REUSEADDR", socket.reuse_address())]
+}
+
+/// Somebody has bound it, or the system has excluded it.
+///
+/// `WSAEACCES` is what a bind gives of an excluded range, of an address that another
+/// user's socket has, and of one that another one has exclusively: taken in any case,
+/// for no port needs a privilege.
+pub(crate) fn is_in_use(error: &io::Error) -> bool {
+    is(error, WSAEADDRINUSE) || is(error, WSAEACCES)
+}
+
+/// This process may not bind it.
+pub(crate) fn is_not_permitted(_: &io::Error) -> bool {
+    false
+}
+
+fn is(error: &io::Error, code: i32) -> bool {
+    error.raw_os_error() == Some(code)
+}

@@ -1,0 +1,11 @@
+//! Random pauses.
+
+use std::time::Duration;
+
+use rand::RngExt;
+
+/// Returns a random duration between half of `pause` and `pause`, so that waiters do not wake in
+/// lockstep.
+pub(crate) fn random(pause: Duration) -> Duration {
+    rand::rng().random_range(pause / 2..=pause)
+}

@@ -1,0 +1,285 @@
+//! The locks that are held, as the kernel lists them (proc_locks(5),
+//! proc_pid_fdinfo(5)).
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs, io,
+};
+
+use rustix::{
+    fs::{AtFlags, Dev, Stat, major, minor},
+    io::Errno,
+};
+
+use super::{Heir, Taker};
+use crate::{
+    lock_dir::OpenDir,
+    owner::Owner,
+    process::{
+        Evidence, Identity,
+        linux::{View, program_of},
+    },
+};
+
+/// Number of times that the list of all locks is read before a lock that it does not show counts as
+/// free. Under load one read misses a lock now and then.
+const READS: u32 = 4;
+
+/// A lock by flock(2): on which file, and the pid of the process that took it, which may have
+/// ended since.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Flock {
+    device: (u32, u32),
+    inode: u64,
+    taker: u32,
+}
+
+impl Flock {
+    /// Some file systems (btrfs, overlayfs) have another device number in the
+    /// list than stat tells; the pid in the record then has to agree.
+    fn is_on(&self, file: &Stat, recorded: Option<u32>) -> bool {
+        self.inode == file.st_ino
+            && (self.device == device(file.st_dev) || Some(self.taker) == recorded)
+    }
+}
+
+fn device(device: Dev) -> (u32, u32) {
+    (major(device), minor(device))
+}
+
+/// The locks by flock(2) that the kernel lists, read as far as they are needed.
+#[derive(Default)]
+pub(crate) struct ListedLocks {
+    /// By inode number.
+    locks: HashMap<u64, Vec<Flock>>,
+    /// From where `/proc/locks` was read, if it was and could be.
+    view: Option<Option<View>>,
+    /// How often it was read.
+    reads: u32,
+    /// The processes whose own lists were read.
+    processes: HashSet<u32>,
+    /// Which processes have which lock, once all of them were asked.
+    heirs: Option<HashMap<Flock, u32>>,
+}
+
+impl ListedLocks {
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    /// Whether the file of `port` is locked, or `None` if the lists do not tell.
+    pub(crate) fn has(&mut self, dir: &OpenDir, port: u16, owner: Option<&Owner>) -> Option<bool> {
+        let file = stat(dir, port)?;
+        let process = owner.map(|owner| &owner.process);
+        let view = self.read();
+        let recorded = process.map(|process| process.pid);
+        let is_listed = |listed: &Self| listed.on(&file, recorded).next().is_some();
+        if is_listed(self) {
+            return Some(true);
+        }
+        let view = view?;
+        let is_of_this_namespace = |process: &Identity| view.is_of(process);
+        if !process.is_none_or(is_of_this_namespace) {
+            return None;
+        }
+        // While many locks come and go, the list leaves some out: it is read a
+        // page at a time, and an entry that moves across is missed (seq_file).
+        // That of a process has its own locks only, each with its descriptor.
+        if process.is_some_and(|process| self.read_process(process.pid).is_err()) {
+            return None;
+        }
+        if is_listed(self) {
+            return Some(true);
+        }
+        let lives = |process: &Identity| matches!(process.evidence(), Ok(Evidence::Alive(_)));
+        if process.is_some_and(lives) {
+            return Some(false);
+        }
+        // In a pid namespace below the first, locks are listed only while the
+        // process that took them lives, and not if others have inherited them
+        // (`locks_translate_pid` in fs/locks.c).
+        if !view.is_of_first_namespace() {
+            return None;
+        }
+        // A process that has inherited the lock is not known, nor its own list. So the list of all is
+        // read again.
+        while self.reads < READS {
+            self.read_all();
+            if is_listed(self) {
+                return Some(true);
+            }
+        }
+        Some(false)
+    }
+
+    /// Who took the lock of `port`, which was held a moment ago: the process in the record?
+    pub(crate) fn taker(&mut self, dir: &OpenDir, port: u16, recorded: &Identity) -> Taker {
+        let (Some(file), Some(view)) = (stat(dir, port), self.read()) else {
+            return Taker::Unknown;
+        };
+        if !view.is_of(recorded) {
+            return Taker::Unknown;
+        }
+        let recorded = recorded.pid;
+        // The list may have left it out; that of the process does not.
+        if self.on(&file, Some(recorded)).next().is_none() && self.read_process(recorded).is_err() {
+            return Taker::Unknown;
+        }
+        let mut takers = self.on(&file, Some(recorded)).map(|lock| lock.taker);
+        match takers.next() {
+            None => Taker::Unlisted,
+            Some(first) if first == recorded || takers.any(|taker| taker == recorded) => {
+                Taker::Recorded
+            }
+            Some(_) => Taker::Another,
+        }
+    }
+
+    /// The listed locks on a file.
+    fn on(&self, file: &Stat, recorded: Option<u32>) -> impl Iterator<Item = &Flock> {
+        let locks = self.locks.get(&file.st_ino).into_iter().flatten();
+        locks.filter(move |lock| lock.is_on(file, recorded))
+    }
+
+    fn add(&mut self, locks: impl IntoIterator<Item = Flock>) {
+        for lock in locks {
+            self.locks.entry(lock.inode).or_default().push(lock);
+        }
+    }
+
+    /// Reads `/proc/locks`, if that has not been done, and returns from where.
+    fn read(&mut self) -> Option<View> {
+        if let Some(view) = self.view {
+            return view;
+        }
+        let view = View::take().ok().filter(|view| view.is_ours);
+        let is_read = self.read_all();
+        *self.view.insert(view.filter(|_| is_read))
+    }
+
+    /// Adds the locks that `/proc/locks` shows, if it can be read.
+    fn read_all(&mut self) -> bool {
+        self.reads += 1;
+        let text = fs::read_to_string("/proc/locks").ok();
+        let locks = text.iter().flat_map(|text| text.lines());
+        self.add(locks.filter_map(Self::parse));
+        text.is_some()
+    }
+
+    /// A process that has the lock of `port` now, as far as this process may see.
+    pub(crate) fn heir(&mut self, dir: &OpenDir, port: u16) -> Option<Heir> {
+        self.read()?;
+        let file = stat(dir, port)?;
+        let heirs = self.heirs.get_or_insert_with(all_heirs);
+        let mut found = heirs.iter().filter(|(lock, _)| lock.inode == file.st_ino);
+        let exact = |(lock, _): &(&Flock, _)| lock.device == device(file.st_dev);
+        // Where the numbers of devices differ, only if there can be no doubt.
+        let pid = match found.clone().find(exact) {
+            Some((_, &pid)) => pid,
+            None => found
+                .next()
+                .filter(|_| found.next().is_none())
+                .map(|(_, &pid)| pid)?,
+        };
+        let program = String::from_utf8_lossy(&program_of(pid)).into_owned();
+        Some(Heir { pid, program })
+    }
+
+    /// Adds the locks on the files that a process has open (proc_pid_fdinfo(5)).
+    ///
+    /// # Errors
+    ///
+    /// There may be more. That it has ended, or is another user's, is none.
+    fn read_process(&mut self, pid: u32) -> io::Result<()> {
+        if !self.processes.insert(pid) {
+            return Ok(());
+        }
+        match locks_of(pid) {
+            Ok(locks) => self.add(locks),
+            Err(error) => {
+                self.processes.remove(&pid);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// A line such as `1: FLOCK  ADVISORY  WRITE 812 fe:00:5505 0 EOF`.
+    fn parse(line: &str) -> Option<Flock> {
+        let mut words = line.split_ascii_whitespace().skip(1);
+        if words.next()? != "FLOCK" {
+            return None;
+        }
+        let taker = words.nth(2)?.parse().ok()?;
+        let mut file = words.next()?.split(':');
+        let mut number = || u32::from_str_radix(file.next()?, 16).ok();
+        let device = (number()?, number()?);
+        let inode = file.next()?.parse().ok()?;
+        Some(Flock {
+            device,
+            inode,
+            taker,
+        })
+    }
+}
+
+fn stat(dir: &OpenDir, port: u16) -> Option<Stat> {
+    rustix::fs::statat(dir.sys().fd(), port.to_string(), AtFlags::SYMLINK_NOFOLLOW).ok()
+}
+
+/// The locks on the files that a process has open. One that has ended, or is another user's, has none.
+fn locks_of(pid: u32) -> io::Result<Vec<Flock>> {
+    read_descriptors(pid).or_else(|error| match Errno::from_io_error(&error) {
+        Some(Errno::NOENT | Errno::SRCH | Errno::ACCESS | Errno::PERM) => Ok(Vec::new()),
+        _ => Err(error),
+    })
+}
+
+fn read_descriptors(pid: u32) -> io::Result<Vec<Flock>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
+        let text = match fs::read_to_string(entry?.path()) {
+            // It was closed in the meantime.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            text => text?,
+        };
+        let locks = text.lines().filter_map(|line| line.strip_prefix("lock:"));
+        found.extend(locks.filter_map(ListedLocks::parse));
+    }
+    Ok(found)
+}
+
+/// Which process has which lock, of all those whose descriptors this process may see.
+fn all_heirs() -> HashMap<Flock, u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let mut heirs = HashMap::new();
+    for pid in pids {
+        for lock in locks_of(pid).unwrap_or_default() {
+            heirs.entry(lock).or_insert(pid);
+        }
+    }
+    heirs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_list_is_read() {
+        let parse = ListedLocks::parse;
+        let line = "1: FLOCK  ADVISORY  WRITE 812 fe:0a:5505 0 EOF";
+        let lock = parse(line).expect("a lock");
+        assert_eq!((lock.device, lock.inode), ((0xfe, 0x0a), 5505));
+        assert_eq!(lock.taker, 812);
+        for other in [
+            "2: POSIX  ADVISORY  WRITE 812 fe:00:5505 0 EOF",
+            "1: -> FLOCK  ADVISORY  WRITE 812 fe:00:5505 0 EOF",
+            "1: FLOCK",
+            "",
+        ] {
+            assert!(parse(other).is_none(), "{other}");
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! Lock files: locked with flock(2), each with its record in it.
+//!
+//! Where somebody else removes or replaces one, a lock could be taken on a file that
+//! later callers can no longer find; so once it is locked, a file without links is let
+//! go of and opened anew. To compare it with what is at the path now would find nothing
+//! more on most file systems, but for a file renamed by hand between the two calls, and
+//! one that is renamed a moment later, with the lease held, nobody can find either way.
+
+use std::{
+    fmt::Display,
+    fs::{self, File},
+    io,
+    os::{
+        fd::AsFd,
+        unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _},
+    },
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use rustix::{
+    fs::{AtFlags, FileType, Mode, OFlags, RenameFlags},
+    io::Errno,
+    path::{Arg, DecInt},
+    process::{Resource, getrlimit},
+};
+
+use super::{Access, Inspected, Made, Opened, PortLock, fail};
+use crate::{
+    error::Result,
+    lock_dir::unix::{Dir, identity},
+    retry::retry,
+};
+
+/// Never by way of a symbolic link, never blocking on a FIFO, never making a
+/// terminal ours, never inherited by a program that is executed.
+pub(crate) const OPEN: OFlags = OFlags::NOFOLLOW
+    .union(OFlags::NONBLOCK)
+    .union(OFlags::NOCTTY)
+    .union(OFlags::CLOEXEC);
+
+/// Opens the file of `port` if there is one.
+///
+/// Without O_CREAT: in a sticky directory `fs.protected_regular` refuses that
+/// flag for files of other users (proc_sys_fs(5)).
+pub(crate) fn open(dir: &Dir, port: u16, access: Access) -> io::Result<Opened> {
+    let access = match access {
+        Access::ReadRecord => OFlags::RDONLY,
+        // On NFS only a file that is open for writing can be locked (flock(2)).
+        Access::Look if dir.is_local() => OFlags::RDONLY,
+        Access::Look | Access::Write => OFlags::RDWR,
+    };
+    let open = || {
+        let name = DecInt::new(port);
+        Ok(rustix::fs::openat(
+            dir.fd(),
+            name,
+            OPEN | access,
+            Mode::empty(),
+        )?)
+    };
+    match retry(open) {
+        Ok(fd) => Ok(Opened::File(File::from(fd))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Opened::Missing),
+        Err(error) => Err(error),
+    }
+}
+
+/// Creates the file of `port`, open.
+///
+/// It is created under another name and renamed once its mode is right: a process that is
+/// killed in between then leaves a stray file, but never a lock file that other users, or
+/// with a harsh umask even its owner, could not open.
+pub(crate) fn make(dir: &Dir, port: u16, pid: u32) -> io::Result<Made> {
+    let fail = |error: Errno| match error {
+        // There is no other name in the path that could be missing.
+        Errno::NOENT => Ok(Made::NoDirectory),
+        error => Err(error.into()),
+    };
+    let stray = stray_name(port, pid);
+    let fd = match rustix::fs::openat(dir.fd(), &stray, CREATE, dir.file_mode()) {
+        Ok(fd) => fd,
+        Err(error) => return fail(error),
+    };
+    let published = set_mode(&fd, dir)
+        .and_then(|created| Ok((created, publish(dir, &stray, DecInt::new(port))?)));
+    if let Ok((_, Published::Done)) = published {
+        return Ok(Made::File(File::from(fd)));
+    }
+    let removed = rustix::fs::unlinkat(dir.fd(), &stray, AtFlags::empty());
+    let (created, published) = match (published, removed) {
+        (Err(error), _) | (Ok(_), Err(error)) => return fail(error),
+        (Ok(outcome), Ok(())) => outcome,
+    };
+    if published == Published::Exists {
+        return Ok(Made::Exists);
+    }
+    // The umask must not take permissions from a file that others can find already: if
+    // this process were killed before it set the mode, they could never open it.
+    check_umask(dir, created)?;
+    match rustix::fs::openat(dir.fd(), DecInt::new(port), CREATE, dir.file_mode()) {
+        Ok(fd) => {
+            set_mode(&fd, dir)?;
+            Ok(Made::File(File::from(fd)))
+        }
+        Err(Errno::EXIST) => Ok(Made::Exists),
+        Err(error) => fail(error),
+    }
+}
+
+const CREATE: OFlags = OPEN
+    .union(OFlags::RDWR)
+    .union(OFlags::CREATE)
+    .union(OFlags::EXCL);
+
+/// Outcome of [`publish`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Published {
+    Done,
+    /// Another process was faster.
+    Exists,
+    /// The file system cannot rename without replacing. FUSE, NFS and 9p cannot, as a rule.
+    Unsupported,
+}
+
+/// Renames `stray` to `name`, and replaces nothing: another process may have locked it.
+pub(crate) fn publish(dir: &Dir, stray: &str, name: impl Arg) -> rustix::io::Result<Published> {
+    match rustix::fs::renameat_with(dir.fd(), stray, dir.fd(), name, RenameFlags::NOREPLACE) {
+        Ok(()) => Ok(Published::Done),
+        Err(Errno::EXIST) => Ok(Published::Exists),
+        // EINVAL and ENOSYS on Linux (rename(2)), ENOTSUP on macOS.
+        Err(error) if [Errno::INVAL, Errno::NOSYS, Errno::NOTSUP].contains(&error) => {
+            Ok(Published::Unsupported)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Fails if the umask takes permissions from new files in the directory. `created` is the
+/// mode that one got.
+pub(crate) fn check_umask(dir: &Dir, created: Mode) -> io::Result<()> {
+    let needed = dir.permissions();
+    if created.contains(needed) {
+        return Ok(());
+    }
+    let message = format!(
+        "the file system cannot rename a file without replacing another (RENAME_NOREPLACE), and \
+         the umask of this process takes permissions from new files ({:04o} instead of {:04o}): \
+         set PORTLOCK_DIR to a directory on a local file system, change the umask, or create the \
+         file yourself with mode {:04o}",
+        (created & Mode::from_raw_mode(0o777)).as_raw_mode(),
+        needed.as_raw_mode(),
+        dir.file_mode().as_raw_mode(),
+    );
+    Err(io::Error::new(io::ErrorKind::Unsupported, message))
+}
+
+/// Sets the mode of a new lock file unless the umask has left it as it should be, and
+/// returns the mode that it was created with. Checking costs a tenth of setting it again.
+fn set_mode(fd: impl AsFd, dir: &Dir) -> rustix::io::Result<Mode> {
+    let created = Mode::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode);
+    if created != dir.file_mode() {
+        // A file system may refuse the sticky bit. Then only its use keeps the file.
+        rustix::fs::fchmod(&fd, dir.file_mode())
+            .or_else(|_| rustix::fs::fchmod(&fd, dir.permissions()))?;
+    }
+    Ok(created)
+}
+
+/// Looks at the file that was locked: whether it is still the one that others
+/// find at its path, and how long it is.
+#[inline]
+pub(crate) fn inspect(dir: &Dir, port: u16, file: &File) -> io::Result<Inspected> {
+    let locked = rustix::fs::fstat(file)?;
+    if FileType::from_raw_mode(locked.st_mode) != FileType::RegularFile {
+        return Ok(Inspected::Refused("it is not a regular file"));
+    }
+    if locked.st_nlink > 1 {
+        // Where others may add to the directory, the other name could be
+        // that of any file of ours, and our record would overwrite it.
+        return Ok(Inspected::Refused("it has a second hard link"));
+    }
+    let mut is_at_its_path = locked.st_nlink == 1;
+    if is_at_its_path && !dir.is_local() {
+        let name = DecInt::new(port);
+        is_at_its_path = match rustix::fs::statat(dir.fd(), name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(at_path) => identity(&at_path) == identity(&locked),
+            Err(Errno::NOENT) => false,
+            Err(error) => return Err(error.into()),
+        };
+    }
+    if !is_at_its_path {
+        return Ok(Inspected::Elsewhere);
+    }
+    Ok(Inspected::AtItsPath {
+        record: usize::try_from(locked.st_size).unwrap_or_default(),
+    })
+}
+
+/// Reads the record of `port`, as much of it as there is room for.
+pub(crate) fn read_record(_: &Dir, _: u16, file: &File, record: &mut [u8]) -> io::Result<usize> {
+    retry(|| file.read_at(record, 0))
+}
+
+/// Writes the record of `port`, in place: truncating would cost more than writing, and
+/// could fail for want of space where overwriting cannot. Of one that is longer, the
+/// rest is cut off.
+#[inline]
+pub(crate) fn write_record(
+    _: &Dir,
+    _: u16,
+    file: &File,
+    record: &[u8],
+    is_longer: bool,
+) -> io::Result<()> {
+    check_size_limit(record.len() as u64)?;
+    write_all(file, record)?;
+    if is_longer {
+        // Not by `set_len`, which makes an interrupted call again without a bound.
+        retry(|| Ok(rustix::fs::ftruncate(file, record.len() as u64)?))?;
+    }
+    Ok(())
+}
+
+/// Fails if this process may not write `len` bytes at the beginning of a file. The kernel
+/// would kill it, by SIGXFSZ (setrlimit(2)).
+///
+/// A limit that is high enough is read once per process: to read it each time would cost
+/// every lease a system call, and hardly anything lowers its own limit while it runs.
+#[inline]
+fn check_size_limit(len: u64) -> io::Result<()> {
+    /// `RLIMIT_FSIZE` as it was when it was read, or 0.
+    static LIMIT: AtomicU64 = AtomicU64::new(0);
+    if len <= LIMIT.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    let limit = getrlimit(Resource::Fsize).current.unwrap_or(u64::MAX);
+    LIMIT.store(limit, Ordering::Relaxed);
+    if len <= limit {
+        return Ok(());
+    }
+    let message = format!(
+        "this process may not write files of {len} bytes (RLIMIT_FSIZE is {limit} bytes: raise it \
+         with `ulimit -f`)"
+    );
+    Err(io::Error::new(io::ErrorKind::FileTooLarge, message))
+}
+
+/// As `write_all_at`, which makes interrupted calls again without a bound.
+fn write_all(file: &File, record: &[u8]) -> io::Result<()> {
+    let mut written = 0;
+    while written < record.len() {
+        written += match retry(|| file.write_at(&record[written..], written as u64))? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            len => len,
+        };
+    }
+    Ok(())
+}
+
+/// Removes the file of `port`, whose lock `held` is: who waits to open it will make a
+/// new one, and who has it open will notice.
+pub(crate) fn remove<T>(dir: &Dir, port: u16, held: T) -> io::Result<()> {
+    let removed = rustix::fs::unlinkat(dir.fd(), DecInt::new(port), AtFlags::empty());
+    drop(held);
+    Ok(removed?)
+}
+
+/// What is at the path of the lock file of `port`.
+pub(crate) fn metadata(dir: &Path, port: u16) -> io::Result<fs::Metadata> {
+    fs::symlink_metadata(dir.join(port.to_string()))
+}
+
+/// The port whose files have this name.
+pub(crate) fn port_of(name: &str) -> Option<u16> {
+    let port: u16 = name.parse().ok()?;
+    (port > 0 && port.to_string() == name).then_some(port)
+}
+
+/// Whether it can be a lock file.
+pub(crate) fn is_lock_file(metadata: &fs::Metadata) -> bool {
+    metadata.is_file() && metadata.nlink() == 1
+}
+
+/// Whether a file of this name was being made. A maker that was killed leaves it.
+pub(crate) fn is_stray(name: &str, metadata: &fs::Metadata) -> bool {
+    let is_made = metadata.is_file() || metadata.file_type().is_fifo();
+    is_made && name.starts_with(STRAY_PREFIX)
+}
+
+/// The name, for this maker alone, of a file that is to become `name`.
+pub(crate) fn stray_name(name: impl Display, pid: u32) -> String {
+    format!("{STRAY_PREFIX}{name}.{pid}.{:08x}", rand::random::<u32>())
+}
+
+const STRAY_PREFIX: &str = ".new.";
+
+impl PortLock {
+    /// A descriptor that has the lock too, and has it alone from now on: the
+    /// lock lives until that and its duplicates are closed.
+    ///
+    /// # Errors
+    ///
+    /// The caller is a forked copy of the process that acquired the lock; or the
+    /// descriptor cannot be duplicated.
+    pub(crate) fn into_file(mut self) -> Result<File> {
+        self.must_be_ours("pass on")?;
+        let file = self
+            .file
+            .try_clone()
+            .map_err(|error| fail("duplicate the descriptor of", &self.dir, self.port, error))?;
+        self.ended = true;
+        Ok(file)
+    }
+}

@@ -1,0 +1,313 @@
+//! Lock files: locked with LockFileEx, each with its record beside it.
+//!
+//! A lock here is mandatory and covers the whole file, so that nobody else could read a
+//! record in it. It stands in `<port>.owner`, which is written in place, and only by who
+//! has the lock.
+//!
+//! A lock file is open without `FILE_SHARE_DELETE`: as long as anybody has it open, it
+//! can be neither removed nor renamed, and so the one that was locked is the one that
+//! others find. Who removes it opens it for himself alone, which fails if anybody has
+//! it open, and makes others, who fail then, count the port as leased for that moment.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::windows::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+use windows_sys::Win32::{
+    Foundation::{ERROR_ACCESS_DENIED, ERROR_SHARING_VIOLATION},
+    Storage::FileSystem::{
+        DELETE, FILE_ATTRIBUTE_REPARSE_POINT, FILE_FLAG_DELETE_ON_CLOSE,
+        FILE_FLAG_OPEN_REPARSE_POINT, FILE_SHARE_DELETE, FILE_SHARE_READ, FILE_SHARE_WRITE,
+    },
+};
+
+use super::{Access, Inspected, Made, Opened};
+use crate::lock_dir::windows::Dir;
+
+const RECORD_SUFFIX: &str = ".owner";
+
+/// How often, and with which pause, a file is opened again that cannot be, because it
+/// is just being removed, or somebody else has it for himself.
+const TRIES: u32 = 50;
+const PAUSE: Duration = Duration::from_millis(1);
+
+fn lock_path(dir: &Dir, port: u16) -> PathBuf {
+    dir.path().join(port.to_string())
+}
+
+fn record_path(dir: &Dir, port: u16) -> PathBuf {
+    dir.path().join(format!("{port}{RECORD_SUFFIX}"))
+}
+
+/// How lock files are opened: never by way of a link.
+fn lock_options() -> OpenOptions {
+    let mut options = File::options();
+    options
+        .read(true)
+        .write(true)
+        .share_mode(FILE_SHARE_READ | FILE_SHARE_WRITE)
+        .custom_flags(FILE_FLAG_OPEN_REPARSE_POINT);
+    options
+}
+
+/// How records are opened. Who removes one waits for nobody.
+fn record_options() -> OpenOptions {
+    let mut options = File::options();
+    options
+        .read(true)
+        .share_mode(FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE)
+        .custom_flags(FILE_FLAG_OPEN_REPARSE_POINT);
+    options
+}
+
+/// Opens a file, and makes the call again while it fails for a moment only.
+fn open_soon(
+    open: impl Fn() -> io::Result<File>,
+    passes: fn(&io::Error) -> bool,
+) -> io::Result<File> {
+    for _ in 0..TRIES {
+        match open() {
+            Err(error) if passes(&error) => thread::sleep(PAUSE),
+            outcome => return outcome,
+        }
+    }
+    open()
+}
+
+/// What is removed while another program, such as a virus scanner, has it open stays
+/// until that closes it, and cannot be opened.
+fn may_be_going(error: &io::Error) -> bool {
+    is(error, ERROR_ACCESS_DENIED)
+}
+
+/// Opens the file of `port` if there is one.
+pub(crate) fn open(dir: &Dir, port: u16, access: Access) -> io::Result<Opened> {
+    let (path, options) = match access {
+        Access::ReadRecord => (record_path(dir, port), record_options()),
+        Access::Look | Access::Write => (lock_path(dir, port), lock_options()),
+    };
+    match open_soon(|| options.open(&path), may_be_going) {
+        Ok(file) => Ok(Opened::File(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Opened::Missing),
+        Err(error) if is(&error, ERROR_SHARING_VIOLATION) => Ok(Opened::Held),
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes the file of `port`, open.
+pub(crate) fn make(dir: &Dir, port: u16, _: u32) -> io::Result<Made> {
+    let path = lock_path(dir, port);
+    match open_soon(|| lock_options().create_new(true).open(&path), may_be_going) {
+        Ok(file) => Ok(Made::File(file)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(Made::Exists),
+        // Only the directory can be missing.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Made::NoDirectory),
+        Err(error) => Err(error),
+    }
+}
+
+/// Looks at the file that was locked, and how long its record is.
+pub(crate) fn inspect(dir: &Dir, port: u16, file: &File) -> io::Result<Inspected> {
+    if is_link(&file.metadata()?) {
+        return Ok(Inspected::Refused("it is not a regular file"));
+    }
+    let record = match fs::symlink_metadata(record_path(dir, port)) {
+        Ok(metadata) if is_link(&metadata) => {
+            return Ok(Inspected::Refused("its owner record is not a regular file"));
+        }
+        Ok(metadata) => usize::try_from(metadata.len()).unwrap_or_default(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+        Err(error) => return Err(error),
+    };
+    Ok(Inspected::AtItsPath { record })
+}
+
+/// Reads the record of `port`, as much of it as there is room for.
+pub(crate) fn read_record(dir: &Dir, port: u16, _: &File, record: &mut [u8]) -> io::Result<usize> {
+    let path = record_path(dir, port);
+    match open_soon(|| record_options().open(&path), may_be_removed) {
+        Ok(file) if is_link(&file.metadata()?) => Ok(0),
+        Ok(file) => file.seek_read(record, 0),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(error),
+    }
+}
+
+/// Who removes a record has it for himself; see [`remove`].
+fn may_be_removed(error: &io::Error) -> bool {
+    may_be_going(error) || is(error, ERROR_SHARING_VIOLATION)
+}
+
+/// Writes the record of `port`, in place. Of one that is longer, the rest is cut off.
+pub(crate) fn write_record(
+    dir: &Dir,
+    port: u16,
+    _: &File,
+    record: &[u8],
+    is_longer: bool,
+) -> io::Result<()> {
+    let path = record_path(dir, port);
+    let open = || {
+        let mut options = record_options();
+        options.write(true).create(true).truncate(false).open(&path)
+    };
+    let file = open_soon(open, may_be_removed)?;
+    let mut written = 0;
+    while written < record.len() {
+        written += match file.seek_write(&record[written..], written as u64)? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            len => len,
+        };
+    }
+    if is_longer {
+        file.set_len(record.len() as u64)?;
+    }
+    Ok(())
+}
+
+/// Removes the files of `port`, whose lock `held` is.
+///
+/// The record first, under the lock. The lock file cannot be removed as long as it is
+/// open, here too; who locks it in between keeps it.
+pub(crate) fn remove<T>(dir: &Dir, port: u16, held: T) -> io::Result<()> {
+    match remove_unused(record_path(dir, port)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        removed => removed?,
+    }
+    drop(held);
+    remove_unused(lock_path(dir, port))
+}
+
+/// Removes a file that nobody has open.
+fn remove_unused(path: PathBuf) -> io::Result<()> {
+    let opened = File::options()
+        .access_mode(DELETE)
+        .share_mode(0)
+        .custom_flags(FILE_FLAG_DELETE_ON_CLOSE | FILE_FLAG_OPEN_REPARSE_POINT)
+        .open(path);
+    match opened {
+        Ok(_) => Ok(()),
+        Err(error) if is(&error, ERROR_SHARING_VIOLATION) => {
+            Err(io::Error::new(io::ErrorKind::PermissionDenied, error))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// What is at the path of the lock file of `port`, or else of its record.
+pub(crate) fn metadata(dir: &Path, port: u16) -> io::Result<fs::Metadata> {
+    match fs::symlink_metadata(dir.join(port.to_string())) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            fs::symlink_metadata(dir.join(format!("{port}{RECORD_SUFFIX}")))
+        }
+        metadata => metadata,
+    }
+}
+
+/// The port whose files have this name. A delegated lease may have its record alone.
+pub(crate) fn port_of(name: &str) -> Option<u16> {
+    let name = name.strip_suffix(RECORD_SUFFIX).unwrap_or(name);
+    let port: u16 = name.parse().ok()?;
+    (port > 0 && port.to_string() == name).then_some(port)
+}
+
+/// Whether it can be a lock file.
+pub(crate) fn is_lock_file(metadata: &fs::Metadata) -> bool {
+    metadata.is_file() && !is_link(metadata)
+}
+
+/// Whether it is what a maker that was killed has left: such makers leave nothing.
+pub(crate) fn is_stray(_: &str, _: &fs::Metadata) -> bool {
+    false
+}
+
+fn is_link(metadata: &fs::Metadata) -> bool {
+    metadata.file_attributes() & FILE_ATTRIBUTE_REPARSE_POINT != 0
+}
+
+fn is(error: &io::Error, code: u32) -> bool {
+    error.raw_os_error() == Some(code.cast_signed())
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::lock_dir::{Origin, windows::user};
+
+    const PORT: u16 = 4000;
+
+    fn dir() -> (TempDir, Dir) {
+        let parent = tempfile::tempdir().expect("a temporary directory");
+        let dir = Dir::open(parent.path(), Origin::Given, user()).expect("our own");
+        (parent, dir)
+    }
+
+    fn made(dir: &Dir) -> File {
+        match make(dir, PORT, 0).expect("our own directory") {
+            Made::File(file) => file,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_lock_file_that_is_open_stays_at_its_path() {
+        let (_parent, dir) = dir();
+        let file = made(&dir);
+        let path = lock_path(&dir, PORT);
+        assert!(fs::remove_file(&path).is_err());
+        assert!(fs::rename(&path, path.with_extension("old")).is_err());
+        let kept = remove(&dir, PORT, ()).expect_err("it is open");
+        assert_eq!(kept.kind(), io::ErrorKind::PermissionDenied);
+        drop(file);
+        remove(&dir, PORT, ()).expect("nobody has it open");
+        let opened = open(&dir, PORT, Access::Write).expect("our own directory");
+        assert!(matches!(opened, Opened::Missing));
+    }
+
+    #[test]
+    fn a_lock_file_that_is_being_removed_counts_as_held() {
+        let (_parent, dir) = dir();
+        drop(made(&dir));
+        let mut alone = File::options();
+        let alone = alone
+            .access_mode(DELETE)
+            .share_mode(0)
+            .open(lock_path(&dir, PORT));
+        let opened = open(&dir, PORT, Access::Look).expect("our own directory");
+        assert!(matches!(opened, Opened::Held));
+        drop(alone.expect("nobody has it open"));
+    }
+
+    #[test]
+    fn the_record_stands_beside_the_lock_file() {
+        let (_parent, dir) = dir();
+        let file = made(&dir);
+        let read = || {
+            let mut record = [0; 8];
+            let len = read_record(&dir, PORT, &file, &mut record).expect("our own");
+            record[..len].to_vec()
+        };
+        let write = |record, is_longer| {
+            write_record(&dir, PORT, &file, record, is_longer).expect("our own");
+        };
+        let len = || match inspect(&dir, PORT, &file).expect("our own") {
+            Inspected::AtItsPath { record } => record,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!((read(), len()), (Vec::new(), 0));
+        write(b"delegated", false);
+        assert_eq!((read(), len()), (b"delegate".to_vec(), 9));
+        write(b"held", true);
+        assert_eq!((read(), len()), (b"held".to_vec(), 4));
+        assert_eq!(file.metadata().expect("our own").len(), 0);
+        assert_eq!(port_of("4000.owner"), Some(PORT));
+        assert_eq!(port_of("04000"), None);
+    }
+}

@@ -1,0 +1,147 @@
+//! The lock directory.
+//!
+//! The access control list of the default directory is left as it is inherited from the
+//! user's profile, which by default lets in this user, the system and the administrators,
+//! and nobody else. That of a directory that was named is not checked either: who can
+//! write to it is for the one who names it to know.
+//!
+//! It must be a real directory: no symbolic link, junction or other reparse point. It is
+//! not held open. As long as a port of it is leased, it can be neither renamed nor
+//! removed, for a file in it is open.
+
+use std::{
+    fs, io,
+    os::windows::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use windows_sys::Win32::Storage::FileSystem::FILE_ATTRIBUTE_REPARSE_POINT;
+
+use super::{Missing, Origin, cannot, refuse};
+use crate::error::{Error, ErrorKind, Result, USE_VARIABLE};
+
+/// Who uses the directory: whoever may.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct User;
+
+/// Who runs this process.
+pub(crate) fn user() -> User {
+    User
+}
+
+/// A directory that has been checked.
+#[derive(Debug)]
+pub(crate) struct Dir {
+    path: PathBuf,
+}
+
+/// That a check went well.
+pub(crate) struct Checked;
+
+impl Dir {
+    /// Gives the directory, which has just been found.
+    pub(crate) fn open(path: &Path, _: Origin, _: User) -> Result<Self> {
+        let path = path.to_owned();
+        Ok(Self { path })
+    }
+
+    /// Whether it is still what has just been found: by its path, it is.
+    pub(crate) fn is_still(&self, _: &Checked) -> bool {
+        true
+    }
+
+    /// Whether it is known that other users lease ports in it too: it is not.
+    pub(crate) fn is_shared(&self) -> bool {
+        false
+    }
+
+    /// Whether both are the same directory.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        self.path == other.path
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Removes a file in it.
+    pub(crate) fn remove(&self, name: &str) -> io::Result<()> {
+        fs::remove_file(self.path.join(name))
+    }
+}
+
+/// Checks the directory at `path`. Creates it first if it is missing and `missing` says
+/// so; returns `None` if it is missing and may be.
+pub(crate) fn find(path: &Path, missing: Missing, _: Origin, _: User) -> Result<Option<Checked>> {
+    let found = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => match missing {
+            Missing::Allow => return Ok(None),
+            Missing::Refuse => Err(error),
+            Missing::Create => {
+                match fs::create_dir(path) {
+                    Ok(()) => {}
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                    Err(error) => return Err(cannot("create", path, error).with_hint(USE_VARIABLE)),
+                }
+                fs::symlink_metadata(path)
+            }
+        },
+        found => found,
+    };
+    let found = found.map_err(|error| cannot("use", path, error))?;
+    if found.file_attributes() & FILE_ATTRIBUTE_REPARSE_POINT != 0 {
+        return Err(refuse(
+            path,
+            "it is a symbolic link or another reparse point",
+        ));
+    }
+    if !found.is_dir() {
+        return Err(refuse(path, "it is not a directory"));
+    }
+    Ok(Some(Checked))
+}
+
+/// Returns `.portlock` in the user's profile, which no environment variable moves
+/// (`FOLDERID_Profile`).
+///
+/// It is not in `AppData`: what a packaged (MSIX) program and its children create there is
+/// redirected, file by file, into a private copy. Two lock files of one port would exist
+/// and look alike.
+pub(crate) fn default_dir(_: User) -> Result<(PathBuf, Origin)> {
+    match dirs::home_dir() {
+        Some(dir) => Ok((dir.join(".portlock"), Origin::Home)),
+        None => {
+            let message = "this user has no profile directory";
+            Err(Error::new(ErrorKind::LockDir, message).with_hint(USE_VARIABLE))
+        }
+    }
+}
+
+/// Returns every path at which a caller of this user has its default directory, or had it
+/// by earlier rules.
+pub(crate) fn default_dirs(_: User) -> Vec<PathBuf> {
+    let home = dirs::home_dir().map(|dir| dir.join(".portlock"));
+    let data = dirs::data_local_dir().map(|dir| dir.join("portlock"));
+    home.into_iter().chain(data).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_directory_is_trusted() {
+        let parent = tempfile::tempdir().expect("a temporary directory");
+        let path = parent.path().join("locks");
+        let find = |path: &Path, missing| find(path, missing, Origin::Home, User);
+        assert!(find(&path, Missing::Refuse).is_err());
+        assert!(matches!(find(&path, Missing::Allow), Ok(None)));
+        for _ in 0..2 {
+            find(&path, Missing::Create).expect("created once");
+        }
+        let file = parent.path().join("file");
+        fs::write(&file, "").expect("our own directory");
+        let error = find(&file, Missing::Create).err().expect("a file");
+        assert!(error.to_string().contains("not a directory"), "{error}");
+    }
+}

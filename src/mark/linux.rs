@@ -1,0 +1,109 @@
+//! The mark on Linux: a number in a page that the kernel clears in a forked child.
+//!
+//! A pid is not enough: after unshare(2) or setns(2) with a pid namespace, a forked child can have
+//! the very pid of its parent, as process 1 of a container that starts another one does. The kernel
+//! clears a page marked `MADV_WIPEONFORK` in each child (madvise(2), since Linux 4.14). A process that
+//! finds it cleared takes the next number.
+//!
+//! To read it costs no system call, where getpid(2) costs two hundredths of a lease.
+
+#![allow(
+    unsafe_code,
+    reason = "memory that fork clears can be had in no other way"
+)]
+
+use std::{
+    process, ptr,
+    sync::atomic::{AtomicPtr, AtomicU32, Ordering},
+};
+
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+
+use super::Mark;
+
+/// Where the mark of this process is; 0 there if it has none yet. Null before the first call.
+static PAGE: AtomicPtr<AtomicU32> = AtomicPtr::new(ptr::null_mut());
+
+/// Stands for a page where the kernel has none: always 0.
+static NO_PAGE: AtomicU32 = AtomicU32::new(0);
+
+/// The mark that was given last, here or in a process that this one was forked from.
+static LAST: AtomicU32 = AtomicU32::new(0);
+
+/// Returns the mark of this process.
+#[inline]
+pub(crate) fn current() -> Mark {
+    let page = PAGE.load(Ordering::Acquire);
+    if !page.is_null() {
+        // SAFETY: a pointer that is not null is to `NO_PAGE` or to a mapping that is readable
+        // and writable, large enough, zeroed or written by this module alone, and never unmapped.
+        let mark = unsafe { &*page }.load(Ordering::Relaxed);
+        if mark != 0 {
+            return mark;
+        }
+    }
+    take(page)
+}
+
+#[cold]
+fn take(mut page: *mut AtomicU32) -> Mark {
+    if page.is_null() {
+        page = map();
+    }
+    if ptr::eq(page, &raw const NO_PAGE) {
+        return process::id();
+    }
+    // Incremented before it is stored: a child that is forked in between takes a later one.
+    let mark = LAST.fetch_add(1, Ordering::Relaxed).wrapping_add(1).max(1);
+    // SAFETY: as in `current`.
+    let page = unsafe { &*page };
+    match page.compare_exchange(0, mark, Ordering::Relaxed, Ordering::Relaxed) {
+        Ok(_) => mark,
+        // Another thread was faster.
+        Err(theirs) => theirs,
+    }
+}
+
+/// Maps the page, or finds the one that another thread has just mapped.
+fn map() -> *mut AtomicU32 {
+    let len = rustix::param::page_size();
+    let access = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: a new mapping at an address of the kernel's choice, zeroed and aligned to a page.
+    let mapped = unsafe { mmap_anonymous(ptr::null_mut(), len, access, MapFlags::PRIVATE) };
+    let unmap = |page| {
+        // SAFETY: nothing but this function has had its address.
+        let _ = unsafe { munmap(page, len) };
+    };
+    let cleared = mapped.ok().filter(|&page| {
+        // SAFETY: the advice changes what a forked child finds there, and nothing here.
+        let advised = unsafe { madvise(page, len, Advice::LinuxWipeOnFork) };
+        advised.inspect_err(|_| unmap(page)).is_ok()
+    });
+    let page = match cleared {
+        Some(page) => page.cast(),
+        None => (&raw const NO_PAGE).cast_mut(),
+    };
+    match PAGE.compare_exchange(ptr::null_mut(), page, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => page,
+        Err(theirs) => {
+            if let Some(page) = cleared {
+                unmap(page);
+            }
+            theirs
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn all_threads_have_one_mark() {
+        let marks = [(); 8].map(|()| thread::spawn(current));
+        let marks = marks.map(|thread| thread.join().expect("no panic"));
+        assert!(marks.iter().all(|&mark| mark == current() && mark != 0));
+    }
+}

@@ -1,0 +1,700 @@
+//! Processes, as kill(2) and /proc show them, and what proves that one has ended.
+//!
+//! A record names a process by its pid in the pid namespace of the process that *wrote* the
+//! record. What proves that it is gone:
+//!
+//! | the record's namespace | proof |
+//! |---|---|
+//! | unknown | none |
+//! | this process's own | kill(2) reports `ESRCH`; or /proc shows the process dead, or with another start time |
+//! | another one | a complete view of all processes in which none is it |
+//!
+//! /proc proves something only if it is *ours*: it may be that of another pid namespace, in which
+//! the same numbers are other processes. A view that may be incomplete proves nothing. Boot ids
+//! prove nothing either, because containers are given boot ids of their own.
+
+use std::{
+    collections::HashSet,
+    ffi::OsStr,
+    fs::{self, File},
+    io::{self, Read as _},
+    os::{unix::ffi::OsStrExt as _, unix::fs::MetadataExt as _},
+    path::Path,
+    process, str,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use rustix::{
+    io::Errno,
+    process::{Pid, PidfdFlags, pidfd_open},
+};
+
+use super::{Evidence, Found, Identity, Named, file_name};
+use crate::mark;
+
+pub(crate) use super::unix::{exists, no_such_process};
+
+/// Where a process can be seen: its directory in /proc.
+pub(crate) type Place = String;
+
+/// The inode numbers of the namespaces that the system started with, which are fixed
+/// (`PROC_PID_INIT_INO` and `PROC_TIME_INIT_INO` in the kernel's linux/proc_ns.h).
+const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
+const FIRST_TIME_NAMESPACE: u64 = 0xEFFF_FFFA;
+
+/// How often an entry is read that shows a thread which is not the process's first one any more.
+///
+/// When another thread calls exec, it replaces the first one, and takes its pid (`de_thread` in the
+/// kernel's fs/exec.c). A reader that has just found the old first thread then reads of a zombie
+/// without threads, with other numbers as its pids. The next reading finds the new one, or nothing
+/// if the process has ended. The number is only a bound.
+const TRIES: usize = 100;
+
+/// This process, and what kept the system from showing all of it.
+pub(crate) fn this() -> (Named, io::Result<()>) {
+    let namespace = namespace("self", "pid");
+    let start = start_of_self();
+    let identity = Identity {
+        pid: process::id(),
+        start: *start.as_ref().unwrap_or(&None),
+        namespace: *namespace.as_ref().unwrap_or(&None),
+    };
+    let program = std::env::args_os().next().unwrap_or_default();
+    let outcome = namespace.and(start).map(drop);
+    ((identity, file_name(&program)), outcome)
+}
+
+/// `self` is this process in any /proc that shows it.
+fn start_of_self() -> io::Result<Option<u64>> {
+    let Some(stat) = if_shown(Stat::read("self"))? else {
+        return Ok(None);
+    };
+    Ok(TimeOffset::read()?.map(|offset| offset.remove_from(stat.start)))
+}
+
+/// The process that has `pid`, or `None` if there is none, or it has ended and was not waited for.
+///
+/// `us` is this process. In the first pid namespace, where it was once found in /proc, that is taken to
+/// be so still: a port server asks for each of its clients.
+pub(crate) fn find(pid: u32, us: &Identity) -> io::Result<Option<Found>> {
+    if !is_process(pid) {
+        return Ok(None);
+    }
+    // In another namespace's /proc, the pid is another process.
+    let is_ours = us.namespace == Some(FIRST_PID_NAMESPACE) || View::take()?.is_ours;
+    if !is_ours {
+        return Ok(Some(Found {
+            start: None,
+            program: Vec::new(),
+        }));
+    }
+    let start = match if_shown(Stat::read(&pid.to_string()))? {
+        Some(stat) if stat.has_ended(&pid.to_string())? => return Ok(None),
+        Some(stat) => TimeOffset::read_once()?.map(|offset| offset.remove_from(stat.start)),
+        None => None,
+    };
+    let program = program_of(pid);
+    Ok(Some(Found { start, program }))
+}
+
+/// Whether the number is that of a process, and not of a thread other than its first one. kill(2)
+/// takes such a number for the process, but no list of processes has it, and it ends with that thread.
+fn is_process(pid: u32) -> bool {
+    let Some(number) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
+        return false;
+    };
+    match pidfd_open(number, PidfdFlags::empty()) {
+        Ok(_) => true,
+        // No process; or a thread, which is `ENOENT` since Linux 6.16 (pidfd_prepare in kernel/fork.c).
+        Err(Errno::SRCH | Errno::INVAL | Errno::NOENT) => false,
+        // The call is not permitted or not there, or no descriptor is left.
+        Err(_) => exists(pid),
+    }
+}
+
+/// Whether the end of the process can be proven by other readers of the record.
+pub(crate) fn can_be_recorded(process: &Identity) -> Result<(), &'static str> {
+    match process.namespace {
+        Some(_) => Ok(()),
+        None => Err(
+            "/proc does not show this process's pid namespace, so nobody could tell when \
+             the lease ends (mount -t proc proc /proc)",
+        ),
+    }
+}
+
+/// What can be determined about a process from here, where this process is `us`.
+pub(crate) fn evidence(process: &Identity, us: &Identity) -> io::Result<Evidence> {
+    match (process.namespace, us.namespace) {
+        (Some(its), Some(ours)) if its == ours => in_own_namespace(process),
+        (Some(its), Some(_)) => in_another_namespace(process, its),
+        _ => Ok(Evidence::Undetermined),
+    }
+}
+
+fn in_own_namespace(process: &Identity) -> io::Result<Evidence> {
+    // True whatever is mounted at /proc.
+    if !exists(process.pid) {
+        return Ok(Evidence::Gone);
+    }
+    let place = process.pid.to_string();
+    let Some(stat) = if_shown(Stat::read(&place))? else {
+        // It has ended meanwhile, or may not be inspected (hidepid in proc(5)).
+        return Ok(match exists(process.pid) {
+            true => Evidence::Alive(place),
+            false => Evidence::Gone,
+        });
+    };
+    // The usual case, which needs no proof and is the cheapest.
+    let is_same = process.start.is_none_or(|start| start == stat.start);
+    if is_same && !stat.is_ending {
+        return Ok(Evidence::Alive(place));
+    }
+    let is_proven =
+        View::take()?.is_ours && (stat.has_ended(&place)? || started_otherwise(process, &stat)?);
+    Ok(match is_proven {
+        true => Evidence::Gone,
+        false => Evidence::Alive(place),
+    })
+}
+
+/// Looks for a process of another pid namespace. The processes of one that is below ours are
+/// in our /proc, each with its pid in all namespaces from ours down to its own.
+fn in_another_namespace(process: &Identity, namespace_of_record: u64) -> io::Result<Evidence> {
+    let view = View::take()?;
+    if !view.is_ours {
+        return Ok(Evidence::Undetermined);
+    }
+    let Some(entries) = if_shown(fs::read_dir("/proc"))? else {
+        return Ok(Evidence::Undetermined);
+    };
+    let mut is_complete = shows_every_process()?;
+    // How many namespaces the record's is below ours, if one of its members can be seen.
+    let mut level = None;
+    // Processes with the levels at which they have the pid of the record.
+    let mut candidates = Vec::new();
+    for entry in entries {
+        let name = entry?.file_name();
+        let Some(name) = name.to_str().filter(|name| is_number(name)) else {
+            continue;
+        };
+        let pids = match pids_of(name) {
+            Ok(pids) => pids,
+            Err(error) if is_end(&error) => continue,
+            Err(error) => if_shown(Err(error))?,
+        };
+        let Some(pids) = pids else {
+            is_complete = false;
+            continue;
+        };
+        // The first is that of our own namespace.
+        let innermost = pids.len() - 1;
+        if innermost == 0 {
+            continue;
+        }
+        let own = namespace(name, "pid")?;
+        if own == Some(namespace_of_record) {
+            level = Some(innermost);
+        }
+        let is_in_record = |&at: &usize| {
+            let is_elsewhere = at == innermost && own.is_some_and(|own| own != namespace_of_record);
+            pids[at] == process.pid && !is_elsewhere
+        };
+        let levels: Vec<usize> = (1..=innermost).filter(is_in_record).collect();
+        if !levels.is_empty() {
+            candidates.push((name.to_owned(), levels));
+        }
+    }
+    for (name, levels) in candidates {
+        if level.is_some_and(|level| !levels.contains(&level)) {
+            continue;
+        }
+        let stat = match Stat::read(&name) {
+            Ok(stat) => stat,
+            Err(error) if is_end(&error) => continue,
+            Err(error) => match if_shown(Err(error))? {
+                Some(stat) => stat,
+                // Without its start nothing shows that it is another process.
+                None => return Ok(Evidence::Alive(name)),
+            },
+        };
+        if !stat.has_ended(&name)? && !started_otherwise(process, &stat)? {
+            return Ok(Evidence::Alive(name));
+        }
+    }
+    // From a namespace that is not the first, only those below it are seen.
+    let is_above = view.namespace == Some(FIRST_PID_NAMESPACE) || level.is_some();
+    Ok(match is_complete && is_above {
+        true => Evidence::Gone,
+        false => Evidence::Undetermined,
+    })
+}
+
+/// Whether the process that has this entry in our /proc started at another time than the one in
+/// the record, and so is another one.
+fn started_otherwise(process: &Identity, stat: &Stat) -> io::Result<bool> {
+    let Some(start) = process.start else {
+        return Ok(false);
+    };
+    // Both are rounded down to a tick, and one or both are shifted and rounded again.
+    let differs = |offset: TimeOffset| offset.remove_from(stat.start).abs_diff(start) > 1;
+    Ok(TimeOffset::read()?.is_some_and(differs))
+}
+
+/// Whether the process that can be seen there runs as this process's user.
+pub(crate) fn is_of_this_user(place: &Place) -> io::Result<bool> {
+    let process = if_shown(fs::metadata(format!("/proc/{place}")))?;
+    let is_ours = process.is_some_and(|it| it.uid() == rustix::process::geteuid().as_raw());
+    Ok(is_ours && View::take()?.is_ours)
+}
+
+/// From where this process sees others.
+#[derive(Clone, Copy)]
+pub(crate) struct View {
+    /// This process's own pid namespace.
+    namespace: Option<u64>,
+    /// Whether /proc shows processes by their pids in this namespace.
+    pub(crate) is_ours: bool,
+}
+
+impl View {
+    /// Read anew each time: a mount can change, and what is proven must be true now.
+    pub(crate) fn take() -> io::Result<Self> {
+        let namespace = namespace("self", "pid")?;
+        let is_ours = match namespace {
+            // This process is in no /proc of a namespace below the first, and there is none above.
+            Some(FIRST_PID_NAMESPACE) => true,
+            // /proc of a namespace above ours has a pid for each level down to ours.
+            Some(_) => if_shown(pids_of("self"))?
+                .flatten()
+                .is_some_and(|pids| pids.len() == 1),
+            None => false,
+        };
+        Ok(Self { namespace, is_ours })
+    }
+
+    /// Whether the process has the same pid here as in its record.
+    pub(crate) fn is_of(&self, process: &Identity) -> bool {
+        self.is_ours && process.namespace.is_some() && process.namespace == self.namespace
+    }
+
+    /// Whether every process of the machine is in this /proc, if it shows all that it has.
+    pub(crate) fn is_of_first_namespace(&self) -> bool {
+        self.is_ours && self.namespace == Some(FIRST_PID_NAMESPACE)
+    }
+}
+
+/// How much later than in the first time namespace this process's clock `CLOCK_BOOTTIME` says it
+/// is (time_namespaces(7)). The kernel adds that to the start times that this process reads
+/// (`do_task_stat` in fs/proc/array.c).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct TimeOffset {
+    ticks: i64,
+}
+
+impl TimeOffset {
+    /// The same as [`read`](Self::read), but a process that was once in the first time namespace is taken to
+    /// be there still.
+    fn read_once() -> io::Result<Option<Self>> {
+        static IN_FIRST: AtomicU32 = AtomicU32::new(0);
+        let mark = mark::current();
+        if IN_FIRST.load(Ordering::Relaxed) == mark {
+            return Ok(Some(Self { ticks: 0 }));
+        }
+        let offset = Self::read()?;
+        if offset == Some(Self { ticks: 0 }) {
+            IN_FIRST.store(mark, Ordering::Relaxed);
+        }
+        Ok(offset)
+    }
+
+    /// `None` if it cannot be determined.
+    fn read() -> io::Result<Option<Self>> {
+        let none = Some(Self { ticks: 0 });
+        let own = match fs::read_link("/proc/self/ns/time") {
+            // A kernel without time namespaces.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(none),
+            own => if_shown(own)?,
+        };
+        if own.as_deref().and_then(|own| inode_of(own, "time")) == Some(FIRST_TIME_NAMESPACE) {
+            return Ok(none);
+        }
+        // The file has the offsets that children will have (`proc_timens_show_offsets`).
+        let of_children = if_shown(fs::read_link("/proc/self/ns/time_for_children"))?;
+        if own.is_none() || own != of_children {
+            return Ok(None);
+        }
+        let text = if_shown(fs::read_to_string("/proc/self/timens_offsets"))?;
+        Ok(text.and_then(|text| Self::parse(&text, rustix::param::clock_ticks_per_second())))
+    }
+
+    /// Reads `boottime <seconds> <nanoseconds>`.
+    fn parse(text: &str, ticks_per_second: u64) -> Option<Self> {
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("boottime"))?;
+        let mut words = line.split_ascii_whitespace();
+        let seconds: i64 = words.next()?.parse().ok()?;
+        let nanoseconds: i64 = words.next()?.parse().ok()?;
+        let per_second = i64::try_from(ticks_per_second).ok().filter(|&n| n > 0)?;
+        let ticks = seconds.checked_mul(per_second)?;
+        let ticks = ticks.checked_add(nanoseconds.div_euclid(1_000_000_000 / per_second))?;
+        Some(Self { ticks })
+    }
+
+    fn remove_from(self, start: u64) -> u64 {
+        start.saturating_add_signed(self.ticks.saturating_neg())
+    }
+}
+
+/// Whether no mount option hides processes from the readers of /proc (proc(5)).
+fn shows_every_process() -> io::Result<bool> {
+    let mounts = if_shown(fs::read_to_string("/proc/self/mountinfo"))?;
+    Ok(mounts.is_some_and(|mounts| hides_no_process(&mounts)))
+}
+
+/// The same, of the text of `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
+fn hides_no_process(mounts: &str) -> bool {
+    let mut at_proc = mounts.lines().filter_map(|line| {
+        let (mount, file_system) = line.split_once(" - ")?;
+        let mut mount = mount.split(' ').skip(3);
+        let (root, at) = (mount.next()?, mount.next()?);
+        (at == "/proc").then_some((root, file_system))
+    });
+    // Of several, one hides the others; which one is not worth finding out.
+    let shows_all = |(root, file_system): (&str, &str)| {
+        let mut words = file_system.split(' ');
+        let (kind, options) = (words.next(), words.nth(1).unwrap_or_default());
+        let hides = |option: &str| match option.split_once('=') {
+            Some(("hidepid", how)) => !matches!(how, "0" | "off"),
+            Some(("subset", _)) => true,
+            _ => false,
+        };
+        root == "/" && kind == Some("proc") && !options.split(',').any(hides)
+    };
+    at_proc
+        .next()
+        .is_some_and(|first| shows_all(first) && at_proc.all(shows_all))
+}
+
+/// The pids of a process in the pid namespaces from that of /proc down to its own, or `None` where
+/// they are not shown (before Linux 4.1). All users may read them (proc_pid_status(5)).
+fn pids_of(process: &str) -> io::Result<Option<Vec<u32>>> {
+    for _ in 0..TRIES {
+        let status = fs::read(format!("/proc/{process}/status"))?;
+        let Some(pids) = parse_pids(&status) else {
+            return Ok(None);
+        };
+        // Otherwise it is that of a thread that was replaced: see `TRIES`.
+        if process.parse().ok().is_none_or(|pid: u32| pids[0] == pid) {
+            return Ok(Some(pids));
+        }
+    }
+    Ok(None)
+}
+
+/// Reads the line `NSpid` of a process's `status`; there is at least one pid in it.
+fn parse_pids(status: &[u8]) -> Option<Vec<u32>> {
+    // The name, in the first line, has any bytes but a newline.
+    let line = status
+        .split(|&byte| byte == b'\n')
+        .find_map(|line| line.strip_prefix(b"NSpid:"))?;
+    let line = str::from_utf8(line).ok()?;
+    let pids: Result<Vec<u32>, _> = line.split_ascii_whitespace().map(str::parse).collect();
+    pids.ok().filter(|pids| !pids.is_empty())
+}
+
+/// What /proc shows, or `None` where it shows nothing to this process, or nothing
+/// that makes sense. It is an error only if the system failed to show it.
+fn if_shown<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
+    match outcome {
+        Ok(shown) => Ok(Some(shown)),
+        Err(error) if is_end(&error) => Ok(None),
+        Err(error) => match error.kind() {
+            io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidData => Ok(None),
+            _ => Err(error),
+        },
+    }
+}
+
+/// Whether the process has ended: `ENOENT`, or `ESRCH` if it ended while it was being read.
+fn is_end(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || Errno::from_io_error(error) == Some(Errno::SRCH)
+}
+
+/// The file name of what the process was started as, or what it calls itself if it
+/// has no arguments, as in the moment when it executes another program.
+pub(crate) fn program_of(pid: u32) -> Vec<u8> {
+    // Of a longer path the end would be missing, and with it the file name.
+    let mut arguments = [0; 4096];
+    let read =
+        File::open(format!("/proc/{pid}/cmdline")).and_then(|mut file| file.read(&mut arguments));
+    let arguments = &arguments[..read.unwrap_or(0)];
+    let first = arguments
+        .split(|&byte| byte == 0)
+        .next()
+        .unwrap_or_default();
+    match file_name(OsStr::from_bytes(first)) {
+        name if name.is_empty() => {
+            let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+            name.trim_ascii().to_vec()
+        }
+        name => name,
+    }
+}
+
+fn is_number(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// The inode number of a namespace of a process, or `None` where it may not be seen.
+fn namespace(process: &str, kind: &str) -> io::Result<Option<u64>> {
+    let link = if_shown(fs::read_link(format!("/proc/{process}/ns/{kind}")))?;
+    Ok(link.as_deref().and_then(|link| inode_of(link, kind)))
+}
+
+/// The number out of `pid:[4026531836]`.
+fn inode_of(link: &Path, kind: &str) -> Option<u64> {
+    let number = link.to_str()?.strip_prefix(kind)?;
+    number.strip_prefix(":[")?.strip_suffix(']')?.parse().ok()
+}
+
+/// What is needed out of `/proc/<pid>/stat`.
+#[derive(Debug, PartialEq, Eq)]
+struct Stat {
+    /// As this process reads it: see [`TimeOffset`].
+    start: u64,
+    /// The thread has ended and was not waited for yet, or it is just ending, with its
+    /// descriptors perhaps still open.
+    is_ending: bool,
+    /// Number of threads that the process has.
+    threads: u64,
+}
+
+impl Stat {
+    /// `PF_EXITING` in the kernel's linux/sched.h.
+    const EXITING: u64 = 0x4;
+
+    fn read(process: &str) -> io::Result<Self> {
+        for _ in 0..TRIES {
+            // One read gets all of it: the kernel makes it up at that moment, and it
+            // has about 300 bytes.
+            let mut text = [0; 1024];
+            let len = File::open(format!("/proc/{process}/stat"))?.read(&mut text)?;
+            if let Some(stat) = Self::parse(&text[..len]) {
+                return Ok(stat);
+            }
+        }
+        Err(io::ErrorKind::InvalidData.into())
+    }
+
+    /// The program's name, field 2, may itself contain spaces and parentheses. `None` also for a
+    /// thread that was replaced: see [`TRIES`].
+    fn parse(text: &[u8]) -> Option<Self> {
+        let name_end = text.iter().rposition(|&byte| byte == b')')?;
+        let after_name = str::from_utf8(&text[name_end + 1..]).ok()?;
+        let fields: Vec<&str> = after_name.split_ascii_whitespace().collect();
+        let field = |number: usize| fields.get(number - 3).copied();
+        let flags: u64 = field(9)?.parse().ok()?;
+        // A first thread that has ended is a zombie, or exiting, while others live.
+        let threads: u64 = field(20)?.parse().ok()?;
+        let is_ending = matches!(field(3)?, "Z" | "X" | "x") || flags & Self::EXITING != 0;
+        let start = field(22)?.parse().ok()?;
+        (threads > 0).then_some(Self {
+            start,
+            is_ending,
+            threads,
+        })
+    }
+
+    /// Whether the process in this entry, whose first thread this is, has ended or is just ending.
+    ///
+    /// A killed process closes its files, and so ends its locks, a moment before the last of its
+    /// threads is gone. A process whose first thread alone has ended lives.
+    fn has_ended(&self, process: &str) -> io::Result<bool> {
+        if !self.is_ending || self.threads == 1 {
+            return Ok(self.is_ending);
+        }
+        let Some(threads) = if_shown(threads_of(process))? else {
+            return Ok(false);
+        };
+        for thread in &threads {
+            match Self::read(&format!("{process}/task/{thread}")) {
+                Ok(stat) if stat.is_ending => {}
+                Ok(_) => return Ok(false),
+                Err(error) if is_end(&error) => {}
+                Err(error) => return if_shown::<()>(Err(error)).map(|_| false),
+            }
+        }
+        // One that started another one and ended meanwhile would have that one in a second list. One
+        // that executed a program is the first thread now.
+        let Some(again) = if_shown(threads_of(process))? else {
+            return Ok(true);
+        };
+        Ok(again.is_subset(&threads)
+            && if_shown(Self::read(process))?.is_none_or(|first| first.is_ending))
+    }
+}
+
+/// The threads of a process, by their names in its directory.
+fn threads_of(process: &str) -> io::Result<HashSet<String>> {
+    let threads = fs::read_dir(format!("/proc/{process}/task"))?;
+    threads
+        .map(|thread| Ok(thread?.file_name().to_string_lossy().into_owned()))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::this as this_process;
+
+    #[test]
+    fn this_process_is_known_in_full() {
+        let identity = &this_process().0;
+        assert!(identity.start.is_some() && identity.namespace.is_some());
+    }
+
+    #[test]
+    fn a_thread_is_not_a_process() {
+        assert!(is_process(process::id()));
+        let (says, hears) = std::sync::mpsc::channel();
+        let (end, ends) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            says.send(rustix::thread::gettid()).expect("received below");
+            let _ = ends.recv();
+        });
+        let tid = hears.recv().expect("sent above").as_raw_nonzero().get();
+        assert!(!is_process(tid.cast_unsigned()));
+        let us = &this_process().0;
+        assert!(find(tid.cast_unsigned(), us).expect("seen").is_none());
+        drop(end);
+        thread.join().expect("no panic");
+    }
+
+    const AGAIN: &str = "PORTLOCK_TEST_EXECUTE_AGAIN";
+
+    /// Where it is started as a child, this test's thread, which is not the first one, executes the
+    /// same program again until it is killed.
+    #[test]
+    fn execute_again() {
+        use std::os::unix::process::CommandExt as _;
+        if std::env::var_os(AGAIN).is_some() {
+            let mut same = process::Command::new("/proc/self/exe");
+            let error = same.args(std::env::args_os().skip(1)).exec();
+            panic!("cannot execute this test binary: {error}");
+        }
+    }
+
+    #[test]
+    fn a_process_lives_while_a_thread_of_it_executes_a_program() {
+        struct Killed(process::Child);
+        impl Drop for Killed {
+            fn drop(&mut self) {
+                let _ = self.0.kill();
+                let _ = self.0.wait();
+            }
+        }
+        let binary = std::env::current_exe().expect("this test binary");
+        let child = process::Command::new(binary)
+            .args(["--exact", "process::linux::tests::execute_again"])
+            .env(AGAIN, "1")
+            .stdout(process::Stdio::null())
+            .spawn();
+        // Also if this test fails, since it would not end by itself.
+        let child = Killed(child.expect("this test binary"));
+        let pid = child.0.id();
+        let (identity, _) = crate::process::find(pid).expect("it runs");
+        for _ in 0..20_000 {
+            let evidence = identity.evidence().expect("seen");
+            assert_ne!(evidence, Evidence::Gone);
+            let pids = pids_of(&pid.to_string()).expect("seen").expect("shown");
+            assert_eq!(pids[0], pid);
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_says_of_a_process_is_found_behind_any_name() {
+        let text = |name: &str, state: &str, flags: u32, threads: u32| {
+            format!(
+                "7 {name} {state} 1 2 3 4 5 {flags} 7 8 9 10 11 12 13 14 15 16 {threads} 18 4242 20"
+            )
+        };
+        let parse = |text: String| Stat::parse(text.as_bytes());
+        let stat = |is_ending, threads| {
+            Some(Stat {
+                start: 4242,
+                is_ending,
+                threads,
+            })
+        };
+        assert_eq!(parse(text("(a) b (c)", "S", 0x40_0000, 1)), stat(false, 1));
+        assert_eq!(parse(text("(a)", "Z", 0x40_0000, 1)), stat(true, 1));
+        assert_eq!(parse(text("(a)", "Z", 0x40_0000, 2)), stat(true, 2));
+        // Exiting, not yet a zombie.
+        assert_eq!(parse(text("(a)", "R", 0x40_0004, 1)), stat(true, 1));
+        assert_eq!(parse("7 (a) S 1".into()), None);
+        assert_eq!(parse(String::new()), None);
+    }
+
+    #[test]
+    fn the_offset_of_a_time_namespace_is_in_ticks() {
+        let parse = |text: &str| TimeOffset::parse(text, 100).map(|offset| offset.ticks);
+        let text = |boottime: &str| format!("monotonic        7         0\nboottime {boottime}\n");
+        assert_eq!(parse(&text("        0         0")), Some(0));
+        assert_eq!(parse(&text("    86400         0")), Some(8_640_000));
+        assert_eq!(parse(&text("-10 990000000")), Some(-901));
+        assert_eq!(parse(&text("1")), None);
+        assert_eq!(parse("monotonic 1 0"), None);
+        assert_eq!(TimeOffset { ticks: 100 }.remove_from(142), 42);
+        assert_eq!(TimeOffset { ticks: -100 }.remove_from(142), 242);
+    }
+
+    #[test]
+    fn a_proc_that_hides_processes_is_told_by_its_mounts() {
+        let mount = |root: &str, at: &str, kind: &str, options: &str| {
+            format!("24 30 0:22 {root} {at} rw,relatime shared:12 - {kind} proc {options}\n")
+        };
+        let root = mount("/", "/", "ext4", "rw");
+        let proc = mount("/", "/proc", "proc", "rw");
+        assert!(hides_no_process(&(root.clone() + &proc)));
+        assert!(hides_no_process(&mount(
+            "/",
+            "/proc",
+            "proc",
+            "rw,hidepid=off,gid=4"
+        )));
+        for hiding in [
+            mount("/", "/proc", "proc", "rw,hidepid=invisible"),
+            mount("/", "/proc", "proc", "rw,gid=4,hidepid=2"),
+            mount("/", "/proc", "proc", "rw,subset=pid"),
+            mount("/1", "/proc", "proc", "rw"),
+            mount("/", "/proc", "fuse.lxcfs", "rw"),
+        ] {
+            assert!(!hides_no_process(&hiding), "{hiding}");
+            assert!(!hides_no_process(&(hiding.clone() + &proc)), "{hiding}");
+            assert!(!hides_no_process(&(proc.clone() + &hiding)), "{hiding}");
+        }
+        assert!(!hides_no_process(&root), "not mounted");
+        assert!(!hides_no_process(""));
+    }
+
+    #[test]
+    fn a_process_of_a_namespace_that_no_member_is_seen_of_is_gone_only_for_the_first() {
+        let of_nowhere = Identity {
+            namespace: Some(1),
+            start: Some(1),
+            ..this_process().0.clone()
+        };
+        let evidence = of_nowhere.evidence().expect("seen");
+        let is_proof = View::take().expect("seen").is_of_first_namespace()
+            && shows_every_process().expect("seen");
+        assert_eq!(evidence == Evidence::Gone, is_proof, "{evidence:?}");
+        let of_unknown = Identity {
+            namespace: None,
+            ..of_nowhere
+        };
+        let evidence = of_unknown.evidence().expect("seen");
+        assert_eq!(evidence, Evidence::Undetermined);
+    }
+}

@@ -1,0 +1,122 @@
+//! Processes, as proc_pidinfo shows them (`libproc.h`; bsd/kern/proc_info.c in XNU).
+
+use std::{ffi::OsStr, io, os::unix::ffi::OsStrExt as _, process};
+
+use proc_pidinfo::{Pid, ProcBSDInfo, proc_pidinfo};
+use rustix::io::Errno;
+
+use super::{Evidence, Found, Identity, Named, file_name};
+
+pub(crate) use super::unix::{exists, no_such_process};
+
+/// Where a process is to be seen: what the system says of its user, if anything.
+pub(crate) type Place = Option<u32>;
+
+/// `SZOMB` in sys/proc.h: it has ended, and its parent has not waited for it yet.
+const ZOMBIE: u32 = 5;
+
+/// This process, and what kept the system from telling all of it.
+pub(crate) fn this() -> (Named, io::Result<()>) {
+    let shown = show(process::id());
+    let identity = Identity {
+        pid: process::id(),
+        start: shown.as_ref().ok().and_then(Shown::start),
+        namespace: None,
+    };
+    let program = std::env::args_os().next().unwrap_or_default();
+    ((identity, file_name(&program)), shown.map(drop))
+}
+
+/// The process that has `pid`, or `None` if there is none, or it has ended and was not waited for.
+pub(crate) fn find(pid: u32, _: &Identity) -> io::Result<Option<Found>> {
+    if !exists(pid) {
+        return Ok(None);
+    }
+    Ok(match show(pid)? {
+        Shown::Ended => None,
+        Shown::Hidden => Some(Found {
+            start: None,
+            program: Vec::new(),
+        }),
+        Shown::Process(info) => Some(Found {
+            start: Some(start(&info)),
+            program: program(&info),
+        }),
+    })
+}
+
+/// Whether the end of the process can be proven by other readers of the record.
+pub(crate) fn can_be_recorded(_: &Identity) -> Result<(), &'static str> {
+    Ok(())
+}
+
+/// What can be determined about a process.
+pub(crate) fn evidence(process: &Identity, _: &Identity) -> io::Result<Evidence> {
+    if !exists(process.pid) {
+        return Ok(Evidence::Gone);
+    }
+    let is_another = |info| process.start.is_some_and(|of_it| of_it != start(info));
+    Ok(match show(process.pid)? {
+        Shown::Ended => Evidence::Gone,
+        Shown::Process(info) if is_another(&info) => Evidence::Gone,
+        Shown::Process(info) => Evidence::Alive(Some(info.pbi_uid)),
+        Shown::Hidden => Evidence::Alive(None),
+    })
+}
+
+/// Whether the process that was seen there runs as this process's user.
+pub(crate) fn is_of_this_user(place: &Place) -> io::Result<bool> {
+    Ok(*place == Some(rustix::process::geteuid().as_raw()))
+}
+
+enum Shown {
+    Process(Box<ProcBSDInfo>),
+    /// It exists and may not be looked at.
+    Hidden,
+    Ended,
+}
+
+impl Shown {
+    fn start(&self) -> Option<u64> {
+        match self {
+            Self::Process(info) => Some(start(info)),
+            Self::Hidden | Self::Ended => None,
+        }
+    }
+}
+
+/// What the system shows of a process that exists.
+fn show(pid: u32) -> io::Result<Shown> {
+    match proc_pidinfo::<ProcBSDInfo>(Pid(pid))? {
+        Some(info) if info.pbi_status == ZOMBIE => Ok(Shown::Ended),
+        Some(info) => Ok(Shown::Process(Box::new(info))),
+        // Then it has set errno, and nothing was called since.
+        None => match io::Error::last_os_error() {
+            error if is(&error, Errno::SRCH) => Ok(Shown::Ended),
+            error if is(&error, Errno::PERM) => Ok(Shown::Hidden),
+            error => Err(error),
+        },
+    }
+}
+
+fn is(error: &io::Error, errno: Errno) -> bool {
+    Errno::from_io_error(error) == Some(errno)
+}
+
+/// In microseconds since 1970.
+fn start(info: &ProcBSDInfo) -> u64 {
+    info.pbi_start_tvsec
+        .saturating_mul(1_000_000)
+        .saturating_add(info.pbi_start_tvusec)
+}
+
+/// What the program's file is called, of which the system keeps 31 bytes.
+fn program(info: &ProcBSDInfo) -> Vec<u8> {
+    let name: Vec<u8> = info
+        .pbi_name
+        .iter()
+        .map(|&byte| byte.cast_unsigned())
+        .take_while(|&byte| byte != 0)
+        .collect();
+    file_name(OsStr::from_bytes(&name))
+}

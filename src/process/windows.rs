@@ -1,0 +1,129 @@
+//! Processes, as the system's handles show them.
+
+use std::{ffi::OsStr, io, process};
+
+use winsafe::{FILETIME, HPROCESS, SysResult, co, guard::CloseHandleGuard};
+
+use super::{Evidence, Found, Identity, Named, file_name};
+
+/// Where a process is to be seen: its pid.
+pub(crate) type Place = u32;
+
+/// This process, and what kept the system from telling all of it.
+pub(crate) fn this() -> (Named, io::Result<()>) {
+    let start = start(&HPROCESS::GetCurrentProcess());
+    let identity = Identity {
+        pid: process::id(),
+        start: start.as_ref().ok().copied(),
+        namespace: None,
+    };
+    let program = std::env::args_os().next().unwrap_or_default();
+    ((identity, file_name(&program)), start.map(drop))
+}
+
+/// Whether there is a process that has `pid`, one that has ended, but of which
+/// somebody has a handle, included.
+pub(crate) fn exists(pid: u32) -> bool {
+    !matches!(open(pid), Ok(Opened::Nobody))
+}
+
+/// The error that nobody has a pid. The system's own names a wrong parameter.
+pub(crate) fn no_such_process() -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, "no such process")
+}
+
+/// The process that has `pid`, or `None` if there is none, or it has ended.
+pub(crate) fn find(pid: u32, _: &Identity) -> io::Result<Option<Found>> {
+    Ok(match open(pid)? {
+        Opened::Nobody => None,
+        Opened::Hidden => Some(Found {
+            start: None,
+            program: Vec::new(),
+        }),
+        Opened::Process(process) if has_ended(&process)? => None,
+        Opened::Process(process) => Some(Found {
+            start: Some(start(&process)?),
+            program: program(&process),
+        }),
+    })
+}
+
+/// Whether the end of the process can be proven by other readers of the record.
+pub(crate) fn can_be_recorded(_: &Identity) -> Result<(), &'static str> {
+    Ok(())
+}
+
+/// What can be determined about a process.
+pub(crate) fn evidence(process: &Identity, _: &Identity) -> io::Result<Evidence> {
+    Ok(match open(process.pid)? {
+        Opened::Nobody => Evidence::Gone,
+        Opened::Hidden => Evidence::Alive(process.pid),
+        Opened::Process(found) => {
+            let started = start(&found)?;
+            let is_another = process.start.is_some_and(|start| start != started);
+            if is_another || has_ended(&found)? {
+                Evidence::Gone
+            } else {
+                Evidence::Alive(process.pid)
+            }
+        }
+    })
+}
+
+/// Whether the process that was seen there is one that this process may end: as a
+/// rule those of its user.
+pub(crate) fn is_of_this_user(pid: &Place) -> io::Result<bool> {
+    match HPROCESS::OpenProcess(co::PROCESS::TERMINATE, false, *pid) {
+        Ok(_) | Err(co::ERROR::INVALID_PARAMETER) => Ok(true),
+        Err(co::ERROR::ACCESS_DENIED) => Ok(false),
+        Err(error) => Err(io_error(error)),
+    }
+}
+
+enum Opened {
+    Process(CloseHandleGuard<HPROCESS>),
+    /// It exists and may not be looked at.
+    Hidden,
+    Nobody,
+}
+
+fn open(pid: u32) -> io::Result<Opened> {
+    match HPROCESS::OpenProcess(co::PROCESS::QUERY_LIMITED_INFORMATION, false, pid) {
+        // The two lowest bits of the pid are ignored, which is not documented.
+        Ok(process) if process.GetProcessId().map_err(io_error)? != pid => Ok(Opened::Nobody),
+        Ok(process) => Ok(Opened::Process(process)),
+        // A pid that nobody has, or 0, which is no process.
+        Err(co::ERROR::INVALID_PARAMETER) => Ok(Opened::Nobody),
+        Err(co::ERROR::ACCESS_DENIED) => Ok(Opened::Hidden),
+        Err(error) => Err(io_error(error)),
+    }
+}
+
+/// Whether it has ended, though somebody still has a handle of it.
+///
+/// One that ended with the code 259, which means that it has not (`STILL_ACTIVE`), counts
+/// as alive until the last of these is closed.
+fn has_ended(process: &HPROCESS) -> io::Result<bool> {
+    const STILL_ACTIVE: u32 = 259;
+    let code = process.GetExitCodeProcess().map_err(io_error)?;
+    Ok(code != STILL_ACTIVE)
+}
+
+/// In units of 100 ns since 1601.
+fn start(process: &HPROCESS) -> io::Result<u64> {
+    let times = process.GetProcessTimes();
+    times.map(|(created, ..)| number(created)).map_err(io_error)
+}
+
+fn number(time: FILETIME) -> u64 {
+    u64::from(time.dwHighDateTime) << 32 | u64::from(time.dwLowDateTime)
+}
+
+fn program(process: &HPROCESS) -> Vec<u8> {
+    let path: SysResult<String> = process.QueryFullProcessImageName(co::PROCESS_NAME::WIN32);
+    file_name(OsStr::new(&path.unwrap_or_default()))
+}
+
+fn io_error(error: co::ERROR) -> io::Error {
+    io::Error::from_raw_os_error(error.raw().cast_signed())
+}

@@ -1,0 +1,126 @@
+//! The wait for a server that is starting.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpStream, ToSocketAddrs},
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Waits until something accepts connections at `address`, or at one of several: a socket
+/// address, a host and a port, or a slice of socket addresses.
+///
+/// It connects, and closes the connection immediately. A connection that is refused, not
+/// answered or has no way to its host is tried again, and so is one from an address that
+/// this machine does not have yet: networks come up while servers start. A name is
+/// resolved once, and of its addresses any will do.
+///
+/// # Errors
+///
+/// [`Timeout`](ErrorKind::Timeout) with the last failure if nothing accepts a connection
+/// within `timeout`; [`Probe`](ErrorKind::Probe) if the name cannot be resolved, or if
+/// connecting fails at every address for a reason that does not pass.
+///
+/// # Examples
+///
+/// ```
+/// use std::{net::TcpListener, time::Duration};
+///
+/// let server = TcpListener::bind("127.0.0.1:0")?;
+/// let port = server.local_addr()?.port();
+/// portlock::wait_until_listening(("localhost", port), Duration::from_secs(5))?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn wait_until_listening(address: impl ToSocketAddrs, timeout: Duration) -> Result<()> {
+    let addresses = address.to_socket_addrs().map_err(|error| {
+        let message = "cannot resolve the name of the host to connect to";
+        Error::with_cause(ErrorKind::Probe, message, error)
+    })?;
+    wait_for_any(addresses.collect(), timeout)
+}
+
+fn wait_for_any(mut addresses: Vec<SocketAddr>, timeout: Duration) -> Result<()> {
+    if addresses.is_empty() {
+        let message = "there is no address to connect to";
+        return Err(Error::new(ErrorKind::Probe, message));
+    }
+    const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+    let start = Instant::now();
+    let mut pause = Duration::from_millis(1);
+    loop {
+        // The last one of this round, for the message. A refusal says most, because it is the
+        // host's own answer.
+        let mut failure = io::Error::from(io::ErrorKind::TimedOut);
+        let mut next = 0;
+        while let Some(&address) = addresses.get(next) {
+            match connect(address, timeout.saturating_sub(start.elapsed())) {
+                Ok(()) => return Ok(()),
+                Err(error) if may_pass(&error) => {
+                    if failure.kind() != io::ErrorKind::ConnectionRefused {
+                        failure = error;
+                    }
+                    next += 1;
+                }
+                // Such as that there is no IPv6: another address may still answer.
+                Err(_) if addresses.len() > 1 => drop(addresses.remove(next)),
+                Err(error) => {
+                    let message = format!("cannot connect to {address}");
+                    return Err(Error::with_cause(ErrorKind::Probe, message, error));
+                }
+            }
+        }
+        let left = timeout.saturating_sub(start.elapsed());
+        if left.is_zero() {
+            let waited = match timeout {
+                Duration::ZERO => String::new(),
+                _ => format!(" after {:.1} s", start.elapsed().as_secs_f64()),
+            };
+            let addresses: Vec<String> = addresses.iter().map(SocketAddr::to_string).collect();
+            let addresses = addresses.join(" or ");
+            let message = format!("nothing accepts connections at {addresses}{waited}");
+            return Err(Error::with_cause(ErrorKind::Timeout, message, failure));
+        }
+        thread::sleep(pause.min(left));
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// Connects to a server, if there is one.
+fn connect(address: SocketAddr, left: Duration) -> io::Result<()> {
+    /// An attempt that is not answered may have been lost, and is made again.
+    const PATIENCE: Duration = Duration::from_secs(1);
+    // Zero is not a valid timeout for connecting.
+    let patience = left.clamp(Duration::from_millis(1), PATIENCE);
+    match TcpStream::connect_timeout(&address, patience)? {
+        stream if is_connected_with_itself(&stream) => Err(io::ErrorKind::ConnectionRefused.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Whether connecting may succeed after this error.
+fn may_pass(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::Interrupted
+            | io::ErrorKind::TimedOut
+            | io::ErrorKind::WouldBlock
+            | io::ErrorKind::NetworkUnreachable
+            | io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkDown
+            | io::ErrorKind::AddrNotAvailable
+    )
+}
+
+/// A client that is given the very port it connects to is connected with itself
+/// (RFC 9293, section 3.5: simultaneous open).
+fn is_connected_with_itself(stream: &TcpStream) -> bool {
+    match (stream.local_addr(), stream.peer_addr()) {
+        (Ok(local), Ok(peer)) => local == peer,
+        _ => false,
+    }
+}

@@ -1,0 +1,234 @@
+//! The ports that the kernel sets aside (ip-sysctl in the kernel's documentation).
+
+use std::{
+    fs::File,
+    io,
+    ops::RangeInclusive,
+    os::unix::fs::FileExt as _,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use log::warn;
+use rustix::{
+    fs::{CWD, Mode, OFlags},
+    thread::{CapabilitySet, capabilities},
+};
+
+use crate::{
+    error::{Error, ErrorKind, Result},
+    ports::PortSet,
+    retry::retry,
+};
+
+/// A setting of the kernel, and what the kernel has until somebody changes it.
+struct Setting {
+    path: &'static str,
+    default: &'static str,
+    /// A process that leases often would repeat the same warning for each lease.
+    has_warned: AtomicBool,
+}
+
+impl Setting {
+    const fn new(path: &'static str, default: &'static str) -> Self {
+        Self {
+            path,
+            default,
+            has_warned: AtomicBool::new(false),
+        }
+    }
+}
+
+static EPHEMERAL: Setting = Setting::new("/proc/sys/net/ipv4/ip_local_port_range", "32768 60999");
+static RESERVED: Setting = Setting::new("/proc/sys/net/ipv4/ip_local_reserved_ports", "");
+/// `IPPORT_RESERVED`, which was no setting before Linux 4.11.
+static UNPRIVILEGED: Setting =
+    Setting::new("/proc/sys/net/ipv4/ip_unprivileged_port_start", "1024");
+
+/// Bytes for the first read of a setting: enough for all but long lists.
+const USUAL: usize = 4096;
+
+/// Bytes for the largest read. The longest list that the kernel can write, pairs of ports
+/// with a gap of one after each, has 256 KiB.
+const LONGEST: usize = 1 << 20;
+
+/// The ephemeral range.
+pub(crate) fn ephemeral() -> Result<RangeInclusive<u16>> {
+    let text = EPHEMERAL.read()?;
+    let mut ends = text.split_ascii_whitespace().map(str::parse::<u16>);
+    match (ends.next(), ends.next(), ends.next()) {
+        (Some(Ok(first)), Some(Ok(last)), None) => Ok(first..=last),
+        _ => Err(EPHEMERAL.not_understood(&text)),
+    }
+}
+
+/// The ephemeral range, for a choice of ports that are not in it.
+pub(crate) fn presumably_ephemeral() -> Result<RangeInclusive<u16>> {
+    ephemeral()
+}
+
+/// The ports that are kept for some program.
+pub(crate) fn reserved() -> Result<PortSet> {
+    let text = RESERVED.read()?;
+    listed(&text).map_err(|_| RESERVED.not_understood(&text))
+}
+
+/// The ports of a list as the kernel writes it, such as `0-1023,8080`: in ascending order,
+/// in the form that a [`PortSet`] has too, except that port 0 can be on it.
+fn listed(text: &str) -> Result<PortSet> {
+    match text.trim_ascii().strip_prefix('0') {
+        Some("") => Ok(PortSet::default()),
+        Some(rest) if rest.starts_with('-') => format!("1{rest}").parse(),
+        Some(rest) if rest.starts_with(',') => rest.parse(),
+        _ => text.parse(),
+    }
+}
+
+/// The first port that this process may bind.
+pub(crate) fn first_permitted() -> Result<u16> {
+    if may_bind_privileged_ports() {
+        return Ok(1);
+    }
+    let text = UNPRIVILEGED.read()?;
+    let first = text.trim_ascii().parse();
+    first.map_err(|_| UNPRIVILEGED.not_understood(&text))
+}
+
+/// If this cannot be determined, the answer is no: at worst, that leaves out ports that
+/// could have been used.
+fn may_bind_privileged_ports() -> bool {
+    capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_BIND_SERVICE))
+}
+
+impl Setting {
+    /// The setting's text, or the kernel's default if the setting is hidden from this
+    /// process, as it is in some containers and sandboxes.
+    fn read(&self) -> Result<String> {
+        // A list without a port is still a line.
+        let is_empty = |text: &str| match self.default {
+            "" => text.is_empty(),
+            _ => text.trim_ascii().is_empty(),
+        };
+        let hidden = match read_whole(self.path) {
+            Ok(text) if !is_empty(&text) => return Ok(text),
+            Ok(_) => "it is empty".to_owned(),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
+                ) =>
+            {
+                error.to_string()
+            }
+            Err(error) => {
+                let message = format!("cannot read {}", self.path);
+                return Err(Error::with_cause(ErrorKind::Unsupported, message, error));
+            }
+        };
+        // Not `Once`: a child that is forked while another thread is in it would wait for
+        // ever.
+        if !self.has_warned.swap(true, Ordering::Relaxed) {
+            let default = match self.default {
+                "" => "none",
+                default => default,
+            };
+            let path = self.path;
+            warn!("cannot read {path} ({hidden}): the kernel's default, {default}, is used");
+        }
+        Ok(self.default.to_owned())
+    }
+
+    fn not_understood(&self, text: &str) -> Error {
+        const BRIEF: usize = 80;
+        let text = text.trim_ascii_end();
+        let brief: String = text.chars().take(BRIEF).collect();
+        let cut = if brief.len() < text.len() { "…" } else { "" };
+        let message = format!("cannot understand {}: {brief:?}{cut}", self.path);
+        Error::new(ErrorKind::Unsupported, message)
+    }
+}
+
+/// Reads a file of procfs in a single read.
+///
+/// The kernel writes a list of ports for the read at offset 0 and has nothing for a read
+/// at any other (`proc_do_large_bitmap`), so what does not fit into the first read cannot
+/// be read on. std's functions begin with a read of 32 bytes.
+fn read_whole(path: &str) -> io::Result<String> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = retry(|| Ok(rustix::fs::openat(CWD, path, flags, Mode::empty())?))?;
+    let file = File::from(file);
+    let mut buffer = vec![0; USUAL];
+    loop {
+        let len = retry(|| file.read_at(&mut buffer, 0))?;
+        // A full buffer may not have held all.
+        if len < buffer.len() {
+            buffer.truncate(len);
+            return String::from_utf8(buffer).map_err(|error| io::Error::other(error.utf8_error()));
+        }
+        if len >= LONGEST {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        buffer.resize(len * 16, 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_list_of_the_kernel_may_have_port_0() {
+        for (text, ports) in [
+            ("\n", ""),
+            ("0\n", ""),
+            ("0-1023\n", "1-1023"),
+            ("0,2-3\n", "2-3"),
+            ("0-2,8080,9148-9150\n", "1-2,8080,9148-9150"),
+            ("8080,65535\n", "8080,65535"),
+            ("0-65535\n", "1-65535"),
+        ] {
+            let listed = listed(text).expect(text);
+            assert_eq!(listed.to_string(), ports, "{text:?}");
+        }
+        for text in ["x", "00", "0x", "0-", "8080-", "65536", "-1"] {
+            assert!(listed(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_read_whole_whatever_its_length() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("setting");
+        let path = path.to_str().expect("UTF-8");
+        for len in [
+            0,
+            1,
+            33,
+            USUAL - 1,
+            USUAL,
+            USUAL + 1,
+            16 * USUAL,
+            LONGEST - 1,
+        ] {
+            let text = "8".repeat(len);
+            fs::write(path, &text).expect("our own directory");
+            assert!(read_whole(path).expect("it can be read") == text, "{len}");
+        }
+        fs::write(path, "8".repeat(LONGEST)).expect("our own directory");
+        let error = read_whole(path).expect_err("it is too long");
+        assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
+        fs::write(path, b"8080\xff").expect("our own directory");
+        assert!(read_whole(path).is_err());
+    }
+
+    #[test]
+    fn a_setting_that_cannot_be_understood_is_quoted_in_brief() {
+        let message = RESERVED.not_understood(&"x,".repeat(1000)).to_string();
+        assert!(
+            message.contains("\"x,x,") && message.ends_with("\"…"),
+            "{message}"
+        );
+        assert!(message.len() < 200, "{message}");
+    }
+}

@@ -1,0 +1,5 @@
+//! What the compiler reports on a system that portlock does not support.
+
+compile_error!(
+    "portlock runs on Linux, macOS and Windows: CONTRIBUTING.md says what another system needs"
+);

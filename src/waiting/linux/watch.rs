@@ -1,0 +1,130 @@
+//! The watch on the lock directory: an inotify(7) instance.
+//!
+//! The end of a lease closes a file that was open for writing, and the kernel tells its
+//! name. Waiters that look at a port open its file for reading only, and so wake
+//! nobody.
+
+use std::{io, mem::MaybeUninit, os::fd::OwnedFd, time::Duration};
+
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    fs::inotify::{self, ReadFlags, WatchFlags},
+    io::Errno,
+};
+
+use super::timespec;
+use crate::{
+    lock_dir::OpenDir,
+    mark::{self, Mark},
+    per_process::PerProcess,
+};
+
+/// Is told by the kernel of files in a directory that are closed after they were
+/// open for writing.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    instance: Option<OwnedFd>,
+    /// Its name for the directory.
+    directory: i32,
+    /// The process that began to watch.
+    mark: Mark,
+}
+
+/// The inotify instance of this process while nobody waits. One is kept, because closing it
+/// takes the kernel some 10 ms, for which a caller that has just got a port would wait. A
+/// forked child must not read its parent's events, and creates its own.
+static SPARE: PerProcess<OwnedFd> = PerProcess::new();
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let Some(instance) = self.instance.take() else {
+            return;
+        };
+        if self.mark != mark::current() {
+            // A forked copy: the watch is the parent's.
+            return;
+        }
+        // If the directory was removed, its watch was too.
+        let _ = inotify::remove_watch(&instance, self.directory);
+        let one_too_many = match SPARE.lock() {
+            Some(mut spare) => spare.replace(instance),
+            None => Some(instance),
+        };
+        // Now that others need not wait for it.
+        drop(one_too_many);
+    }
+}
+
+impl Watch {
+    pub(crate) fn begin(dir: &OpenDir) -> io::Result<Self> {
+        if !dir.sys().is_local() {
+            // There a look is not told from the end of a lease, and would wake its
+            // own maker; and of other machines nothing would be heard.
+            return Err(Errno::OPNOTSUPP.into());
+        }
+        let spare = SPARE.lock().and_then(|mut spare| spare.take());
+        let instance = match spare {
+            Some(instance) => instance,
+            None => {
+                let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
+                inotify::init(flags)?
+            }
+        };
+        let what = WatchFlags::CLOSE_WRITE | WatchFlags::ONLYDIR | WatchFlags::DONT_FOLLOW;
+        let directory = inotify::add_watch(&instance, dir.path(), what)?;
+        Ok(Self {
+            instance: Some(instance),
+            directory,
+            mark: mark::current(),
+        })
+    }
+
+    /// The ports whose files were closed since the last call, once there are any
+    /// or after so long; `None` if there were more than the kernel keeps.
+    ///
+    /// # Errors
+    ///
+    /// `NOENT` if the directory is gone.
+    pub(crate) fn wait(&self, at_most: Duration) -> io::Result<Option<Vec<u16>>> {
+        match self.closed(at_most) {
+            Ok(ports) => Ok(Some(ports)),
+            Err(Errno::INTR) => Ok(Some(Vec::new())),
+            Err(Errno::OVERFLOW) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn closed(&self, at_most: Duration) -> rustix::io::Result<Vec<u16>> {
+        let mut ports = Vec::new();
+        let Some(instance) = &self.instance else {
+            return Ok(ports);
+        };
+        let mut fds = [PollFd::new(instance, PollFlags::IN)];
+        if poll(&mut fds, Some(&timespec(at_most)))? == 0 {
+            return Ok(ports);
+        }
+        let mut buffer = [MaybeUninit::uninit(); 4096];
+        let mut events = inotify::Reader::new(instance, &mut buffer);
+        // So many in one go at most: others may add to them all the time.
+        while ports.len() < usize::from(u16::MAX) {
+            let event = match events.next() {
+                Ok(event) => event,
+                Err(Errno::AGAIN) => break,
+                Err(error) => return Err(error),
+            };
+            if event.events().contains(ReadFlags::QUEUE_OVERFLOW) {
+                return Err(Errno::OVERFLOW);
+            }
+            if event.wd() != self.directory {
+                // Of an earlier wait.
+                continue;
+            }
+            if event.events().contains(ReadFlags::IGNORED) {
+                return Err(Errno::NOENT);
+            }
+            let name = event.file_name().and_then(|name| name.to_str().ok());
+            ports.extend(name.and_then(|name| name.parse::<u16>().ok()));
+        }
+        Ok(ports)
+    }
+}

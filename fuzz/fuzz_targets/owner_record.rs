@@ -4,37 +4,19 @@
 #![no_main]
 
 // Owner records are not public: they are compiled in from where they are.
-#[allow(dead_code, reason = "only a part is fuzzed")]
-#[path = "../../src/error.rs"]
-mod error;
-#[allow(dead_code, reason = "only a part is fuzzed")]
-#[path = "../../src/sys/linux/process.rs"]
-mod linux_process;
-#[allow(dead_code, reason = "only a part is fuzzed")]
-#[path = "../../src/owner.rs"]
-mod owner;
-#[path = "../../src/sys/pid_mark.rs"]
-mod pid_mark;
-#[allow(dead_code, reason = "only a part is fuzzed")]
-#[path = "../../src/process.rs"]
-mod process;
-#[path = "../../src/sys/unix/process.rs"]
-mod unix_process;
-
-/// What errors say of the lock directory, of which nothing else is needed.
-mod lock_dir {
-    pub(crate) const USE_VARIABLE: &str = "set PORTLOCK_DIR";
-}
-
-mod sys {
-    pub(crate) use crate::{linux_process as process, pid_mark as mark};
-    pub(crate) mod unix {
-        pub(crate) use crate::unix_process as process;
-    }
+#[allow(dead_code, unused_imports, reason = "only a part is fuzzed")]
+#[path = "../../src"]
+mod library {
+    pub(crate) mod clock;
+    pub(crate) mod error;
+    pub(crate) mod mark;
+    pub(crate) mod owner;
+    pub(crate) mod process;
 }
 
 use std::time::{Duration, UNIX_EPOCH};
 
+use library::{clock, error, mark, owner, process};
 use libfuzzer_sys::fuzz_target;
 use owner::{Kind, LEN, LONG_LEN, Owner};
 use process::{Identity, Named};
@@ -203,7 +185,7 @@ fn check_held(since: u64, label: Option<&str>) {
     let (pid, program) = (std::process::id(), &this.1);
     // One with a label between two without: these are remembered.
     for (since, label) in [(since, None), (since, label), (since, None), (7, None)] {
-        let record = owner::with_held(pid, since, label, |record| *record.bytes());
+        let record = owner::with_held(mark::current(), since, label, |record| *record.bytes());
         check_written(&record, "held", program, label);
         let owner = Owner::parse(&record).expect("our own record");
         assert_eq!((owner.kind, owner.pid()), (Kind::Held, pid));

@@ -8,25 +8,21 @@
 mod linux;
 #[cfg(target_os = "macos")]
 mod macos;
-#[cfg(target_os = "linux")]
-mod private_tmp;
 #[cfg(unix)]
 mod unix;
+#[cfg(not(target_os = "linux"))]
+mod unsupported;
 #[cfg(windows)]
 mod windows;
 
 #[cfg(target_os = "linux")]
-pub(crate) use private_tmp::private_tmp;
+pub(crate) use linux::private_tmp;
 #[cfg(unix)]
 pub(crate) use unix::*;
+#[cfg(not(target_os = "linux"))]
+pub(crate) use unsupported::private_tmp;
 #[cfg(windows)]
 pub(crate) use windows::*;
-
-/// Returns why `/tmp` is not the one that other processes have: only Linux can have several.
-#[cfg(not(target_os = "linux"))]
-pub(crate) fn private_tmp() -> Option<String> {
-    None
-}
 
 /// The process that will use a picked port, unless another one is named.
 #[derive(Clone, Copy, Debug)]

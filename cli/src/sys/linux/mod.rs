@@ -1,6 +1,7 @@
 //! What only Linux has: its lists of sockets, the abstract namespace, and /proc.
 
 mod caller;
+mod private_tmp;
 
 use std::{
     collections::HashSet,
@@ -19,6 +20,7 @@ use procfs::{
 use crate::failure::Failure;
 
 pub(crate) use caller::caller;
+pub(crate) use private_tmp::private_tmp;
 pub(crate) const PICK_HELP: &str = "\
 The lease is for the process that will use the port. Starting at its parent, portlock
 passes over every process that only hands its output on: a process whose standard output

@@ -1,5 +1,4 @@
-//! The probe: is this port free right now? With `sys::probe`, where it is the system's,
-//! the only module that touches sockets.
+//! The probe: is this port free right now?
 //!
 //! A probe is a *strict* bind, one without `SO_REUSEADDR`, on every address
 //! asked for; on Windows, where that is not enough, one with `SO_EXCLUSIVEADDRUSE`.

@@ -1,4 +1,4 @@
-//! One lock file, locked: the only module that takes or ends a file lock.
+//! One lock file, locked: the only file that takes or ends a file lock.
 //!
 //! A port is leased as long as the file `<lock directory>/<port>` is locked, on Unix
 //! with flock(2), on Windows with LockFileEx. The kernel ends the lock when the last descriptor of that

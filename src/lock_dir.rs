@@ -5,8 +5,8 @@
 //! it is checked before it is used. What is checked, and where the directory is, depends on the
 //! system: see the files in `lock_dir/`.
 //!
-//! The outcome holds good for [`RECHECK_INTERVAL`], for to look again for every lease would
-//! cost a tenth of the lease. Only the directory's owner and root can change it
+//! The result is used for [`RECHECK_INTERVAL`], because checking for every lease would cost a tenth
+//! of the lease. Only the directory's owner and root can change it
 //! in that time, and what they could do then they can do at any later moment of
 //! the lease too. A directory that was removed is noticed at once: nothing can be
 //! made in it any more.
@@ -45,7 +45,7 @@ use windows::{self as system, default_dir, default_dirs};
 /// The environment variable that names the lock directory.
 pub(crate) const VARIABLE: &str = "PORTLOCK_DIR";
 
-/// How long a directory that was found trustworthy is used without another look.
+/// How long a directory that was found trustworthy is used without another check.
 const RECHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A lock directory that has been checked, and is open: what leasing needs.

@@ -1,5 +1,4 @@
-//! `SO_EXCLUSIVEADDRUSE`, for which there is no safe library: the only file with
-//! unsafe code.
+//! `SO_EXCLUSIVEADDRUSE`, for which there is no safe library.
 #![allow(unsafe_code, reason = "socket2 cannot set this option")]
 
 use std::{io, os::windows::io::AsRawSocket as _};

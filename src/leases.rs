@@ -75,7 +75,7 @@ pub(crate) enum Taker {
     Another,
     /// Nobody, although the kernel lists the locks of the process in the record.
     Unlisted,
-    /// The kernel does not tell.
+    /// The kernel does not show it.
     Unknown,
 }
 
@@ -89,14 +89,14 @@ pub struct Cleaned {
     pub kept: usize,
 }
 
-/// How old the file of a maker that was killed must be before it is removed. A
-/// maker that lives needs microseconds.
-const STRAY: Duration = Duration::from_secs(3600);
+/// How old a stray file, left by a process that was killed while it created a lock file, must be
+/// before it is removed. Creating one takes microseconds.
+const STRAY_MIN_AGE: Duration = Duration::from_secs(3600);
 
-/// How often, and with which pause, a delegated lease is tried to be released
-/// while others look at it.
-const LOOKS: u32 = 200;
-const LOOK: Duration = Duration::from_millis(1);
+/// Largest number of retries to release a delegated lease whose file a checking caller has locked,
+/// and the pause before each.
+const MAX_RELEASE_RETRIES: u32 = 200;
+const RELEASE_RETRY_INTERVAL: Duration = Duration::from_millis(1);
 
 impl LockDir {
     /// Every lock file in the directory, by port.
@@ -173,7 +173,7 @@ impl OpenDir {
     fn lease_by(&self, port: u16, listed: &mut ListedLocks) -> Result<Lease> {
         let (owner, is_kept) = match lock::recorded_owner(self, port) {
             // Another user has closed it to others. Whether it is held, the kernel's list
-            // tells; whether it may be delegated, its length.
+            // shows; whether it may be delegated, its length.
             Err(error) if error.is_denied() => {
                 let len = match lock_file::metadata(self.path(), port) {
                     Ok(metadata) => usize::try_from(metadata.len()).unwrap_or_default(),
@@ -216,15 +216,15 @@ impl OpenDir {
         })
     }
 
-    /// Whether the port, which is locked, is leased by a process that inherited the lock from the one
+    /// Returns whether the port, which is locked, is leased by a process that inherited the lock from the one
     /// in the record.
     fn is_inherited(&self, port: u16, owner: &Owner, listed: &mut ListedLocks) -> Result<bool> {
-        // Another taker is one that looks, or has not written its record yet.
+        // Another taker is a caller that checks the port, or has not written its record yet.
         Ok(lock::has_ended(self, port, owner)?
             && !matches!(listed.taker(self, port, &owner.process), Taker::Another))
     }
 
-    /// Who has a port that was found to be leased, for a message.
+    /// Returns who has a port that was found to be leased, for a message.
     fn holder(&self, port: u16, listed: &mut ListedLocks) -> Option<String> {
         let owner = lock::recorded_owner(self, port).ok()??;
         let inherited =
@@ -280,26 +280,26 @@ impl Lease {
     }
 }
 
-/// Who has each of some leased ports, as far as that is known.
+/// Returns who has each of some leased ports, as far as that is known.
 pub(crate) fn holders(dir: Option<&OpenDir>, ports: Vec<u16>) -> Vec<(u16, Option<String>)> {
     let mut listed = ListedLocks::new();
     let mut holder = |port| dir.and_then(|dir| dir.holder(port, &mut listed));
     ports.into_iter().map(|port| (port, holder(port))).collect()
 }
 
-/// Largest number of leased ports of which it is found out whether they are leased indeed. Of more,
+/// Largest number of leased ports for which it is determined whether they are really leased. Of more,
 /// each is locked by checks for too small a part of the time to matter, and to find out would take
-/// several times what the search took.
-const DOUBTED: usize = 32;
+/// several times as long as the search.
+const MAX_DOUBTED_PORTS: usize = 32;
 
-/// Whether any of these ports, none of which could be leased, may have been locked only for a
-/// moment: by a caller that looks, as `list` and `clean` do.
+/// Returns whether any of these ports, none of which could be leased, may have been locked only for a
+/// moment: by a caller that checks it, as `list` and `clean` do.
 ///
 /// # Errors
 ///
-/// The system fails to tell.
+/// The system fails to report it.
 pub(crate) fn any_is_in_doubt(dir: Option<&OpenDir>, ports: &[u16]) -> Result<bool> {
-    let Some(dir) = dir.filter(|_| ports.len() <= DOUBTED) else {
+    let Some(dir) = dir.filter(|_| ports.len() <= MAX_DOUBTED_PORTS) else {
         return Ok(false);
     };
     let mark = mark::current();
@@ -368,7 +368,7 @@ impl LockDir {
         let Some(dir) = self.open() else {
             return refuse("it is not leased".into());
         };
-        let mut tries = 0;
+        let mut retries = 0;
         let lock = loop {
             match PortLock::try_existing_to_write(dir, port)? {
                 Try::Locked(lock) => break lock,
@@ -377,10 +377,10 @@ impl LockDir {
             }
             let owner = lock::recorded_owner(dir, port)?;
             let is_delegated = |owner: &Owner| owner.kind == Kind::Delegated;
-            // Whoever wants the port locks the file for a moment to look.
-            if owner.as_ref().is_some_and(is_delegated) && tries < LOOKS {
-                tries += 1;
-                thread::sleep(LOOK);
+            // A caller that wants the port locks the file for a moment to check it.
+            if owner.as_ref().is_some_and(is_delegated) && retries < MAX_RELEASE_RETRIES {
+                retries += 1;
+                thread::sleep(RELEASE_RETRY_INTERVAL);
                 continue;
             }
             return refuse(match dir.holder(port, &mut ListedLocks::new()) {
@@ -467,7 +467,7 @@ impl LockDir {
             let age = metadata
                 .modified()
                 .map(|time| SystemTime::now().duration_since(time));
-            let is_old = matches!(age, Ok(Ok(age)) if age > STRAY);
+            let is_old = matches!(age, Ok(Ok(age)) if age > STRAY_MIN_AGE);
             if lock_file::is_stray(&name, &metadata) && is_old {
                 dir.count_removal(dir.sys().remove(&name), &mut cleaned, &name)?;
             }
@@ -485,7 +485,7 @@ impl OpenDir {
     ) -> Result<()> {
         match removed {
             Ok(()) => cleaned.removed += 1,
-            // Somebody else was cleaning too, and was faster.
+            // Another caller was cleaning too, and was faster.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             // In a sticky directory only its owner may remove a file (unlink(2)).
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
@@ -500,7 +500,7 @@ impl OpenDir {
         Ok(())
     }
 
-    /// The ports that have a lock file, in ascending order. Whatever else is in the
+    /// Returns the ports that have a lock file, in ascending order. Anything else in the
     /// directory, under a port's name or not, is no lock file.
     fn ports(&self) -> Result<Vec<u16>> {
         let port = |(name, metadata): (String, fs::Metadata)| {
@@ -514,7 +514,8 @@ impl OpenDir {
         Ok(ports)
     }
 
-    /// What is in the directory, but for what is gone in the meantime.
+    /// Returns the names and metadata of the files in the directory, except those that have been removed
+    /// in the meantime.
     fn entries(&self) -> Result<Vec<(String, fs::Metadata)>> {
         let entries = fs::read_dir(self.path()).map_err(|error| self.cannot_read(error))?;
         let mut found = Vec::new();

@@ -1,15 +1,15 @@
 //! The lock directory: where it is, and whether it can be trusted.
 //!
-//! Whoever can rename or remove files in the directory can end exclusivity
-//! unseen, and whoever can plant a link in it can aim our writes elsewhere. So
+//! A user who can rename or remove files in the directory can end exclusivity
+//! unseen, and one who can plant a link in it can aim our writes elsewhere. So
 //! it is checked before it is used. What is checked, and where the directory is, depends on the
 //! system: see the files in `lock_dir/`.
 //!
 //! The result is used for [`RECHECK_INTERVAL`], because checking for every lease would cost a tenth
 //! of the lease. Only the directory's owner and root can change it
 //! in that time, and what they could do then they can do at any later moment of
-//! the lease too. A directory that was removed is noticed at once: nothing can be
-//! made in it any more.
+//! the lease too. A directory that was removed is noticed with the next file, which cannot
+//! be created in it.
 
 use std::{
     env, fmt, io,
@@ -245,12 +245,12 @@ impl OpenDir {
         removed(self.path())
     }
 
-    /// Whether both are the same directory.
+    /// Returns whether both are the same directory.
     pub(crate) fn is(&self, other: &Self) -> bool {
         self.dir.sys.is(&other.dir.sys)
     }
 
-    /// The directory as the system sees it.
+    /// Returns the directory as the system sees it.
     #[inline]
     pub(crate) fn sys(&self) -> &system::Dir {
         &self.dir.sys

@@ -1,6 +1,6 @@
 //! The client of a port server: portpicker's protocol.
 //!
-//! A stream socket, on Windows a named pipe, one request per connection: the pid that the port shall
+//! A stream socket, on Windows a named pipe, one request per connection: the pid of the process that the port will
 //! belong to, in decimal, and a newline. The answer is the port in decimal and a
 //! newline, or nothing where the server refuses; then it closes. There is no
 //! message to give a port back: it is free again when that process has ended.
@@ -23,11 +23,11 @@ use unix::Connection;
 use windows::Connection;
 
 /// How long a port server may take for everything.
-const DEADLINE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// No port is longer than 5 digits and a line end. What is longer is no answer, and
-/// not read to its end.
-pub(crate) const LONGEST_ANSWER: usize = 15;
+/// Largest number of bytes in an answer. A port has at most 5 digits and a line end. Anything longer is
+/// no answer, and is not read to its end.
+pub(crate) const MAX_ANSWER_LEN: usize = 15;
 
 /// Asks the port server at `address` for a port that belongs to the process `pid`.
 ///
@@ -60,7 +60,7 @@ pub fn get_port_from_port_server(address: &str, pid: u32) -> Result<u16> {
     let fail = |what: &str, cause: io::Error| {
         let message = match cause.kind() {
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-                let seconds = DEADLINE.as_secs();
+                let seconds = TIMEOUT.as_secs();
                 let message = format!("port server {address} does not answer in {seconds} s");
                 return Error::new(ErrorKind::PortServer, message);
             }
@@ -68,7 +68,7 @@ pub fn get_port_from_port_server(address: &str, pid: u32) -> Result<u16> {
         };
         Error::with_cause(ErrorKind::PortServer, message, cause)
     };
-    let deadline = Instant::now() + DEADLINE;
+    let deadline = Instant::now() + TIMEOUT;
     let server = Connection::open(address, deadline).map_err(|error| fail("connect to", error))?;
     let answer = server
         .ask(&format!("{pid}\n"), deadline)
@@ -79,7 +79,7 @@ pub fn get_port_from_port_server(address: &str, pid: u32) -> Result<u16> {
         text => str::from_utf8(text).ok().and_then(|text| text.parse().ok()),
     };
     // The beginning of a longer answer may look like a port.
-    match number.filter(|_| answer.len() <= LONGEST_ANSWER) {
+    match number.filter(|_| answer.len() <= MAX_ANSWER_LEN) {
         Some(0) => {
             let message = format!("port server {address} has no port for process {pid}");
             Err(Error::new(ErrorKind::PortServer, message))
@@ -93,8 +93,12 @@ pub fn get_port_from_port_server(address: &str, pid: u32) -> Result<u16> {
     }
 }
 
-/// What is left until the deadline, never zero.
-pub(crate) fn left(deadline: Instant) -> io::Result<Duration> {
+/// Returns the time left until the deadline, never zero.
+///
+/// # Errors
+///
+/// The deadline has passed.
+pub(crate) fn time_left(deadline: Instant) -> io::Result<Duration> {
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() {
         return Err(io::ErrorKind::TimedOut.into());

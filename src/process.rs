@@ -171,7 +171,7 @@ impl Identity {
     ///
     /// # Errors
     ///
-    /// The system fails to tell, for example because no descriptors are left.
+    /// The system fails to report it, for example because no descriptors are left.
     pub(crate) fn evidence(&self) -> io::Result<Evidence> {
         system::evidence(self, &this().0)
     }

@@ -46,7 +46,7 @@ fn wait_for_any(mut addresses: Vec<SocketAddr>, timeout: Duration) -> Result<()>
         let message = "there is no address to connect to";
         return Err(Error::new(ErrorKind::Probe, message));
     }
-    const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+    const MAX_PAUSE: Duration = Duration::from_millis(50);
     let start = Instant::now();
     let mut pause = Duration::from_millis(1);
     loop {
@@ -83,23 +83,23 @@ fn wait_for_any(mut addresses: Vec<SocketAddr>, timeout: Duration) -> Result<()>
             return Err(Error::with_cause(ErrorKind::Timeout, message, failure));
         }
         thread::sleep(pause.min(left));
-        pause = (pause * 2).min(LONGEST_PAUSE);
+        pause = (pause * 2).min(MAX_PAUSE);
     }
 }
 
-/// Connects to a server, if there is one.
+/// Connects to a server and closes the connection.
 fn connect(address: SocketAddr, left: Duration) -> io::Result<()> {
-    /// An attempt that is not answered may have been lost, and is made again.
-    const PATIENCE: Duration = Duration::from_secs(1);
+    /// An attempt that is not answered for this long may have been lost, and is made again.
+    const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(1);
     // Zero is not a valid timeout for connecting.
-    let patience = left.clamp(Duration::from_millis(1), PATIENCE);
-    match TcpStream::connect_timeout(&address, patience)? {
+    let timeout = left.clamp(Duration::from_millis(1), ATTEMPT_TIMEOUT);
+    match TcpStream::connect_timeout(&address, timeout)? {
         stream if is_connected_with_itself(&stream) => Err(io::ErrorKind::ConnectionRefused.into()),
         _ => Ok(()),
     }
 }
 
-/// Whether connecting may succeed after this error.
+/// Returns whether connecting may succeed after this error.
 fn may_pass(error: &io::Error) -> bool {
     matches!(
         error.kind(),

@@ -30,8 +30,8 @@ use windows as system;
 const PORTS: &str = "PORTLOCK_PORTS";
 const PORTS_FILE: &str = "PORTLOCK_PORTS_FILE";
 
-/// Bytes that a file of ports may have: twice the longest set without comments.
-const LONGEST_FILE: u64 = 1 << 20;
+/// Largest number of bytes in a file of ports: twice the longest set without comments.
+const MAX_FILE_LEN: u64 = 1 << 20;
 
 /// The "bad ports" above 1023 of the Fetch standard
 /// (<https://fetch.spec.whatwg.org/#port-blocking>): no browser connects to them.
@@ -149,7 +149,7 @@ impl PortSet {
 
 /// Reads the file that a user has named in `origin`.
 ///
-/// Whatever is at the path, the call neither waits nor uses much memory.
+/// The call neither waits nor uses much memory, whatever kind of file is at the path.
 fn ports_file(path: &str, origin: &str) -> Result<String> {
     let fail = |error| Error::with_cause(ErrorKind::InvalidPorts, origin, error);
     let refuse = |why: &str| {
@@ -163,9 +163,9 @@ fn ports_file(path: &str, origin: &str) -> Result<String> {
     let mut bytes = Vec::new();
     // The length that a file claims to have need not be true, as in procfs.
     File::open(path)
-        .and_then(|file| file.take(LONGEST_FILE + 1).read_to_end(&mut bytes))
+        .and_then(|file| file.take(MAX_FILE_LEN + 1).read_to_end(&mut bytes))
         .map_err(fail)?;
-    if bytes.len() as u64 > LONGEST_FILE {
+    if bytes.len() as u64 > MAX_FILE_LEN {
         return Err(refuse("it is longer"));
     }
     let text = String::from_utf8(bytes)

@@ -152,7 +152,7 @@ impl<'a> Waiting<'a> {
     }
 
     /// Returns those of the ports that were released, or `None` if there were none until `end`,
-    /// or the kernel cannot tell.
+    /// or the kernel does not report them.
     fn watch_until(&mut self, end: Instant) -> Option<PortSet> {
         loop {
             let left = end.saturating_duration_since(Instant::now());
@@ -260,9 +260,9 @@ mod tests {
         drop(hold(&dir, 14));
         let ports = PortSet::from(14..=14);
         let mut waiting = watcher(&dir, &ports);
-        let look = PortLock::try_look(&dir, 14, mark::current()).expect("our own");
-        assert!(matches!(look, Try::Locked(_)));
-        drop(look);
+        let check = PortLock::try_look(&dir, 14, mark::current()).expect("our own");
+        assert!(matches!(check, Try::Locked(_)));
+        drop(check);
         drop(PortLock::try_existing(&dir, 14).expect("our own"));
         let woken = waiting.wait(Duration::ZERO, Duration::from_millis(20));
         assert_eq!(released(&woken), []);

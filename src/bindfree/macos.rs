@@ -1,7 +1,7 @@
 //! A wildcard address and a specific one can both be bound, by sockets with
 //! `SO_REUSEADDR` (setsockopt(2); `in_pcbbind` in bsd/netinet/in_pcb.c of XNU). Such a
 //! bind of one does not see the other, and so the loopback addresses, on which servers
-//! under test listen, are looked at too.
+//! under test listen, are checked too.
 
 use std::{
     collections::HashMap,

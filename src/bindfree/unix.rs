@@ -10,8 +10,7 @@ use crate::search::Miss;
 /// The error of an address family that the system does not have.
 pub(crate) const UNKNOWN_FAMILY: i32 = Errno::AFNOSUPPORT.raw_os_error();
 
-/// Makes a bind of the socket fail if anybody has bound its address: it does so as
-/// it is.
+/// Makes a bind of the socket fail if its address is in use. That is the default on Unix.
 #[inline]
 pub(crate) fn make_strict(_: &Socket) -> io::Result<()> {
     Ok(())

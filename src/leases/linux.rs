@@ -23,7 +23,7 @@ use crate::{
 
 /// Number of times that the list of all locks is read before a lock that it does not show counts as
 /// free. Under load one read misses a lock now and then.
-const READS: u32 = 4;
+const MAX_READS: u32 = 4;
 
 /// A lock by flock(2): on which file, and the pid of the process that took it, which may have
 /// ended since.
@@ -36,7 +36,7 @@ struct Flock {
 
 impl Flock {
     /// Some file systems (btrfs, overlayfs) have another device number in the
-    /// list than stat tells; the pid in the record then has to agree.
+    /// list than in stat(2); the pid in the record then has to agree.
     fn is_on(&self, file: &Stat, recorded: Option<u32>) -> bool {
         self.inode == file.st_ino
             && (self.device == device(file.st_dev) || Some(self.taker) == recorded)
@@ -67,7 +67,7 @@ impl ListedLocks {
         Self::default()
     }
 
-    /// Whether the file of `port` is locked, or `None` if the lists do not tell.
+    /// Returns whether the file of `port` is locked, or `None` if the lists do not show that.
     pub(crate) fn has(&mut self, dir: &OpenDir, port: u16, owner: Option<&Owner>) -> Option<bool> {
         let file = stat(dir, port)?;
         let process = owner.map(|owner| &owner.process);
@@ -103,7 +103,7 @@ impl ListedLocks {
         }
         // A process that has inherited the lock is not known, nor its own list. So the list of all is
         // read again.
-        while self.reads < READS {
+        while self.reads < MAX_READS {
             self.read_all();
             if is_listed(self) {
                 return Some(true);
@@ -112,7 +112,8 @@ impl ListedLocks {
         Some(false)
     }
 
-    /// Who took the lock of `port`, which was held a moment ago: the process in the record?
+    /// Returns who took the lock of `port`, which was held a moment ago: the process in the record, or
+    /// another one.
     pub(crate) fn taker(&mut self, dir: &OpenDir, port: u16, recorded: &Identity) -> Taker {
         let (Some(file), Some(view)) = (stat(dir, port), self.read()) else {
             return Taker::Unknown;
@@ -135,7 +136,7 @@ impl ListedLocks {
         }
     }
 
-    /// The listed locks on a file.
+    /// Returns the listed locks on a file.
     fn on(&self, file: &Stat, recorded: Option<u32>) -> impl Iterator<Item = &Flock> {
         let locks = self.locks.get(&file.st_ino).into_iter().flatten();
         locks.filter(move |lock| lock.is_on(file, recorded))
@@ -166,7 +167,7 @@ impl ListedLocks {
         text.is_some()
     }
 
-    /// A process that has the lock of `port` now, as far as this process may see.
+    /// Returns a process that has the lock of `port` now, as far as this process may see.
     pub(crate) fn heir(&mut self, dir: &OpenDir, port: u16) -> Option<Heir> {
         self.read()?;
         let file = stat(dir, port)?;
@@ -204,7 +205,7 @@ impl ListedLocks {
         Ok(())
     }
 
-    /// A line such as `1: FLOCK  ADVISORY  WRITE 812 fe:00:5505 0 EOF`.
+    /// Parses a line such as `1: FLOCK  ADVISORY  WRITE 812 fe:00:5505 0 EOF`.
     fn parse(line: &str) -> Option<Flock> {
         let mut words = line.split_ascii_whitespace().skip(1);
         if words.next()? != "FLOCK" {
@@ -227,7 +228,7 @@ fn stat(dir: &OpenDir, port: u16) -> Option<Stat> {
     rustix::fs::statat(dir.sys().fd(), port.to_string(), AtFlags::SYMLINK_NOFOLLOW).ok()
 }
 
-/// The locks on the files that a process has open. One that has ended, or is another user's, has none.
+/// Returns the locks on the files that a process has open: none if it has ended, or is another user's.
 fn locks_of(pid: u32) -> io::Result<Vec<Flock>> {
     read_descriptors(pid).or_else(|error| match Errno::from_io_error(&error) {
         Some(Errno::NOENT | Errno::SRCH | Errno::ACCESS | Errno::PERM) => Ok(Vec::new()),
@@ -249,7 +250,7 @@ fn read_descriptors(pid: u32) -> io::Result<Vec<Flock>> {
     Ok(found)
 }
 
-/// Which process has which lock, of all those whose descriptors this process may see.
+/// Returns which process has which lock, of all those whose descriptors this process may see.
 fn all_heirs() -> HashMap<Flock, u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());

@@ -6,8 +6,8 @@
 //!
 //! A lock file is open without `FILE_SHARE_DELETE`: as long as anybody has it open, it
 //! can be neither removed nor renamed, and so the one that was locked is the one that
-//! others find. Who removes it opens it for himself alone, which fails if anybody has
-//! it open, and makes others, who fail then, count the port as leased for that moment.
+//! others find. A process that removes it opens it exclusively, which fails if any process
+//! has it open. Others fail to open it then, and count the port as leased for that moment.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -31,10 +31,10 @@ use crate::lock_dir::windows::Dir;
 
 const RECORD_SUFFIX: &str = ".owner";
 
-/// How often, and with which pause, a file is opened again that cannot be, because it
-/// is just being removed, or somebody else has it for himself.
-const TRIES: u32 = 50;
-const PAUSE: Duration = Duration::from_millis(1);
+/// Largest number of retries to open a file that is being removed, or that another process has opened
+/// exclusively, and the pause before each.
+const MAX_OPEN_RETRIES: u32 = 50;
+const OPEN_RETRY_INTERVAL: Duration = Duration::from_millis(1);
 
 fn lock_path(dir: &Dir, port: u16) -> PathBuf {
     dir.path().join(port.to_string())
@@ -55,7 +55,7 @@ fn lock_options() -> OpenOptions {
     options
 }
 
-/// How records are opened. Who removes one waits for nobody.
+/// How records are opened. Removing one waits for nobody.
 fn record_options() -> OpenOptions {
     let mut options = File::options();
     options
@@ -70,9 +70,9 @@ fn open_soon(
     open: impl Fn() -> io::Result<File>,
     passes: fn(&io::Error) -> bool,
 ) -> io::Result<File> {
-    for _ in 0..TRIES {
+    for _ in 0..MAX_OPEN_RETRIES {
         match open() {
-            Err(error) if passes(&error) => thread::sleep(PAUSE),
+            Err(error) if passes(&error) => thread::sleep(OPEN_RETRY_INTERVAL),
             outcome => return outcome,
         }
     }
@@ -138,7 +138,7 @@ pub(crate) fn read_record(dir: &Dir, port: u16, _: &File, record: &mut [u8]) -> 
     }
 }
 
-/// Who removes a record has it for himself; see [`remove`].
+/// A process that removes a record has it opened exclusively; see [`remove`].
 fn may_be_removed(error: &io::Error) -> bool {
     may_be_going(error) || is(error, ERROR_SHARING_VIOLATION)
 }

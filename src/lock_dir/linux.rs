@@ -121,7 +121,7 @@ fn present(path: &Path, found: rustix::io::Result<Stat>) -> Result<Option<Stat>>
     }
 }
 
-/// What keeps a lock file from being removed for its age: systemd-tmpfiles passes over
+/// The mode bit that keeps a lock file from being removed for its age: systemd-tmpfiles passes over
 /// regular files with the sticky bit (XDG Base Directory Specification, tmpfiles.d(5)),
 /// and otherwise removes files in /tmp that were not used for ten days, leased or not.
 pub(crate) const KEPT: Mode = Mode::SVTX;
@@ -130,7 +130,7 @@ pub(crate) const KEPT: Mode = Mode::SVTX;
 /// user namespace, as root is not in a rootless container: they all appear to be the
 /// overflow user's (user_namespaces(7)).
 ///
-/// In a container that maps that user too, its files cannot be told from those. In a
+/// In a container that maps that user too, its files cannot be distinguished from those. In a
 /// namespace that maps every user, as the initial one does, they are its own.
 pub(crate) fn is_unmapped(uid: u32) -> bool {
     let read = |path| fs::read_to_string(path).ok();
@@ -148,7 +148,7 @@ pub(crate) fn is_unmapped(uid: u32) -> bool {
     is_overflow() == Some(true) && all_are_mapped() == Some(false)
 }
 
-/// Whether the file system is one of those that were tried.
+/// Returns whether the file system is one of those that were tried.
 ///
 /// On NFS, and as a rule on FUSE, a file that is removed while it is open is only
 /// renamed and keeps its link (`.nfsXXXX`, `.fuse_hiddenXXXX`). The numbers are from

@@ -29,16 +29,17 @@ pub(crate) fn default_dirs(us: Uid) -> Vec<PathBuf> {
     data.into_iter().chain([tmp]).collect()
 }
 
-/// What keeps a lock file from being removed for its age: nothing need be. Only root may
-/// set the sticky bit of a file (chmod(2), EFTYPE), and no cleaner looks at it.
+/// The mode bit that keeps a lock file from being removed for its age: none. Only root may
+/// set the sticky bit of a file (chmod(2), EFTYPE), and nothing removes files here for their age.
 pub(crate) const KEPT: Mode = Mode::empty();
 
-/// Whether it is the user that unmapped owners appear to be: macOS has no user namespaces.
+/// Returns whether this may be the owner of files whose real owner is not mapped: macOS has no user
+/// namespaces.
 pub(crate) fn is_unmapped(_: u32) -> bool {
     false
 }
 
-/// Whether the file system of a directory is one of those that were tried: none was.
+/// Returns whether the file system is one of those that were tried: none was.
 pub(crate) fn is_local(_: &OwnedFd) -> rustix::io::Result<bool> {
     Ok(false)
 }

@@ -1,7 +1,7 @@
 //! The lock directory.
 //!
-//! Whoever can rename or remove files in the directory can end exclusivity
-//! unseen, and whoever can plant a link in it can aim our writes elsewhere. So
+//! A user who can rename or remove files in the directory can end exclusivity
+//! unseen, and one who can plant a link in it can aim our writes elsewhere. So
 //! it is checked before it is used: a real directory (no symbolic link),
 //! and one of two kinds.
 //!
@@ -17,7 +17,7 @@
 //!   was named, or the one of all users.
 //!
 //! In a shared directory every user can do some harm, though none outside it: keep ports
-//! from others (lock files, or put something else in their place), hold up who waits
+//! from others (lock files, or put something else in their place), hold up waiters
 //! until the timeout, end a *delegated* lease by writing to its record, and remove or
 //! rename a lock file that he has made. That ends exclusivity as it does wherever a
 //! lock file or the directory is removed or replaced while a lease is held: the lock
@@ -41,10 +41,10 @@ use rustix::{
 use super::{KEPT, Missing, Origin, cannot, is_local, is_unmapped, refuse};
 use crate::error::{Error, Result, USE_VARIABLE};
 
-/// Who uses the directory.
+/// The user of the directory.
 pub(crate) type User = Uid;
 
-/// Who runs this process.
+/// Returns the user that runs this process.
 #[inline]
 pub(crate) fn user() -> User {
     geteuid()
@@ -78,22 +78,22 @@ impl Dir {
         Ok(Self { fd, checked, local })
     }
 
-    /// Whether it is still what this has just been found to be.
+    /// Returns whether it is still what has just been found.
     pub(crate) fn is_still(&self, found: &Checked) -> bool {
         self.checked == *found
     }
 
-    /// Whether other users may lease ports in it too.
+    /// Returns whether other users may lease ports in it too.
     pub(crate) fn is_shared(&self) -> bool {
         self.checked.shared
     }
 
-    /// Whether both are the same directory.
+    /// Returns whether both are the same directory.
     pub(crate) fn is(&self, other: &Self) -> bool {
         self.checked.identity == other.checked.identity
     }
 
-    /// Whether it is on a file system of this machine on which a file that is removed
+    /// Returns whether it is on a file system of this machine on which a file that is removed
     /// has no links left, and one that is open for reading can be locked.
     #[inline]
     pub(crate) fn is_local(&self) -> bool {
@@ -162,7 +162,7 @@ fn make_private(path: &Path, us: Uid) -> Result<Stat> {
     .map_err(|error| fail("create", path, error))
 }
 
-/// Whether it is a directory of ours that we cannot use: an umask that takes bits
+/// Returns whether it is a directory of ours that we cannot use: an umask that takes bits
 /// from the owner leaves it so until its maker has set the mode.
 fn is_unfinished(stat: &Stat, us: Uid) -> bool {
     let mode = Mode::from_raw_mode(stat.st_mode);
@@ -224,7 +224,7 @@ fn is_dir(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::Directory
 }
 
-/// What tells a file from every other one that exists at the same time.
+/// What distinguishes a file from every other one that exists at the same time.
 pub(crate) type Identity = (Dev, u64);
 
 pub(crate) fn identity(stat: &Stat) -> Identity {

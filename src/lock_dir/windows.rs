@@ -2,8 +2,8 @@
 //!
 //! The access control list of the default directory is left as it is inherited from the
 //! user's profile, which by default lets in this user, the system and the administrators,
-//! and nobody else. That of a directory that was named is not checked either: who can
-//! write to it is for the one who names it to know.
+//! and nobody else. That of a directory that was named is not checked either: the user
+//! who names it has to know who can write to it.
 //!
 //! It must be a real directory: no symbolic link, junction or other reparse point. It is
 //! not held open. As long as a port of it is leased, it can be neither renamed nor
@@ -20,11 +20,11 @@ use windows_sys::Win32::Storage::FileSystem::FILE_ATTRIBUTE_REPARSE_POINT;
 use super::{Missing, Origin, cannot, refuse};
 use crate::error::{Error, ErrorKind, Result, USE_VARIABLE};
 
-/// Who uses the directory: whoever may.
+/// The user of the directory: any user that the system permits.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct User;
 
-/// Who runs this process.
+/// Returns the user that runs this process.
 pub(crate) fn user() -> User {
     User
 }
@@ -35,27 +35,27 @@ pub(crate) struct Dir {
     path: PathBuf,
 }
 
-/// That a check went well.
+/// The result of a check that succeeded.
 pub(crate) struct Checked;
 
 impl Dir {
-    /// Gives the directory, which has just been found.
+    /// Returns the directory, which has just been found.
     pub(crate) fn open(path: &Path, _: Origin, _: User) -> Result<Self> {
         let path = path.to_owned();
         Ok(Self { path })
     }
 
-    /// Whether it is still what has just been found: by its path, it is.
+    /// Returns whether it is still what has just been found: by its path, it is.
     pub(crate) fn is_still(&self, _: &Checked) -> bool {
         true
     }
 
-    /// Whether it is known that other users lease ports in it too: it is not.
+    /// Returns whether it is known that other users lease ports in it too: it is not.
     pub(crate) fn is_shared(&self) -> bool {
         false
     }
 
-    /// Whether both are the same directory.
+    /// Returns whether both are the same directory.
     pub(crate) fn is(&self, other: &Self) -> bool {
         self.path == other.path
     }

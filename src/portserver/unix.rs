@@ -9,7 +9,7 @@ use std::{
 use rustix::io::Errno;
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::{LONGEST_ANSWER, left};
+use super::{MAX_ANSWER_LEN, time_left};
 
 /// A connection to a port server.
 pub(crate) struct Connection(Socket);
@@ -23,11 +23,11 @@ impl Connection {
         let address = SockAddr::unix(path)?;
         loop {
             let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-            match socket.connect_timeout(&address, left(deadline)?) {
+            match socket.connect_timeout(&address, time_left(deadline)?) {
                 Ok(()) => return Ok(Self(socket)),
                 // Its queue of connections is full (connect(2)): as many wait already.
                 Err(error) if error.raw_os_error() == Some(Errno::AGAIN.raw_os_error()) => {
-                    thread::sleep(Duration::from_millis(5).min(left(deadline)?));
+                    thread::sleep(Duration::from_millis(5).min(time_left(deadline)?));
                 }
                 Err(error) => return Err(error),
             }
@@ -38,12 +38,12 @@ impl Connection {
     /// than is needed to know that it is none.
     pub(crate) fn ask(mut self, request: &str, deadline: Instant) -> io::Result<Vec<u8>> {
         let socket = &mut self.0;
-        socket.set_write_timeout(Some(left(deadline)?))?;
+        socket.set_write_timeout(Some(time_left(deadline)?))?;
         socket.write_all(request.as_bytes())?;
         let mut answer = Vec::new();
-        while answer.len() <= LONGEST_ANSWER {
-            socket.set_read_timeout(Some(left(deadline)?))?;
-            let mut bytes = [0; LONGEST_ANSWER + 1];
+        while answer.len() <= MAX_ANSWER_LEN {
+            socket.set_read_timeout(Some(time_left(deadline)?))?;
+            let mut bytes = [0; MAX_ANSWER_LEN + 1];
             match socket.read(&mut bytes) {
                 Ok(0) => break,
                 Ok(len) => answer.extend_from_slice(&bytes[..len]),

@@ -13,7 +13,7 @@ use windows_sys::Win32::{
     Foundation::ERROR_PIPE_BUSY, Storage::FileSystem::SECURITY_IDENTIFICATION,
 };
 
-use super::{LONGEST_ANSWER, left};
+use super::{MAX_ANSWER_LEN, time_left};
 
 /// A connection to a port server.
 pub(crate) struct Connection(File);
@@ -28,14 +28,14 @@ impl Connection {
             let pipe = OpenOptions::new()
                 .read(true)
                 .write(true)
-                // Whoever has made the pipe may know who we are, and not act as us.
+                // The process that created the pipe may identify us, and not act as us.
                 .security_qos_flags(SECURITY_IDENTIFICATION)
                 .open(&path);
             match pipe {
                 Ok(pipe) => return Ok(Self(pipe)),
                 // Each of its instances has a client.
                 Err(error) if is(&error, ERROR_PIPE_BUSY) => {
-                    thread::sleep(Duration::from_millis(5).min(left(deadline)?));
+                    thread::sleep(Duration::from_millis(5).min(time_left(deadline)?));
                 }
                 Err(error) => return Err(error),
             }
@@ -53,7 +53,7 @@ impl Connection {
         thread::Builder::new().spawn(move || {
             let _ = sender.send(exchange(self.0, &request));
         })?;
-        match answer.recv_timeout(left(deadline)?) {
+        match answer.recv_timeout(time_left(deadline)?) {
             Ok(answer) => answer,
             Err(RecvTimeoutError::Timeout) => Err(io::ErrorKind::TimedOut.into()),
             Err(RecvTimeoutError::Disconnected) => Err(io::ErrorKind::BrokenPipe.into()),
@@ -64,8 +64,8 @@ impl Connection {
 fn exchange(mut pipe: File, request: &str) -> io::Result<Vec<u8>> {
     pipe.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
-    while answer.len() <= LONGEST_ANSWER && !answer.ends_with(b"\n") {
-        let mut bytes = [0; LONGEST_ANSWER + 1];
+    while answer.len() <= MAX_ANSWER_LEN && !answer.ends_with(b"\n") {
+        let mut bytes = [0; MAX_ANSWER_LEN + 1];
         // That the server has closed it is read as its end.
         match pipe.read(&mut bytes)? {
             0 => break,

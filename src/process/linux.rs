@@ -158,7 +158,7 @@ fn in_own_namespace(process: &Identity) -> io::Result<Evidence> {
     })
 }
 
-/// Looks for a process of another pid namespace. The processes of one that is below ours are
+/// Searches for a process of another pid namespace. The processes of one that is below ours are
 /// in our /proc, each with its pid in all namespaces from ours down to its own.
 fn in_another_namespace(process: &Identity, namespace_of_record: u64) -> io::Result<Evidence> {
     let view = View::take()?;

@@ -71,7 +71,7 @@ pub(crate) fn is_of_this_user(place: &Place) -> io::Result<bool> {
 
 enum Shown {
     Process(Box<ProcBSDInfo>),
-    /// It exists and may not be looked at.
+    /// It exists and may not be inspected.
     Hidden,
     Ended,
 }

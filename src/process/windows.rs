@@ -82,7 +82,7 @@ pub(crate) fn is_of_this_user(pid: &Place) -> io::Result<bool> {
 
 enum Opened {
     Process(CloseHandleGuard<HPROCESS>),
-    /// It exists and may not be looked at.
+    /// It exists and may not be inspected.
     Hidden,
     Nobody,
 }

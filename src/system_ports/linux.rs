@@ -45,11 +45,11 @@ static UNPRIVILEGED: Setting =
     Setting::new("/proc/sys/net/ipv4/ip_unprivileged_port_start", "1024");
 
 /// Bytes for the first read of a setting: enough for all but long lists.
-const USUAL: usize = 4096;
+const FIRST_READ_LEN: usize = 4096;
 
 /// Bytes for the largest read. The longest list that the kernel can write, pairs of ports
 /// with a gap of one after each, has 256 KiB.
-const LONGEST: usize = 1 << 20;
+const MAX_READ_LEN: usize = 1 << 20;
 
 /// The ephemeral range.
 pub(crate) fn ephemeral() -> Result<RangeInclusive<u16>> {
@@ -156,7 +156,7 @@ fn read_whole(path: &str) -> io::Result<String> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let file = retry(|| Ok(rustix::fs::openat(CWD, path, flags, Mode::empty())?))?;
     let file = File::from(file);
-    let mut buffer = vec![0; USUAL];
+    let mut buffer = vec![0; FIRST_READ_LEN];
     loop {
         let len = retry(|| file.read_at(&mut buffer, 0))?;
         // A full buffer may not have held all.
@@ -164,7 +164,7 @@ fn read_whole(path: &str) -> io::Result<String> {
             buffer.truncate(len);
             return String::from_utf8(buffer).map_err(|error| io::Error::other(error.utf8_error()));
         }
-        if len >= LONGEST {
+        if len >= MAX_READ_LEN {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
         buffer.resize(len * 16, 0);
@@ -205,17 +205,17 @@ mod tests {
             0,
             1,
             33,
-            USUAL - 1,
-            USUAL,
-            USUAL + 1,
-            16 * USUAL,
-            LONGEST - 1,
+            FIRST_READ_LEN - 1,
+            FIRST_READ_LEN,
+            FIRST_READ_LEN + 1,
+            16 * FIRST_READ_LEN,
+            MAX_READ_LEN - 1,
         ] {
             let text = "8".repeat(len);
             fs::write(path, &text).expect("our own directory");
             assert!(read_whole(path).expect("it can be read") == text, "{len}");
         }
-        fs::write(path, "8".repeat(LONGEST)).expect("our own directory");
+        fs::write(path, "8".repeat(MAX_READ_LEN)).expect("our own directory");
         let error = read_whole(path).expect_err("it is too long");
         assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
         fs::write(path, b"8080\xff").expect("our own directory");

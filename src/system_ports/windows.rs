@@ -1,4 +1,4 @@
-//! The ports that the system sets aside, as `netsh` tells them.
+//! The ports that the system sets aside, as `netsh` prints them.
 //!
 //! There is no documented function that does. It writes in the language of the user
 //! and in the code page of a console, so only the numbers are read, which are ASCII
@@ -23,11 +23,11 @@ use crate::{
     ports::PortSet,
 };
 
-/// What the system comes with since Windows Vista, and IANA's choice.
+/// The default of the system since Windows Vista, and IANA's choice.
 const DEFAULT_EPHEMERAL: RangeInclusive<u16> = 49152..=65535;
 
-/// How long a run of `netsh` may take, which as a rule takes a tenth of a second.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a run of `netsh` may take. It usually takes a tenth of a second.
+const NETSH_TIMEOUT: Duration = Duration::from_secs(10);
 
 const DYNAMIC: &str = "int ipv4 show dynamicport tcp";
 const EXCLUDED: &str = "int ipv4 show excludedportrange tcp";
@@ -102,7 +102,7 @@ fn netsh(arguments: &str) -> Result<String> {
         let read = stdout.map_or(Ok(0), |mut stdout| stdout.read_to_end(&mut bytes));
         let _ = sender.send(read.map(|_| bytes));
     });
-    let Ok(read) = text.recv_timeout(PATIENCE) else {
+    let Ok(read) = text.recv_timeout(NETSH_TIMEOUT) else {
         let _ = child.kill();
         let _ = child.wait();
         return Err(fail(io::ErrorKind::TimedOut.into()));

@@ -1,7 +1,7 @@
 //! The watch on the lock directory: an inotify(7) instance.
 //!
-//! The end of a lease closes a file that was open for writing, and the kernel tells its
-//! name. Waiters that look at a port open its file for reading only, and so wake
+//! The end of a lease closes a file that was open for writing, and the kernel reports its
+//! name. Waiters that check a port open its file for reading only, and so wake
 //! nobody.
 
 use std::{io, mem::MaybeUninit, os::fd::OwnedFd, time::Duration};
@@ -19,8 +19,7 @@ use crate::{
     per_process::PerProcess,
 };
 
-/// Is told by the kernel of files in a directory that are closed after they were
-/// open for writing.
+/// Reports files in a directory that are closed after they were open for writing.
 #[derive(Debug)]
 pub(crate) struct Watch {
     instance: Option<OwnedFd>,
@@ -58,8 +57,8 @@ impl Drop for Watch {
 impl Watch {
     pub(crate) fn begin(dir: &OpenDir) -> io::Result<Self> {
         if !dir.sys().is_local() {
-            // There a look is not told from the end of a lease, and would wake its
-            // own maker; and of other machines nothing would be heard.
+            // There a check cannot be distinguished from the end of a lease, and would wake
+            // the waiter that made it; and nothing is reported of other machines.
             return Err(Errno::OPNOTSUPP.into());
         }
         let spare = SPARE.lock().and_then(|mut spare| spare.take());
@@ -79,8 +78,8 @@ impl Watch {
         })
     }
 
-    /// The ports whose files were closed since the last call, once there are any
-    /// or after so long; `None` if there were more than the kernel keeps.
+    /// Returns the ports whose files were closed since the last call, once there are any or
+    /// `at_most` has passed; `None` if there were more than the kernel keeps.
     ///
     /// # Errors
     ///
@@ -105,7 +104,7 @@ impl Watch {
         }
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut events = inotify::Reader::new(instance, &mut buffer);
-        // So many in one go at most: others may add to them all the time.
+        // Bounded, because others may add events all the time.
         while ports.len() < usize::from(u16::MAX) {
             let event = match events.next() {
                 Ok(event) => event,

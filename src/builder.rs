@@ -590,7 +590,7 @@ impl FreePort {
     /// tells a waiter of each lease that ends, in this process or another. What it
     /// cannot tell, such as that another program leaves a port, is noticed within
     /// some tenths of a second, for a large range two seconds. Of all who wait for
-    /// the same range one watches it, and the others stand in line behind.
+    /// the same range one watches it, and the others wait behind it in a queue.
     ///
     /// # Errors
     ///

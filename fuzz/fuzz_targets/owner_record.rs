@@ -16,8 +16,8 @@ mod library {
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use library::{clock, error, mark, owner, process};
 use libfuzzer_sys::fuzz_target;
+use library::{clock, error, mark, owner, process};
 use owner::{Kind, LEN, LONG_LEN, Owner};
 use process::{Identity, Named};
 

@@ -5,8 +5,6 @@
 
 #![cfg(target_os = "linux")]
 
-mod common;
-
 use std::{
     env, fs,
     fs::File,
@@ -17,11 +15,11 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use common::{
-    Block, Cat, LONG, NOBODY, Parent, Peer, am_root, command, have_strace, lock_dir, mode,
-    open_copy, run_child, start_in_namespace, text,
-};
 use portlock::{ErrorKind, FreePort, LeaseState, LockDir};
+use portlock_testkit::{
+    Block, LONG, NOBODY, Parent, Peer, am_root, cat, command, have_strace, lock_dir, open_copy,
+    run_child, set_mode, start_in_namespace, text,
+};
 
 #[test]
 fn child() {
@@ -115,7 +113,7 @@ fn one_user(parent: &Parent) {
     let log_in = || {
         fs::create_dir_all(&below).expect("our own");
         for dir in [&session, &below] {
-            mode(dir, 0o700);
+            set_mode(dir, 0o700);
         }
     };
     let variables = [None, Some(&*session), Some(&*below)];
@@ -160,7 +158,7 @@ fn directory_of_machine(parent: &Parent) {
     assert_eq!(says(port, None), expected);
 
     fs::create_dir(machine).expect("our own");
-    mode(machine, 0o1777);
+    set_mode(machine, 0o1777);
     let runtime = PathBuf::from("/run/ours");
     fs::create_dir(&runtime).expect("our own");
     for variable in [None, Some(&*runtime)] {
@@ -183,7 +181,7 @@ fn directory_of_machine(parent: &Parent) {
 
     // Root has meant something by these.
     for other in [0o755, 0o700, 0o777, 0o1770, 0o3777] {
-        mode(machine, other);
+        set_mode(machine, other);
         let octal = format!("{other:04o}");
         let said = says(port, None);
         assert_refuses(&said, ErrorKind::LockDir, &[MACHINE, &octal, "1777"]);
@@ -206,7 +204,7 @@ fn directory_of_machine(parent: &Parent) {
 
     // And another user, nothing.
     fs::create_dir(machine).expect("our own");
-    mode(machine, 0o1777);
+    set_mode(machine, 0o1777);
     if chown(machine, Some(1), None).is_ok() {
         assert_eq!(says(port, None), expected);
         assert_eq!(fs::read_dir(machine).expect("ours").count(), 0);
@@ -354,7 +352,7 @@ fn a_relative_directory_stays_when_the_working_directory_changes() {
     for name in ["here", "there"] {
         let locks = dir.path().join(name).join("locks");
         fs::create_dir_all(&locks).expect("our own");
-        mode(&locks, 0o700);
+        set_mode(&locks, 0o700);
     }
     let arguments = [&*block.first().to_string(), text(dir.path())];
     Peer::start("working directory", &arguments).finish_well();
@@ -424,18 +422,18 @@ fn roots_shared_directory_is_one_where_root_is_not_mapped() {
         peer.hear()
     };
     for (user, map) in ROOTLESS {
-        mode(dir.path(), 0o1777);
+        set_mode(dir.path(), 0o1777);
         assert_eq!(says(user, map), "leased", "{map}");
         let locks = LockDir::locate(Some(dir.path())).expect("ours");
         assert_eq!(locks.clean().expect("ours").removed, 1);
-        mode(dir.path(), 0o755);
+        set_mode(dir.path(), 0o755);
         let said = says(user, map);
         assert!(
             said.contains("or any user that this user namespace does not map"),
             "{said}"
         );
         // It is not this root that can set its mode.
-        mode(dir.path(), 0o777);
+        set_mode(dir.path(), 0o777);
         let said = says(user, map);
         assert!(
             said.contains("not sticky") && said.contains("mkdir -m 1777"),
@@ -443,7 +441,7 @@ fn roots_shared_directory_is_one_where_root_is_not_mapped() {
         );
     }
     // Where every user is mapped, the overflow user is one like any other.
-    mode(dir.path(), 0o1777);
+    set_mode(dir.path(), 0o1777);
     chown(dir.path(), Some(NOBODY), None).expect("root may");
     let everybody = "0 0 4294967295";
     let refused = "owned by user 65534 (mode 1777)";
@@ -464,7 +462,7 @@ fn unmapped_defaults(parent: &Parent) {
     fs::create_dir(own).expect("our own");
     chown(own, Some(1), None).expect("root may");
     for other in [0o1777, 0o700] {
-        mode(own, other);
+        set_mode(own, other);
         let octal = format!("{other:04o}");
         assert_refuses(&says(), ErrorKind::LockDir, &[text(own), &octal, "65534"]);
     }
@@ -473,7 +471,7 @@ fn unmapped_defaults(parent: &Parent) {
     // What is there for all users belongs to root.
     let machine = Path::new(MACHINE);
     fs::create_dir(machine).expect("our own");
-    mode(machine, 0o1777);
+    set_mode(machine, 0o1777);
     assert_eq!(says(), format!("Machine {MACHINE}"));
     parent.say("done");
 }
@@ -512,7 +510,7 @@ fn lock_files_are_not_removed_for_their_age() {
         let builder = FreePort::builder().ports(port..=port).lock_dir(dir.path());
         builder.try_acquire().expect("free")
     };
-    let (_lease, cat) = (acquire(held), Cat::start());
+    let (_lease, cat) = (acquire(held), cat());
     acquire(delegated).delegate_to(cat.0.id()).expect("alive");
     // What tells that the cleaner was at work.
     let plain = dir.path().join("plain");

@@ -1,18 +1,19 @@
 //! Leases that are handed to another process, and what is left in the directory.
 
-mod common;
 #[cfg(target_os = "linux")]
 #[path = "delegation/linux.rs"]
 mod linux;
 
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, Instant},
 };
 
-use common::{Block, Cat, LONG, Parent, Peer, Role, lock_dir, run_child, text};
 use portlock::{Builder, ErrorKind, FreePort, LeaseState, LockDir};
+use portlock_testkit::{
+    Block, LONG, Parent, Peer, Role, cat, cat_program, forge, lock_dir, run_child, text,
+};
 
 #[test]
 fn child() {
@@ -38,10 +39,10 @@ fn a_port_can_be_acquired_for_another_process_at_once() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let builder = builder(dir.path(), block.first()).label("for another");
     let ended = {
-        let server = Cat::start();
+        let server = cat();
         let port = builder.acquire_for(server.0.id()).expect("free");
         assert_eq!(port, block.first());
-        let (pid, program) = (server.0.id(), Cat::program());
+        let (pid, program) = (server.0.id(), cat_program());
         let pid = format!("pid {pid} \"{program}\" (for another)");
         let message = assert_leased(&builder);
         assert!(message.contains(&pid), "{message}");
@@ -74,7 +75,7 @@ fn delegate(parent: &Parent) {
 fn a_delegated_lease_lives_as_long_as_that_process() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let builder = builder(dir.path(), block.first());
-    let server = Cat::start();
+    let server = cat();
     let pid = server.0.id().to_string();
     let port = block.first().to_string();
     let delegator = Peer::start("delegate", &[text(dir.path()), &port, &pid]);
@@ -83,7 +84,7 @@ fn a_delegated_lease_lives_as_long_as_that_process() {
     assert!(delegator.finish().success());
 
     let message = assert_leased(&builder);
-    let program = Cat::program();
+    let program = cat_program();
     let owner = format!("pid {pid} \"{program}\" (handed on)");
     assert!(message.contains(&owner), "{message}");
     let locks = LockDir::locate(Some(dir.path())).expect("trusted");
@@ -114,7 +115,7 @@ fn a_delegated_lease_lives_as_long_as_that_process() {
 fn a_process_that_ended_and_was_not_waited_for_keeps_nothing() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let builder = builder(dir.path(), block.first());
-    let mut server = Cat::start();
+    let mut server = cat();
     let port = builder.try_acquire().expect("free");
     port.delegate_to(server.0.id()).expect("it runs");
     server.0.kill().expect("our own child");
@@ -135,25 +136,6 @@ fn a_process_that_is_none_is_refused() {
         assert!(error.to_string().contains(&pid.to_string()), "{error}");
     }
     builder.try_acquire().map(drop).expect("given back");
-}
-
-/// Where the record of a port is.
-fn record(dir: &Path, port: u16) -> PathBuf {
-    dir.join(if cfg!(windows) {
-        format!("{port}.owner")
-    } else {
-        port.to_string()
-    })
-}
-
-/// Replaces word `index` of the port's record.
-fn forge(dir: &Path, port: u16, index: usize, word: &str) {
-    let path = record(dir, port);
-    let record = fs::read_to_string(&path).expect("a lock file");
-    let mut words: Vec<&str> = record.split_ascii_whitespace().collect();
-    words[index] = word;
-    let line = format!("{:511}\n", words.join(" "));
-    fs::write(&path, line).expect("our own file");
 }
 
 #[test]

@@ -1,13 +1,11 @@
 //! The ports that the environment names.
 
-mod common;
-
 #[cfg(unix)]
 use std::path::Path;
 use std::{env, ffi::OsStr, fs};
 
-use common::{Block, NOT_FOUND, Parent, Peer, command, lock_dir, run_child, text};
 use portlock::{FreePort, PortSet};
+use portlock_testkit::{Block, NOT_FOUND, Parent, Peer, command, lock_dir, run_child, text};
 
 #[test]
 fn child() {

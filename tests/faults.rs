@@ -18,7 +18,6 @@
     reason = "tests need a newer Rust than the library"
 )]
 
-mod common;
 #[path = "faults/expected.rs"]
 mod expected;
 #[path = "faults/run.rs"]
@@ -39,8 +38,8 @@ use std::{
     time::Instant,
 };
 
-use common::{Block, have_strace, run_child, stress};
 use expected::{can_give, faults, is_possible};
+use portlock_testkit::{Block, have_strace, run_child, stress};
 use run::{Fault, Run, judge, leaves_a_socket, run};
 use scenario::{PORTS, SCENARIOS, Scenario, cycle, scenarios};
 use trace::Call;

@@ -7,7 +7,7 @@
 
 #![cfg(target_os = "linux")]
 
-mod common;
+mod assert_error;
 
 use std::{
     env, fs,
@@ -17,11 +17,12 @@ use std::{
     time::Duration,
 };
 
-use common::{
-    BINDFS, Block, Parent, Peer, assert_error, command, have_strace, lock_dir, mode,
-    on_file_system, run_child, text,
-};
+use assert_error::assert_error;
 use portlock::{ErrorKind, FreePort, LeaseState, LockDir};
+use portlock_testkit::{
+    BINDFS, Block, Parent, Peer, command, have_strace, lock_dir, on_file_system, run_child,
+    set_mode, text,
+};
 use rustix::{fs::Mode, process::umask};
 
 #[test]
@@ -86,7 +87,7 @@ fn lock_files_are_created_without_rename_noreplace() {
     for error in ["EINVAL", "ENOSYS", "EOPNOTSUPP"] {
         for (directory, mask, file) in [(0o700, 0o77, PRIVATE), (0o1777, 0, SHARED)] {
             let (dir, block) = (lock_dir(), Block::new(1));
-            mode(dir.path(), directory);
+            set_mode(dir.path(), directory);
             let port = block.first().to_string();
             let arguments = [text(dir.path()), &port, &mask.to_string()];
             let said = without_noreplace(error, "lease", &arguments).hear();
@@ -106,7 +107,7 @@ fn a_lock_file_is_never_found_with_too_few_permissions() {
         (0o700, 0o277, "0400 instead of 0600"),
     ] {
         let (dir, block) = (lock_dir(), Block::new(1));
-        mode(dir.path(), directory);
+        set_mode(dir.path(), directory);
         let port = block.first().to_string();
         let arguments = [text(dir.path()), &port, &u32::to_string(&mask)];
         let file = dir.path().join(&port);
@@ -125,7 +126,7 @@ fn a_lock_file_is_never_found_with_too_few_permissions() {
 
         // As the message says.
         fs::write(&file, "").expect("ours");
-        mode(&file, 0o666);
+        set_mode(&file, 0o666);
         let said = without_noreplace("EINVAL", "lease", &arguments).hear();
         assert_eq!(said, "leased");
     }
@@ -193,7 +194,7 @@ fn lease_in_every_kind(parent: &Parent) {
     for (directory, file) in [(0o700, PRIVATE), (0o1777, SHARED)] {
         umask(Mode::from_raw_mode(0o22));
         let dir = lock_dir();
-        mode(dir.path(), directory);
+        set_mode(dir.path(), directory);
         let builder = FreePort::builder().ports(port..=port).lock_dir(dir.path());
         let spoiled = builder.try_acquire().map(drop);
         if directory == 0o700 {

@@ -11,7 +11,7 @@
     reason = "tests need a newer Rust than the library"
 )]
 
-mod common;
+mod assert_error;
 
 use std::{
     collections::BTreeMap,
@@ -29,11 +29,12 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use common::{
-    Block, LONG, NOBODY, Oracle, Parent, Peer, am_root, assert_error, bind_strictly, lock_dir,
-    mode, run_child, start_as, stress, text,
-};
+use assert_error::assert_error;
 use portlock::{Builder, ErrorKind, FreePort, LockDir};
+use portlock_testkit::{
+    Block, LONG, NOBODY, Oracle, Parent, Peer, am_root, bind_strictly, lock_dir, run_child,
+    set_mode, start_as, stress, text,
+};
 use rustix::{
     fs::{CWD, Mode},
     process::umask,
@@ -142,13 +143,13 @@ impl Scene {
             outside: lock_dir(),
             block: Block::new(n),
         };
-        mode(scene.locks.path(), 0o1777);
+        set_mode(scene.locks.path(), 0o1777);
         // So that whoever follows a link here can do harm.
-        mode(scene.outside.path(), 0o777);
+        set_mode(scene.outside.path(), 0o777);
         for name in ["file", "second"] {
             let path = scene.outside.path().join(name);
             fs::write(&path, "precious").expect("our own");
-            mode(&path, 0o666);
+            set_mode(&path, 0o666);
         }
         make_fifo(&scene.outside.path().join("fifo"), 0o666);
         scene
@@ -212,7 +213,7 @@ fn look_at_all(dir: &Path) -> Look {
 
 fn make_fifo(path: &Path, mode_of_it: u32) {
     rustix::fs::mkfifoat(CWD, path, Mode::from_raw_mode(0o600)).expect("our own directory");
-    mode(path, mode_of_it);
+    set_mode(path, mode_of_it);
 }
 
 /// Makes it another user's, where that can be done.
@@ -256,13 +257,13 @@ fn lock_directories_that_others_may_change() {
     let acquire = |path: &Path| builder(path, block.ports.clone()).acquire();
     let kind = ErrorKind::LockDir;
     for others_may_write in [0o777, 0o770, 0o707] {
-        mode(dir.path(), others_may_write);
+        set_mode(dir.path(), others_may_write);
         let octal = format!("{others_may_write:04o}");
         assert_error(acquire(dir.path()), kind, &[text(dir.path()), &octal]);
     }
     assert_eq!(fs::read_dir(dir.path()).expect("ours").count(), 0);
 
-    mode(dir.path(), 0o1777);
+    set_mode(dir.path(), 0o1777);
     drop(acquire(dir.path()).expect("a shared directory"));
     let file = dir.path().join(block.first().to_string());
     let made = fs::metadata(file).expect("the lock file").permissions();
@@ -278,7 +279,7 @@ fn lock_directories_that_others_may_change() {
     };
     assert_error(acquire(foreign), kind, &[text(foreign), "owned by user"]);
     if am_root() {
-        mode(given_away.path(), 0o1777);
+        set_mode(given_away.path(), 0o1777);
         assert_error(acquire(foreign), kind, &[text(foreign), "owned by user"]);
     }
 }
@@ -289,7 +290,7 @@ fn lease_while_the_mode_changes(parent: &Parent) {
     let (dir, port): (PathBuf, u16) = (parent.argument(0), parent.argument(1));
     let acquire = || builder(&dir, port..=port).try_acquire();
     drop(acquire().expect("a private directory"));
-    mode(&dir, 0o777);
+    set_mode(&dir, 0o777);
     let start = Instant::now();
     let error = loop {
         match acquire() {
@@ -299,7 +300,7 @@ fn lease_while_the_mode_changes(parent: &Parent) {
     };
     assert_error::<()>(Err(error), ErrorKind::LockDir, &["not sticky"]);
     assert!(acquire().is_err(), "and so it goes on");
-    mode(&dir, 0o700);
+    set_mode(&dir, 0o700);
     acquire().map(drop).expect("private again");
     parent.say("done");
 }
@@ -360,7 +361,7 @@ fn a_users_own_directory_that_another_user_made_first() {
         (
             |path, _| {
                 fs::create_dir(path).expect("new");
-                mode(path, 0o1777);
+                set_mode(path, 0o1777);
             },
             "owned by user",
         ),
@@ -394,8 +395,8 @@ fn a_users_own_directory_that_another_user_made_first() {
 }
 
 fn own_directory_of(uid: u32, port: &str) -> Peer {
-    let (_dir, copy) = common::open_copy();
-    let mut command = common::command(&[], &copy, "own directory", &[port]);
+    let (_dir, copy) = portlock_testkit::open_copy();
+    let mut command = portlock_testkit::command(&[], &copy, "own directory", &[port]);
     command
         .env_remove("PORTLOCK_DIR")
         .env_remove("XDG_RUNTIME_DIR");
@@ -408,14 +409,14 @@ fn own_directory_of(uid: u32, port: &str) -> Peer {
 #[test]
 fn permissions_that_change_while_a_lease_is_held() {
     let (dir, block) = (lock_dir(), Block::new(3));
-    common::give_to_ordinary_user(dir.path());
+    portlock_testkit::give_to_ordinary_user(dir.path());
     let [held, there, missing] = [0, 1, 2].map(|offset| block.first() + offset);
     let path = |port: u16| dir.path().join(port.to_string());
     let mut holder = obedient(NOBODY, dir.path());
     assert_eq!(holder.ask(format!("try {there}")), "free");
     for changed in [0o000, 0o500, 0o777] {
         assert_eq!(holder.ask(format!("hold {held}")), "held");
-        mode(dir.path(), changed);
+        set_mode(dir.path(), changed);
         // One that has not opened the directory yet.
         let mut newcomer = obedient(NOBODY, dir.path());
         let start = Instant::now();
@@ -442,7 +443,7 @@ fn permissions_that_change_while_a_lease_is_held() {
             says(port, true, new);
         }
         assert_eq!(holder.ask(format!("release {held}")), "released");
-        mode(dir.path(), 0o700);
+        set_mode(dir.path(), 0o700);
         for port in [held, there] {
             assert_eq!(newcomer.ask(format!("try {port}")), "free", "{changed:o}");
         }
@@ -484,7 +485,7 @@ fn entries_that_are_no_lock_files() {
         (
             |path, _| {
                 UnixListener::bind(path).expect("new");
-                mode(path, 0o666);
+                set_mode(path, 0o666);
             },
             "No such device",
         ),
@@ -529,7 +530,7 @@ fn files_that_are_closed_to_others() {
     let scene = Scene::new(2);
     let (file, port) = (scene.file(), scene.port());
     File::create(&file).expect("our own");
-    mode(&file, 0o000);
+    set_mode(&file, 0o000);
     let mut victim = obedient(SOMEBODY, scene.dir());
     let denied = [text(&file), "Permission denied"];
     assert_says(&victim.ask(format!("try {port}")), "Lock", &denied);
@@ -557,7 +558,7 @@ fn files_that_are_closed_to_others() {
         "{listed}"
     );
     len(0);
-    mode(&file, 0o666);
+    set_mode(&file, 0o666);
     assert_eq!(victim.ask(format!("try {port}")), "free");
 }
 
@@ -587,7 +588,7 @@ fn records_that_mean_nothing() {
         for victim in &mut victims {
             let file = write_record(&scene.file(), bytes);
             file.set_len(len).expect("our own");
-            mode(&scene.file(), 0o666);
+            set_mode(&scene.file(), 0o666);
             give_away(&scene.file());
             assert_says(&victim.ask("list"), "[Lease", &["Stale"]);
             assert_eq!(victim.ask(format!("hold {}", scene.port())), "held");
@@ -609,7 +610,7 @@ fn records_that_claim_ports_for_others() {
     for pid in [1, std::process::id(), victims[1].id(), others.id()] {
         let record = format!("{:511}\n", format!("delegated {pid} - - - 0 - -"));
         write_record(&scene.file(), record);
-        mode(&scene.file(), 0o666);
+        set_mode(&scene.file(), 0o666);
         give_away(&scene.file());
         for victim in &mut victims {
             let by = format!("by pid {pid}");
@@ -730,7 +731,7 @@ fn lines_that_are_none() {
     let plants: [(&str, Plant); 10] = [
         ("file", |line, _| {
             fs::write(line, "precious").expect("new");
-            mode(line, 0o666);
+            set_mode(line, 0o666);
             None
         }),
         ("link to file", |line, scene| {
@@ -751,7 +752,7 @@ fn lines_that_are_none() {
         }),
         ("socket", |line, _| {
             UnixListener::bind(line).expect("new");
-            mode(line, 0o666);
+            set_mode(line, 0o666);
             None
         }),
         ("hard link", |line, scene| {
@@ -886,8 +887,8 @@ fn a_lock_file_that_becomes_something_else_while_others_wait() {
 #[test]
 fn whatever_the_umask() {
     let (shared, private, block) = (lock_dir(), lock_dir(), Block::new(3));
-    mode(shared.path(), 0o1777);
-    common::give_to_ordinary_user(private.path());
+    set_mode(shared.path(), 0o1777);
+    portlock_testkit::give_to_ordinary_user(private.path());
     for (offset, mask) in (0..).zip([0o777, 0o077, 0o000]) {
         let port = block.first() + offset;
         for (dir, expected) in [(shared.path(), 0o666), (private.path(), 0o600)] {
@@ -978,7 +979,7 @@ impl Drop for Setting {
 
 fn users_compete() {
     let (scene, oracle) = (Scene::new(6), lock_dir());
-    mode(oracle.path(), 0o1777);
+    set_mode(oracle.path(), 0o1777);
     let (first, last) = (scene.block.ports.start(), scene.block.ports.end());
     let range = [text(scene.dir()), &first.to_string(), &last.to_string()];
     let rounds = stress(60).to_string();
@@ -1022,7 +1023,7 @@ fn several_users_share_a_directory() {
 #[test]
 fn a_directory_that_is_replaced_while_leases_are_held() {
     let (parent, block) = (lock_dir(), Block::new(2));
-    mode(parent.path(), 0o755);
+    set_mode(parent.path(), 0o755);
     let [port, bound] = [block.first(), block.first() + 1];
     let (dir, aside) = (parent.path().join("locks"), parent.path().join("aside"));
     let make = || fs::create_dir(&dir).expect("new");

@@ -1,17 +1,18 @@
 //! Waiting for a server: on either loopback address, at any address of a name, and through
 //! errors that pass.
 
-mod common;
+mod assert_error;
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     time::Duration,
 };
 
-use common::{Block, LONG, Parent, assert_error, lock_dir, run_child};
-#[cfg(target_os = "linux")]
-use common::{Peer, command, have_strace, text};
+use assert_error::assert_error;
 use portlock::{ErrorKind, FreePort, wait_until_listening};
+use portlock_testkit::{Block, LONG, Parent, lock_dir, run_child};
+#[cfg(target_os = "linux")]
+use portlock_testkit::{Peer, command, have_strace, text};
 use serial_test::serial;
 
 // Serial, for a child that another test is just starting has a duplicate of each listener

@@ -6,7 +6,6 @@
     reason = "tests need a newer Rust than the library"
 )]
 
-mod common;
 // Nowhere else there is a fork.
 #[cfg(unix)]
 #[path = "multiprocess/fork.rs"]
@@ -20,11 +19,11 @@ mod same_pid;
 
 use std::{fs, ops::RangeInclusive, path::Path, thread, time::Duration};
 
-use common::{
+use portlock::{Builder, FreePort, LockDir};
+use portlock_testkit::{
     Block, LONG, Oracle, Parent, Peer, bind_strictly, listen_strictly, lock_dir, run_child, stress,
     text,
 };
-use portlock::{Builder, FreePort, LockDir};
 use serial_test::{parallel, serial};
 
 // Serial are the tests that fork, for their children inherit the sockets of other
@@ -311,5 +310,5 @@ fn a_leased_port_is_not_even_looked_at() {
 #[test]
 #[serial]
 fn the_same_on_other_file_systems() {
-    common::run_on_each_file_system("the_same_on_other_file_systems", 0.02);
+    portlock_testkit::run_on_each_file_system("the_same_on_other_file_systems", 0.02);
 }

@@ -1,8 +1,6 @@
 //! Many threads of one process: exclusive, bindable, and prompt while other
 //! threads start children.
 
-mod common;
-
 use std::{
     io::{Read, Write},
     net::{Shutdown, TcpListener, TcpStream},
@@ -10,8 +8,8 @@ use std::{
     thread,
 };
 
-use common::{Block, LONG, listen_strictly, lock_dir, nothing, stress};
 use portlock::FreePort;
+use portlock_testkit::{Block, LONG, listen_strictly, lock_dir, nothing, stress};
 use serial_test::serial;
 
 // All of these are serial: a child that one test starts inherits the sockets of
@@ -165,5 +163,5 @@ fn a_thread_that_waits_is_given_what_another_releases() {
 #[test]
 #[serial]
 fn the_same_on_other_file_systems() {
-    common::run_on_each_file_system("the_same_on_other_file_systems", 0.05);
+    portlock_testkit::run_on_each_file_system("the_same_on_other_file_systems", 0.05);
 }

@@ -5,8 +5,6 @@
 
 #![cfg(target_os = "linux")]
 
-mod common;
-
 use std::{
     fs,
     io::{Read, Write},
@@ -14,11 +12,11 @@ use std::{
     thread,
 };
 
-use common::{
+use portlock::{FreePort, PortSet, Protocol, ephemeral_port_range};
+use portlock_testkit::{
     Block, Parent, Peer, am_root, bind_strictly, command, lock_dir, open_copy, run_child,
     start_in_namespace, text,
 };
-use portlock::{FreePort, PortSet, Protocol, ephemeral_port_range};
 
 #[test]
 fn child() {

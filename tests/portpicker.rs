@@ -1,6 +1,5 @@
 //! portpicker's functions, and the client of a port server.
 
-mod common;
 #[cfg(unix)]
 #[path = "portpicker/socket.rs"]
 mod server;
@@ -10,10 +9,12 @@ mod server;
 
 use std::{collections::HashSet, env, net::TcpListener, path::Path};
 
-use common::{Block, NOT_FOUND, Parent, Peer, bind_strictly, command, lock_dir, run_child};
 use portlock::{
     ErrorKind, FreePort, LockDir, add_reserved_port, get_port_from_port_server, is_port_free,
     pick_unused_port, return_port,
+};
+use portlock_testkit::{
+    Block, NOT_FOUND, Parent, Peer, bind_strictly, command, lock_dir, run_child,
 };
 use serial_test::{parallel, serial};
 use server::{address_in, server};
@@ -91,10 +92,6 @@ fn start(role: &str, dir: &Path, server: &str, ports: &str) -> Peer {
     Peer::start_command(command)
 }
 
-fn set(block: &Block) -> String {
-    format!("{}-{}", block.ports.start(), block.ports.end())
-}
-
 /// Collects the warnings of the log crate.
 struct Warnings;
 
@@ -132,7 +129,7 @@ fn pick(parent: &Parent) {
 #[serial]
 fn a_picked_port_is_leased_until_returned_or_until_the_process_ends() {
     let (dir, block) = (lock_dir(), Block::new(3));
-    let mut peer = start("pick", dir.path(), "", &set(&block));
+    let mut peer = start("pick", dir.path(), "", &block.set());
     let mut ask = |line: &str| {
         peer.say(line);
         peer.hear()
@@ -165,7 +162,7 @@ fn a_picked_port_is_leased_until_returned_or_until_the_process_ends() {
 fn a_server_that_fails_is_replaced_by_a_lease_and_told_of() {
     let (dir, block) = (lock_dir(), Block::new(2));
     let address = &address_in(dir.path());
-    let mut peer = start("pick", dir.path(), address, &set(&block));
+    let mut peer = start("pick", dir.path(), address, &block.set());
     peer.say("pick");
     let warning = peer.hear();
     assert!(
@@ -201,7 +198,7 @@ fn a_served_port_is_given_out_again_when_it_is_returned() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let address = &address_in(dir.path());
     let server = server(address, &["15000\n", "15001\n"]);
-    let mut peer = start("pick", dir.path(), address, &set(&block));
+    let mut peer = start("pick", dir.path(), address, &block.set());
     let mut ask = |line: &str| {
         peer.say(line);
         peer.hear()
@@ -239,5 +236,5 @@ fn reserved(parent: &Parent) {
 #[serial]
 fn reserved_ports_are_leased_and_come_first() {
     let (dir, block) = (lock_dir(), Block::new(2));
-    start("reserved", dir.path(), "", &set(&block)).finish_well();
+    start("reserved", dir.path(), "", &block.set()).finish_well();
 }

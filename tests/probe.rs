@@ -1,11 +1,11 @@
 //! What "free" means: every kind of request against every kind of occupant.
 
-mod common;
-
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 
-use common::{Block, bind_strictly, lock_dir};
 use portlock::{BindFreePort, Builder, ErrorKind, FreePort, Protocol};
+#[cfg(unix)]
+use portlock_testkit::leave_in_time_wait;
+use portlock_testkit::{Block, bind_strictly, lock_dir};
 use socket2::{Domain, Socket, Type};
 
 /// A second loopback address, or the first again on macOS, which has no other unless it
@@ -282,18 +282,6 @@ fn time_wait_is_a_last_resort_and_counts_as_free_or_busy_if_asked_for() {
         builder.try_acquire().expect_err("there is a connection");
     }
     drop((client, connection));
-}
-
-/// Leaves a connection in TIME_WAIT on the port.
-#[cfg(unix)]
-fn leave_in_time_wait(port: u16) {
-    let listener = TcpListener::bind(("127.0.0.1", port)).expect("free");
-    let mut client = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
-    // The server closes first, and so the connection's TIME_WAIT is on its port.
-    drop(listener.accept().expect("a connection"));
-    drop(listener);
-    let end = std::io::Read::read(&mut client, &mut [0]).expect("connected");
-    assert_eq!(end, 0);
 }
 
 #[test]

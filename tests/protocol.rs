@@ -12,8 +12,6 @@
     reason = "tests need a newer Rust than the library"
 )]
 
-mod common;
-
 use std::{
     ffi::OsStr,
     fs,
@@ -25,11 +23,11 @@ use std::{
     thread,
 };
 
-use common::{
-    Block, Cat, LONG, Oracle, Parent, Peer, bind_strictly, listen_strictly, lock_dir, run_child,
-    stress, text,
-};
 use portlock::{Builder, ErrorKind, FreePort, LeaseState, LockDir, PortSet};
+use portlock_testkit::{
+    Block, LONG, Oracle, Parent, Peer, Process, bind_strictly, cat, listen_strictly, lock_dir,
+    run_child, stress, text,
+};
 use serial_test::serial;
 
 const PAGE: &str = include_str!("../docs/protocol.md");
@@ -181,7 +179,7 @@ fn its_lease_is_listed_with_its_record() {
 
         assert_eq!(python.peer.ask("release"), "released");
         assert_eq!(leases(dir.path())[0].state, LeaseState::Stale);
-        let server = Cat::start();
+        let server = cat();
         builder.acquire_for(server.0.id()).expect("free");
         server.end();
     }
@@ -261,7 +259,7 @@ fn what_somebody_else_has_leased_it_does_not_bind_to_look() {
     let lease = builder.try_acquire().expect("free");
     python.must_not_lease(port, "leased or in use");
     lease.release().expect("released");
-    let server = Cat::start();
+    let server = cat();
     builder.acquire_for(server.0.id()).expect("free");
     python.must_not_lease(port, "leased or in use");
     assert_eq!(python.peer.ask("binds"), "0");
@@ -450,7 +448,7 @@ fn delegated_leases_are_respected_as_long_as_their_process_lives() {
     let Some(mut python) = Python::start_whole(dir.path()) else {
         return;
     };
-    let server = Cat::start();
+    let server = cat();
     builder.acquire_for(server.0.id()).expect("free");
     let path = dir.path().join(port.to_string());
     let record = fs::read_to_string(&path).expect("its file");
@@ -517,7 +515,7 @@ fn delegated_leases_are_respected_as_long_as_their_process_lives() {
     symlink("/bin/cat", &program).expect("our own directory");
     let mut command = Command::new(program);
     let server = command.stdin(Stdio::piped()).spawn();
-    let server = Cat(server.expect("cat is installed"));
+    let server = Process(server.expect("cat is installed"));
     builder.acquire_for(server.0.id()).expect("free");
     python.must_not_lease(port, "leased or in use");
 }
@@ -535,7 +533,7 @@ fn thirty_lines_take_a_delegated_port_for_leased() {
     let Some(mut python) = Python::start(dir.path()) else {
         return;
     };
-    let server = Cat::start();
+    let server = cat();
     builder.acquire_for(server.0.id()).expect("free");
     python.must_not_lease(port, "leased or in use");
     server.end();
@@ -605,7 +603,7 @@ fn records_are_as_the_page_describes_them() {
     let builder = builder(dir.path(), port).label(label);
     let path = dir.path().join(port.to_string());
     let process = |file: &str| fs::read_to_string(Path::new("/proc").join(file)).expect("Linux");
-    let (pid, server) = (std::process::id(), Cat::start());
+    let (pid, server) = (std::process::id(), cat());
     let namespace = fs::read_link("/proc/self/ns/pid").expect("Linux");
     for (kind, pid, len) in [("held", pid, 256), ("delegated", server.0.id(), 512)] {
         let mut held = None;

@@ -1,7 +1,5 @@
 //! The five tests of the Python recipe that this crate stands on.
 
-mod common;
-
 use std::{
     collections::HashSet,
     net::TcpListener,
@@ -10,8 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Block, LONG, Parent, Peer, lock_dir, run_child, text};
 use portlock::FreePort;
+use portlock_testkit::{Block, LONG, Parent, Peer, lock_dir, run_child, text};
 
 #[test]
 fn child() {
@@ -120,5 +118,5 @@ fn ten_processes_on_ten_ports() {
 #[cfg(target_os = "linux")]
 #[test]
 fn the_same_on_other_file_systems() {
-    common::run_on_each_file_system("the_same_on_other_file_systems", 1.0);
+    portlock_testkit::run_on_each_file_system("the_same_on_other_file_systems", 1.0);
 }

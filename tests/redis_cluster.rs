@@ -5,7 +5,6 @@
 
 #![cfg(unix)]
 
-mod common;
 #[path = "../examples/redis_cluster.rs"]
 #[allow(
     dead_code,
@@ -16,9 +15,9 @@ mod example;
 
 use std::{collections::HashSet, process::Command, sync::Barrier, thread};
 
-use common::lock_dir;
 use example::{Cluster, redis_cli};
 use portlock::FreePort;
+use portlock_testkit::lock_dir;
 
 const SUITES: usize = 3;
 const NODES: usize = 3;

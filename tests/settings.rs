@@ -5,19 +5,17 @@
 
 #![cfg(target_os = "linux")]
 
-mod common;
-
 use std::{
     fs::{self, File},
     io::Read as _,
     sync::Mutex,
 };
 
-use common::{
+use portlock::{PortSet, ephemeral_port_range};
+use portlock_testkit::{
     Parent, Peer, am_root, command, have_strace, lock_dir, open_copy, run_child,
     start_in_namespace, text,
 };
-use portlock::{PortSet, ephemeral_port_range};
 
 const DIR: &str = "/proc/sys/net/ipv4";
 const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";

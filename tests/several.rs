@@ -1,14 +1,17 @@
 //! Several ports at once, all or none; and the same port for the same name.
 
-mod common;
+mod assert_error;
 
 use std::{
     collections::HashSet,
     time::{Duration, Instant},
 };
 
-use common::{Block, LONG, Parent, Peer, bind_strictly, lock_dir, run_child, stress, text};
-use portlock::{Builder, Error, ErrorKind, FreePort, PortSet};
+use assert_error::assert_error;
+use portlock::{Builder, ErrorKind, FreePort, PortSet};
+use portlock_testkit::{
+    Block, LONG, Parent, Peer, bind_strictly, lock_dir, run_child, stress, text,
+};
 use serial_test::{parallel, serial};
 
 // Serial are the tests that bind ports strictly themselves: a child that another
@@ -25,22 +28,8 @@ fn builder(dir: &str, ports: impl Into<PortSet>) -> Builder {
     builder.ports(ports).lock_dir(dir)
 }
 
-/// The block as messages name it.
-fn set(block: &Block) -> String {
-    PortSet::from(block.ports.clone()).to_string()
-}
-
 fn numbers(ports: &[FreePort]) -> Vec<u16> {
     ports.iter().map(FreePort::port).collect()
-}
-
-#[track_caller]
-fn assert_error<T>(outcome: Result<T, Error>, kind: ErrorKind, part: &str) {
-    let Err(error) = outcome else {
-        panic!("no error, but should be {kind:?}")
-    };
-    assert_eq!(error.kind(), kind, "{error}");
-    assert!(error.to_string().contains(part), "no {part:?} in: {error}");
 }
 
 /// That `n` ports can be leased at once, and no more: nothing was left behind.
@@ -65,19 +54,23 @@ fn many_are_all_or_none() {
 
     let held = builder.acquire_many(4).expect("four are free");
     let message = "fewer than 7 ports are free in";
-    assert_error(builder.acquire_many(7), ErrorKind::Exhausted, message);
-    assert_error(builder.acquire_many(7), ErrorKind::Exhausted, "4 leased");
-    assert_error(builder.acquire_many(7), ErrorKind::Exhausted, "), 6 free");
+    assert_error(builder.acquire_many(7), ErrorKind::Exhausted, &[message]);
+    assert_error(builder.acquire_many(7), ErrorKind::Exhausted, &["4 leased"]);
+    assert_error(
+        builder.acquire_many(7),
+        ErrorKind::Exhausted,
+        &["), 6 free"],
+    );
     assert_free(&builder, 6);
     drop(held);
     assert_free(&builder, 10);
 
     let too_many = builder.acquire_many(11);
-    let message = format!("11 ports were asked for, but {} has only 10", set(&block));
-    assert_error(too_many, ErrorKind::InvalidPorts, &message);
+    let message = format!("11 ports were asked for, but {} has only 10", block.set());
+    assert_error(too_many, ErrorKind::InvalidPorts, &[&message]);
     let _all = builder.acquire_many(10).expect("ten are free");
-    let message = format!("no free port in {}: 10 leased", set(&block));
-    assert_error(builder.acquire_many(1), ErrorKind::Exhausted, &message);
+    let message = format!("no free port in {}: 10 leased", block.set());
+    assert_error(builder.acquire_many(1), ErrorKind::Exhausted, &[&message]);
     assert!(
         builder
             .acquire_many(0)
@@ -170,12 +163,12 @@ fn a_block_is_contiguous_and_in_the_set() {
     let ten = builder.acquire_block(10);
     // Each port counts once, though many places for 10 have it.
     let counted = "2 bound by other programs";
-    let message = format!("no 10 contiguous free ports in {}: {counted}", set(&block));
-    assert_error(ten, ErrorKind::Exhausted, &message);
+    let message = format!("no 10 contiguous free ports in {}: {counted}", block.set());
+    assert_error(ten, ErrorKind::Exhausted, &[&message]);
     let held = builder.acquire_many(18).expect("18 are free");
-    let message = format!("no free port in {}: 18 leased (", set(&block));
+    let message = format!("no free port in {}: 18 leased (", block.set());
     let one = builder.acquire_block(1);
-    assert_error(one, ErrorKind::Exhausted, &message);
+    assert_error(one, ErrorKind::Exhausted, &[&message]);
     drop(held);
     assert_free(&builder, 18);
     drop(busy);
@@ -191,12 +184,12 @@ fn a_block_is_contiguous_and_in_the_set() {
     let builder = builder.ports(holed);
     let message = "11 contiguous ports were asked for, but ";
     let eleven = builder.acquire_block(11);
-    assert_error(eleven, ErrorKind::InvalidPorts, message);
+    assert_error(eleven, ErrorKind::InvalidPorts, &[message]);
     let message = " has no 11 in a row";
     let eleven = builder.acquire_block(11);
-    assert_error(eleven, ErrorKind::InvalidPorts, message);
+    assert_error(eleven, ErrorKind::InvalidPorts, &[message]);
     let far_too_many = builder.acquire_block(usize::MAX);
-    assert_error(far_too_many, ErrorKind::InvalidPorts, "contiguous");
+    assert_error(far_too_many, ErrorKind::InvalidPorts, &["contiguous"]);
     builder
         .acquire_block(10)
         .map(drop)
@@ -220,22 +213,22 @@ fn offsets_are_leased_together_or_not_at_all() {
         "no free ports at the offsets [0, 10] from any port in {first}-{}: 2 leased ({first} by",
         first + 1
     );
-    assert_error(none, ErrorKind::Exhausted, &message);
+    assert_error(none, ErrorKind::Exhausted, &[&message]);
     drop((pair, other));
 
     let busy = [first + 10, first + 11].map(|port| bind_strictly(port).expect("free"));
     let none = bases.acquire_offsets(&[0, 10]);
-    assert_error(none, ErrorKind::Exhausted, "2 bound by other programs");
+    assert_error(none, ErrorKind::Exhausted, &["2 bound by other programs"]);
     assert_free(&all, 18);
     drop(busy);
 
     let kind = ErrorKind::InvalidPorts;
     let message = "the offset 0 was given twice, in [0, 5, 0]";
-    assert_error(bases.acquire_offsets(&[0, 5, 0]), kind, message);
-    assert_error(bases.acquire_offsets(&[u16::MAX]), kind, "65535");
+    assert_error(bases.acquire_offsets(&[0, 5, 0]), kind, &[message]);
+    assert_error(bases.acquire_offsets(&[u16::MAX]), kind, &["65535"]);
     let top = all.clone().ports(65_535..);
     let message = "the offset 1 leads beyond port 65535 from every port in 65535";
-    assert_error(top.acquire_offsets(&[0, 1]), kind, message);
+    assert_error(top.acquire_offsets(&[0, 1]), kind, &[message]);
     assert!(bases.acquire_offsets(&[]).expect("nothing").is_empty());
 }
 

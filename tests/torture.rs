@@ -50,8 +50,6 @@
     reason = "tests need a newer Rust than the library"
 )]
 
-mod common;
-
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     env,
@@ -77,8 +75,10 @@ use std::{
     time::Duration,
 };
 
-use common::{Block, LONG, Parent, am_root, command, lock_dir, run_child, text};
 use portlock::{Builder, Error, ErrorKind, FreePort, LockDir};
+use portlock_testkit::{
+    Block, LONG, Parent, command, is_permitted, lock_dir, run_child, text, unshare,
+};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use rustix::{
     process::{Pid, Signal, WaitOptions, kill_process, set_child_subreaper, wait},
@@ -216,6 +216,9 @@ fn pid_of(pid: u32) -> Pid {
     Pid::from_raw(pid).expect("not 0")
 }
 
+/// What unshare does for every nested process.
+const NESTED: &str = "--fork --kill-child";
+
 /// Which namespaces a process can be started in.
 #[derive(Clone, Copy)]
 struct Permitted {
@@ -225,32 +228,12 @@ struct Permitted {
 
 impl Permitted {
     fn find_out() -> Self {
-        let is_permitted = |kind: &str, options: &[&str]| {
-            let prefix = [unshare(), options.to_vec()].concat();
-            let status = Command::new(prefix[0])
-                .args(&prefix[1..])
-                .arg("true")
-                .stderr(Stdio::null())
-                .status();
-            let works = status.is_ok_and(|status| status.success());
-            if !works {
-                eprintln!("left out: workers in a {kind} namespace, which is not permitted here");
-            }
-            works
-        };
+        let with = |options: &[&str]| is_permitted(&[&unshare(NESTED)[..], options].concat());
         Self {
-            pid: is_permitted("pid", &["--pid", "--mount-proc"]),
-            time: is_permitted("time", &["--time", "--boottime", "1"]),
+            pid: with(&["--pid", "--mount-proc"]),
+            time: with(&["--time", "--boottime", "1"]),
         }
     }
-}
-
-fn unshare() -> Vec<&'static str> {
-    let mut command = vec!["unshare", "--fork", "--kill-child"];
-    if !am_root() {
-        command.extend(["--user", "--map-root-user"]);
-    }
-    command
 }
 
 // ---------------------------------------------------------------------------
@@ -1267,7 +1250,7 @@ impl Supervisor {
         }
         self.log
             .count(&format!("{what} in {}", kinds.join(" and ")));
-        let unshare = unshare().into_iter().map(str::to_owned);
+        let unshare = unshare(NESTED).into_iter().map(str::to_owned);
         unshare.chain(options).collect()
     }
 

@@ -5,14 +5,12 @@
     reason = "tests need a newer Rust than the library"
 )]
 
-mod common;
-
 #[cfg(target_os = "linux")]
 use std::fs;
 use std::{ops::RangeInclusive, path::Path, time::Duration};
 
-use common::{Block, LONG, Parent, Peer, lock_dir, run_child, stress, text};
 use portlock::{Builder, ErrorKind, FreePort};
+use portlock_testkit::{Block, LONG, Parent, Peer, lock_dir, run_child, stress, text};
 
 #[test]
 fn child() {

@@ -2,16 +2,14 @@
 
 #![cfg(target_os = "linux")]
 
-mod common;
-
 use std::{
     env, fs,
-    os::unix::fs::MetadataExt as _,
     process::{Command, Stdio, exit, id},
 };
 
-use common::{
-    FAILED, OrdinaryUser, Running, Said, Scene, am_root, answer, is_installed, open_to_all, until,
+use portlock_testkit::{
+    FAILED, OrdinaryUser, Running, Said, Scene, am_root, answer, in_initial_namespace,
+    is_installed, set_mode, until,
 };
 use rustix::process::{WaitOptions, getpid, set_child_subreaper, wait};
 use tempfile::TempDir;
@@ -307,11 +305,9 @@ fn assert_ends(scene: &Scene) {
     scene.assert_leasable(scene.port());
 }
 
-/// Whether this process sees all others (PROC_PID_INIT_INO in the kernel's
-/// include/linux/proc_ns.h).
+/// Whether this process sees all others.
 fn is_initial_namespace() -> bool {
-    let namespace = fs::metadata("/proc/self/ns/pid").expect("/proc is mounted");
-    let is_initial = namespace.ino() == 0xEFFF_FFFC;
+    let is_initial = in_initial_namespace();
     if !is_initial {
         eprintln!("left out: what is only so in the initial pid namespace");
     }
@@ -429,7 +425,7 @@ fn a_caller_that_may_not_be_inspected_must_be_the_parent() {
         return;
     }
     let (scene, user) = (Scene::new(1), OrdinaryUser::new());
-    open_to_all(scene.dir(), 0o1777);
+    set_mode(scene.dir(), 0o1777);
     let pick = user.portlock(&scene, &["pick", "--json"]).code(0);
     assert_eq!(pick.json()["pid"], id());
     let warns = format!("warning: process {} may not be inspected", id());

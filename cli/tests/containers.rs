@@ -2,15 +2,13 @@
 
 #![cfg(target_os = "linux")]
 
-mod common;
-
 use std::{
     fs,
     path::Path,
     process::{Command, Stdio},
 };
 
-use common::{PORTLOCK, Scene, am_root, is_installed};
+use portlock_testkit::{Scene, am_root, is_installed, portlock};
 
 /// The page, or `None` in the published package, which does not have it.
 fn page() -> Option<String> {
@@ -43,10 +41,11 @@ fn script(session: &str) -> String {
     });
     let fresh = format!(
         "umask 022; set -e
-         mount -t tmpfs none /usr/local/bin; cp {PORTLOCK} /usr/local/bin/portlock
+         mount -t tmpfs none /usr/local/bin; cp {} /usr/local/bin/portlock
          mount -t tmpfs none /run; mount -t tmpfs none /tmp; cd /
          export PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin
-         set +e\n"
+         set +e\n",
+        portlock().display()
     );
     fresh + &runs.collect::<String>()
 }
@@ -88,7 +87,7 @@ fn each_command_of_the_guide_prints_what_it_shows() {
     }
     if ["/tmp", "/run", "/usr/local/bin"]
         .iter()
-        .any(|dir| Path::new(PORTLOCK).starts_with(dir))
+        .any(|dir| portlock().starts_with(dir))
     {
         eprintln!("left out: portlock is in a directory that the test covers");
         return;
@@ -136,7 +135,7 @@ fn the_pod_of_the_guide_creates_the_directory_that_it_names() {
 
     let scene = Scene::new(1);
     let volume = tempfile::tempdir().expect("a temporary directory");
-    common::open_to_all(volume.path(), 0o2777);
+    portlock_testkit::set_mode(volume.path(), 0o2777);
     let dir = volume.path().join("portlock");
     let status = Command::new(words[0])
         .args(&words[1..words.len() - 1])
@@ -145,5 +144,5 @@ fn the_pod_of_the_guide_creates_the_directory_that_it_names() {
     assert!(status.expect("mkdir is installed").success());
     let mut leased = scene.program(["run", "--", "echo", "leased"]);
     leased.env("PORTLOCK_DIR", &dir);
-    common::answer(leased).code(0).stdout("leased\n");
+    portlock_testkit::answer(leased).code(0).stdout("leased\n");
 }

@@ -1,14 +1,10 @@
 //! `dir`, and that looking creates nothing.
 
-mod common;
-
-#[cfg(target_os = "linux")]
-use std::path::Path;
 use std::process::Command;
 
 #[cfg(target_os = "linux")]
-use common::PORTLOCK;
-use common::{FAILED, Said, Scene, answer};
+use portlock_testkit::portlock;
+use portlock_testkit::{FAILED, Said, Scene, answer};
 use serde_json::Value;
 
 #[test]
@@ -46,7 +42,7 @@ fn the_lock_directory_is_told_with_its_origin() {
     }
     #[cfg(unix)]
     {
-        common::open_to_all(scene.dir(), 0o1777);
+        portlock_testkit::set_mode(scene.dir(), 0o1777);
         let told = answer(dir(&[])).code(0);
         assert!(told.out().contains("shared with other users\n"));
         let told = scene.portlock(["dir", "--json"]).code(0).json();
@@ -94,7 +90,7 @@ fn a_directory_that_is_overridden_is_named_if_ports_are_leased_in_it() {
 fn in_mount_namespace(scene: &Scene, script: &str) -> Option<Command> {
     if ["/tmp", "/run"]
         .iter()
-        .any(|dir| Path::new(PORTLOCK).starts_with(dir))
+        .any(|dir| portlock().starts_with(dir))
     {
         eprintln!("left out: portlock is in a directory that the test covers");
         return None;
@@ -169,7 +165,7 @@ fn a_path_is_printed_byte_for_byte_to_a_program_and_readably_on_a_terminal() {
     let name: &[u8] = b"a\x1b[31mb\xff\xe2\x80\xaec";
     let path = scene.dir().join(std::ffi::OsStr::from_bytes(name));
     std::fs::create_dir(&path).expect("our own directory");
-    common::open_to_all(&path, 0o700);
+    portlock_testkit::set_mode(&path, 0o700);
     let mut dir = scene.program(["dir"]);
     dir.env("PORTLOCK_DIR", &path);
     let said = answer(dir).code(0);

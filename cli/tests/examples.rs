@@ -2,8 +2,6 @@
 
 #![cfg(unix)]
 
-mod common;
-
 use std::{
     fs,
     io::Write,
@@ -12,7 +10,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use common::{Running, Said, Scene, answer, is_ignored, is_installed};
+use portlock_testkit::{Running, Said, Scene, answer, is_ignored, is_installed};
 use rustix::process::Signal;
 
 /// Where the scripts are, or `None` in the published package, which has none.

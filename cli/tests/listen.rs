@@ -3,8 +3,6 @@
 
 #![cfg(unix)]
 
-mod common;
-
 use std::{
     env, fs,
     io::{BufRead, BufReader, Read, Write},
@@ -12,8 +10,8 @@ use std::{
     process::id,
 };
 
-use common::{LONG, Running, Said, Scene, answer, is_installed, until};
 use listenfd::ListenFd;
+use portlock_testkit::{LONG, Running, Said, Scene, answer, is_installed, until};
 use rustix::process::Signal;
 
 const ACTIVATED: &str = "PORTLOCK_TEST_ACTIVATED";

@@ -3,17 +3,15 @@
 
 #![cfg(target_os = "linux")]
 
-mod common;
-
 use std::{
     fs,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
-use common::{
-    EXHAUSTED, FAILED, LEASED, OrdinaryUser, Running, Said, Scene, am_root, answer, is_installed,
-    open_to_all, until,
+use portlock_testkit::{
+    EXHAUSTED, FAILED, LEASED, OrdinaryUser, Running, Said, Scene, am_root, answer,
+    in_initial_namespace, is_installed, set_mode, until,
 };
 use rustix::process::Signal;
 
@@ -43,12 +41,6 @@ fn record(scene: &Scene, port: u16) -> Vec<String> {
     let bytes = fs::read(scene.dir().join(port.to_string())).expect("a lock file");
     let text = String::from_utf8(bytes).expect("ASCII");
     text.split_ascii_whitespace().map(str::to_owned).collect()
-}
-
-/// Whether the tests run in the pid namespace that the system started with, from which all
-/// processes can be seen.
-fn sees_all() -> bool {
-    fs::read_link("/proc/self/ns/pid").expect("Linux") == Path::new("pid:[4026531836]")
 }
 
 /// A script in namespaces, which is heard line by line.
@@ -115,12 +107,12 @@ fn a_container_cannot_release_what_it_cannot_see() {
         .warns("cannot be seen from here");
     scene.assert_leased(port);
     if am_root() {
-        open_to_all(scene.dir(), 0o1777);
-        open_to_all(&scene.dir().join(port.to_string()), 0o666);
+        set_mode(scene.dir(), 0o1777);
+        set_mode(&scene.dir().join(port.to_string()), 0o666);
         let user = OrdinaryUser::new();
         let release = user.portlock(&scene, &["release", &port.to_string()]);
         release.code(FAILED).warns("not this user's");
-        open_to_all(scene.dir(), 0o700);
+        set_mode(scene.dir(), 0o700);
         scene.assert_leased(port);
     }
     idle.finish();
@@ -182,7 +174,7 @@ fn nothing_of_a_foreign_proc_is_recorded_or_believed() {
     holder.say("end it");
     assert_eq!(holder.hear(), format!("{port} free"));
     assert_eq!(holder.hear(), "ended");
-    if sees_all() {
+    if in_initial_namespace() {
         scene.assert_leasable(port);
     }
     holder.finish();
@@ -233,7 +225,7 @@ fn an_observer_that_may_inspect_only_some_processes_counts_the_others() {
     }
     let scene = Scene::new(1);
     let port = scene.port();
-    open_to_all(scene.dir(), 0o1777);
+    set_mode(scene.dir(), 0o1777);
     // The delegate is root's; another process in there is the observer's own.
     let script = "tail -f /dev/null & holder=$!
         setpriv --reuid 65534 --regid 65534 --clear-groups tail -f /dev/null &
@@ -256,7 +248,7 @@ fn an_observer_that_may_inspect_only_some_processes_counts_the_others() {
         .prints("0 lock files removed");
     holder.say("end it");
     assert_eq!(holder.hear(), "ended");
-    if sees_all() {
+    if in_initial_namespace() {
         user.portlock(&scene, &["check", &ports])
             .code(0)
             .prints(&format!("{port} free"));
@@ -272,7 +264,7 @@ fn an_observer_from_whom_processes_are_hidden_proves_nothing() {
     }
     let scene = Scene::new(1);
     let port = scene.port();
-    open_to_all(scene.dir(), 0o1777);
+    set_mode(scene.dir(), 0o1777);
     let script = "portlock pick --pid $$; read line";
     let Some(holder) = start(&scene, CONTAINER, script) else {
         return;
@@ -315,12 +307,12 @@ fn a_process_nested_deeper_than_the_record_is_found() {
         .code(0)
         .prints("0 lock files removed");
     if am_root() {
-        open_to_all(scene.dir(), 0o1777);
-        open_to_all(&scene.dir().join(port.to_string()), 0o666);
+        set_mode(scene.dir(), 0o1777);
+        set_mode(&scene.dir().join(port.to_string()), 0o666);
         let user = OrdinaryUser::new();
         let run = user.portlock(&scene, &["run", "--timeout=0", "true"]);
         run.code(EXHAUSTED).warns("1 leased");
-        open_to_all(scene.dir(), 0o700);
+        set_mode(scene.dir(), 0o700);
     }
     scene.assert_leased(port);
     holder.say("end it");
@@ -542,14 +534,14 @@ fn a_child_that_outlives_the_command_has_its_port_and_is_named() {
         .warns(&format!("it is held by {named}"));
 
     if am_root() {
-        open_to_all(scene.dir(), 0o1777);
-        open_to_all(&scene.dir().join(port.to_string()), 0o666);
+        set_mode(scene.dir(), 0o1777);
+        set_mode(&scene.dir().join(port.to_string()), 0o666);
         let user = OrdinaryUser::new();
         let check = user.portlock(&scene, &["check", &port.to_string()]);
         check.code(LEASED).prints(&format!(
             "{port} leased by a process that inherited it from pid {shell_pid}"
         ));
-        open_to_all(scene.dir(), 0o700);
+        set_mode(scene.dir(), 0o700);
     }
     // The child's input is this test's.
     shell.close();
@@ -627,10 +619,10 @@ fn a_check_of_a_port_without_a_lock_file_sees_who_has_bound_it() {
         .check(port)
         .code(0)
         .prints_just(&format!("{port} free\n"));
-    let bound = common::bind_strictly(port).expect("free");
+    let bound = portlock_testkit::bind_strictly(port).expect("free");
     scene
         .check(port)
-        .code(common::BOUND)
+        .code(portlock_testkit::BOUND)
         .prints(&format!("{port} bound"));
     drop(bound);
     assert_eq!(fs::read_dir(scene.dir()).expect("ours").count(), 0);

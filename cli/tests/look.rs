@@ -1,6 +1,6 @@
 //! `portlock list` and `portlock check`: who has which port.
 
-mod common;
+mod ephemeral;
 
 use std::{
     collections::HashMap,
@@ -10,12 +10,10 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use ephemeral::{ephemeral, tells_ephemeral};
 #[cfg(target_os = "linux")]
-use common::answer;
-use common::{
-    BOUND, LEASED, NAME, Running, Said, Scene, TRUE, ephemeral, listen_strictly, set,
-    tells_ephemeral,
-};
+use portlock_testkit::answer;
+use portlock_testkit::{BOUND, LEASED, NAME, Running, Said, Scene, TRUE, listen_strictly, set};
 use serde_json::{Value, json};
 
 /// The cells of a table's line. They are two spaces apart, if not empty.
@@ -78,7 +76,9 @@ impl Crowd {
             stale_and_bound,
             only_bound,
         ];
-        let _servers = bound.map(listen_strictly).into();
+        let _servers = bound
+            .map(|port| listen_strictly(port).expect("free"))
+            .into();
         Self {
             scene,
             held,
@@ -254,7 +254,7 @@ fn the_list_is_made_again_and_again_until_interrupted() {
         use std::os::unix::process::ExitStatusExt as _;
 
         use rustix::process::Signal;
-        if !common::is_ignored(Signal::INT) {
+        if !portlock_testkit::is_ignored(Signal::INT) {
             watch.signal(Signal::INT);
             assert_eq!(watch.wait().signal(), Some(2));
         }

@@ -3,8 +3,6 @@
 
 #![cfg(unix)]
 
-mod common;
-
 use std::{
     fs::OpenOptions,
     net::Shutdown,
@@ -12,7 +10,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use common::{FAILED, Said, Scene, answer, is_installed};
+use portlock_testkit::{FAILED, Said, Scene, answer, is_installed};
 
 /// What prints something, and ends.
 fn printing(scene: &Scene) -> Vec<Vec<String>> {
@@ -218,7 +216,7 @@ fn on_a_terminal_the_list_that_is_made_again_takes_the_place_of_the_first() {
     let Some(watch) = scene.on_terminal("portlock list --watch") else {
         return;
     };
-    let watch = common::Running::start(watch);
+    let watch = portlock_testkit::Running::start(watch);
     // Cursor home, and clear what is below (ECMA-48: CUP, ED).
     for _ in 0..2 {
         assert_eq!(watch.hear(), "\u{1b}[H\u{1b}[Jno port is leased");

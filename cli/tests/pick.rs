@@ -1,7 +1,5 @@
 //! `portlock pick`: leases for processes that are already running.
 
-mod common;
-
 #[cfg(unix)]
 use std::process::Stdio;
 use std::{collections::HashSet, process::id};
@@ -9,11 +7,11 @@ use std::{collections::HashSet, process::id};
 use std::{fs::OpenOptions, os::unix::net::UnixStream, process::Command};
 
 #[cfg(target_os = "linux")]
-use common::FAILED;
-use common::{EXHAUSTED, Said, Scene, TRUE};
+use portlock_testkit::FAILED;
+use portlock_testkit::{EXHAUSTED, Said, Scene, TRUE};
 #[cfg(unix)]
-use common::{
-    LEASED, OrdinaryUser, Running, am_root, answer, is_installed, open_to_all, stress, until,
+use portlock_testkit::{
+    LEASED, OrdinaryUser, Running, am_root, answer, is_installed, set_mode, stress, until,
 };
 
 #[test]
@@ -296,7 +294,7 @@ fn a_lease_can_be_given_to_a_process_of_another_user() {
         return;
     }
     let (scene, user) = (Scene::new(1), OrdinaryUser::new());
-    open_to_all(scene.dir(), 0o1777);
+    set_mode(scene.dir(), 0o1777);
     let idle = scene.idle();
     let pid = idle.id().to_string();
     user.portlock(&scene, &["pick", "--pid", &pid]).code(0);

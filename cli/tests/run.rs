@@ -4,7 +4,7 @@
 
 #![cfg(unix)]
 
-mod common;
+mod ephemeral;
 
 use std::{
     collections::HashSet,
@@ -18,9 +18,10 @@ use std::{
     thread,
 };
 
-use common::{
-    EXHAUSTED, FAILED, Running, Said, Scene, answer, ephemeral, is_ignored, is_installed,
-    listen_strictly, set, stress, until,
+use ephemeral::ephemeral;
+use portlock_testkit::{
+    EXHAUSTED, FAILED, Running, Said, Scene, answer, is_ignored, is_installed, listen_strictly,
+    set, stress, until,
 };
 use rustix::process::Signal;
 
@@ -453,7 +454,7 @@ fn a_port_is_to_be_free_for_the_protocol() {
     // is just starting.
     drop(udp);
     until("free for UDP", || is_free(&scene, &["--udp"]).then_some(()));
-    let tcp = listen_strictly(scene.port());
+    let tcp = listen_strictly(scene.port()).expect("free");
     for (option, free) in [
         ("--label=tcp", false),
         ("--udp", true),

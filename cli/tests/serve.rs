@@ -12,116 +12,35 @@ use std::{
     collections::HashSet,
     env,
     ffi::OsString,
-    fmt::Write as _,
-    fs::{self, File},
+    fs,
     io::{self, BufRead, BufReader, Read, Write},
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, TcpListener},
     os::{
         fd::OwnedFd,
         unix::{
-            fs::{MetadataExt, PermissionsExt},
+            fs::MetadataExt,
             net::{self as unix_net, UnixDatagram, UnixListener, UnixStream},
-            process::CommandExt,
         },
     },
     path::{Path, PathBuf},
-    process::{self, Child, ChildStdin, Command, ExitStatus, Stdio},
-    sync::mpsc::{self, Receiver, RecvTimeoutError, Sender},
+    process::{self, Command, ExitStatus, Stdio},
+    sync::mpsc::{self, Receiver, RecvTimeoutError},
     thread,
     time::{Duration, Instant},
 };
 
 use command_fds::{CommandFdExt, FdMapping};
-use portlock::{
-    ErrorKind, FreePort, LockDir, PortSet, Protocol, get_port_from_port_server,
-    socket2::{Domain, Socket, Type},
+use portlock::{ErrorKind, FreePort, LockDir, PortSet, Protocol, get_port_from_port_server};
+use portlock_testkit::{
+    FAILED, LONG, NOBODY, Parent, Peer, Ports, Process, am_root, as_user, command, is_installed,
+    leave_in_time_wait, lines, lock_dir, open_copy_of, run_child, stress, text, until,
 };
-use rustix::process::{Pid, Resource, Signal, getrlimit, kill_process, setrlimit};
-use tempfile::TempDir;
-
-/// Longer than anything takes on a crowded machine; a test that waits so long has failed.
-const LONG: Duration = Duration::from_secs(60);
-/// The exit status that says that portlock itself failed.
-const FAILED: i32 = 125;
-/// An ordinary user: "nobody".
-const NOBODY: u32 = 65534;
+#[cfg(target_os = "linux")]
+use portlock_testkit::{is_permitted, unshare};
+use rustix::process::{Resource, Signal, getrlimit, setrlimit};
 
 // ---------------------------------------------------------------------------
-// Ports and lock directories of a test's own.
-
-/// Free ports that no other test uses as long as this lives, in this process or another.
-struct Ports {
-    numbers: Vec<u16>,
-    _reservations: Vec<File>,
-}
-
-impl Ports {
-    /// Exactly `n` ports, each of which was free for TCP and UDP on every address.
-    ///
-    /// The other tests of the workspace reserve in the same steps and the same
-    /// directory.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "must not depend on what is tested"
-    )]
-    fn new(n: usize) -> Self {
-        const STEP: u16 = 128;
-        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("port-blocks");
-        fs::create_dir_all(&directory).expect("the target directory");
-        let (mut numbers, mut reservations) = (Vec::new(), Vec::new());
-        for _ in 0..10_000 {
-            if numbers.len() == n {
-                return Self {
-                    numbers,
-                    _reservations: reservations,
-                };
-            }
-            let first = rand::random_range(10_000 / STEP..31_000 / STEP) * STEP;
-            let file = File::create(directory.join(first.to_string()));
-            let file = file.expect("the target directory");
-            // A second lock of the same file by this process fails too.
-            if file.try_lock().is_err() {
-                continue;
-            }
-            let block = first..first + STEP;
-            if block.clone().all(is_strictly_free) {
-                numbers.extend(block.take(n - numbers.len()));
-                reservations.push(file);
-            }
-        }
-        panic!("no {n} free ports on this machine");
-    }
-
-    /// As the program takes them.
-    fn text(&self) -> String {
-        let mut text = String::new();
-        for port in &self.numbers {
-            let _ = write!(text, ",{port}-{port}");
-        }
-        text.split_off(1)
-    }
-
-    fn contains(&self, port: u16) -> bool {
-        self.numbers.contains(&port)
-    }
-}
-
-fn is_strictly_free(port: u16) -> bool {
-    let bind = |ty| -> io::Result<()> {
-        let socket = Socket::new(Domain::IPV6, ty, None)?;
-        socket.set_only_v6(false)?;
-        socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into())
-    };
-    bind(Type::STREAM).is_ok() && bind(Type::DGRAM).is_ok()
-}
-
-fn lock_dir() -> TempDir {
-    tempfile::tempdir().expect("a temporary directory")
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a UTF-8 path")
-}
+// Leases.
 
 /// The kind of error with which the library refuses to lease the port, if it does.
 fn lease_error(dir: &Path, port: u16) -> Option<ErrorKind> {
@@ -137,19 +56,6 @@ fn owner(dir: &Path, port: u16) -> u32 {
     lease.owner.expect("a record").pid()
 }
 
-/// Looks again and again until there is something to see.
-#[track_caller]
-fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + LONG;
-    loop {
-        if let Some(seen) = look() {
-            return seen;
-        }
-        assert!(Instant::now() < deadline, "{what}: not within {LONG:?}");
-        thread::sleep(Duration::from_millis(5));
-    }
-}
-
 /// Each of these ports can be leased again, soon.
 fn assert_all_come_back(dir: &Path, ports: &[u16]) {
     for &port in ports {
@@ -163,58 +69,14 @@ fn all_distinct(ports: &[u16]) -> bool {
     ports.iter().collect::<HashSet<_>>().len() == ports.len()
 }
 
-/// How many times each process asks: `few`, or `many` with `PORTLOCK_STRESS` set.
-fn rounds(few: usize, many: usize) -> usize {
-    match env::var_os("PORTLOCK_STRESS") {
-        Some(_) => many,
-        None => few,
-    }
-}
-
-fn am_root() -> bool {
-    rustix::process::geteuid().is_root()
-}
-
 // ---------------------------------------------------------------------------
 // Processes.
 
-/// A child process, killed and waited for when dropped.
-struct Guard(Child);
-
-impl Guard {
-    fn spawn(mut command: Command) -> Self {
-        Self(until("it starts", || match command.spawn() {
-            Ok(child) => Some(child),
-            // A program that this process has just written: a child of another
-            // thread still has it open for writing, until that one executes.
-            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => None,
-            Err(error) => panic!("cannot start {command:?}: {error}"),
-        }))
-    }
-
-    fn id(&self) -> u32 {
-        self.0.id()
-    }
-
-    /// SIGKILL, and wait until it is gone.
-    fn kill(&mut self) {
-        self.0.kill().expect("our own child");
-        self.0.wait().expect("our own child");
-    }
-}
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// A process that ports can be asked for, and that does nothing.
-fn client() -> Guard {
+fn client() -> Process {
     let mut command = Command::new("sleep");
     command.arg("1000");
-    Guard::spawn(command)
+    Process::start(command)
 }
 
 /// The pid of a process that has ended. It is given to another one only after
@@ -225,28 +87,16 @@ fn dead_pid() -> u32 {
     client.id()
 }
 
-/// Sends what is written there line by line, as it comes.
-fn lines(from: impl Read + Send + 'static) -> Receiver<String> {
-    let (sender, lines): (Sender<String>, _) = mpsc::channel();
-    thread::spawn(move || {
-        for line in BufReader::new(from).lines().map_while(Result::ok) {
-            // Even if nobody listens the writer must not be stopped.
-            let _ = sender.send(line);
-        }
-    });
-    lines
-}
-
 /// A process that writes a log on standard error.
 struct Logging {
-    process: Guard,
+    process: Process,
     log: Receiver<String>,
 }
 
 impl Logging {
     fn start(mut command: Command) -> Self {
         command.stderr(Stdio::piped());
-        let mut process = Guard::spawn(command);
+        let mut process = Process::start(command);
         let log = lines(process.0.stderr.take().expect("piped"));
         Self { process, log }
     }
@@ -267,10 +117,7 @@ impl Logging {
     }
 
     fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.process.id())
-            .ok()
-            .and_then(Pid::from_raw);
-        kill_process(pid.expect("a pid"), signal).expect("our own child");
+        self.process.signal(signal);
     }
 
     /// Waits for the end, and gives the rest of the log.
@@ -284,7 +131,7 @@ impl Logging {
                 Err(RecvTimeoutError::Timeout) => panic!("it does not end: {log:#?}"),
             }
         }
-        (self.process.0.wait().expect("our own child"), log)
+        (self.process.wait(), log)
     }
 }
 
@@ -402,109 +249,52 @@ fn port(answer: &str) -> Option<u16> {
 }
 
 // ---------------------------------------------------------------------------
-// Children that do something: this test binary again, or a script.
+// Children.
 
-const ROLE: &str = "PORTLOCK_TEST_ROLE";
-const ARGUMENTS: &str = "PORTLOCK_TEST_ARGUMENTS";
-
-/// A child process that is spoken with over pipes, line by line.
-struct Peer {
-    process: Guard,
-    to: ChildStdin,
-    from: Receiver<String>,
-}
-
-impl Peer {
-    fn start(mut command: Command) -> Self {
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut process = Guard::spawn(command);
-        let to = process.0.stdin.take().expect("piped");
-        let from = lines(process.0.stdout.take().expect("piped"));
-        Self { process, to, from }
-    }
-
-    fn say(&mut self, line: impl std::fmt::Display) {
-        writeln!(self.to, "{line}").expect("the child listens");
-    }
-
-    /// What is behind the mark on the child's next line that has one: the test
-    /// harness prints too.
-    #[track_caller]
-    fn hear(&self) -> String {
-        loop {
-            let line = self.from.recv_timeout(LONG);
-            let line = line.expect("the child says something");
-            if let Some((_, line)) = line.split_once('>') {
-                return line.to_owned();
-            }
-        }
-    }
-}
-
-/// This test binary as a child that has a role.
-fn role(binary: &Path, role: &str, arguments: &[&str]) -> Command {
-    let mut command = Command::new(binary);
-    command
-        .args(["child", "--exact", "--nocapture", "--test-threads=1"])
-        .env(ROLE, role)
-        .env(ARGUMENTS, arguments.join("\n"));
-    command
-}
-
-fn say(line: impl std::fmt::Display) {
-    let mut out = io::stdout().lock();
-    // If the parent is gone, `hear` ends this process.
-    let _ = writeln!(out, "\n>{line}").and_then(|()| out.flush());
-}
-
-fn hear() -> String {
-    let mut line = String::new();
-    match io::stdin().read_line(&mut line) {
-        Ok(len) if len > 0 => line.trim_end().to_owned(),
-        _ => process::exit(0),
-    }
-}
-
-/// What the children do; nothing in the parent.
 #[test]
 fn child() {
-    let Ok(role) = env::var(ROLE) else { return };
-    let arguments = env::var(ARGUMENTS).expect("set together with the role");
-    let arguments: Vec<&str> = arguments.split('\n').collect();
-    match (&role[..], &arguments[..]) {
-        // For the pids that it is told, as long as it is told any.
-        ("ask", [address]) => loop {
-            let request = hear();
-            let mut connection = connect(address).expect("the server listens");
-            let _ = connection.write_all(format!("{request}\n").as_bytes());
-            let answer = answer(connection).expect("it closes the connection");
-            say(port(&answer).unwrap_or(0));
-        },
-        // The same, of a server that may not have started yet.
-        ("ask-until", [address]) => loop {
-            let request = hear();
-            let mut connection = until("the server listens", || connect(address).ok());
-            let _ = connection.write_all(format!("{request}\n").as_bytes());
-            let answer = answer(connection).expect("it closes the connection");
-            say(port(&answer).unwrap_or(0));
-        },
-        ("lease", [dir, ports, number]) => {
-            let ports: PortSet = ports.parse().expect("a set");
-            let builder = FreePort::builder().ports(ports).lock_dir(dir);
-            let builder = builder.protocol(Protocol::TcpAndUdp);
-            say("ready");
-            hear();
-            let leases: Vec<FreePort> = (0..number.parse().expect("a number"))
-                .map(|_| builder.acquire().expect("there are enough"))
-                .collect();
-            for lease in &leases {
-                say(lease.port());
-            }
-            // Holds them until the parent closes the pipe.
-            hear();
-        }
-        _ => panic!("no role {role}"),
+    run_child(&[("ask", ask), ("ask-until", ask_until), ("lease", lease)]);
+}
+
+/// Asks for the pids that it is told, as long as it is told any. Arguments: address.
+fn ask(parent: &Parent) {
+    let address: String = parent.argument(0);
+    loop {
+        let connection = connect(&address).expect("the server listens");
+        ask_once(parent, connection);
     }
+}
+
+/// Does the same with a server that may not have started yet.
+fn ask_until(parent: &Parent) {
+    let address: String = parent.argument(0);
+    loop {
+        let connection = until("the server listens", || connect(&address).ok());
+        ask_once(parent, connection);
+    }
+}
+
+fn ask_once(parent: &Parent, mut connection: UnixStream) {
+    let _ = connection.write_all(format!("{}\n", parent.hear()).as_bytes());
+    let answer = answer(connection).expect("it closes the connection");
+    parent.say(port(&answer).unwrap_or(0));
+}
+
+/// Arguments: lock directory, ports, number of leases.
+fn lease(parent: &Parent) {
+    let (dir, ports): (PathBuf, PortSet) = (parent.argument(0), parent.argument(1));
+    let builder = FreePort::builder().ports(ports).lock_dir(dir);
+    let builder = builder.protocol(Protocol::TcpAndUdp);
+    parent.say("ready");
+    parent.hear();
+    let leases: Vec<FreePort> = (0..parent.argument(2))
+        .map(|_| builder.acquire().expect("there are enough"))
+        .collect();
+    for lease in &leases {
+        parent.say(lease.port());
+    }
+    // Holds them until the parent closes the pipe.
+    parent.hear();
 }
 
 // ---------------------------------------------------------------------------
@@ -935,7 +725,7 @@ fn a_server_that_was_killed_keeps_its_promises() {
     let address = own_address("killed");
     let start = || Server::start(dir.path(), &address, &ports);
     let server = start();
-    let mut clients: Vec<(Guard, u16)> = Vec::new();
+    let mut clients: Vec<(Process, u16)> = Vec::new();
     for _ in 0..6 {
         let client = client();
         let port = server.ask(client.id()).expect("a port");
@@ -1001,7 +791,7 @@ fn two_servers_never_grant_the_same_port() {
     let servers =
         ["one", "other"].map(|name| Server::start(dir.path(), &own_address(name), &ports));
     let granted: Vec<u16> = thread::scope(|scope| {
-        let ask = |(server, client): (&Server, &Guard)| {
+        let ask = |(server, client): (&Server, &Process)| {
             let (address, pid) = (server.address.clone(), client.id());
             scope.spawn(move || -> Vec<u16> {
                 let ask = || get_port_from_port_server(&address, pid);
@@ -1031,18 +821,6 @@ fn two_servers_never_grant_the_same_port() {
 
 // ---------------------------------------------------------------------------
 // TIME_WAIT.
-
-/// Leaves a connection in TIME_WAIT on the port, as a server that closes first does. It binds
-/// as servers do, with `SO_REUSEADDR`.
-#[track_caller]
-fn leave_in_time_wait(port: u16) {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).expect("it can be bound");
-    let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("it listens");
-    let (accepted, _) = listener.accept().expect("it has connected");
-    drop(accepted);
-    client.set_read_timeout(Some(LONG)).expect("not zero");
-    assert_eq!(client.read(&mut [0]).expect("the end"), 0);
-}
 
 #[test]
 fn ports_in_time_wait_are_granted_when_no_other_is_left() {
@@ -1227,7 +1005,7 @@ fn a_server_without_a_reader_of_its_log_goes_on() {
     let mut command = serve(dir.path(), &["--address", &address, "--ports", &text]);
     let (reader, writer) = io::pipe().expect("a pipe");
     command.stderr(writer);
-    let mut server = Guard::spawn(command);
+    let mut server = Process::start(command);
     until("it accepts connections", || connect(&address).ok());
     drop(reader);
     let ask = |request: String| {
@@ -1235,14 +1013,13 @@ fn a_server_without_a_reader_of_its_log_goes_on() {
         let _ = connection.write_all(request.as_bytes());
         port(&answer(connection).expect("it closes the connection"))
     };
-    let pid = Pid::from_child(&server.0);
     for _ in 0..3 {
-        kill_process(pid, Signal::USR1).expect("our own child");
+        server.signal(Signal::USR1);
         assert_eq!(ask("99Z\n".to_owned()), None);
     }
     assert!(ask(format!("{}\n", process::id())).is_some());
-    kill_process(pid, Signal::TERM).expect("our own child");
-    let status = until("its end", || server.0.try_wait().expect("our own child"));
+    server.signal(Signal::TERM);
+    let status = server.wait();
     assert_eq!(status.code(), Some(0), "{status}");
 }
 
@@ -1407,17 +1184,6 @@ fn systemd_can_start_it_with_the_first_client() {
     assert_eq!(serving.len(), 1, "{log:#?}");
 }
 
-/// Whether a program can be started; says so if it cannot.
-fn is_installed(program: &str) -> bool {
-    let mut command = Command::new(program);
-    command.arg("--version").stdin(Stdio::null());
-    let is_installed = command.output().is_ok();
-    if !is_installed {
-        eprintln!("left out: {program} is not installed");
-    }
-    is_installed
-}
-
 /// The units for systemd, or `None` in the published package, which has none.
 fn units() -> Option<PathBuf> {
     let cli = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -1521,17 +1287,9 @@ fn silent_connections_keep_nobody_waiting() {
     assert!(server.ask(process::id()).is_some());
 }
 
-/// A copy that every user can execute; the build directory may be closed to others.
-fn open_copy(binary: &Path) -> (TempDir, PathBuf) {
-    let dir = lock_dir();
-    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("our own");
-    let copy = dir.path().join("copy");
-    fs::copy(binary, &copy).expect("a copy");
-    (dir, copy)
-}
-
 fn as_nobody(mut command: Command) -> Command {
-    command.uid(NOBODY).gid(NOBODY).current_dir("/");
+    as_user(NOBODY, &mut command);
+    command.current_dir("/");
     command
 }
 
@@ -1544,16 +1302,16 @@ fn a_user_gets_ports_for_own_processes_only() {
     let (dir, ports) = (lock_dir(), Ports::new(8));
     let server = Server::start(dir.path(), &own_address("user"), &ports);
     let binary = env::current_exe().expect("this test binary");
-    let (_open, copy) = open_copy(&binary);
-    let mut peer = Peer::start(as_nobody(role(&copy, "ask", &[&server.address])));
+    let (_open, copy) = open_copy_of(&binary);
+    let mut peer = Peer::start_command(as_nobody(command(&[], &copy, "ask", &[&server.address])));
     let mut sleep = Command::new("sleep");
     sleep.arg("1000");
-    let sibling = Guard::spawn(as_nobody(sleep));
+    let sibling = Process::start(as_nobody(sleep));
     let ask = |peer: &mut Peer, pid: u32| -> Option<u16> {
-        peer.say(pid);
+        peer.say(&pid.to_string());
         Some(peer.hear().parse().expect("a number")).filter(|&port| port > 0)
     };
-    let own = peer.process.id();
+    let own = peer.id();
     assert_eq!(ask(&mut peer, process::id()), None, "root's");
     assert_eq!(ask(&mut peer, server.logging.process.id()), None, "root's");
     assert_eq!(ask(&mut peer, dead_pid()), None);
@@ -1576,7 +1334,7 @@ fn an_ordinary_user_can_serve_everybody() {
     }
     let (dir, ports) = (lock_dir(), Ports::new(2));
     std::os::unix::fs::chown(dir.path(), Some(NOBODY), Some(NOBODY)).expect("root may");
-    let (_open, copy) = open_copy(Path::new(env!("CARGO_BIN_EXE_portlock")));
+    let (_open, copy) = open_copy_of(Path::new(env!("CARGO_BIN_EXE_portlock")));
     let address = own_address("ordinary");
     let mut command = Command::new(copy);
     command.args(["serve", "--address", &address, "--ports", &ports.text()]);
@@ -1595,20 +1353,12 @@ fn an_ordinary_user_can_serve_everybody() {
 /// be none.
 #[cfg(target_os = "linux")]
 fn in_pid_namespace(command: &Command) -> Option<Command> {
-    let mut unshare = Command::new("unshare");
-    unshare.args(["--pid", "--fork", "--kill-child", "--mount-proc"]);
-    if !am_root() {
-        unshare.args(["--user", "--map-root-user"]);
-    }
-    let mut trial = Command::new("unshare");
-    trial
-        .args(unshare.get_args())
-        .arg("true")
-        .stderr(Stdio::null());
-    if !trial.status().is_ok_and(|status| status.success()) {
-        eprintln!("left out: pid namespaces are not permitted here");
+    let prefix = unshare("--pid --fork --kill-child --mount-proc");
+    if !is_permitted(&prefix) {
         return None;
     }
+    let mut unshare = Command::new(prefix[0]);
+    unshare.args(&prefix[1..]);
     unshare.arg(command.get_program()).args(command.get_args());
     for (name, value) in command.get_envs() {
         if let Some(value) = value {
@@ -1626,12 +1376,12 @@ fn a_client_in_another_pid_namespace_is_refused() {
     let (dir, ports) = (lock_dir(), Ports::new(4));
     let server = Server::start_quiet(dir.path(), &own_address("nested"), &ports);
     let binary = env::current_exe().expect("this test binary");
-    let Some(nested) = in_pid_namespace(&role(&binary, "ask", &[&server.address])) else {
+    let Some(nested) = in_pid_namespace(&command(&[], &binary, "ask", &[&server.address])) else {
         return;
     };
-    let mut nested = Peer::start(nested);
+    let mut nested = Peer::start_command(nested);
     let mut ask = |pid: u32| {
-        nested.say(pid);
+        nested.say(&pid.to_string());
         nested.hear().parse::<u16>().expect("a number")
     };
     // A process here and not there, and one that is both.
@@ -1640,8 +1390,8 @@ fn a_client_in_another_pid_namespace_is_refused() {
     assert_eq!(ask(client.id()), 0);
     assert_eq!(ask(2), 0);
     // The same user, and no namespace: it may.
-    let mut beside = Peer::start(role(&binary, "ask", &[&server.address]));
-    beside.say(client.id());
+    let mut beside = Peer::start_command(command(&[], &binary, "ask", &[&server.address]));
+    beside.say(&client.id().to_string());
     assert_ne!(beside.hear(), "0");
     assert_eq!(with_owner(dir.path(), &ports), 1);
     let log = server.stop();
@@ -1693,7 +1443,7 @@ fn a_server_without_a_proc_of_its_own_refuses_its_clients() {
         "\"$PORTLOCK\" serve --address {address} --ports {} & exec \"$@\"",
         ports.text()
     );
-    let client = role(&binary, "ask-until", &[&address]);
+    let client = command(&[], &binary, "ask-until", &[&address]);
     let mut shell = Command::new("sh");
     shell.args(["-c", &line, "sh"]);
     shell.arg(client.get_program()).args(client.get_args());
@@ -1713,9 +1463,9 @@ fn a_server_without_a_proc_of_its_own_refuses_its_clients() {
         .env("PORTLOCK_DIR", dir.path())
         .env("PORTLOCK", env!("CARGO_BIN_EXE_portlock"));
     foreign.stderr(Stdio::piped());
-    let mut peer = Peer::start(foreign);
-    let log = lines(peer.process.0.stderr.take().expect("piped"));
-    peer.say(2);
+    let mut peer = Peer::start_command(foreign);
+    let log = lines(peer.stderr());
+    peer.say("2");
     assert_eq!(peer.hear(), "0");
     until("the reason is in the log", || {
         let line = log.recv_timeout(LONG).expect("it is not over");
@@ -1745,14 +1495,15 @@ fn portpicker_and_the_library_share_ports_without_a_collision() {
     const PROCESSES: usize = 8;
     const SCRIPT: &str = "
 import portpicker, sys
-print('>ready', flush=True)
+print('@ready', flush=True)
 sys.stdin.readline()
 for _ in range(int(sys.argv[1])):
-    print('>%d' % portpicker.pick_unused_port(), flush=True)
+    print('@%d' % portpicker.pick_unused_port(), flush=True)
 sys.stdin.readline()
 ";
     let Some(python) = python() else { return };
-    let each = rounds(20, 100);
+    // More ports than for 100 there are not.
+    let each = stress(20).min(100);
     let number = 2 * PROCESSES * each;
     // A few more, for none of them is forbidden to the rest of the machine.
     let (dir, ports) = (lock_dir(), Ports::new(number + 32));
@@ -1760,12 +1511,17 @@ sys.stdin.readline()
     let binary = env::current_exe().expect("this test binary");
     let mut peers: Vec<Peer> = Vec::new();
     for _ in 0..PROCESSES {
-        let mut command = Command::new(&python);
-        command.args(["-c", SCRIPT, &each.to_string()]);
-        command.env("PORTSERVER_ADDRESS", &server.address);
-        peers.push(Peer::start(command));
+        let mut script = Command::new(&python);
+        script.args(["-c", SCRIPT, &each.to_string()]);
+        script.env("PORTSERVER_ADDRESS", &server.address);
+        peers.push(Peer::start_command(script));
         let arguments = [text(dir.path()), &ports.text(), &each.to_string()];
-        peers.push(Peer::start(role(&binary, "lease", &arguments)));
+        peers.push(Peer::start_command(command(
+            &[],
+            &binary,
+            "lease",
+            &arguments,
+        )));
     }
     for peer in &peers {
         assert_eq!(peer.hear(), "ready");

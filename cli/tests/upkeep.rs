@@ -1,6 +1,6 @@
 //! The commands that wait, tidy up, and tell what is what.
 
-mod common;
+mod ephemeral;
 
 use std::{
     fs,
@@ -12,12 +12,10 @@ use std::{
 #[cfg(unix)]
 use std::{io::Write, os::unix::process::CommandExt};
 
-use common::{
-    FAILED, NAME, Running, Said, Scene, TIMED_OUT, TRUE, answer, ephemeral, is_wine, set,
-    tells_ephemeral,
-};
+use ephemeral::{ephemeral, tells_ephemeral};
+use portlock_testkit::{FAILED, NAME, Running, Said, Scene, TIMED_OUT, TRUE, answer, is_wine, set};
 #[cfg(unix)]
-use common::{OrdinaryUser, am_root, is_installed, open_to_all};
+use portlock_testkit::{OrdinaryUser, am_root, is_installed, set_mode};
 use serde_json::json;
 
 // ---------------------------------------------------------------------------
@@ -303,7 +301,7 @@ fn the_lease_of_another_user_is_released_by_force() {
         return;
     }
     let (scene, user) = (Scene::new(1), OrdinaryUser::new());
-    open_to_all(scene.dir(), 0o1777);
+    set_mode(scene.dir(), 0o1777);
     let port = scene.pick().to_string();
     let release = user.portlock(&scene, &["release", &port]).code(FAILED);
     release.prints_just("").warns("not this user's");
@@ -596,7 +594,7 @@ fn man_pages_that_cannot_be_written_are_an_error() {
         man.warns(&format!("cannot write man pages to {dir}: "));
     }
     fs::remove_file(path("file")).expect("our own directory");
-    open_to_all(pages.path(), 0o555);
+    set_mode(pages.path(), 0o555);
     let man = user.portlock(&scene, &["man", &path("")]).code(FAILED);
     man.prints_just("").warns("Permission denied");
     assert_eq!(fs::read_dir(pages.path()).expect("ours").count(), 0);

@@ -1,7 +1,5 @@
 //! The command line: help, and what is refused, with which exit status.
 
-mod common;
-
 use std::net::TcpListener;
 #[cfg(unix)]
 use std::{
@@ -11,8 +9,10 @@ use std::{
 };
 
 #[cfg(unix)]
-use common::{BOUND, OrdinaryUser, am_root, low_ports_are_privileged, open_to_all};
-use common::{EXHAUSTED, FAILED, NAME, Running, Said, Scene, TIMED_OUT, TRUE, shell, until, value};
+use portlock_testkit::{BOUND, OrdinaryUser, am_root, low_ports_are_privileged, set_mode};
+use portlock_testkit::{
+    EXHAUSTED, FAILED, NAME, Running, Said, Scene, TIMED_OUT, TRUE, shell, until, value,
+};
 
 /// The commands, as the help lists them.
 fn listed_commands(scene: &Scene) -> Vec<String> {
@@ -413,7 +413,7 @@ fn a_lock_directory_that_is_none_or_cannot_be_trusted_is_refused() {
     let path = |name: &str| scene.dir().join(name);
     let make = |name: &str, mode| {
         fs::create_dir(path(name)).expect("our own directory");
-        open_to_all(&path(name), mode);
+        set_mode(&path(name), mode);
     };
     make("open to all", 0o777);
     make("open to the group", 0o770);
@@ -433,17 +433,21 @@ fn a_lock_directory_that_is_none_or_cannot_be_trusted_is_refused() {
             eprintln!("{name}: {args:?}");
             let mut by_option = scene.program(&args[..1]);
             by_option.arg("--lock-dir").arg(&dir).args(&args[1..]);
-            let refused = common::answer(by_option).code(FAILED).prints_just("");
+            let refused = portlock_testkit::answer(by_option)
+                .code(FAILED)
+                .prints_just("");
             refused.warns(why).warns(dir.to_str().expect("UTF-8"));
             let mut by_variable = scene.program(&args);
             by_variable.env("PORTLOCK_DIR", &dir);
-            common::answer(by_variable).code(FAILED).warns(why);
+            portlock_testkit::answer(by_variable)
+                .code(FAILED)
+                .warns(why);
         }
         // They have nothing to do with it.
         for args in [&["ports"][..], &["completions", "bash"], &["man"]] {
             let mut command = scene.program(args);
             command.env("PORTLOCK_DIR", &dir);
-            common::answer(command).code(0);
+            portlock_testkit::answer(command).code(0);
         }
     }
     assert!(!path("missing").exists());
@@ -483,7 +487,7 @@ fn the_lock_directory_may_be_named_before_the_command_or_behind_it() {
 fn a_lock_directory_that_cannot_be_written_to_is_an_error() {
     let (scene, user) = (Scene::new(1), OrdinaryUser::new());
     user.give(scene.dir());
-    open_to_all(scene.dir(), 0o500);
+    set_mode(scene.dir(), 0o500);
     let port = scene.port().to_string();
     for args in [&["run", TRUE][..], &["pick"]] {
         let refused = user.portlock(&scene, args).code(FAILED);
@@ -498,10 +502,10 @@ fn a_lock_directory_that_cannot_be_written_to_is_an_error() {
     ] {
         user.portlock(&scene, args).code(0);
     }
-    open_to_all(scene.dir(), 0o300);
+    set_mode(scene.dir(), 0o300);
     let list = user.portlock(&scene, &["list"]).code(FAILED);
     list.warns("Permission denied");
-    open_to_all(scene.dir(), 0o700);
+    set_mode(scene.dir(), 0o700);
 }
 
 // By Unix modes and links.
@@ -513,13 +517,13 @@ fn a_lock_directory_of_another_user_is_refused() {
         return;
     }
     let (scene, user) = (Scene::new(1), OrdinaryUser::new());
-    open_to_all(scene.dir(), 0o755);
+    set_mode(scene.dir(), 0o755);
     for args in commands(&scene.port().to_string()) {
         let refused = user.portlock(&scene, &args).code(FAILED);
         refused.prints_just("").warns("portlock: ");
     }
     // Sticky and open to all, it is shared.
-    open_to_all(scene.dir(), 0o1777);
+    set_mode(scene.dir(), 0o1777);
     user.portlock(&scene, &["run", TRUE]).code(0);
     let dir = user.portlock(&scene, &["dir"]).code(0);
     assert!(dir.out().contains("shared"), "{}", dir.out());

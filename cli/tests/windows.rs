@@ -3,8 +3,6 @@
 
 #![cfg(windows)]
 
-mod common;
-
 use std::{
     env,
     fs::OpenOptions,
@@ -12,10 +10,10 @@ use std::{
     process::{Command, Stdio, id},
 };
 
-use common::{
+use portlock::get_port_from_port_server;
+use portlock_testkit::{
     AND, EXHAUSTED, FAILED, Running, Said, Scene, TRUE, WAIT, answer, shell, stress, until, value,
 };
-use portlock::get_port_from_port_server;
 
 /// portlock, running this line of the shell.
 fn run(scene: &Scene, options: &[&str], line: &str) -> Command {

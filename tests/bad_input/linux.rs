@@ -3,16 +3,13 @@
 use std::{env, fs, fs::File, net::IpAddr, os::unix::fs::PermissionsExt, path::PathBuf};
 
 use portlock::{BindFreePort, ErrorKind};
+use portlock_testkit::{
+    Block, Parent, Peer, Role, command, give_to_ordinary_user, have_strace, lock_dir,
+    open_descriptors, set_mode, start_in_namespace, start_unprivileged, text,
+};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
-use crate::{
-    builder,
-    common::{
-        Block, Parent, Peer, Role, assert_error, command, give_to_ordinary_user, have_strace,
-        lock_dir, mode, open_descriptors, start_in_namespace, start_unprivileged, text,
-    },
-};
-
+use crate::{assert_error::assert_error, builder};
 /// What children of these tests do.
 pub(crate) const ROLES: [(&str, Role); 8] = [
     ("fill the file system", fill_the_file_system),
@@ -136,7 +133,7 @@ fn read_only_directory(parent: &Parent) {
 fn a_directory_that_we_may_not_write_to() {
     let (dir, block) = (lock_dir(), Block::new(1));
     give_to_ordinary_user(dir.path());
-    mode(dir.path(), 0o500);
+    set_mode(dir.path(), 0o500);
     let arguments = [text(dir.path()), &block.first().to_string()];
     let peer = start_unprivileged("read-only directory", &arguments);
     peer.finish_well();

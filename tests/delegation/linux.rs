@@ -10,16 +10,12 @@ use std::{
 };
 
 use portlock::LockDir;
-
-use crate::{
-    assert_leased, builder,
-    common::{
-        Block, Cat, LONG, Parent, Peer, Role, am_root, command, have_strace, lock_dir,
-        start_in_namespace, start_unprivileged, text,
-    },
-    forge,
+use portlock_testkit::{
+    Block, LONG, Parent, Peer, Process, Role, am_root, cat, command, forge, have_strace,
+    in_initial_namespace, lock_dir, start_in_namespace, start_unprivileged, text,
 };
 
+use crate::{assert_leased, builder};
 /// What children of these tests do.
 pub(crate) const ROLES: [(&str, Role); 3] = [
     ("delegate within", delegate_within),
@@ -47,7 +43,7 @@ fn a_process_that_cannot_be_seen_counts_as_alive() {
 fn delegate_within(parent: &Parent) {
     let dir: String = parent.argument(0);
     let builder = builder(Path::new(&dir), parent.argument(1));
-    let server = Cat::start();
+    let server = cat();
     let lease = builder.acquire().expect("free");
     lease.delegate_to(server.0.id()).expect("it runs");
     parent.say(server.0.id());
@@ -58,7 +54,7 @@ fn delegate_within(parent: &Parent) {
     parent.say("ended");
     parent.hear();
     drop(builder.acquire().expect("free"));
-    let server = Cat::start();
+    let server = cat();
     let lease = builder.acquire().expect("free");
     lease.delegate_to(server.0.id()).expect("it runs");
     parent.say("again");
@@ -94,18 +90,13 @@ fn a_process_in_a_namespace_below_is_found_by_its_pid_there() {
     while !members(&namespace).is_empty() {
         assert!(Instant::now() < deadline, "the namespace does not end");
     }
-    if !in_first_namespace() {
+    if !in_initial_namespace() {
         assert_leased(&builder);
         let error = locks.release(block.first(), false).expect_err("not seen");
         assert!(error.to_string().contains("cannot be seen"), "{error}");
         locks.release(block.first(), true).expect("by force");
     }
     builder.try_acquire().map(drop).expect("proven to be gone");
-}
-
-/// Whether these tests run in the pid namespace that the system started with.
-fn in_first_namespace() -> bool {
-    fs::read_link("/proc/self/ns/pid").expect("Linux has it") == Path::new("pid:[4026531836]")
 }
 
 /// The directories in /proc of the processes of a pid namespace.
@@ -233,7 +224,7 @@ fn a_lease_lives_as_long_as_its_descriptor() {
     let copy = fd.try_clone().expect("descriptors left");
     let mut command = Command::new("sleep");
     let child = command.arg("1000").stdin(Stdio::from(copy)).spawn();
-    let server = Cat(child.expect("sleep is installed"));
+    let server = Process(child.expect("sleep is installed"));
     drop((command, fd));
     assert_leased(&builder);
     server.end();

@@ -8,10 +8,10 @@ use std::{
 };
 
 use portlock::ErrorKind;
+use portlock_testkit::{Block, Peer};
 use rustix::io::Errno;
 
 use crate::{
-    common::{Block, Peer},
     expected::{Expect::*, expected},
     scenario::{
         OTHER, PORTS,
@@ -20,7 +20,6 @@ use crate::{
     },
     trace::{Call, Object::*, Tracer, calls},
 };
-
 /// So often an interruption comes again: more often than anything is tried again.
 const MANY: usize = 1000;
 

@@ -10,13 +10,16 @@ use std::{
     ops::RangeInclusive,
     os::{fd::AsFd, unix::fs::PermissionsExt},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
     sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant, SystemTime},
 };
 
 use portlock::{Builder, Error, ErrorKind, FreePort, LockDir, PortSet};
+use portlock_testkit::{
+    Block, Parent, Peer, Process, bind_strictly, cat, command, is_permitted, lock_dir,
+    open_descriptors, text, unshare,
+};
 use rustix::{
     fs::{CWD, Mode, mkfifoat},
     process::{PTracer, Pid, WaitId, WaitIdOptions, set_ptracer, umask, waitid},
@@ -26,10 +29,6 @@ use socket2::Socket;
 use tempfile::TempDir;
 
 use Scenario::*;
-
-use crate::common::{
-    Block, Cat, Parent, Peer, am_root, bind_strictly, command, lock_dir, open_descriptors, text,
-};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scenario {
@@ -347,25 +346,11 @@ fn leave(mut fifo: &File) {
 const TMP: &str = "/tmp";
 const NAME: &str = "portlock-0";
 
-/// How a child comes into a mount namespace.
-fn unshare() -> Vec<&'static str> {
-    if am_root() {
-        vec!["unshare", "--mount"]
-    } else {
-        vec!["unshare", "--mount", "--user", "--map-root-user"]
-    }
-}
-
 /// The scenarios that are possible here.
 pub(crate) fn scenarios() -> &'static [Scenario] {
-    let unshare = unshare();
-    let works = Command::new(unshare[0])
-        .args(&unshare[1..])
-        .arg("true")
-        .stderr(Stdio::null())
-        .status();
+    let unshare = unshare("--mount");
     let binary = env::current_exe().expect("this test binary");
-    if works.is_ok_and(|status| status.success()) && !binary.starts_with(TMP) {
+    if is_permitted(&unshare) && !binary.starts_with(TMP) {
         return &SCENARIOS;
     }
     eprintln!("left out: the default directory, for want of a mount namespace");
@@ -385,7 +370,7 @@ pub(crate) struct Stage {
     /// A lease of the test's own.
     pub(crate) other: Option<FreePort>,
     /// The process that a lease is delegated to.
-    target: Option<Cat>,
+    target: Option<Process>,
 }
 
 impl Stage {
@@ -450,7 +435,7 @@ impl Stage {
                 self.blocked = Some(port);
             }
             Dead => {
-                let mut target = Cat::start();
+                let mut target = cat();
                 lease.delegate_to(target.0.id()).expect("it lives");
                 target.0.kill().expect("our own child");
                 // Until it has ended, but without letting it go.
@@ -460,12 +445,12 @@ impl Stage {
                 self.target = Some(target);
             }
             Leases => {
-                let target = Cat::start();
+                let target = cat();
                 lease.delegate_to(target.0.id()).expect("it lives");
                 self.target = Some(target);
                 self.blocked = Some(port);
             }
-            Delegate => self.target = Some(Cat::start()),
+            Delegate => self.target = Some(cat()),
             Clean => {
                 let stray = File::create(self.dir.join(".new.1.1.0")).expect("ours");
                 let long_ago = SystemTime::now() - Duration::from_secs(7200);
@@ -573,7 +558,7 @@ impl Stage {
             self.root.path().display()
         );
         let prefix = match self.scenario {
-            First => [&unshare()[..], &["sh", "-c", &script]].concat(),
+            First => [&unshare("--mount")[..], &["sh", "-c", &script]].concat(),
             _ => Vec::new(),
         };
         let mut command = command(&prefix, &binary, "cycle", &arguments);

@@ -11,11 +11,12 @@ use std::{
     time::Duration,
 };
 
+use portlock_testkit::LONG;
 use rustix::process::{Pid, Signal, kill_process};
 
 use Object::*;
 
-use crate::{common::LONG, scenario::MARKERS};
+use crate::scenario::MARKERS;
 
 /// What a call is made on.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,13 +9,10 @@ use std::{
 };
 
 use portlock::{ErrorKind, FreePort};
+use portlock_testkit::{Block, Peer, lock_dir, text};
 use serial_test::serial;
 
-use crate::{
-    builder,
-    common::{Block, Peer, lock_dir, text},
-};
-
+use crate::builder;
 /// Lets a forked copy go on, also when the test that waits beside it panics.
 struct EndOnDrop(io::PipeWriter);
 

@@ -14,17 +14,14 @@ use std::{
 };
 
 use portlock::{ErrorKind, LockDir, add_reserved_port, pick_unused_port, return_port};
+use portlock_testkit::{Block, LONG, Parent, Peer, command, lock_dir, stress, text};
 use rustix::{
     io::Errno,
     process::{Signal, set_parent_process_death_signal},
 };
 use serial_test::serial;
 
-use crate::{
-    builder,
-    common::{Block, LONG, Parent, Peer, command, lock_dir, stress, text},
-};
-
+use crate::builder;
 /// What a child ends with that has done what it should.
 const WELL: Errno = Errno::HOSTDOWN;
 

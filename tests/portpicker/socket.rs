@@ -9,7 +9,7 @@ use std::{
 
 /// The address of a server, of which `dir` has one.
 pub(crate) fn address_in(dir: &Path) -> String {
-    crate::common::text(&dir.join("socket")).to_owned()
+    portlock_testkit::text(&dir.join("socket")).to_owned()
 }
 
 /// A port server that gives these answers, one connection each, and tells what

@@ -6,9 +6,13 @@ use std::{
     process::{Command, ExitStatus, Stdio},
 };
 
-use super::{STRESS, am_root, lock_dir, stress_factor, text};
+use crate::{
+    am_root, lock_dir,
+    stress::{STRESS, stress_factor},
+    text,
+};
 
-/// What is tested, and how to mount it at `mnt`, from an empty directory on a tmpfs.
+/// What is tested, and how it is mounted at `mnt`, from an empty directory on a tmpfs.
 pub const FILE_SYSTEMS: [(&str, &str); 4] = [
     ("tmpfs", "mount -t tmpfs none mnt"),
     (
@@ -26,7 +30,7 @@ pub const FILE_SYSTEMS: [(&str, &str); 4] = [
 /// FUSE: without `RENAME_NOREPLACE`, and removed files may keep a link.
 pub const BINDFS: (&str, &str) = ("bindfs", "mkdir source && bindfs source mnt");
 
-/// A command that runs a shell script while a file system is mounted at `$TMPDIR`, or `None`
+/// Returns a command that runs a shell script while a file system is mounted at `$TMPDIR`, or `None`
 /// where that cannot be. Daemons that the file system needs end with the script.
 pub fn on_file_system(
     (name, mount): (&str, &str),

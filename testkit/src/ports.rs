@@ -1,0 +1,143 @@
+//! Ports of a test's own.
+//!
+//! They are reserved in steps of [`STEP`] by locking a file for each step, which every test
+//! of this work tree does, in whatever process.
+
+use std::{
+    fs::{self, File},
+    ops::RangeInclusive,
+    path::Path,
+};
+
+use socket2::Type;
+
+use crate::socket::bind;
+
+const STEP: u16 = 128;
+/// Below the ephemeral ports of every system.
+const FROM: u16 = 10_000;
+const TO: u16 = 32_000;
+const TRIES: usize = 10_000;
+
+/// Returns the first port of some step that has `n` ports above it.
+fn some_step(n: u16) -> u16 {
+    // From 10 112 to where the last of them is below 32 000.
+    rand::random_range(FROM.div_ceil(STEP)..=(TO - n) / STEP) * STEP
+}
+
+/// Reserves the step that begins with `first`, unless another test has.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "must not depend on what is tested"
+)]
+fn reserve(first: u16) -> Option<File> {
+    // Not in the target directory or a temporary one: builds into another target directory,
+    // and tests with another TMPDIR, have to meet here too.
+    let work_tree = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
+    let dir = work_tree.expect("a member").join("target/port-blocks");
+    let path = dir.join(first.to_string());
+    let file = fs::create_dir_all(&dir).and_then(|()| File::create(&path));
+    let file = file.unwrap_or_else(|error| panic!("cannot create {}: {error}", path.display()));
+    // A second lock of the same file by this process fails too.
+    file.try_lock().is_ok().then_some(file)
+}
+
+/// Whether strict binds succeed. What a child that another test is just starting has of the
+/// socket must not keep the test from leasing the port; on Windows it has nothing.
+fn is_free(port: u16, types: &[Type]) -> bool {
+    types.iter().all(|&ty| {
+        bind(port, ty).is_ok_and(|socket| cfg!(windows) || socket.set_reuse_address(true).is_ok())
+    })
+}
+
+/// `first-last`.
+pub fn set(ports: RangeInclusive<u16>) -> String {
+    format!("{}-{}", ports.start(), ports.end())
+}
+
+/// A contiguous block of free ports that no other test uses as long as it lives, in this
+/// process or another.
+pub struct Block {
+    /// The ports, in ascending order.
+    pub ports: RangeInclusive<u16>,
+    _reservations: Vec<File>,
+}
+
+impl Block {
+    /// Returns `n` ports, 1024 at most.
+    ///
+    /// Each was free for TCP on every address when the block was taken.
+    pub fn new(n: u16) -> Self {
+        assert!((1..=1024).contains(&n));
+        for _ in 0..TRIES {
+            let first = some_step(n);
+            let ports = first..=first + n - 1;
+            let steps = ports.clone().step_by(STEP.into());
+            let Some(_reservations) = steps.map(reserve).collect() else {
+                continue;
+            };
+            if ports.clone().all(|port| is_free(port, &[Type::STREAM])) {
+                return Self {
+                    ports,
+                    _reservations,
+                };
+            }
+        }
+        panic!("no block of {n} free ports on this machine");
+    }
+
+    /// Returns the first port.
+    pub fn first(&self) -> u16 {
+        *self.ports.start()
+    }
+
+    /// Returns the block as messages name it.
+    pub fn set(&self) -> String {
+        set(self.ports.clone())
+    }
+}
+
+/// Free ports, not all of them contiguous, that no other test uses as long as this lives, in
+/// this process or another.
+pub struct Ports {
+    /// The ports, in no order.
+    pub numbers: Vec<u16>,
+    _reservations: Vec<File>,
+}
+
+impl Ports {
+    /// Returns exactly `n` ports, each of which was free for TCP and UDP on every address.
+    pub fn new(n: usize) -> Self {
+        let (mut numbers, mut reservations) = (Vec::new(), Vec::new());
+        for _ in 0..TRIES {
+            if numbers.len() == n {
+                return Self {
+                    numbers,
+                    _reservations: reservations,
+                };
+            }
+            let first = some_step(STEP);
+            let Some(reservation) = reserve(first) else {
+                continue;
+            };
+            let step = first..first + STEP;
+            let both = [Type::STREAM, Type::DGRAM];
+            if step.clone().all(|port| is_free(port, &both)) {
+                numbers.extend(step.take(n - numbers.len()));
+                reservations.push(reservation);
+            }
+        }
+        panic!("no {n} free ports on this machine");
+    }
+
+    /// Returns them as the program takes them.
+    pub fn text(&self) -> String {
+        let ports = self.numbers.iter().map(|port| format!("{port}-{port}"));
+        ports.collect::<Vec<_>>().join(",")
+    }
+
+    /// Whether `port` is one of them.
+    pub fn contains(&self, port: u16) -> bool {
+        self.numbers.contains(&port)
+    }
+}

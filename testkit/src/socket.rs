@@ -1,0 +1,50 @@
+//! Sockets as servers have them.
+
+use std::{
+    io,
+    net::{Ipv6Addr, SocketAddr},
+};
+#[cfg(unix)]
+use std::{
+    io::Read,
+    net::{Ipv4Addr, TcpListener, TcpStream},
+};
+
+use socket2::{Domain, Socket, Type};
+
+#[cfg(unix)]
+use crate::LONG;
+
+/// Returns a socket bound to `port` on every address, without `SO_REUSEADDR`.
+pub(crate) fn bind(port: u16, ty: Type) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::IPV6, ty, None)?;
+    socket.set_only_v6(false)?;
+    socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into())?;
+    Ok(socket)
+}
+
+/// Returns a TCP socket bound to `port` on every address, without `SO_REUSEADDR`. On Windows
+/// that is not strict, but fails at least if another socket has every address.
+pub fn bind_strictly(port: u16) -> io::Result<Socket> {
+    bind(port, Type::STREAM)
+}
+
+/// Returns the same, and listening.
+pub fn listen_strictly(port: u16) -> io::Result<Socket> {
+    let socket = bind_strictly(port)?;
+    socket.listen(8)?;
+    Ok(socket)
+}
+
+/// Leaves a connection in TIME_WAIT on the port, as a server that closes first does. It binds
+/// as servers do, with `SO_REUSEADDR`.
+#[cfg(unix)]
+#[track_caller]
+pub fn leave_in_time_wait(port: u16) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).expect("it can be bound");
+    let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("it listens");
+    let (accepted, _) = listener.accept().expect("it has connected");
+    drop((accepted, listener));
+    client.set_read_timeout(Some(LONG)).expect("not zero");
+    assert_eq!(client.read(&mut [0]).expect("the end"), 0);
+}

@@ -1,0 +1,22 @@
+//! Waiting with a bound.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+/// Longer than anything takes on a crowded machine. A test that waits so long has failed.
+pub const LONG: Duration = Duration::from_secs(60);
+
+/// Calls `check` until it returns something, and returns that. Panics after [`LONG`].
+#[track_caller]
+pub fn until<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + LONG;
+    loop {
+        if let Some(value) = check() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "{what}: not within {LONG:?}");
+        thread::sleep(Duration::from_millis(2));
+    }
+}

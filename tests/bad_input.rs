@@ -1,7 +1,7 @@
 //! Bad input and a failing system: each gives its own kind of error at once,
 //! names the path or port, and leaves nothing behind.
 
-mod assert_error;
+mod error;
 // Modes, users, mounts, limits, strace.
 #[cfg(target_os = "linux")]
 #[path = "bad_input/linux.rs"]
@@ -9,7 +9,7 @@ mod linux;
 
 use std::{env, fs, fs::File, net::IpAddr, ops::RangeInclusive, path::Path};
 
-use assert_error::assert_error;
+use error::assert_error;
 use portlock::{BindFreePort, Builder, ErrorKind, FreePort};
 use portlock_testkit::{
     Block, NOT_FOUND, Parent, Peer, Role, bind_strictly, command, lock_dir, run_child, text,

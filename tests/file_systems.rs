@@ -7,7 +7,7 @@
 
 #![cfg(target_os = "linux")]
 
-mod assert_error;
+mod error;
 
 use std::{
     env, fs,
@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use assert_error::assert_error;
+use error::assert_error;
 use portlock::{ErrorKind, FreePort, LeaseState, LockDir};
 use portlock_testkit::{
     BINDFS, Block, Parent, Peer, command, have_strace, lock_dir, on_file_system, run_child,

@@ -11,7 +11,7 @@
     reason = "tests need a newer Rust than the library"
 )]
 
-mod assert_error;
+mod error;
 
 use std::{
     collections::BTreeMap,
@@ -29,7 +29,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use assert_error::assert_error;
+use error::assert_error;
 use portlock::{Builder, ErrorKind, FreePort, LockDir};
 use portlock_testkit::{
     Block, LONG, NOBODY, Oracle, Parent, Peer, am_root, bind_strictly, lock_dir, run_child,

@@ -1,14 +1,14 @@
 //! Waiting for a server: on either loopback address, at any address of a name, and through
 //! errors that pass.
 
-mod assert_error;
+mod error;
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     time::Duration,
 };
 
-use assert_error::assert_error;
+use error::assert_error;
 use portlock::{ErrorKind, FreePort, wait_until_listening};
 use portlock_testkit::{Block, LONG, Parent, lock_dir, run_child};
 #[cfg(target_os = "linux")]

@@ -1,13 +1,13 @@
 //! Several ports at once, all or none; and the same port for the same name.
 
-mod assert_error;
+mod error;
 
 use std::{
     collections::HashSet,
     time::{Duration, Instant},
 };
 
-use assert_error::assert_error;
+use error::assert_error;
 use portlock::{Builder, ErrorKind, FreePort, PortSet};
 use portlock_testkit::{
     Block, LONG, Parent, Peer, bind_strictly, lock_dir, run_child, stress, text,

@@ -10,15 +10,10 @@ use std::{
 
 use portlock_testkit::{Scene, am_root, is_installed, portlock};
 
-/// The page, or `None` in the published package, which does not have it.
-fn page() -> Option<String> {
+/// The page.
+fn page() -> String {
     let cli = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let page = cli.with_file_name("docs").join("containers.md");
-    if !page.is_file() {
-        eprintln!("left out: {} is not there", page.display());
-        return None;
-    }
-    Some(fs::read_to_string(page).expect("UTF-8"))
+    fs::read_to_string(cli.with_file_name("docs").join("containers.md")).expect("the page")
 }
 
 /// The blocks of commands with their output.
@@ -78,7 +73,7 @@ fn can_run(session: &str) -> bool {
 
 #[test]
 fn each_command_of_the_guide_prints_what_it_shows() {
-    let Some(page) = page() else { return };
+    let page = page();
     // Root of a container has only some users.
     let users = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     if !am_root() || !users.contains("4294967295") {
@@ -120,7 +115,7 @@ fn each_command_of_the_guide_prints_what_it_shows() {
 /// The init container of the page's pod, run as Kubernetes would run it.
 #[test]
 fn the_pod_of_the_guide_creates_the_directory_that_it_names() {
-    let Some(page) = page() else { return };
+    let page = page();
     let value = |key: &str| {
         let (_, rest) = page.split_once(key).expect("on the page");
         rest.split(['}', '\n']).next().expect("one part").trim()

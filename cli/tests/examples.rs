@@ -13,15 +13,10 @@ use std::{
 use portlock_testkit::{Running, Said, Scene, answer, is_ignored, is_installed};
 use rustix::process::Signal;
 
-/// Where the scripts are, or `None` in the published package, which has none.
-fn scripts() -> Option<PathBuf> {
+/// Where the scripts are.
+fn scripts() -> PathBuf {
     let cli = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let scripts = cli.with_file_name("examples").join("shell");
-    if !scripts.is_dir() {
-        eprintln!("left out: {} is not there", scripts.display());
-        return None;
-    }
-    Some(scripts)
+    cli.with_file_name("examples").join("shell")
 }
 
 /// A script that has `files` for its files, temporary or not.
@@ -45,7 +40,7 @@ fn assert_nothing_is_left(scene: &Scene, files: &Path) {
 
 #[test]
 fn each_script_does_what_it_says() {
-    let Some(scripts) = scripts() else { return };
+    let scripts = scripts();
     for (name, server, says) in [
         ("run.sh", "redis-server", "it says hello\n"),
         (
@@ -73,7 +68,7 @@ fn each_script_does_what_it_says() {
 
 #[test]
 fn a_script_that_is_interrupted_takes_its_server_with_it() {
-    let Some(scripts) = scripts() else { return };
+    let scripts = scripts();
     if !is_installed("python3") {
         return;
     }

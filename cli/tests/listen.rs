@@ -11,7 +11,7 @@ use std::{
 };
 
 use listenfd::ListenFd;
-use portlock_testkit::{LONG, Running, Said, Scene, answer, is_installed, until};
+use portlock_testkit::{LONG, Peer, Running, Said, Scene, answer, is_installed, until};
 use rustix::process::Signal;
 
 const ACTIVATED: &str = "PORTLOCK_TEST_ACTIVATED";
@@ -49,7 +49,7 @@ fn activated() {
 }
 
 /// This test binary as the activated program, and with which options.
-fn activate(scene: &Scene, options: &[&str]) -> Activated {
+fn activate(scene: &Scene, options: &[&str]) -> Peer {
     let own = env::current_exe().expect("this test binary");
     let mut run = scene.program(["run", "--listen"]);
     run.args(options)
@@ -57,20 +57,7 @@ fn activate(scene: &Scene, options: &[&str]) -> Activated {
         .arg(own)
         .args(["activated", "--exact", "--nocapture", "--test-threads=1"])
         .env(ACTIVATED, "1");
-    Activated(Running::start(run))
-}
-
-struct Activated(Running);
-
-impl Activated {
-    /// What it says next, among what the test harness says.
-    fn hear(&self) -> String {
-        loop {
-            if let Some((_, said)) = self.0.hear().split_once('@') {
-                return said.to_owned();
-            }
-        }
-    }
+    Peer::start_command(run)
 }
 
 /// What a server at this port says, to its end.
@@ -102,7 +89,7 @@ fn one_listener_is_passed_on() {
         assert_eq!(activated.hear(), "done");
         // The listeners are closed, and the lease goes on.
         scene.assert_leased(port);
-        assert!(activated.0.finish().success());
+        assert!(activated.finish().success());
         scene.assert_no_lease();
         // It has closed the connection itself, and so has the TIME_WAIT.
         let run = ["run", "--timeout=0", "--reuse-address", "true"];
@@ -128,7 +115,7 @@ fn several_listeners_are_passed_on_with_their_names() {
         for lease in &leases {
             assert_eq!(
                 (lease["bound"].as_bool(), lease["pid"].as_u64()),
-                (Some(true), Some(activated.0.id().into()))
+                (Some(true), Some(activated.id().into()))
             );
         }
         // Which of them has which port, nobody knows but the program; whoever
@@ -156,7 +143,7 @@ fn several_listeners_are_passed_on_with_their_names() {
         for port in scene.ports() {
             scene.assert_leased(port);
         }
-        assert!(activated.0.finish().success());
+        assert!(activated.finish().success());
         scene.assert_no_lease();
     }
 }

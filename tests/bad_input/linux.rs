@@ -9,7 +9,8 @@ use portlock_testkit::{
 };
 use rustix::process::{Resource, getrlimit, setrlimit};
 
-use crate::{assert_error::assert_error, builder};
+use crate::{builder, error::assert_error};
+
 /// What children of these tests do.
 pub(crate) const ROLES: [(&str, Role); 8] = [
     ("fill the file system", fill_the_file_system),

@@ -16,6 +16,7 @@ use portlock_testkit::{
 };
 
 use crate::{assert_leased, builder};
+
 /// What children of these tests do.
 pub(crate) const ROLES: [(&str, Role); 3] = [
     ("delegate within", delegate_within),

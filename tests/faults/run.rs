@@ -20,6 +20,7 @@ use crate::{
     },
     trace::{Call, Object::*, Tracer, calls},
 };
+
 /// So often an interruption comes again: more often than anything is tried again.
 const MANY: usize = 1000;
 

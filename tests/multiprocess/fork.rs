@@ -13,6 +13,7 @@ use portlock_testkit::{Block, Peer, lock_dir, text};
 use serial_test::serial;
 
 use crate::builder;
+
 /// Lets a forked copy go on, also when the test that waits beside it panics.
 struct EndOnDrop(io::PipeWriter);
 

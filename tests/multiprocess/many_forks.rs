@@ -22,6 +22,7 @@ use rustix::{
 use serial_test::serial;
 
 use crate::builder;
+
 /// What a child ends with that has done what it should.
 const WELL: Errno = Errno::HOSTDOWN;
 

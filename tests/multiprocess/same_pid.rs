@@ -12,6 +12,7 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 use serial_test::serial;
 
 use crate::builder;
+
 /// The first process of a pid namespace leases a port, and forks the first one of another namespace,
 /// which drops its copy of the lease. Arguments: lock directory and port.
 pub(crate) fn copy(parent: &Parent) {

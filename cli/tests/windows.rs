@@ -7,6 +7,7 @@ use std::{
     env,
     fs::OpenOptions,
     io::{self, Read, Write},
+    path::PathBuf,
     process::{Command, Stdio, id},
 };
 
@@ -153,32 +154,51 @@ fn with_portlock_the_command_is_killed_and_all_that_it_has_started() {
     }
 }
 
-const STARTER: &str = "PORTLOCK_TEST_STARTER";
+const ROLE: &str = "PORTLOCK_TEST_ROLE";
 
-/// A command that starts another one and ends: this test binary, running this test.
+/// A command that starts another one and ends: this test binary, running this test. So is the
+/// other one.
 #[test]
 fn starter() {
-    if env::var_os(STARTER).is_some() {
-        let [shell, option, line] = shell("echo started& set /p line=& echo over");
-        let started = Command::new(shell).args([option, line]).spawn();
-        drop(started.expect("every system has it"));
+    match env::var(ROLE).as_deref() {
+        Ok("starter") => {
+            let started = as_role(Command::new(own()), "started").spawn();
+            drop(started.expect("this test binary"));
+        }
+        Ok("started") => {
+            // On lines of their own, behind what the test harness has begun to print.
+            println!("\nstarted");
+            let mut line = String::new();
+            let read = io::stdin().read_line(&mut line);
+            println!("\nread {read:?} {line:?}");
+        }
+        _ => {}
     }
+}
+
+fn own() -> PathBuf {
+    env::current_exe().expect("this test binary")
+}
+
+/// Has `command`, which is followed by a program's arguments, run [`starter`] in this role.
+fn as_role(mut command: Command, role: &str) -> Command {
+    command
+        .args(["starter", "--exact", "--nocapture", "--test-threads=1"])
+        .env(ROLE, role);
+    command
 }
 
 #[test]
 fn what_the_command_leaves_running_goes_on() {
     let scene = Scene::new(1);
-    let own = env::current_exe().expect("this test binary");
     let mut run = scene.program(["run", "--"]);
-    run.arg(own)
-        .args(["starter", "--exact", "--nocapture", "--test-threads=1"])
-        .env(STARTER, "1");
-    let mut portlock = Running::start(run);
+    run.arg(own());
+    let mut portlock = Running::start(as_role(run, "starter"));
     while portlock.hear() != "started" {}
     assert!(portlock.wait().success());
     scene.assert_leasable(scene.port());
     portlock.say("a line");
-    while portlock.hear() != "over" {}
+    while portlock.hear() != "read Ok(7) \"a line\\n\"" {}
 }
 
 #[test]

@@ -21,7 +21,8 @@ use socket2::{Domain, Socket, Type};
 use crate::{
     error::{Error, ErrorKind, Result},
     ports::{Order, PortSet},
-    search::{Miss, TimeWait, search},
+    search::{TimeWait, search},
+    unavailable::{Attempt, Failure, Unavailable},
 };
 
 #[cfg(target_os = "linux")]
@@ -98,12 +99,14 @@ impl BindFreePort {
             };
             Probe::bind(port, &endpoints, bind)
         };
-        search(&ports, order, endpoints.time_wait(), bind)?
-            .map(|probe| Self { probe })
-            .map_err(|exhausted| {
+        match search(&ports, order, endpoints.time_wait(), bind) {
+            Ok(probe) => Ok(Self { probe }),
+            Err(Failure::Unavailable(exhausted)) => {
                 let headline = format!("no free port in {}", ports.brief());
-                exhausted.into_error(headline, &[])
-            })
+                Err(exhausted.into_error(headline, &[]))
+            }
+            Err(Failure::Error(error)) => Err(error),
+        }
     }
 
     /// The port that is bound.
@@ -120,13 +123,13 @@ impl BindFreePort {
     /// before closing; the port is freed all the same. Dropping does the same
     /// and ignores it.
     pub fn release(self) -> Result<()> {
-        self.probe.neutralise()
+        self.probe.neutralize()
     }
 }
 
 impl Drop for BindFreePort {
     fn drop(&mut self) {
-        let _ = self.probe.neutralise();
+        let _ = self.probe.neutralize();
     }
 }
 
@@ -241,12 +244,15 @@ impl Endpoints {
 #[derive(Debug)]
 pub(crate) struct Probe {
     port: u16,
-    /// Apart from the rest, so that the usual single one takes no allocation.
+    /// Separate from the rest, so that the usual single one takes no allocation.
     /// `None` only while it is being made.
     first: Option<Socket>,
     /// Of further hosts and protocols.
     others: Vec<Socket>,
 }
+
+const ANY: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+const ANY_V4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 /// Ports below this need a privilege by default (ip(7)).
 const PRIVILEGED: u16 = 1024;
@@ -258,33 +264,27 @@ const BACKLOG: i32 = 4096;
 impl Probe {
     /// Binds `port` strictly on each of the endpoints.
     ///
-    /// A host of a family that this system lacks does not count, unless none
-    /// is left: nobody can occupy the port there.
-    pub(crate) fn bind(
-        port: u16,
-        endpoints: &Endpoints,
-        how: Bind<'_>,
-    ) -> Result<Result<Self, Miss>> {
-        const ANY: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
-        const ANY_V4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-        let bind = |hosts: &[IpAddr]| Self::bind_hosts(port, hosts, endpoints, how);
+    /// A host of a family that this system lacks does not count, unless none is left: no program
+    /// can occupy the port there.
+    pub(crate) fn bind(port: u16, endpoints: &Endpoints, how: Bind<'_>) -> Attempt<Self> {
+        let types = endpoints.protocol.socket_types();
+        let bind = |hosts: &[IpAddr]| Self::bind_hosts(port, hosts, types, how);
         let outcome = match endpoints.hosts() {
-            [] => bind(&[ANY]).or_else(|failure| match failure {
-                Failure::AbsentFamily(_) => bind(&[ANY_V4]),
-                Failure::Other(_) => Err(failure),
-            }),
+            [] => match bind(&[ANY]) {
+                Err(Failure::Error(error)) if error.is_of_absent_family() => bind(&[ANY_V4]),
+                outcome => outcome,
+            },
             hosts => bind(hosts),
         };
-        outcome.map_err(|(Failure::AbsentFamily(error) | Failure::Other(error))| error)
+        outcome.map_err(|failure| failure.map_error(BindError::into))
     }
 
     fn bind_hosts(
         port: u16,
         hosts: &[IpAddr],
-        endpoints: &Endpoints,
+        types: &[Type],
         how: Bind<'_>,
-    ) -> Result<Result<Self, Miss>, Failure> {
-        let types = endpoints.protocol.socket_types();
+    ) -> Attempt<Self, Unavailable, BindError> {
         let mut probe = Self {
             port,
             first: None,
@@ -293,19 +293,24 @@ impl Probe {
         let mut absent = None;
         for &host in hosts {
             for &ty in types {
-                let fail = |error| cannot_bind(SocketAddr::new(host, port), ty, error);
-                match bind_strictly(host, port, ty, how) {
-                    Ok(Ok(socket)) if probe.first.is_none() => probe.first = Some(socket),
-                    Ok(Ok(socket)) => probe.others.push(socket),
-                    Ok(Err(miss)) => return Ok(Err(miss)),
-                    Err(error) if is_absent_family(host, &error) => absent = Some(fail(error)),
-                    Err(error) => return Err(Failure::Other(fail(error))),
+                let fail = |cause| BindError {
+                    address: SocketAddr::new(host, port),
+                    ty,
+                    cause,
+                };
+                match bind_address(host, port, ty, how).map_err(|failure| failure.map_error(fail)) {
+                    Ok(socket) if probe.first.is_none() => probe.first = Some(socket),
+                    Ok(socket) => probe.others.push(socket),
+                    Err(Failure::Error(error)) if error.is_of_absent_family() => {
+                        absent = Some(error);
+                    }
+                    Err(failure) => return Err(failure),
                 }
             }
         }
         match absent {
-            Some(error) if probe.first.is_none() => Err(Failure::AbsentFamily(error)),
-            _ => Ok(Ok(probe)),
+            Some(error) if probe.first.is_none() => Err(Failure::Error(error)),
+            _ => Ok(probe),
         }
     }
 
@@ -314,13 +319,10 @@ impl Probe {
     ///
     /// Where the system's table of sockets has none with this port, a TCP socket is bound with
     /// `SO_REUSEADDR` from the start. So it keeps away no server that sets that option, nor a caller
-    /// that leases the port at this moment, which tries again. Only a socket that somebody has bound
-    /// with that option, and that does not listen, is then not seen. UDP sockets are all in the table.
-    pub(crate) fn peek(
-        port: u16,
-        endpoints: &Endpoints,
-        how: Bind<'_>,
-    ) -> Result<Result<(), Miss>> {
+    /// that leases the port at this moment, which tries again. Only a socket that another program has
+    /// bound with that option, and that does not listen, is then not seen. UDP sockets are all in the
+    /// table.
+    pub(crate) fn check_unlocked(port: u16, endpoints: &Endpoints, how: Bind<'_>) -> Attempt<()> {
         for &ty in endpoints.protocol.socket_types() {
             let is_in_use = probe::is_in_table(port, ty)
                 .map_err(|error| fail("read the table of sockets for", port, error))?;
@@ -337,17 +339,14 @@ impl Probe {
                 Some(false) => Bind::Shared,
                 _ => how,
             };
-            match Self::bind(port, &of_this_type, how)? {
-                Ok(probe) => probe.close()?,
-                Err(miss) => return Ok(Err(miss)),
-            }
+            Self::bind(port, &of_this_type, how)?.close()?;
         }
-        Ok(Ok(()))
+        Ok(())
     }
 
     /// Frees the port and leaves nothing in the way of the server to come.
     pub(crate) fn close(self) -> Result<()> {
-        self.neutralise()
+        self.neutralize()
     }
 
     /// Keeps the port bound, but out of the way of a server that sets
@@ -368,7 +367,7 @@ impl Probe {
                            its port all the same (hold_socket works for TCP alone)";
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
-        self.neutralise()?;
+        self.neutralize()?;
         Ok(self)
     }
 
@@ -377,35 +376,35 @@ impl Probe {
     /// A child that another thread is just starting has a duplicate of every
     /// descriptor until it executes its program, so the port can stay bound
     /// for a moment after we close it. With `SO_REUSEADDR` set *after* the
-    /// strict bind, that leftover does not refuse a server that sets the option
+    /// strict bind, that duplicate does not refuse a server that sets the option
     /// too, as most do on Unix: Linux compares both sockets as they are at the
     /// time of the later bind (`inet_csk_bind_conflict`).
-    fn neutralise(&self) -> Result<()> {
+    fn neutralize(&self) -> Result<()> {
         for socket in self.first.iter().chain(&self.others) {
-            probe::neutralise(socket)
+            probe::neutralize(socket)
                 .map_err(|error| fail("set SO_REUSEADDR on the probe of", self.port, error))?;
         }
         Ok(())
     }
 
-    /// Turns the probe into a listener on the port that it has bound all the
-    /// while, or misses if another program has come to listen there.
+    /// Turns the probe into a listener on the port that it has bound all the while, unless
+    /// another program has come to listen there.
     ///
     /// A probe of several sockets becomes the listener of its first host.
-    pub(crate) fn listen(self) -> Result<Result<TcpListener, Miss>> {
+    pub(crate) fn listen(self) -> Attempt<TcpListener> {
         // Accepted connections inherit the option. Without it, what remains of
         // them in TIME_WAIT would keep the next server of this port from
         // binding for a minute, even one that sets it.
-        self.neutralise()?;
+        self.neutralize()?;
         let Some(socket) = self.first else {
-            return Ok(Err(Miss::Bound));
+            return Err(Unavailable::Bound.into());
         };
         match socket.listen(BACKLOG) {
-            Ok(()) => Ok(Ok(socket.into())),
+            Ok(()) => Ok(socket.into()),
             // Since the option was set, a program outside the lease that sets
             // it too could have bound and listened first.
-            Err(error) if probe::is_in_use(&error) => Ok(Err(Miss::Bound)),
-            Err(error) => Err(fail("listen on", self.port, error)),
+            Err(error) if probe::is_in_use(&error) => Err(Unavailable::Bound.into()),
+            Err(error) => Err(fail("listen on", self.port, error).into()),
         }
     }
 }
@@ -432,40 +431,51 @@ fn distinct(hosts: &[IpAddr]) -> Vec<IpAddr> {
     hosts
 }
 
-enum Failure {
-    /// This system has none of the address families that were asked for.
-    AbsentFamily(Error),
-    Other(Error),
+/// Why a socket could not be bound, for another reason than that the port is unavailable.
+struct BindError {
+    address: SocketAddr,
+    ty: Type,
+    cause: io::Error,
 }
 
-/// A bind of one address, in that way.
+impl BindError {
+    fn is_of_absent_family(&self) -> bool {
+        is_absent_family(self.address.ip(), &self.cause)
+    }
+}
+
+impl From<BindError> for Error {
+    fn from(error: BindError) -> Self {
+        cannot_bind(error.address, error.ty, error.cause)
+    }
+}
+
+/// Binds one address, and checks the others that matter to a server there.
 #[inline]
-fn bind_strictly(
+fn bind_address(
     host: IpAddr,
     port: u16,
     ty: Type,
     how: Bind<'_>,
-) -> io::Result<Result<Socket, Miss>> {
+) -> Attempt<Socket, Unavailable, io::Error> {
     let how = match how {
         // UDP has no TIME_WAIT: there the option would only hide other sockets.
         _ if ty != Type::STREAM => Bind::Strict,
         Bind::StrictOrClosing(_) => probe::WITH_CLOSING.unwrap_or(how),
         how => how,
     };
-    match probe::look_around(host, port, ty, how)? {
-        Some(miss) => Ok(Err(miss)),
-        None => bind_one(host, port, ty, how),
-    }
+    probe::check_other_addresses(host, port, ty, how)?;
+    bind_one(host, port, ty, how)
 }
 
-/// The bind alone, without a look at other addresses.
+/// Binds one address, and checks no others.
 #[inline]
 pub(crate) fn bind_one(
     host: IpAddr,
     port: u16,
     ty: Type,
     how: Bind<'_>,
-) -> io::Result<Result<Socket, Miss>> {
+) -> Attempt<Socket, Unavailable, io::Error> {
     let address = SocketAddr::new(host, port);
     let socket = Socket::new(Domain::for_address(address), ty, None)?;
     if address.is_ipv6() {
@@ -478,21 +488,21 @@ pub(crate) fn bind_one(
     }
     probe::make_strict(&socket)?;
     match socket.bind(&address.into()) {
-        Ok(()) => Ok(Ok(socket)),
-        Err(error) if probe::is_not_permitted(&error) => Ok(Err(Miss::NotPermitted)),
-        Err(error) if probe::is_in_use(&error) && is_shared => Ok(Err(Miss::Bound)),
+        Ok(()) => Ok(socket),
+        Err(error) if probe::is_not_permitted(&error) => Err(Unavailable::NotPermitted.into()),
+        Err(error) if probe::is_in_use(&error) && is_shared => Err(Unavailable::Bound.into()),
         Err(error) if probe::is_in_use(&error) => {
-            match (probe::what_is_there(&socket, address)?, how) {
+            match (probe::occupant(&socket, address)?, how) {
                 // Bound with `SO_REUSEADDR` now.
-                (Miss::Leftover, Bind::StrictOrClosing(closing))
+                (Unavailable::Lingering, Bind::StrictOrClosing(closing))
                     if closing.is_all_there_is(host, port)? =>
                 {
-                    Ok(Ok(socket))
+                    Ok(socket)
                 }
-                (miss, _) => Ok(Err(miss)),
+                (why, _) => Err(why.into()),
             }
         }
-        Err(error) => Err(error),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -511,7 +521,7 @@ pub(crate) fn is_absent_family(host: IpAddr, error: &io::Error) -> bool {
 #[cold]
 fn cannot_bind(address: SocketAddr, ty: Type, cause: io::Error) -> Error {
     let name = if ty == Type::DGRAM { "UDP" } else { "TCP" };
-    // A refusal of bind(2) is a miss. This one is of socket(2), by a policy such as those of
+    // A refusal of bind(2) makes the port unavailable. This one is of socket(2), by a policy such as those of
     // seccomp, AppArmor and SELinux.
     let message = match (cause.kind(), address.is_ipv6()) {
         (io::ErrorKind::PermissionDenied, true) => format!(

@@ -14,6 +14,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
     freeport::FreePort,
     lock_dir,
+    pass::Request,
     ports::PortSet,
     process,
     search::TimeWait,
@@ -344,7 +345,7 @@ impl Builder {
     pub fn check(&self) -> Result<()> {
         let mut acquisition = self.begin()?;
         acquisition.timeout = Duration::ZERO;
-        acquisition.creates_dir = false;
+        acquisition.request.creates_dir = false;
         acquisition.none()
     }
 
@@ -368,7 +369,7 @@ impl Builder {
     /// ```
     pub fn wait_until_free(&self) -> Result<()> {
         let mut acquisition = self.begin()?;
-        acquisition.creates_dir = false;
+        acquisition.request.creates_dir = false;
         acquisition.none()
     }
 
@@ -391,9 +392,9 @@ impl Builder {
     /// ```
     pub fn acquire_for(&self, pid: u32) -> Result<u16> {
         let mut acquisition = self.begin()?;
-        acquisition.hold_socket = false;
+        acquisition.request.hold_socket = false;
         process::check(pid)?;
-        acquisition.delegate_to = Some(pid);
+        acquisition.request.delegate_to = Some(pid);
         acquisition.one_delegated()
     }
 
@@ -569,15 +570,17 @@ impl Builder {
             return Err(Error::new(ErrorKind::InvalidPorts, message));
         }
         Ok(Acquisition {
-            ports,
-            lock_dir: self.lock_dir.as_deref(),
-            endpoints: &self.endpoints,
-            label: self.label.as_deref(),
-            prefer: self.prefer.as_deref(),
-            hold_socket: self.hold_socket,
+            request: Request {
+                ports,
+                lock_dir: self.lock_dir.as_deref(),
+                endpoints: &self.endpoints,
+                label: self.label.as_deref(),
+                prefer: self.prefer.as_deref(),
+                hold_socket: self.hold_socket,
+                delegate_to: None,
+                creates_dir: true,
+            },
             timeout: self.timeout,
-            delegate_to: None,
-            creates_dir: true,
         })
     }
 }

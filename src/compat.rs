@@ -137,8 +137,8 @@ pub fn find_unused_port(domain: Domain, ty: Type) -> Result<u16> {
     let socket = Socket::new(domain, ty, None).map_err(fail("make"))?;
     let port = bind_port(&socket, host)?;
     // What a child that is just starting has of it must not be in the way of
-    // the server to come; see `Probe::neutralise`.
-    probe::neutralise(&socket).map_err(fail("set SO_REUSEADDR on"))?;
+    // the server to come; see `Probe::neutralize`.
+    probe::neutralize(&socket).map_err(fail("set SO_REUSEADDR on"))?;
     Ok(port)
 }
 

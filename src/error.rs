@@ -64,7 +64,7 @@ pub struct Exhaustion {
     /// Bound by programs outside any lease.
     pub bound: u32,
     /// In TIME_WAIT, or bound with `SO_REUSEADDR` and not listening.
-    pub leftover: u32,
+    pub lingering: u32,
     /// Not permitted to this process.
     pub not_permitted: u32,
     /// Free, but not enough of them.

@@ -8,11 +8,13 @@ use std::{
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    lock::{self, PortLock, Try, lock_file},
+    lock::{self, Access, PortLock, lock_file},
     lock_dir::{LockDir, OpenDir},
     mark,
     owner::{self, Kind, Owner},
-    process, registry, waiting,
+    process, registry,
+    unavailable::Failure,
+    waiting,
 };
 
 #[cfg(target_os = "linux")]
@@ -194,7 +196,11 @@ impl OpenDir {
         } else {
             match listed.has(self, port, owner.as_ref()) {
                 Some(held) => held,
-                None => matches!(PortLock::try_existing(self, port)?, Try::Held),
+                None => match PortLock::try_existing(self, port, Access::Lock) {
+                    Ok(_) => false,
+                    Err(Failure::Unavailable(_)) => true,
+                    Err(Failure::Error(error)) => return Err(error),
+                },
             }
         };
         let inherited = match &owner {
@@ -370,10 +376,11 @@ impl LockDir {
         };
         let mut retries = 0;
         let lock = loop {
-            match PortLock::try_existing_to_write(dir, port)? {
-                Try::Locked(lock) => break lock,
-                Try::Missing => return refuse("it is not leased".into()),
-                Try::Held => {}
+            match PortLock::try_existing(dir, port, Access::Write) {
+                Ok(Some(lock)) => break lock,
+                Ok(None) => return refuse("it is not leased".into()),
+                Err(Failure::Unavailable(_)) => {}
+                Err(Failure::Error(error)) => return Err(error),
             }
             let owner = lock::recorded_owner(dir, port)?;
             let is_delegated = |owner: &Owner| owner.kind == Kind::Delegated;
@@ -435,18 +442,18 @@ impl LockDir {
             return Ok(cleaned);
         };
         for port in dir.ports()? {
-            let lock = match PortLock::try_existing(dir, port) {
-                Ok(Try::Locked(lock)) => lock,
-                Ok(_) => {
+            let lock = match PortLock::try_existing(dir, port, Access::Lock) {
+                Ok(Some(lock)) => lock,
+                Ok(None) | Err(Failure::Unavailable(_)) => {
                     cleaned.kept += 1;
                     continue;
                 }
                 // Another user has closed it to others.
-                Err(error) if error.is_denied() => {
+                Err(Failure::Error(error)) if error.is_denied() => {
                     cleaned.kept += 1;
                     continue;
                 }
-                Err(error) => return Err(error),
+                Err(Failure::Error(error)) => return Err(error),
             };
             // Without a lock a held lease has ended. Of the others, only what is proven to have
             // ended is removed.

@@ -330,6 +330,7 @@ mod lock;
 mod lock_dir;
 mod mark;
 mod owner;
+mod pass;
 mod per_process;
 mod ports;
 mod portserver;
@@ -339,6 +340,7 @@ mod registry;
 mod retry;
 mod search;
 mod system_ports;
+mod unavailable;
 #[cfg(not(any(target_os = "linux", target_os = "macos", windows)))]
 mod unsupported;
 mod waiting;

@@ -7,8 +7,8 @@
 //!
 //! Files are not removed when a lease ends. Where somebody else removes or
 //! replaces one, a lock could be taken on a file that later callers can no
-//! longer find; so once it is locked, it is looked at again, and if need be let go of and
-//! opened anew. How, and where the owner record stands, depends on the system: see
+//! longer find; so after locking the file we check it again and, if it was replaced, release it
+//! and retry. How, and where the owner record stands, depends on the system: see
 //! `lock/unix.rs` and `lock/windows.rs`.
 
 use std::{fs::File, io, path::PathBuf};
@@ -23,6 +23,7 @@ use crate::{
     process::Evidence,
     registry::Claim,
     retry::retry,
+    unavailable::{Attempt, Failure, Unavailable},
 };
 
 #[cfg(unix)]
@@ -35,57 +36,38 @@ pub(crate) use unix as lock_file;
 #[cfg(windows)]
 pub(crate) use windows as lock_file;
 
-/// How often one acquisition opens the file again because it was removed or
-/// replaced in between, and how often a call interrupted by a signal is made
-/// again. Far beyond what happens; only a bound.
-const TRIES: usize = 100;
+/// Largest number of times that one acquisition opens the file again because it was removed or
+/// replaced in between, and that a call interrupted by a signal is repeated. Far beyond what
+/// happens; only a bound.
+const MAX_TRIES: usize = 100;
 
 /// For what a lock file is opened.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Access {
     /// To read who has the port, without a lock.
     ReadRecord,
-    /// To lock it, and so that its closing wakes nobody.
-    Look,
+    /// To lock it, and so that its closing wakes no waiter.
+    Lock,
+    /// To lock it and write to it.
     Write,
 }
 
-/// What came of opening a lock file.
+/// Whether a lock file, now that it is locked, is the one that other callers lock.
 #[derive(Debug)]
-pub(crate) enum Opened {
-    File(File),
-    Missing,
-    /// Somebody is just removing it.
-    #[allow(dead_code, reason = "only on Windows this is seen")]
-    Held,
-}
-
-/// What came of making a lock file.
-#[derive(Debug)]
-pub(crate) enum Made {
-    File(File),
-    /// Somebody else was faster.
-    Exists,
-    /// The directory was removed.
-    NoDirectory,
-}
-
-/// What a lock file turned out to be once it was locked.
-#[derive(Debug)]
-pub(crate) enum Inspected {
-    /// What others find too, with a record so long.
-    AtItsPath { record: usize },
+pub(crate) enum FileStatus {
+    /// It is, and has a record of this length.
+    Current { record_len: usize },
     /// It was removed or replaced.
     #[allow(dead_code, reason = "on Windows it cannot be")]
-    Elsewhere,
-    /// No file that may be written to.
+    Replaced,
+    /// It is no file that may be written to.
     Refused(&'static str),
 }
 
 /// A held lock on one port's file. Dropping it ends the lock.
 #[derive(Debug)]
 pub(crate) struct PortLock {
-    // Dropped in this order, once the lock has ended: who is woken by the closing of
+    // Dropped in this order, once the lock has ended: a waiter that is woken by the closing of
     // the file must be able to claim the port.
     claim: Option<Claim>,
     file: File,
@@ -99,51 +81,32 @@ pub(crate) struct PortLock {
     is_long: bool,
 }
 
-/// What came of locking a file that may not exist.
-#[derive(Debug)]
-pub(crate) enum Try {
-    Locked(PortLock),
-    Held,
-    Missing,
-}
-
 impl PortLock {
-    /// Locks the file of the claimed port, created if it is missing, without waiting. Returns
-    /// `None` if someone else has the lock, or has the port without one.
-    pub(crate) fn try_acquire(dir: &OpenDir, claim: Claim) -> Result<Option<Self>> {
+    /// Locks the file of the claimed port, created if it is missing, without waiting.
+    pub(crate) fn try_acquire(dir: &OpenDir, claim: Claim) -> Attempt<Self> {
         let (port, mark) = (claim.port(), claim.mark());
-        let open = || open_or_make(dir, port);
-        let Try::Locked(mut lock) = Self::try_lock(dir, port, mark, open)? else {
-            return Ok(None);
+        let open = || open_or_create(dir, port).map(Some);
+        let Some(mut lock) = Self::try_lock(dir, port, mark, open)? else {
+            return Err(Unavailable::Leased(port).into());
         };
         lock.claim = Some(claim);
-        Ok(if lock.is_kept_by_its_record()? {
-            None
-        } else {
-            Some(lock)
-        })
+        lock.unless_kept_by_its_record()
     }
 
-    /// Locks the file of `port` without waiting, only to look whether it can be had.
+    /// Locks the file of `port` without waiting, only to check whether it can be leased. Returns
+    /// `None` if there is no file.
     ///
-    /// A look claims nothing: a port that this process has claimed is one that it leases, or is about
+    /// A check claims nothing: a port that this process has claimed is one that it leases, or is about
     /// to.
-    pub(crate) fn try_look(dir: &OpenDir, port: u16, mark: Mark) -> Result<Try> {
-        let open = || open(dir, port, Access::Look);
-        Ok(match Self::try_lock(dir, port, mark, open)? {
-            Try::Locked(lock) if lock.is_kept_by_its_record()? => Try::Held,
-            other => other,
-        })
+    pub(crate) fn try_check(dir: &OpenDir, port: u16, mark: Mark) -> Attempt<Option<Self>> {
+        let open = || open(dir, port, Access::Lock);
+        let lock = Self::try_lock(dir, port, mark, open)?;
+        lock.map(Self::unless_kept_by_its_record).transpose()
     }
 
     /// Locks the file of `port` if there is one, without waiting, whatever its record says.
-    pub(crate) fn try_existing(dir: &OpenDir, port: u16) -> Result<Try> {
-        Self::try_lock(dir, port, mark::current(), || open(dir, port, Access::Look))
-    }
-
-    /// The same, to write to it.
-    pub(crate) fn try_existing_to_write(dir: &OpenDir, port: u16) -> Result<Try> {
-        let open = || open(dir, port, Access::Write);
+    pub(crate) fn try_existing(dir: &OpenDir, port: u16, access: Access) -> Attempt<Option<Self>> {
+        let open = || open(dir, port, access);
         Self::try_lock(dir, port, mark::current(), open)
     }
 
@@ -151,16 +114,14 @@ impl PortLock {
         dir: &OpenDir,
         port: u16,
         mark: Mark,
-        open: impl Fn() -> Result<Opened>,
-    ) -> Result<Try> {
-        for _ in 0..TRIES {
-            let file = match open()? {
-                Opened::File(file) => file,
-                Opened::Missing => return Ok(Try::Missing),
-                Opened::Held => return Ok(Try::Held),
+        open: impl Fn() -> Attempt<Option<File>>,
+    ) -> Attempt<Option<Self>> {
+        for _ in 0..MAX_TRIES {
+            let Some(file) = open()? else {
+                return Ok(None);
             };
             if !try_lock(&file).map_err(|error| fail("lock", dir, port, error))? {
-                return Ok(Try::Held);
+                return Err(Unavailable::Leased(port).into());
             }
             let mut lock = Self {
                 claim: None,
@@ -171,38 +132,41 @@ impl PortLock {
                 mark,
                 is_long: false,
             };
-            if lock.inspect()? {
-                return Ok(Try::Locked(lock));
+            if lock.is_current()? {
+                return Ok(Some(lock));
             }
         }
-        let error = io::Error::other(format!("it was replaced {TRIES} times while being locked"));
-        Err(fail("lock", dir, port, error))
+        let why = format!("it was replaced {MAX_TRIES} times while being locked");
+        Err(fail("lock", dir, port, io::Error::other(why)).into())
     }
 
-    /// Whether the record keeps the port leased, as that of a delegated lease does.
-    fn is_kept_by_its_record(&self) -> Result<bool> {
+    /// Ends the lock again if the record keeps the port leased, as that of a delegated lease does.
+    fn unless_kept_by_its_record(self) -> Attempt<Self> {
         // A shorter one cannot.
-        Ok(self.is_long && is_kept(&self.dir, self.port, self.read_owner()?.as_ref())?)
+        if self.is_long && is_kept(&self.dir, self.port, self.read_owner()?.as_ref())? {
+            return Err(Unavailable::Leased(self.port).into());
+        }
+        Ok(self)
     }
 
     pub(crate) fn port(&self) -> u16 {
         self.port
     }
 
-    /// Looks at the file that was locked: whether it is still the one that others
-    /// find at its path, and how long its record is.
+    /// Checks whether the file that was locked is still the one that others find at its path, and
+    /// how long its record is.
     ///
     /// # Errors
     ///
     /// It is no file that may be written to.
-    fn inspect(&mut self) -> Result<bool> {
-        match lock_file::inspect(self.dir.sys(), self.port, &self.file) {
-            Ok(Inspected::AtItsPath { record }) => {
-                self.is_long = owner::may_count(record);
+    fn is_current(&mut self) -> Result<bool> {
+        match lock_file::status(self.dir.sys(), self.port, &self.file) {
+            Ok(FileStatus::Current { record_len }) => {
+                self.is_long = owner::may_count(record_len);
                 Ok(true)
             }
-            Ok(Inspected::Elsewhere) => Ok(false),
-            Ok(Inspected::Refused(why)) => Err(self.refuse(why)),
+            Ok(FileStatus::Replaced) => Ok(false),
+            Ok(FileStatus::Refused(why)) => Err(self.refuse(why)),
             Err(error) => Err(fail("stat", &self.dir, self.port, error)),
         }
     }
@@ -284,17 +248,17 @@ impl PortLock {
 
 impl Drop for PortLock {
     fn drop(&mut self) {
-        // To hear of a failure is what `release` is for. The lock ends with the
-        // descriptor in any case.
+        // `release` is what reports a failure. The lock ends with the descriptor in any case.
         let _ = self.unlock();
     }
 }
 
 /// What the file of `port` says of its holder, if there is one and it says anything.
 pub(crate) fn recorded_owner(dir: &OpenDir, port: u16) -> Result<Option<Owner>> {
-    match open(dir, port, Access::ReadRecord)? {
-        Opened::File(file) => read_owner(dir, port, &file),
-        Opened::Missing | Opened::Held => Ok(None),
+    match open(dir, port, Access::ReadRecord) {
+        Ok(Some(file)) => read_owner(dir, port, &file),
+        Ok(None) | Err(Failure::Unavailable(_)) => Ok(None),
+        Err(Failure::Error(error)) => Err(error),
     }
 }
 
@@ -322,36 +286,38 @@ fn read_owner(dir: &OpenDir, port: u16, file: &File) -> Result<Option<Owner>> {
 }
 
 /// Opens the file of `port`, and creates it first if it is missing.
-fn open_or_make(dir: &OpenDir, port: u16) -> Result<Opened> {
-    for _ in 0..TRIES {
-        match open(dir, port, Access::Write)? {
-            Opened::Missing => {}
-            opened => return Ok(opened),
+fn open_or_create(dir: &OpenDir, port: u16) -> Attempt<File> {
+    for _ in 0..MAX_TRIES {
+        if let Some(file) = open(dir, port, Access::Write)? {
+            return Ok(file);
         }
-        match lock_file::make(dir.sys(), port, std::process::id()) {
-            Ok(Made::File(file)) => return Ok(Opened::File(file)),
-            Ok(Made::Exists) => {}
-            Ok(Made::NoDirectory) => return Err(dir.removed()),
-            Err(error) => {
-                let is_denied = error.kind() == io::ErrorKind::PermissionDenied;
+        let error = match lock_file::create(dir.sys(), port, std::process::id()) {
+            Ok(file) => return Ok(file),
+            Err(error) => error,
+        };
+        match error.kind() {
+            // Another process was faster.
+            io::ErrorKind::AlreadyExists => {}
+            // Nothing else in its path can be missing.
+            io::ErrorKind::NotFound => return Err(dir.removed().into()),
+            io::ErrorKind::PermissionDenied => {
                 let error = fail("create", dir, port, error);
-                return Err(match is_denied {
-                    true => error.with_hint(USE_VARIABLE),
-                    false => error,
-                });
+                return Err(error.with_hint(USE_VARIABLE).into());
             }
+            _ => return Err(fail("create", dir, port, error).into()),
         }
     }
-    let error = io::Error::other(format!("it was made and removed {TRIES} times"));
-    Err(fail("open", dir, port, error))
+    let why = format!("it was created and removed {MAX_TRIES} times");
+    Err(fail("open", dir, port, io::Error::other(why)).into())
 }
 
 /// Opens the file of `port`, if there is one.
-fn open(dir: &OpenDir, port: u16, access: Access) -> Result<Opened> {
-    lock_file::open(dir.sys(), port, access).map_err(|error| fail("open", dir, port, error))
+fn open(dir: &OpenDir, port: u16, access: Access) -> Attempt<Option<File>> {
+    lock_file::open(dir.sys(), port, access)
+        .map_err(|failure| failure.map_error(|error| fail("open", dir, port, error)))
 }
 
-/// Takes the exclusive lock, or says that someone else has it.
+/// Takes the exclusive lock, or returns `false` if someone else has it.
 #[expect(clippy::disallowed_methods, reason = "this is the module that may")]
 pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
     let mut interrupted = 0;
@@ -361,7 +327,7 @@ pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
             Ok(()) => return Ok(true),
             Err(TryLockError::WouldBlock) => return Ok(false),
             Err(TryLockError::Error(error))
-                if error.kind() == io::ErrorKind::Interrupted && interrupted < TRIES =>
+                if error.kind() == io::ErrorKind::Interrupted && interrupted < MAX_TRIES =>
             {
                 interrupted += 1;
             }

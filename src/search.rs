@@ -1,36 +1,19 @@
-//! One pass over a set of ports: each tried once in a random order, leftovers
-//! looked at again, the rest counted.
+//! A search of a set of ports: each is tried once in a given order, those with lingering sockets a
+//! few times more, and the unavailable ones are counted.
 
-use std::{fmt::Write as _, thread, time::Duration};
+use std::{fmt::Write as _, mem, thread, time::Duration};
 
 use crate::{
-    error::{Error, ErrorKind, Exhaustion, Result},
+    error::{Error, ErrorKind, Exhaustion},
     ports::{Order, PortSet},
+    unavailable::{Attempt, Failure, Unavailable},
 };
 
-/// Why a port could not be had just now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Miss {
-    /// Somebody holds a lease on it, or on this other port that is wanted with it.
-    Leased(u16),
-    /// Another program has bound it.
-    Bound,
-    /// Nobody listens on it, nor has bound it strictly, and still a strict bind
-    /// fails: the neutralised probe of an earlier lease in a child that is just
-    /// starting, a connection in TIME_WAIT, or a socket that was bound with `SO_REUSEADDR` and does
-    /// not listen yet.
-    Leftover,
-    /// This process may not bind it.
-    NotPermitted,
-    /// It was had, but is only one of several that are wanted.
-    NotEnough,
-}
-
-/// The pauses before leftovers are tried again, 32 ms in all.
+/// The pauses before ports with lingering sockets are tried again, 32 ms in all.
 ///
 /// A child is between `fork` and `exec` for some 0.3 ms, or 5 ms on a crowded
 /// machine. TIME_WAIT takes a minute and is not worth waiting for.
-const PAUSES: [Duration; 7] = {
+const LINGERING_PAUSES: [Duration; 7] = {
     let mut pauses = [Duration::from_micros(250); 7];
     let mut i = 1;
     while i < pauses.len() {
@@ -51,84 +34,86 @@ pub(crate) enum TimeWait {
     Busy,
 }
 
-/// Tries each port of `ports` once, in the given order, until an attempt
-/// succeeds; then those that were leftovers, first as a last resort and then a few times more.
+/// Tries each port of `ports` once, in the given order, until an attempt succeeds; then those with
+/// lingering sockets, first as a last resort and then a few times more.
 ///
 /// The second argument of `attempt` is whether ports with closing connections count as free.
 pub(crate) fn search<T>(
     ports: &PortSet,
     order: Order,
     time_wait: TimeWait,
-    mut attempt: impl FnMut(u16, bool) -> Result<Result<T, Miss>>,
-) -> Result<Result<T, Exhausted>> {
+    mut attempt: impl FnMut(u16, bool) -> Attempt<T>,
+) -> Attempt<T, Exhausted> {
     let mut exhausted = Exhausted::default();
-    let mut leftovers = Vec::new();
+    let mut lingering = Vec::new();
     for port in ports.in_order(order) {
-        match attempt(port, time_wait == TimeWait::Free)? {
-            Ok(found) => return Ok(Ok(found)),
-            Err(Miss::Leftover) => leftovers.push(port),
-            Err(miss) => exhausted.count(miss),
+        match attempt(port, time_wait == TimeWait::Free) {
+            Ok(found) => return Ok(found),
+            Err(Failure::Unavailable(Unavailable::Lingering)) => lingering.push(port),
+            Err(Failure::Unavailable(why)) => exhausted.count(why),
+            Err(Failure::Error(error)) => return Err(error.into()),
         }
     }
     let last_resort = (time_wait == TimeWait::LastResort).then_some((Duration::ZERO, true));
-    let rounds = PAUSES.map(|pause| (pause, time_wait == TimeWait::Free));
+    let rounds = LINGERING_PAUSES.map(|pause| (pause, time_wait == TimeWait::Free));
     for (pause, closing_is_free) in last_resort.into_iter().chain(rounds) {
-        if leftovers.is_empty() {
+        if lingering.is_empty() {
             break;
         }
         thread::sleep(pause);
-        for port in std::mem::take(&mut leftovers) {
-            match attempt(port, closing_is_free)? {
-                Ok(found) => return Ok(Ok(found)),
-                Err(Miss::Leftover) => leftovers.push(port),
-                Err(miss) => exhausted.count(miss),
+        for port in mem::take(&mut lingering) {
+            match attempt(port, closing_is_free) {
+                Ok(found) => return Ok(found),
+                Err(Failure::Unavailable(Unavailable::Lingering)) => lingering.push(port),
+                Err(Failure::Unavailable(why)) => exhausted.count(why),
+                Err(Failure::Error(error)) => return Err(error.into()),
             }
         }
     }
-    for _ in leftovers {
-        exhausted.count(Miss::Leftover);
+    for _ in lingering {
+        exhausted.count(Unavailable::Lingering);
     }
-    Ok(Err(exhausted))
+    Err(Failure::Unavailable(exhausted))
 }
 
-/// What was missed when none was left.
+/// Why no port of a set is available.
 #[derive(Debug, Default)]
 pub(crate) struct Exhausted {
     counts: Exhaustion,
-    /// The leased ports, each as often as it was missed.
+    /// The leased ports, each as often as it was tried.
     leased: Vec<u16>,
 }
 
 /// Number of holders named in a message.
 const EXAMPLES: usize = 4;
 
-impl FromIterator<Miss> for Exhausted {
-    fn from_iter<I: IntoIterator<Item = Miss>>(misses: I) -> Self {
+impl FromIterator<Unavailable> for Exhausted {
+    fn from_iter<I: IntoIterator<Item = Unavailable>>(reasons: I) -> Self {
         let mut exhausted = Self::default();
-        for miss in misses {
-            exhausted.count(miss);
+        for why in reasons {
+            exhausted.count(why);
         }
         exhausted
     }
 }
 
 impl Exhausted {
-    fn count(&mut self, miss: Miss) {
-        match miss {
-            Miss::Leased(port) => {
+    fn count(&mut self, why: Unavailable) {
+        match why {
+            Unavailable::Leased(port) => {
                 self.counts.leased += 1;
                 self.leased.push(port);
             }
-            Miss::Bound => self.counts.bound += 1,
-            Miss::Leftover => self.counts.leftover += 1,
-            Miss::NotPermitted => self.counts.not_permitted += 1,
-            Miss::NotEnough => self.counts.not_enough += 1,
+            Unavailable::Bound => self.counts.bound += 1,
+            Unavailable::Lingering => self.counts.lingering += 1,
+            Unavailable::NotPermitted => self.counts.not_permitted += 1,
+            Unavailable::NotEnough => self.counts.not_enough += 1,
         }
     }
 
     /// Whether a later pass may find what this one did not.
     pub(crate) fn may_change(&self) -> bool {
-        self.counts.leased + self.counts.bound + self.counts.leftover > 0
+        self.counts.leased + self.counts.bound + self.counts.lingering > 0
     }
 
     /// The ports that were leased.
@@ -176,10 +161,10 @@ impl Exhausted {
             1 => reasons.push("1 bound by another program".to_owned()),
             bound => reasons.push(format!("{bound} bound by other programs")),
         }
-        if counts.leftover > 0 {
-            let leftover = counts.leftover;
+        if counts.lingering > 0 {
+            let lingering = counts.lingering;
             reasons.push(format!(
-                "{leftover} in TIME_WAIT or bound with SO_REUSEADDR"
+                "{lingering} in TIME_WAIT or bound with SO_REUSEADDR"
             ));
         }
         if counts.not_permitted > 0 {
@@ -221,18 +206,19 @@ mod tests {
 
     #[test]
     fn exhaustion_counts_and_names_holders() {
-        let missed = |port| match port {
-            4000..=4001 | 4003..=4006 => Miss::Leased(port),
-            4007 => Miss::Bound,
-            4008 => Miss::Leftover,
-            _ => Miss::NotPermitted,
+        let unavailable = |port| match port {
+            4000..=4001 | 4003..=4006 => Unavailable::Leased(port),
+            4007 => Unavailable::Bound,
+            4008 => Unavailable::Lingering,
+            _ => Unavailable::NotPermitted,
         };
         let set = PortSet::from(4000..=4009);
-        let exhausted = search::<()>(&set, order(), TimeWait::Busy, |port, _| {
-            Ok(Err(missed(port)))
-        })
-        .expect("no error")
-        .expect_err("nothing free");
+        let outcome = search::<()>(&set, order(), TimeWait::Busy, |port, _| {
+            Err(unavailable(port).into())
+        });
+        let Err(Failure::Unavailable(exhausted)) = outcome else {
+            panic!("nothing is free: {outcome:?}");
+        };
         let text = message(exhausted);
         assert!(
             text.starts_with("no free port in 4000-4009: 6 leased ("),
@@ -251,7 +237,7 @@ mod tests {
     fn holders_are_named_in_order_and_without_record_only_counted() {
         let mut exhausted = Exhausted::default();
         for port in [4003, 4001, 4000] {
-            exhausted.count(Miss::Leased(port));
+            exhausted.count(Unavailable::Leased(port));
         }
         assert_eq!(
             message(exhausted),
@@ -261,20 +247,20 @@ mod tests {
     }
 
     #[test]
-    fn only_leftovers_are_tried_again() {
+    fn only_ports_with_lingering_sockets_are_tried_again() {
         let tries = RefCell::new(HashMap::<u16, usize>::new());
         let set = PortSet::from(1..=10);
         let outcome = search(&set, order(), TimeWait::Busy, |port, _| {
             let mut tries = tries.borrow_mut();
             let tries = tries.entry(port).or_default();
             *tries += 1;
-            Ok(match (port, *tries) {
-                (1..=9, _) => Err(Miss::Bound),
-                (_, 1..=3) => Err(Miss::Leftover),
+            match (port, *tries) {
+                (1..=9, _) => Err(Unavailable::Bound.into()),
+                (_, 1..=3) => Err(Unavailable::Lingering.into()),
                 _ => Ok(port),
-            })
+            }
         });
-        assert_eq!(outcome.expect("no error").expect("found"), 10);
+        assert_eq!(outcome.expect("found"), 10);
         let tries = tries.into_inner();
         assert!((1..=9).all(|port| tries[&port] == 1));
         assert_eq!(tries[&10], 4);
@@ -291,14 +277,14 @@ mod tests {
                 time_wait,
                 |port, closing_is_free| {
                     tries += 1;
-                    Ok(match port {
+                    match port {
                         2 => Ok(port),
                         _ if closing_is_free => Ok(port),
-                        _ => Err(Miss::Leftover),
-                    })
+                        _ => Err(Unavailable::Lingering.into()),
+                    }
                 },
             );
-            (found.expect("no error").ok(), tries)
+            (found.ok(), tries)
         };
         for _ in 0..20 {
             assert_eq!(found(1..=3, TimeWait::LastResort).0, Some(2));
@@ -306,33 +292,36 @@ mod tests {
             assert_eq!(found(1..=3, TimeWait::Free).1, 1);
         }
         assert_eq!(found(1..=1, TimeWait::LastResort), (Some(1), 2));
-        assert_eq!(found(1..=1, TimeWait::Busy), (None, 1 + PAUSES.len()));
+        assert_eq!(
+            found(1..=1, TimeWait::Busy),
+            (None, 1 + LINGERING_PAUSES.len())
+        );
     }
 
     #[test]
-    fn an_error_ends_the_search_at_once() {
+    fn an_error_ends_the_search() {
         let mut tries = 0;
         let set = PortSet::from(1..=10);
         let outcome = search::<()>(&set, order(), TimeWait::LastResort, |_, _| {
             tries += 1;
-            Err(Error::new(ErrorKind::Lock, "EMFILE"))
+            Err(Error::new(ErrorKind::Lock, "EMFILE").into())
         });
-        assert!(outcome.is_err());
+        assert!(matches!(outcome, Err(Failure::Error(_))));
         assert_eq!(tries, 1);
     }
 
     #[test]
     fn nothing_permitted_is_a_kind_of_its_own() {
         let mut exhausted = Exhausted::default();
-        exhausted.count(Miss::NotPermitted);
+        exhausted.count(Unavailable::NotPermitted);
         let error = exhausted.into_error("no free port in 80".to_owned(), &[]);
         assert_eq!(error.kind(), ErrorKind::PermissionDenied);
         assert!(error.to_string().contains("80"), "{error}");
     }
 
     #[test]
-    fn leftovers_are_given_32_ms() {
-        let total: Duration = PAUSES.iter().sum();
+    fn lingering_sockets_are_waited_for_32_ms() {
+        let total: Duration = LINGERING_PAUSES.iter().sum();
         assert_eq!(total, Duration::from_micros(31_750));
     }
 }

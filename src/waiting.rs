@@ -202,7 +202,7 @@ mod tests {
     };
     use crate::{
         clock::since_1970,
-        lock::{PortLock, Try},
+        lock::{Access, PortLock},
         mark, registry,
     };
 
@@ -219,8 +219,7 @@ mod tests {
 
     fn hold(dir: &OpenDir, port: u16) -> PortLock {
         let claim = registry::claim(port, mark::current()).expect("of this test alone");
-        let lock = PortLock::try_acquire(dir, claim).expect("our own directory");
-        lock.expect("not locked")
+        PortLock::try_acquire(dir, claim).expect("our own directory, and not locked")
     }
 
     /// Returns a waiter that watches, and does not rescan by itself.
@@ -260,10 +259,9 @@ mod tests {
         drop(hold(&dir, 14));
         let ports = PortSet::from(14..=14);
         let mut waiting = watcher(&dir, &ports);
-        let check = PortLock::try_look(&dir, 14, mark::current()).expect("our own");
-        assert!(matches!(check, Try::Locked(_)));
-        drop(check);
-        drop(PortLock::try_existing(&dir, 14).expect("our own"));
+        let check = PortLock::try_check(&dir, 14, mark::current()).expect("our own");
+        drop(check.expect("not removed"));
+        drop(PortLock::try_existing(&dir, 14, Access::Lock).expect("our own"));
         let woken = waiting.wait(Duration::ZERO, Duration::from_millis(20));
         assert_eq!(released(&woken), []);
     }

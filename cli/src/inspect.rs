@@ -34,7 +34,7 @@ pub(crate) fn check(args: &Check, dir: Option<&Path>) -> Result<u8, Failure> {
             builder = builder.lock_dir(dir);
         }
         let strict = busy(&builder.clone().reuse_address(false))?;
-        let in_time_wait = strict.is_some_and(|why| why.leftover > 0) && busy(&builder)?.is_none();
+        let in_time_wait = strict.is_some_and(|why| why.lingering > 0) && busy(&builder)?.is_none();
         let (state, this_status) = match in_time_wait {
             true => state(None),
             false => state(strict),
@@ -82,7 +82,7 @@ fn state(busy: Option<Exhaustion>) -> (&'static str, u8) {
         None => ("free", 0),
         Some(busy) if busy.leased > 0 => ("leased", LEASED),
         Some(busy) if busy.not_permitted > 0 => ("not permitted", BOUND),
-        Some(busy) if busy.leftover > 0 => ("bound, and not listening", BOUND),
+        Some(busy) if busy.lingering > 0 => ("bound, and not listening", BOUND),
         Some(_) => ("bound", BOUND),
     }
 }

@@ -355,8 +355,8 @@ impl State {
                 _ => Denial::Failure(error),
             });
         }
-        let leftover = error.exhaustion().map_or(0, |counts| counts.leftover);
-        if leftover > 0 && !candidates.are_all {
+        let lingering = error.exhaustion().map_or(0, |counts| counts.lingering);
+        if lingering > 0 && !candidates.are_all {
             // They may be the last resort, when all others have been searched too.
             self.join_blocks();
         } else {

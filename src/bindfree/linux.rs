@@ -9,14 +9,22 @@ use std::{
 use socket2::Type;
 
 use super::Bind;
-use crate::{error::Result, search::Miss};
+use crate::{
+    error::Result,
+    unavailable::{Attempt, Unavailable},
+};
 
 pub(crate) use super::unix::*;
 
-/// What a bind of `host` would not see of those who are in its way: nothing.
+/// Checks the addresses whose sockets a bind of `host` does not see. There are none.
 #[inline]
-pub(crate) fn look_around(_: IpAddr, _: u16, _: Type, _: Bind<'_>) -> io::Result<Option<Miss>> {
-    Ok(None)
+pub(crate) fn check_other_addresses(
+    _: IpAddr,
+    _: u16,
+    _: Type,
+    _: Bind<'_>,
+) -> Attempt<(), Unavailable, io::Error> {
+    Ok(())
 }
 
 /// How a socket is bound instead where closing connections count as free, for want of a table that

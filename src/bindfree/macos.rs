@@ -14,7 +14,7 @@ use socket2::Type;
 use super::{Bind, bind_one, is_absent_family};
 use crate::{
     error::{Error, ErrorKind, Result},
-    search::Miss,
+    unavailable::{Attempt, Failure, Unavailable},
 };
 
 pub(crate) use super::unix::*;
@@ -24,16 +24,16 @@ const ANY_V4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 const LOOPBACK: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 const LOOPBACK_V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-/// What a bind of `host` would not see of those who are in its way.
+/// Checks the addresses whose sockets a bind of `host` does not see.
 ///
 /// Each address is bound and closed again before the next, for these binds would refuse
 /// each other.
-pub(crate) fn look_around(
+pub(crate) fn check_other_addresses(
     host: IpAddr,
     port: u16,
     ty: Type,
     how: Bind<'_>,
-) -> io::Result<Option<Miss>> {
+) -> Attempt<(), Unavailable, io::Error> {
     let hosts: &[IpAddr] = match host {
         ANY => &[LOOPBACK_V4, LOOPBACK, ANY_V4],
         ANY_V4 => &[LOOPBACK_V4],
@@ -45,13 +45,12 @@ pub(crate) fn look_around(
     };
     for &host in hosts {
         match bind_one(host, port, ty, how) {
-            Ok(Ok(socket)) => neutralise(&socket)?,
-            Ok(Err(miss)) => return Ok(Some(miss)),
-            Err(error) if is_absent_family(host, &error) => {}
-            Err(error) => return Err(error),
+            Ok(socket) => neutralize(&socket)?,
+            Err(Failure::Error(error)) if is_absent_family(host, &error) => {}
+            Err(failure) => return Err(failure),
         }
     }
-    Ok(None)
+    Ok(())
 }
 
 /// How a socket is bound where closing connections count as free: no table shows them, and one that

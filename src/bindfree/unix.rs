@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr};
 use rustix::io::Errno;
 use socket2::Socket;
 
-use crate::search::Miss;
+use crate::unavailable::Unavailable;
 
 /// The error of an address family that the system does not have.
 pub(crate) const UNKNOWN_FAMILY: i32 = Errno::AFNOSUPPORT.raw_os_error();
@@ -22,22 +22,22 @@ pub(crate) fn ignore_time_wait(socket: &Socket) -> io::Result<()> {
 }
 
 /// Makes what may outlive the closing of a bound socket harmless. See
-/// `Probe::neutralise`.
+/// `Probe::neutralize`.
 #[inline]
-pub(crate) fn neutralise(socket: &Socket) -> io::Result<()> {
+pub(crate) fn neutralize(socket: &Socket) -> io::Result<()> {
     socket.set_reuse_address(true)
 }
 
-/// What keeps the socket from being bound, which has just failed, strictly.
+/// Returns what kept the socket from being bound strictly, which has just failed.
 ///
 /// Whatever still refuses a socket with `SO_REUSEADDR` listens there, or was bound
-/// without it. What does not is a neutralised probe in a child that is starting, or a
+/// without it. What does not is a neutralized probe in a child that is starting, or a
 /// connection in TIME_WAIT.
-pub(crate) fn what_is_there(socket: &Socket, address: SocketAddr) -> io::Result<Miss> {
+pub(crate) fn occupant(socket: &Socket, address: SocketAddr) -> io::Result<Unavailable> {
     socket.set_reuse_address(true)?;
     match socket.bind(&address.into()) {
-        Ok(()) => Ok(Miss::Leftover),
-        Err(error) if is_in_use(&error) => Ok(Miss::Bound),
+        Ok(()) => Ok(Unavailable::Lingering),
+        Err(error) if is_in_use(&error) => Ok(Unavailable::Bound),
         Err(error) => Err(error),
     }
 }

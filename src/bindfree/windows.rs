@@ -14,7 +14,7 @@ use windows_sys::Win32::Networking::WinSock::{WSAEACCES, WSAEADDRINUSE, WSAEAFNO
 use super::{Bind, bind_one, is_absent_family};
 use crate::{
     error::{Error, ErrorKind, Result},
-    search::Miss,
+    unavailable::{Attempt, Failure, Unavailable},
 };
 
 mod exclusive;
@@ -27,41 +27,38 @@ const ANY_V4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 /// The error of an address family that the system does not have.
 pub(crate) const UNKNOWN_FAMILY: i32 = WSAEAFNOSUPPORT;
 
-/// What a bind of `host` would not see of those who are in its way.
+/// Checks the addresses whose sockets a bind of `host` does not see.
 ///
 /// * That a dual-stack bind of `[::]` sees who has an IPv4 address is not documented.
 /// * One of a specific address, strict or not, does not see who has the wildcard
 ///   address, and would get his connections; a strict bind of that would see who has
 ///   bound another specific one, which is in nobody's way. So it is bound as sockets
 ///   are by default, which sees just who has the wildcard address.
-pub(crate) fn look_around(
+pub(crate) fn check_other_addresses(
     host: IpAddr,
     port: u16,
     ty: Type,
     _: Bind<'_>,
-) -> io::Result<Option<Miss>> {
-    let (host, seen) = match host {
-        ANY => (
-            ANY_V4,
-            bind_one(ANY_V4, port, ty, Bind::Strict).map(Result::err),
-        ),
-        ANY_V4 => return Ok(None),
+) -> Attempt<(), Unavailable, io::Error> {
+    let (other, bound) = match host {
+        ANY => (ANY_V4, bind_one(ANY_V4, port, ty, Bind::Strict)),
+        ANY_V4 => return Ok(()),
         IpAddr::V4(_) => (ANY_V4, bind_by_default(ANY_V4, port, ty)),
         IpAddr::V6(_) => (ANY, bind_by_default(ANY, port, ty)),
     };
-    match seen {
-        Err(error) if is_absent_family(host, &error) => Ok(None),
-        seen => seen,
+    match bound {
+        Err(Failure::Error(error)) if is_absent_family(other, &error) => Ok(()),
+        bound => bound.map(drop),
     }
 }
 
-fn bind_by_default(host: IpAddr, port: u16, ty: Type) -> io::Result<Option<Miss>> {
+fn bind_by_default(host: IpAddr, port: u16, ty: Type) -> Attempt<Socket, Unavailable, io::Error> {
     let address = SocketAddr::new(host, port);
     let socket = Socket::new(Domain::for_address(address), ty, None)?;
     match socket.bind(&address.into()) {
-        Ok(()) => Ok(None),
-        Err(error) if is_in_use(&error) => Ok(Some(Miss::Bound)),
-        Err(error) => Err(error),
+        Ok(()) => Ok(socket),
+        Err(error) if is_in_use(&error) => Err(Unavailable::Bound.into()),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -93,13 +90,13 @@ pub(crate) fn ignore_time_wait(_: &Socket) -> io::Result<()> {
 
 /// Makes what may outlive the closing of a bound socket harmless: nothing does. There
 /// is no fork, and socket2 makes sockets that no child inherits.
-pub(crate) fn neutralise(_: &Socket) -> io::Result<()> {
+pub(crate) fn neutralize(_: &Socket) -> io::Result<()> {
     Ok(())
 }
 
-/// What keeps the socket from being bound, which has just failed, strictly.
-pub(crate) fn what_is_there(_: &Socket, _: SocketAddr) -> io::Result<Miss> {
-    Ok(Miss::Bound)
+/// Returns what kept the socket from being bound strictly, which has just failed.
+pub(crate) fn occupant(_: &Socket, _: SocketAddr) -> io::Result<Unavailable> {
+    Ok(Unavailable::Bound)
 }
 
 /// The options with which a socket may share its port, and whether it has them.

@@ -1,8 +1,8 @@
 //! Lock files: locked with flock(2), each with its record in it.
 //!
 //! Where somebody else removes or replaces one, a lock could be taken on a file that
-//! later callers can no longer find; so once it is locked, a file without links is let
-//! go of and opened anew. To compare it with what is at the path now would find nothing
+//! later callers can no longer find; so a file without links is released, once it is
+//! locked, and opened again. To compare it with what is at the path now would find nothing
 //! more on most file systems, but for a file renamed by hand between the two calls, and
 //! one that is renamed a moment later, with the lease held, nobody can find either way.
 
@@ -25,11 +25,12 @@ use rustix::{
     process::{Resource, getrlimit},
 };
 
-use super::{Access, Inspected, Made, Opened, PortLock, fail};
+use super::{Access, FileStatus, PortLock, fail};
 use crate::{
     error::Result,
     lock_dir::unix::{Dir, identity},
     retry::retry,
+    unavailable::{Attempt, Unavailable},
 };
 
 /// Never by way of a symbolic link, never blocking on a FIFO, never making a
@@ -43,12 +44,16 @@ pub(crate) const OPEN: OFlags = OFlags::NOFOLLOW
 ///
 /// Without O_CREAT: in a sticky directory `fs.protected_regular` refuses that
 /// flag for files of other users (proc_sys_fs(5)).
-pub(crate) fn open(dir: &Dir, port: u16, access: Access) -> io::Result<Opened> {
+pub(crate) fn open(
+    dir: &Dir,
+    port: u16,
+    access: Access,
+) -> Attempt<Option<File>, Unavailable, io::Error> {
     let access = match access {
         Access::ReadRecord => OFlags::RDONLY,
         // On NFS only a file that is open for writing can be locked (flock(2)).
-        Access::Look if dir.is_local() => OFlags::RDONLY,
-        Access::Look | Access::Write => OFlags::RDWR,
+        Access::Lock if dir.is_local() => OFlags::RDONLY,
+        Access::Lock | Access::Write => OFlags::RDWR,
     };
     let open = || {
         let name = DecInt::new(port);
@@ -60,52 +65,38 @@ pub(crate) fn open(dir: &Dir, port: u16, access: Access) -> io::Result<Opened> {
         )?)
     };
     match retry(open) {
-        Ok(fd) => Ok(Opened::File(File::from(fd))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Opened::Missing),
-        Err(error) => Err(error),
+        Ok(fd) => Ok(Some(File::from(fd))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
-/// Creates the file of `port`, open.
+/// Creates the file of `port`, open. Fails with `EEXIST` if another process was faster, and with
+/// `ENOENT` if the directory was removed.
 ///
 /// It is created under another name and renamed once its mode is right: a process that is
 /// killed in between then leaves a stray file, but never a lock file that other users, or
 /// with a harsh umask even its owner, could not open.
-pub(crate) fn make(dir: &Dir, port: u16, pid: u32) -> io::Result<Made> {
-    let fail = |error: Errno| match error {
-        // There is no other name in the path that could be missing.
-        Errno::NOENT => Ok(Made::NoDirectory),
-        error => Err(error.into()),
-    };
+pub(crate) fn create(dir: &Dir, port: u16, pid: u32) -> io::Result<File> {
     let stray = stray_name(port, pid);
-    let fd = match rustix::fs::openat(dir.fd(), &stray, CREATE, dir.file_mode()) {
-        Ok(fd) => fd,
-        Err(error) => return fail(error),
-    };
+    let fd = rustix::fs::openat(dir.fd(), &stray, CREATE, dir.file_mode())?;
     let published = set_mode(&fd, dir)
         .and_then(|created| Ok((created, publish(dir, &stray, DecInt::new(port))?)));
-    if let Ok((_, Published::Done)) = published {
-        return Ok(Made::File(File::from(fd)));
+    if let Ok((_, PublishOutcome::Done)) = published {
+        return Ok(File::from(fd));
     }
     let removed = rustix::fs::unlinkat(dir.fd(), &stray, AtFlags::empty());
-    let (created, published) = match (published, removed) {
-        (Err(error), _) | (Ok(_), Err(error)) => return fail(error),
-        (Ok(outcome), Ok(())) => outcome,
-    };
-    if published == Published::Exists {
-        return Ok(Made::Exists);
+    let (created, outcome) = published?;
+    removed?;
+    if outcome == PublishOutcome::Exists {
+        return Err(Errno::EXIST.into());
     }
     // The umask must not take permissions from a file that others can find already: if
     // this process were killed before it set the mode, they could never open it.
     check_umask(dir, created)?;
-    match rustix::fs::openat(dir.fd(), DecInt::new(port), CREATE, dir.file_mode()) {
-        Ok(fd) => {
-            set_mode(&fd, dir)?;
-            Ok(Made::File(File::from(fd)))
-        }
-        Err(Errno::EXIST) => Ok(Made::Exists),
-        Err(error) => fail(error),
-    }
+    let fd = rustix::fs::openat(dir.fd(), DecInt::new(port), CREATE, dir.file_mode())?;
+    set_mode(&fd, dir)?;
+    Ok(File::from(fd))
 }
 
 const CREATE: OFlags = OPEN
@@ -115,7 +106,7 @@ const CREATE: OFlags = OPEN
 
 /// Outcome of [`publish`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Published {
+pub(crate) enum PublishOutcome {
     Done,
     /// Another process was faster.
     Exists,
@@ -124,13 +115,17 @@ pub(crate) enum Published {
 }
 
 /// Renames `stray` to `name`, and replaces nothing: another process may have locked it.
-pub(crate) fn publish(dir: &Dir, stray: &str, name: impl Arg) -> rustix::io::Result<Published> {
+pub(crate) fn publish(
+    dir: &Dir,
+    stray: &str,
+    name: impl Arg,
+) -> rustix::io::Result<PublishOutcome> {
     match rustix::fs::renameat_with(dir.fd(), stray, dir.fd(), name, RenameFlags::NOREPLACE) {
-        Ok(()) => Ok(Published::Done),
-        Err(Errno::EXIST) => Ok(Published::Exists),
+        Ok(()) => Ok(PublishOutcome::Done),
+        Err(Errno::EXIST) => Ok(PublishOutcome::Exists),
         // EINVAL and ENOSYS on Linux (rename(2)), ENOTSUP on macOS.
         Err(error) if [Errno::INVAL, Errno::NOSYS, Errno::NOTSUP].contains(&error) => {
-            Ok(Published::Unsupported)
+            Ok(PublishOutcome::Unsupported)
         }
         Err(error) => Err(error),
     }
@@ -167,18 +162,18 @@ fn set_mode(fd: impl AsFd, dir: &Dir) -> rustix::io::Result<Mode> {
     Ok(created)
 }
 
-/// Looks at the file that was locked: whether it is still the one that others
-/// find at its path, and how long it is.
+/// Checks whether the file that was locked is still the one that others find at its path, and how
+/// long it is.
 #[inline]
-pub(crate) fn inspect(dir: &Dir, port: u16, file: &File) -> io::Result<Inspected> {
+pub(crate) fn status(dir: &Dir, port: u16, file: &File) -> io::Result<FileStatus> {
     let locked = rustix::fs::fstat(file)?;
     if FileType::from_raw_mode(locked.st_mode) != FileType::RegularFile {
-        return Ok(Inspected::Refused("it is not a regular file"));
+        return Ok(FileStatus::Refused("it is not a regular file"));
     }
     if locked.st_nlink > 1 {
         // Where others may add to the directory, the other name could be
         // that of any file of ours, and our record would overwrite it.
-        return Ok(Inspected::Refused("it has a second hard link"));
+        return Ok(FileStatus::Refused("it has a second hard link"));
     }
     let mut is_at_its_path = locked.st_nlink == 1;
     if is_at_its_path && !dir.is_local() {
@@ -190,10 +185,10 @@ pub(crate) fn inspect(dir: &Dir, port: u16, file: &File) -> io::Result<Inspected
         };
     }
     if !is_at_its_path {
-        return Ok(Inspected::Elsewhere);
+        return Ok(FileStatus::Replaced);
     }
-    Ok(Inspected::AtItsPath {
-        record: usize::try_from(locked.st_size).unwrap_or_default(),
+    Ok(FileStatus::Current {
+        record_len: usize::try_from(locked.st_size).unwrap_or_default(),
     })
 }
 

@@ -26,8 +26,11 @@ use windows_sys::Win32::{
     },
 };
 
-use super::{Access, Inspected, Made, Opened};
-use crate::lock_dir::windows::Dir;
+use super::{Access, FileStatus};
+use crate::{
+    lock_dir::windows::Dir,
+    unavailable::{Attempt, Unavailable},
+};
 
 const RECORD_SUFFIX: &str = ".owner";
 
@@ -85,46 +88,48 @@ fn may_be_going(error: &io::Error) -> bool {
     is(error, ERROR_ACCESS_DENIED)
 }
 
-/// Opens the file of `port` if there is one.
-pub(crate) fn open(dir: &Dir, port: u16, access: Access) -> io::Result<Opened> {
+/// Opens the file of `port` if there is one. The port is unavailable while another process removes
+/// the file.
+pub(crate) fn open(
+    dir: &Dir,
+    port: u16,
+    access: Access,
+) -> Attempt<Option<File>, Unavailable, io::Error> {
     let (path, options) = match access {
         Access::ReadRecord => (record_path(dir, port), record_options()),
-        Access::Look | Access::Write => (lock_path(dir, port), lock_options()),
+        Access::Lock | Access::Write => (lock_path(dir, port), lock_options()),
     };
     match open_soon(|| options.open(&path), may_be_going) {
-        Ok(file) => Ok(Opened::File(file)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Opened::Missing),
-        Err(error) if is(&error, ERROR_SHARING_VIOLATION) => Ok(Opened::Held),
-        Err(error) => Err(error),
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if is(&error, ERROR_SHARING_VIOLATION) => Err(Unavailable::Leased(port).into()),
+        Err(error) => Err(error.into()),
     }
 }
 
-/// Makes the file of `port`, open.
-pub(crate) fn make(dir: &Dir, port: u16, _: u32) -> io::Result<Made> {
+/// Creates the file of `port`, open. Fails with `AlreadyExists` if another process was faster, and
+/// with `NotFound` if the directory was removed.
+pub(crate) fn create(dir: &Dir, port: u16, _: u32) -> io::Result<File> {
     let path = lock_path(dir, port);
-    match open_soon(|| lock_options().create_new(true).open(&path), may_be_going) {
-        Ok(file) => Ok(Made::File(file)),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(Made::Exists),
-        // Only the directory can be missing.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Made::NoDirectory),
-        Err(error) => Err(error),
-    }
+    open_soon(|| lock_options().create_new(true).open(&path), may_be_going)
 }
 
-/// Looks at the file that was locked, and how long its record is.
-pub(crate) fn inspect(dir: &Dir, port: u16, file: &File) -> io::Result<Inspected> {
+/// Checks the file that was locked, and how long its record is.
+pub(crate) fn status(dir: &Dir, port: u16, file: &File) -> io::Result<FileStatus> {
     if is_link(&file.metadata()?) {
-        return Ok(Inspected::Refused("it is not a regular file"));
+        return Ok(FileStatus::Refused("it is not a regular file"));
     }
-    let record = match fs::symlink_metadata(record_path(dir, port)) {
+    let record_len = match fs::symlink_metadata(record_path(dir, port)) {
         Ok(metadata) if is_link(&metadata) => {
-            return Ok(Inspected::Refused("its owner record is not a regular file"));
+            return Ok(FileStatus::Refused(
+                "its owner record is not a regular file",
+            ));
         }
         Ok(metadata) => usize::try_from(metadata.len()).unwrap_or_default(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
         Err(error) => return Err(error),
     };
-    Ok(Inspected::AtItsPath { record })
+    Ok(FileStatus::Current { record_len })
 }
 
 /// Reads the record of `port`, as much of it as there is room for.
@@ -239,7 +244,10 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::lock_dir::{Origin, windows::user};
+    use crate::{
+        lock_dir::{Origin, windows::user},
+        unavailable::Failure,
+    };
 
     const PORT: u16 = 4000;
 
@@ -249,17 +257,14 @@ mod tests {
         (parent, dir)
     }
 
-    fn made(dir: &Dir) -> File {
-        match make(dir, PORT, 0).expect("our own directory") {
-            Made::File(file) => file,
-            other => panic!("{other:?}"),
-        }
+    fn created(dir: &Dir) -> File {
+        create(dir, PORT, 0).expect("our own directory")
     }
 
     #[test]
     fn a_lock_file_that_is_open_stays_at_its_path() {
         let (_parent, dir) = dir();
-        let file = made(&dir);
+        let file = created(&dir);
         let path = lock_path(&dir, PORT);
         assert!(fs::remove_file(&path).is_err());
         assert!(fs::rename(&path, path.with_extension("old")).is_err());
@@ -268,27 +273,30 @@ mod tests {
         drop(file);
         remove(&dir, PORT, ()).expect("nobody has it open");
         let opened = open(&dir, PORT, Access::Write).expect("our own directory");
-        assert!(matches!(opened, Opened::Missing));
+        assert!(opened.is_none());
     }
 
     #[test]
     fn a_lock_file_that_is_being_removed_counts_as_held() {
         let (_parent, dir) = dir();
-        drop(made(&dir));
+        drop(created(&dir));
         let mut alone = File::options();
         let alone = alone
             .access_mode(DELETE)
             .share_mode(0)
             .open(lock_path(&dir, PORT));
-        let opened = open(&dir, PORT, Access::Look).expect("our own directory");
-        assert!(matches!(opened, Opened::Held));
+        let opened = open(&dir, PORT, Access::Lock);
+        assert!(matches!(
+            opened,
+            Err(Failure::Unavailable(Unavailable::Leased(PORT)))
+        ));
         drop(alone.expect("nobody has it open"));
     }
 
     #[test]
     fn the_record_stands_beside_the_lock_file() {
         let (_parent, dir) = dir();
-        let file = made(&dir);
+        let file = created(&dir);
         let read = || {
             let mut record = [0; 8];
             let len = read_record(&dir, PORT, &file, &mut record).expect("our own");
@@ -297,8 +305,8 @@ mod tests {
         let write = |record, is_longer| {
             write_record(&dir, PORT, &file, record, is_longer).expect("our own");
         };
-        let len = || match inspect(&dir, PORT, &file).expect("our own") {
-            Inspected::AtItsPath { record } => record,
+        let len = || match status(&dir, PORT, &file).expect("our own") {
+            FileStatus::Current { record_len } => record_len,
             other => panic!("{other:?}"),
         };
         assert_eq!((read(), len()), (Vec::new(), 0));

@@ -128,11 +128,15 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Leases, and goes on while nothing but what is left of an earlier probe is in the
 /// way: a child that is just starting has it, and on a crowded machine for long.
 fn acquire_patiently(builder: &Builder) -> Result<FreePort, Error> {
-    let is_leftover = |error: &Error| error.exhaustion().is_some_and(|counts| counts.leftover > 0);
+    let is_lingering = |error: &Error| {
+        error
+            .exhaustion()
+            .is_some_and(|counts| counts.lingering > 0)
+    };
     let deadline = Instant::now() + PATIENCE;
     loop {
         match builder.acquire() {
-            Err(error) if is_leftover(&error) && Instant::now() < deadline => {}
+            Err(error) if is_lingering(&error) && Instant::now() < deadline => {}
             outcome => return outcome,
         }
     }

@@ -26,7 +26,7 @@ use crate::{
     jitter::random,
     lock::{
         self,
-        unix::{OPEN, Published, check_umask, publish, stray_name},
+        unix::{OPEN, PublishOutcome, check_umask, publish, stray_name},
     },
     lock_dir::{
         OpenDir,
@@ -90,12 +90,12 @@ impl WaitQueue {
         rustix::fs::mkfifoat(dir.fd(), &stray, dir.permissions())?;
         let published =
             set_mode(dir, &stray).and_then(|created| Ok((created, publish(dir, &stray, name)?)));
-        if let Ok((_, Published::Done)) = published {
+        if let Ok((_, PublishOutcome::Done)) = published {
             return Ok(());
         }
         rustix::fs::unlinkat(dir.fd(), &stray, AtFlags::empty())?;
         let (created, published) = published?;
-        if published == Published::Exists {
+        if published == PublishOutcome::Exists {
             return Ok(());
         }
         check_umask(dir, created)?;

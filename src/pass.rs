@@ -1,0 +1,318 @@
+//! One pass of a call over its ports: each is tried once, and locked before it is probed.
+
+use std::{borrow::Cow, collections::BTreeMap, mem, path::Path, time::Duration};
+
+use crate::{
+    bindfree::{Bind, Closing, Endpoints, Probe},
+    clock::since_1970,
+    error::{Error, ErrorKind, Result},
+    lock::PortLock,
+    lock_dir::{LockDir, OpenDir},
+    mark::{self, Mark},
+    owner::{self, Kind},
+    ports::{Order, PortSet},
+    process, registry,
+    search::{Exhausted, search},
+    unavailable::{Attempt, Failure, Unavailable},
+};
+
+/// What a call asks for, the same in each of its passes.
+#[derive(Debug)]
+pub(crate) struct Request<'a> {
+    pub(crate) ports: Cow<'a, PortSet>,
+    pub(crate) lock_dir: Option<&'a Path>,
+    pub(crate) endpoints: &'a Endpoints,
+    pub(crate) label: Option<&'a str>,
+    pub(crate) prefer: Option<&'a str>,
+    pub(crate) hold_socket: bool,
+    /// The process that will have the lease, if not this one.
+    pub(crate) delegate_to: Option<u32>,
+    /// Whether the default lock directory is created if it is missing. A check creates nothing.
+    pub(crate) creates_dir: bool,
+}
+
+/// The ports that a pass tries.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Scope<'a> {
+    /// All that were asked for.
+    All,
+    /// All, for a caller that waits: a port is checked before it is taken, so that no other
+    /// waiter is woken because this one took and returned a port.
+    AllAfterCheck,
+    /// Of these, those that have just been released, in the same way.
+    Released(&'a PortSet),
+}
+
+/// One pass over the ports.
+pub(crate) struct Pass<'a> {
+    request: &'a Request<'a>,
+    scope: Scope<'a>,
+    /// `None` if it does not exist and is not to be created: then nothing is leased.
+    dir: Option<OpenDir>,
+    /// When it began, after 1970.
+    now: Duration,
+    order: Order,
+    closing: Closing,
+}
+
+/// A port that is locked and probed, but not a lease yet: others that are wanted with it may be
+/// unavailable.
+#[derive(Debug)]
+pub(crate) struct Candidate<T> {
+    pub(crate) socket: T,
+    pub(crate) lock: PortLock,
+}
+
+impl Request<'_> {
+    /// Returns the lock directory, or `None` if it does not exist and is not to be created.
+    pub(crate) fn open_dir(&self, now: Duration) -> Result<Option<OpenDir>> {
+        if self.creates_dir {
+            OpenDir::locate_at(self.lock_dir, now).map(Some)
+        } else {
+            Ok(LockDir::locate(self.lock_dir)?.open().cloned())
+        }
+    }
+
+    /// Closes the probe, or keeps it open if that was asked for.
+    pub(crate) fn settle(&self, probe: Probe) -> Attempt<Option<Box<Probe>>> {
+        if self.hold_socket {
+            return Ok(Some(Box::new(probe.hold(self.endpoints)?)));
+        }
+        probe.close()?;
+        Ok(None)
+    }
+}
+
+impl<'a> Pass<'a> {
+    pub(crate) fn begin(request: &'a Request<'a>, scope: Scope<'a>) -> Result<Self> {
+        let now = since_1970();
+        Ok(Self {
+            request,
+            scope,
+            dir: request.open_dir(now)?,
+            now,
+            order: match request.prefer {
+                Some(name) => Order::of_name(name),
+                None => Order::random(),
+            },
+            closing: Closing::default(),
+        })
+    }
+
+    /// Finds one port, and turns its probe into what the caller wants of it by `finish`.
+    pub(crate) fn one<T>(
+        &self,
+        finish: impl Fn(Probe) -> Attempt<T>,
+    ) -> Attempt<Candidate<T>, Exhausted> {
+        self.search(self.ports(), |port, closing| {
+            if self.checks_first() {
+                self.check_locked(port, closing)?;
+            }
+            self.attempt(port, closing, &finish)
+        })
+    }
+
+    /// Finds `n` ports.
+    pub(crate) fn many<T>(
+        &self,
+        n: usize,
+        finish: impl Fn(Probe) -> Attempt<T>,
+    ) -> Attempt<Vec<Candidate<T>>, Exhausted> {
+        let take = |port, closing| self.attempt(port, closing, &finish);
+        // Of ports that have just been released there may be fewer than are wanted.
+        let all = &*self.request.ports;
+        if !self.checks_first() {
+            return self.collect(n, all, take);
+        }
+        let seem_available = self.collect(n, all, |port, closing| {
+            self.check_locked(port, closing).map(|()| port)
+        })?;
+        self.collect(n, &seem_available.into_iter().collect(), take)
+    }
+
+    /// Finds the ports at all `offsets` from one of `bases`; none of them may be beyond 65535.
+    pub(crate) fn group(
+        &self,
+        bases: &PortSet,
+        offsets: &[u16],
+    ) -> Attempt<Vec<Candidate<Option<Box<Probe>>>>, Exhausted> {
+        // Neighboring bases share ports: one that is unavailable need not be tried again for each
+        // of them, and is counted once.
+        let mut unavailable = BTreeMap::new();
+        let found = self.search(bases, |base, closing| {
+            let ports = offsets.iter().map(|offset| base + offset);
+            let is_final = |why: &&Unavailable| **why != Unavailable::Lingering;
+            let known = |port| unavailable.get(&port).filter(is_final);
+            if let Some(why) = ports.clone().find_map(known) {
+                return Err((*why).into());
+            }
+            if self.checks_first() {
+                for port in ports.clone() {
+                    note(&mut unavailable, port, self.check_locked(port, closing))?;
+                }
+            }
+            let mut all = Vec::with_capacity(offsets.len());
+            for port in ports {
+                let attempt = self.attempt(port, closing, |probe| self.request.settle(probe));
+                all.push(note(&mut unavailable, port, attempt)?);
+            }
+            Ok(all)
+        });
+        found.map_err(|failure| match failure {
+            Failure::Unavailable(_) => Failure::Unavailable(unavailable.into_values().collect()),
+            error => error,
+        })
+    }
+
+    /// Finds out whether a port could be leased, without leaving a trace.
+    pub(crate) fn check(&self) -> Attempt<(), Exhausted> {
+        self.search(self.ports(), |port, closing| {
+            match self.lock_to_check(port)? {
+                Some(_lock) => self.probe(port, closing),
+                // Leased by no caller, and a check must not create the file: this finds out
+                // what it can without a lock.
+                None => Probe::check_unlocked(port, self.request.endpoints, self.bind(closing)),
+            }
+        })
+    }
+
+    /// Tries to take one port: claim, lock, probe, record.
+    ///
+    /// The lock comes before the probe. In the other order every caller that only checks a leased
+    /// port would bind it for a moment, and the holder's own server, if it started just then,
+    /// would find its port in use.
+    ///
+    /// On every way out but the last, what was taken is returned in the opposite order, by being
+    /// dropped.
+    fn attempt<T>(
+        &self,
+        port: u16,
+        closing: bool,
+        finish: impl FnOnce(Probe) -> Attempt<T>,
+    ) -> Attempt<Candidate<T>> {
+        let mark = mark::current();
+        let claim = registry::claim(port, mark).ok_or(Unavailable::Leased(port))?;
+        let lock = PortLock::try_acquire(self.dir()?, claim)?;
+        let probe = Probe::bind(port, self.request.endpoints, self.bind(closing))?;
+        let socket = finish(probe)?;
+        self.record(&lock, mark)?;
+        Ok(Candidate { socket, lock })
+    }
+
+    /// Writes who has the port.
+    fn record(&self, lock: &PortLock, mark: Mark) -> Result<()> {
+        let label = self.request.label;
+        match self.request.delegate_to {
+            None => owner::with_held(mark, self.now.as_secs(), label, |record| {
+                lock.write_owner(record)
+            }),
+            // To find it costs as much as a lease, and so comes after all that may be in vain.
+            Some(pid) => {
+                let process = process::find(pid)?;
+                lock.write_long(&owner::of_process(Kind::Delegated, &process, label))
+            }
+        }
+    }
+
+    /// Finds out whether a port seems worth taking: it is locked for a moment, without leaving a
+    /// trace.
+    fn check_locked(&self, port: u16, closing: bool) -> Attempt<()> {
+        match self.lock_to_check(port)? {
+            Some(_lock) => self.probe(port, closing),
+            // Without a lock it must not be probed.
+            None => Ok(()),
+        }
+    }
+
+    fn probe(&self, port: u16, closing: bool) -> Attempt<()> {
+        let probe = Probe::bind(port, self.request.endpoints, self.bind(closing))?;
+        Ok(probe.close()?)
+    }
+
+    /// Locks a port that is not leased. Returns `None` if it has no lock file.
+    fn lock_to_check(&self, port: u16) -> Attempt<Option<PortLock>> {
+        let mark = mark::current();
+        match &self.dir {
+            _ if registry::is_claimed(port, mark) => Err(Unavailable::Leased(port).into()),
+            Some(dir) => PortLock::try_check(dir, port, mark),
+            None => Ok(None),
+        }
+    }
+
+    fn dir(&self) -> Result<&OpenDir> {
+        if let Some(dir) = &self.dir {
+            return Ok(dir);
+        }
+        // Only a request that leases nothing has none.
+        let dir = LockDir::locate(self.request.lock_dir)?;
+        let message = format!("lock directory {} does not exist", dir.path().display());
+        Err(Error::new(ErrorKind::LockDir, message))
+    }
+
+    fn ports(&self) -> &PortSet {
+        match self.scope {
+            Scope::Released(ports) => ports,
+            Scope::All | Scope::AllAfterCheck => &self.request.ports,
+        }
+    }
+
+    fn checks_first(&self) -> bool {
+        !matches!(self.scope, Scope::All)
+    }
+
+    /// How a port is bound where ports with closing connections count as free, or not.
+    fn bind(&self, closing_is_free: bool) -> Bind<'_> {
+        match closing_is_free {
+            true => Bind::StrictOrClosing(&self.closing),
+            false => Bind::Strict,
+        }
+    }
+
+    fn search<T>(
+        &self,
+        ports: &PortSet,
+        attempt: impl FnMut(u16, bool) -> Attempt<T>,
+    ) -> Attempt<T, Exhausted> {
+        search(
+            ports,
+            self.order,
+            self.request.endpoints.time_wait(),
+            attempt,
+        )
+    }
+
+    /// Tries each port once until `n` attempts have succeeded.
+    fn collect<T>(
+        &self,
+        n: usize,
+        ports: &PortSet,
+        mut attempt: impl FnMut(u16, bool) -> Attempt<T>,
+    ) -> Attempt<Vec<T>, Exhausted> {
+        let mut all = Vec::with_capacity(n);
+        self.search(ports, |port, closing| {
+            all.push(attempt(port, closing)?);
+            if all.len() < n {
+                return Err(Unavailable::NotEnough.into());
+            }
+            Ok(mem::take(&mut all))
+        })
+    }
+}
+
+/// Notes why a port is unavailable, or that it no longer is.
+fn note<T>(
+    unavailable: &mut BTreeMap<u16, Unavailable>,
+    port: u16,
+    outcome: Attempt<T>,
+) -> Attempt<T> {
+    match &outcome {
+        Ok(_) => {
+            unavailable.remove(&port);
+        }
+        Err(Failure::Unavailable(why)) => {
+            unavailable.insert(port, *why);
+        }
+        Err(Failure::Error(_)) => {}
+    }
+    outcome
+}

@@ -1,33 +1,38 @@
 //! The command line.
 
 use std::{
+    env,
     ffi::OsString,
     net::{IpAddr, ToSocketAddrs as _},
     path::PathBuf,
     time::Duration,
 };
 
-use clap::{Parser, Subcommand};
+use clap::{
+    CommandFactory as _, Parser, Subcommand,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
 use portlock::{PortSet, Protocol};
 
-use crate::sys;
+use crate::{exit_status, sys};
 
-const AFTER_HELP: &str = "\
-Exit status: 0 on success, 75 if no port could be had in time, 124 if what was
-waited for did not happen in time, 125 if portlock itself failed; `run` ends as
-CMD does, with 126 if CMD could not be executed and 127 if it was not found;
-`check` tells by 1 that a port is leased and by 3 that it is bound.
-
+/// Returns what `--help` says at its end.
+fn after_help() -> String {
+    let statuses = exit_status::help();
+    format!(
+        "{statuses}
 Environment: PORTLOCK_DIR names the lock directory; PORTLOCK_PORTS, as a set such
 as 4000-4999,!4045, or PORTLOCK_PORTS_FILE, as a file with one, names the ports to
-choose from; NO_COLOR turns colours off.";
+choose from; NO_COLOR turns colours off."
+    )
+}
 
 /// Free ports as leases, shared by all processes of this machine.
 ///
 /// A leased port is given to nobody else until its holder ends. There is no
 /// daemon, and nothing to clean up.
 #[derive(Debug, Parser)]
-#[command(version, name = "portlock", bin_name = "portlock", after_long_help = AFTER_HELP, max_term_width = 100)]
+#[command(version, name = "portlock", bin_name = "portlock", after_long_help = after_help(), max_term_width = 100)]
 pub(crate) struct Args {
     /// The lock directory; only callers with the same one share leases
     /// [default: what `portlock dir` prints].
@@ -55,7 +60,7 @@ pub(crate) enum Command {
     ///
     /// It also names other directories in which callers of this user lease ports without
     /// sharing them with this one, and says when /tmp is private to a service or sandbox,
-    /// where that can be seen. It creates nothing.
+    /// where that can be seen. It leaves nothing behind, and fails if no lock file can be created.
     Dir(Json),
     Serve(Serve),
     /// Print shell completions.
@@ -75,11 +80,17 @@ pub(crate) enum Command {
 pub(crate) struct Selection {
     /// The ports to choose from, such as 4000-4999,!4045,7000
     /// [default: as `portlock ports` tells].
-    #[arg(long, value_name = "SET")]
+    #[arg(long, value_name = "SET", value_parser = some_ports, allow_hyphen_values = true)]
     pub(crate) ports: Option<PortSet>,
 
     /// How many ports: all or none.
-    #[arg(short = 'n', long = "number", value_name = "N", value_parser = number)]
+    #[arg(
+        short = 'n',
+        long = "number",
+        value_name = "N",
+        value_parser = number,
+        allow_negative_numbers = true
+    )]
     number: Option<usize>,
 
     /// The ports must follow each other.
@@ -99,16 +110,8 @@ pub(crate) struct Selection {
     #[arg(long = "host", value_name = "HOST", value_parser = host)]
     pub(crate) hosts: Vec<Host>,
 
-    /// Whether a port in TIME_WAIT counts as free [default: only if no other port is].
-    #[arg(
-        long,
-        value_name = "yes|no",
-        num_args = 0..=1,
-        require_equals = true,
-        default_missing_value = "yes",
-        value_parser = yes_or_no
-    )]
-    pub(crate) reuse_address: Option<bool>,
+    #[command(flatten)]
+    pub(crate) reuse: Reuse,
 
     /// The same name gets the same port, whenever it is free.
     #[arg(long, value_name = "NAME")]
@@ -116,7 +119,13 @@ pub(crate) struct Selection {
 
     /// How long to wait while no port is free, in seconds or as in 500ms, 2s and 1m; 0:
     /// try once.
-    #[arg(long, value_name = "TIME", default_value = "30", value_parser = time)]
+    #[arg(
+        long,
+        value_name = "TIME",
+        default_value = "30",
+        value_parser = time,
+        allow_hyphen_values = true
+    )]
     pub(crate) timeout: Duration,
 
     /// What the lease is for, shown by `portlock list`.
@@ -182,7 +191,7 @@ pub(crate) struct Pick {
     pub(crate) selection: Selection,
 
     /// The process that the lease is for [default: the caller].
-    #[arg(long, value_name = "PID")]
+    #[arg(long, value_name = "PID", allow_negative_numbers = true)]
     pub(crate) pid: Option<u32>,
 
     #[command(flatten)]
@@ -223,7 +232,12 @@ pub(crate) struct List {
 #[derive(Debug, clap::Args)]
 pub(crate) struct Check {
     /// The ports.
-    #[arg(required = true, value_name = "PORT", value_parser = port)]
+    #[arg(
+        required = true,
+        value_name = "PORT",
+        value_parser = port,
+        allow_negative_numbers = true
+    )]
     pub(crate) ports: Vec<u16>,
 
     #[command(flatten)]
@@ -237,7 +251,12 @@ pub(crate) struct Check {
 #[derive(Debug, clap::Args)]
 pub(crate) struct Wait {
     /// The ports.
-    #[arg(required = true, value_name = "PORT", value_parser = port)]
+    #[arg(
+        required = true,
+        value_name = "PORT",
+        value_parser = port,
+        allow_negative_numbers = true
+    )]
     pub(crate) ports: Vec<u16>,
 
     /// Wait until each port can be leased.
@@ -250,7 +269,13 @@ pub(crate) struct Wait {
     pub(crate) host: Option<Host>,
 
     /// How long to wait for all of them, in seconds or as in 500ms, 2s and 1m; 0: try once.
-    #[arg(long, value_name = "TIME", default_value = "30", value_parser = time)]
+    #[arg(
+        long,
+        value_name = "TIME",
+        default_value = "30",
+        value_parser = time,
+        allow_hyphen_values = true
+    )]
     pub(crate) timeout: Duration,
 }
 
@@ -260,7 +285,12 @@ pub(crate) struct Wait {
 #[derive(Debug, clap::Args)]
 pub(crate) struct Release {
     /// The ports.
-    #[arg(required = true, value_name = "PORT", value_parser = port)]
+    #[arg(
+        required = true,
+        value_name = "PORT",
+        value_parser = port,
+        allow_negative_numbers = true
+    )]
     pub(crate) ports: Vec<u16>,
 
     /// Also if it belongs to a process of another user, or one that cannot be seen.
@@ -318,16 +348,8 @@ pub(crate) struct Serve {
     )]
     pub(crate) static_pool: Option<String>,
 
-    /// Whether a port in TIME_WAIT counts as free [default: only if no other port is].
-    #[arg(
-        long,
-        value_name = "yes|no",
-        num_args = 0..=1,
-        require_equals = true,
-        default_missing_value = "yes",
-        value_parser = yes_or_no
-    )]
-    pub(crate) reuse_address: Option<bool>,
+    #[command(flatten)]
+    pub(crate) reuse: Reuse,
 
     /// Print only errors and warnings, such as that all ports are in use.
     #[arg(long, short)]
@@ -343,15 +365,83 @@ pub(crate) struct Serve {
 }
 
 #[derive(Debug, clap::Args)]
+pub(crate) struct Reuse {
+    /// Whether a port in TIME_WAIT counts as free [default: only if no other port is].
+    #[arg(
+        long,
+        value_name = "yes|no",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "yes",
+        value_parser = yes_or_no
+    )]
+    pub(crate) reuse_address: Option<bool>,
+}
+
+#[derive(Debug, clap::Args)]
 pub(crate) struct Json {
     /// Print JSON, for programs.
     #[arg(long)]
     pub(crate) json: bool,
 }
 
+/// Parses the command line of this process.
+pub(crate) fn parse() -> Result<Args, clap::Error> {
+    let words: Vec<OsString> = env::args_os().collect();
+    let parsed = Args::try_parse_from(&words);
+    // `--reuse-address no`: without an equals sign, `no` is another argument.
+    let separate = match &parsed {
+        Ok(args) => match &args.command {
+            Command::Run(run) => {
+                let before = words.len().saturating_sub(run.command.len() + 1);
+                separate_value(&words[before..])
+                    .filter(|&value| run.command.first().is_some_and(|program| program == value))
+            }
+            _ => None,
+        },
+        Err(error) => match error.get(ContextKind::InvalidArg) {
+            Some(ContextValue::String(unexpected)) => words
+                .iter()
+                .enumerate()
+                .find_map(|(i, _)| separate_value(&words[i..]))
+                .filter(|value| unexpected == value),
+            _ => None,
+        },
+    };
+    match separate {
+        Some(value) => {
+            let message = format!(
+                "the value of --reuse-address must follow an equals sign: --reuse-address={value}"
+            );
+            Err(Args::command().error(ErrorKind::UnknownArgument, message))
+        }
+        None => parsed,
+    }
+}
+
+/// Returns the value, if the words begin with `--reuse-address` and its value as two words.
+fn separate_value(words: &[OsString]) -> Option<&str> {
+    match words {
+        [option, value, ..] if option == "--reuse-address" => {
+            value.to_str().filter(|value| yes_or_no(value).is_ok())
+        }
+        _ => None,
+    }
+}
+
 fn port(text: &str) -> Result<u16, String> {
     let port = text.parse().ok().filter(|&port| port > 0);
     port.ok_or_else(|| "not a port from 1 to 65535".to_owned())
+}
+
+fn some_ports(text: &str) -> Result<PortSet, String> {
+    let ports: PortSet = text
+        .parse()
+        .map_err(|error: portlock::Error| error.to_string())?;
+    if ports.is_empty() {
+        return Err("no ports to choose from: the set has none from 1 to 65535".to_owned());
+    }
+    Ok(ports)
 }
 
 fn yes_or_no(text: &str) -> Result<bool, String> {

@@ -1,36 +1,27 @@
-//! How the program fails, and the exit status that says so.
+//! How the program fails: what is printed, and with which exit status it ends.
 
 use std::io::{self, Write as _};
 
 use portlock::{Error, ErrorKind};
 
-/// What was waited for did not happen in time, as with timeout(1).
-pub(crate) const TIMED_OUT: u8 = 124;
-/// No port could be had in time (EX_TEMPFAIL of sysexits.h: try again later).
-pub(crate) const EXHAUSTED: u8 = 75;
-/// portlock itself failed, as with env(1).
-pub(crate) const FAILED: u8 = 125;
-/// The command was found and could not be executed.
-pub(crate) const NOT_EXECUTABLE: u8 = 126;
-/// The command was not found.
-pub(crate) const NOT_FOUND: u8 = 127;
+use crate::exit_status::ExitStatus;
 
 /// A failure, with what is printed of it and its exit status.
 #[derive(Debug)]
 pub(crate) struct Failure {
-    status: u8,
+    status: ExitStatus,
     message: String,
 }
 
 impl Failure {
-    pub(crate) fn new(status: u8, message: impl Into<String>) -> Self {
+    pub(crate) fn new(status: ExitStatus, message: impl Into<String>) -> Self {
         Self {
             status,
             message: message.into(),
         }
     }
 
-    pub(crate) fn status(&self) -> u8 {
+    pub(crate) fn status(&self) -> ExitStatus {
         self.status
     }
 
@@ -43,10 +34,18 @@ impl Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let status = match error.kind() {
-            ErrorKind::Exhausted => EXHAUSTED,
-            ErrorKind::Timeout => TIMED_OUT,
-            _ => FAILED,
+            ErrorKind::Exhausted => ExitStatus::Exhausted,
+            ErrorKind::Timeout => ExitStatus::TimedOut,
+            _ => ExitStatus::Failed,
         };
         Self::new(status, error.to_string())
     }
+}
+
+/// Whether an error says that ports are busy rather than that something failed.
+pub(crate) fn is_busy(error: &Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::Exhausted | ErrorKind::PermissionDenied
+    )
 }

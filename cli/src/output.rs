@@ -1,4 +1,4 @@
-//! What goes to standard output.
+//! What goes to standard output, and warnings.
 
 use std::{
     fmt::Write as _,
@@ -6,12 +6,15 @@ use std::{
     path::Path,
 };
 
-use clap::CommandFactory as _;
+use portlock::Lease;
+use serde_json::{Value, json};
 
-use crate::{
-    args::Args,
-    failure::{FAILED, Failure},
-};
+use crate::{exit_status::ExitStatus, failure::Failure};
+
+/// Prints a warning. Unlike `eprint!`, this does not panic when standard error is closed.
+pub(crate) fn warn(message: &str) {
+    let _ = writeln!(io::stderr(), "portlock: warning: {message}");
+}
 
 /// Prints `text`, with its colours where they are wanted.
 ///
@@ -64,17 +67,20 @@ pub(crate) fn print_to_somebody(text: &str) -> io::Result<()> {
 }
 
 pub(crate) fn unprintable(error: &io::Error) -> Failure {
-    Failure::new(FAILED, format!("cannot write to standard output: {error}"))
+    Failure::new(
+        ExitStatus::Failed,
+        format!("cannot write to standard output: {error}"),
+    )
 }
 
-pub(crate) fn print_json(value: &serde_json::Value) -> Result<(), Failure> {
+pub(crate) fn print_json(value: &Value) -> Result<(), Failure> {
     print(&json_text(value))
 }
 
 /// The value as JSON that neither drives a terminal nor misleads its reader: characters
 /// that cannot be seen, change the direction of text or combine with others are escaped
 /// too. They occur in strings only, where the escape means the same (RFC 8259, section 7).
-pub(crate) fn json_text(value: &serde_json::Value) -> String {
+pub(crate) fn json_text(value: &Value) -> String {
     let mut text = String::new();
     for c in format!("{value:#}\n").chars() {
         // Of ASCII, JSON itself escapes all but DEL.
@@ -94,26 +100,8 @@ pub(crate) fn json_text(value: &serde_json::Value) -> String {
     text
 }
 
-pub(crate) fn completions(shell: clap_complete::Shell) -> Result<u8, Failure> {
-    let mut text = Vec::new();
-    clap_complete::generate(shell, &mut Args::command(), "portlock", &mut text);
-    print(&String::from_utf8_lossy(&text))?;
-    Ok(0)
-}
-
-pub(crate) fn man(dir: Option<&Path>) -> Result<u8, Failure> {
-    if let Some(dir) = dir {
-        clap_mangen::generate_to(Args::command(), dir).map_err(|error| {
-            let message = format!("cannot write man pages to {}: {error}", dir.display());
-            Failure::new(FAILED, message)
-        })?;
-        return Ok(0);
-    }
-    let mut page = Vec::new();
-    // As in the pages that are written into a directory.
-    clap_mangen::Man::new(Args::command().disable_help_subcommand(true))
-        .render(&mut page)
-        .map_err(|error| unprintable(&error))?;
-    print(&String::from_utf8_lossy(&page))?;
-    Ok(0)
+/// The process that inherited a lease from the one in the record, which has ended.
+pub(crate) fn heir(lease: &Lease) -> Option<Value> {
+    let heir = lease.heir.as_ref()?;
+    Some(json!({ "pid": heir.pid, "program": heir.program }))
 }

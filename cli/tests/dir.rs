@@ -85,6 +85,22 @@ fn a_directory_that_is_overridden_is_named_if_ports_are_leased_in_it() {
     assert_eq!(leases_in_scene(), None);
 }
 
+// Root may write to /proc by its mode, and no file can be created there.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_directory_in_which_no_lock_file_can_be_created_is_a_failure() {
+    let scene = Scene::new(1);
+    for args in [&["dir"][..], &["dir", "--json"]] {
+        let mut dir = scene.program(args);
+        dir.env("PORTLOCK_DIR", "/proc");
+        let told = answer(dir).code(FAILED);
+        told.warns("cannot create a lock file in /proc: ");
+    }
+    scene.portlock(["dir"]).code(0);
+    let mut left = std::fs::read_dir(scene.dir()).expect("our own directory");
+    assert!(left.next().is_none());
+}
+
 /// A script in a mount namespace in which portlock can be executed, or `None`.
 #[cfg(target_os = "linux")]
 fn in_mount_namespace(scene: &Scene, script: &str) -> Option<Command> {

@@ -276,6 +276,59 @@ fn a_timeout_that_is_no_time_is_refused_and_a_long_one_is_not() {
 }
 
 #[test]
+fn a_negative_value_is_an_invalid_value_of_its_option() {
+    let scene = Scene::new(1);
+    let port = scene.port().to_string();
+    let time = "not a time such as 30, 500ms, 2s or 1m";
+    for (args, why) in [
+        (&["run", "--timeout", "-1", TRUE][..], time),
+        (&["pick", "--timeout", "-1s"], time),
+        (&["wait", "--timeout", "-0.5", &port], time),
+        (&["pick", "-n", "-1"], "not a number from 1 to 65535"),
+        (&["pick", "--pid", "-1"], "invalid value '-1' for '--pid"),
+        (&["pick", "--ports", "-4000"], "invalid port set"),
+        (&["check", "-1"], "not a port from 1 to 65535"),
+        (&["wait", "-1"], "not a port from 1 to 65535"),
+        (&["release", "-1"], "not a port from 1 to 65535"),
+    ] {
+        assert_refused(&scene, args, why);
+    }
+}
+
+#[test]
+fn the_value_of_reuse_address_as_a_word_of_its_own_is_refused() {
+    let scene = Scene::new(1);
+    for (value, args) in [
+        ("no", &["pick", "--reuse-address", "no"][..]),
+        ("yes", &["pick", "--reuse-address", "yes", "--json"]),
+        ("no", &["serve", "--reuse-address", "no"]),
+        // It would be the command.
+        ("no", &["run", "--reuse-address", "no", TRUE]),
+        ("yes", &["run", "--reuse-address", "yes"]),
+    ] {
+        assert_refused(&scene, args, &format!(": --reuse-address={value}"));
+    }
+    // Here it is the command, or an argument of it.
+    let run = ["run", "--reuse-address", "--", "no"];
+    scene.portlock(run).code(127).warns("cannot execute no");
+    let run = [
+        &["run", "--"],
+        &shell("exit 5")[..],
+        &["--reuse-address", "no"],
+    ]
+    .concat();
+    scene.portlock(run).code(5);
+}
+
+#[test]
+fn a_set_without_ports_is_an_invalid_value_of_its_option() {
+    let scene = Scene::new(1);
+    for command in [&["run", "--ports", "", TRUE][..], &["pick", "--ports", ""]] {
+        assert_refused(&scene, command, "invalid value '' for '--ports <SET>'");
+    }
+}
+
+#[test]
 fn the_longest_timeout_is_waited_for() {
     let scene = Scene::new(1);
     let (holder, port) = scene.hold(&[]);

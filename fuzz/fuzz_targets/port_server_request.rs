@@ -4,7 +4,7 @@
 #![no_main]
 
 // The program has no library: its reader is compiled in from where it is.
-#[path = "../../cli/src/request.rs"]
+#[path = "../../cli/src/commands/serve/request.rs"]
 mod request;
 
 use libfuzzer_sys::fuzz_target;

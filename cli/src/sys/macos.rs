@@ -6,7 +6,7 @@ use listeners::{Protocol, SocketState};
 use rustix::process::{Pid, geteuid, getpid, getppid, getsid, test_kill_process};
 
 use super::Caller;
-use crate::failure::{FAILED, Failure};
+use crate::{exit_status::ExitStatus, failure::Failure};
 
 pub(super) const DEFAULT_ADDRESS: Option<&str> = None;
 pub(super) const ADDRESS_HELP: &str = "Where to listen: a path";
@@ -44,8 +44,12 @@ pub(crate) fn caller() -> Result<Caller, String> {
 /// Only looks, for the same reason as on Linux. An ordinary user is told the sockets
 /// of that user's own processes only.
 pub(crate) fn ports_in_use() -> Result<HashSet<u16>, Failure> {
-    let sockets = listeners::get_all()
-        .map_err(|error| Failure::new(FAILED, format!("cannot list the sockets: {error}")))?;
+    let sockets = listeners::get_all().map_err(|error| {
+        Failure::new(
+            ExitStatus::Failed,
+            format!("cannot list the sockets: {error}"),
+        )
+    })?;
     let has_server = sockets.iter().filter(|socket| match socket.protocol {
         Protocol::TCP => socket.state == SocketState::Listen,
         Protocol::UDP => true,

@@ -14,7 +14,7 @@ use std::{
 use command_fds::{CommandFdExt, FdMapping};
 use portlock::FreePort;
 
-use crate::failure::{FAILED, Failure};
+use crate::{exit_status::ExitStatus, failure::Failure};
 
 pub(crate) const PASSES_LISTENERS: bool = true;
 pub(crate) const RUN_HELP: &str = "\
@@ -87,5 +87,5 @@ fn pass_on(
 
 fn cannot_pass(error: &dyn std::error::Error) -> Failure {
     let message = format!("cannot pass the lease on to the command: {error}");
-    Failure::new(FAILED, message)
+    Failure::new(ExitStatus::Failed, message)
 }

@@ -12,7 +12,7 @@ use portlock::FreePort;
 use tokio::signal::windows::{ctrl_break, ctrl_c, ctrl_close};
 use win32job::{ExtendedLimitInfo, Job, JobError};
 
-use crate::failure::{FAILED, Failure};
+use crate::{exit_status::ExitStatus, failure::Failure};
 
 /// There is no custom on Windows by which a program takes listening sockets.
 pub(crate) const PASSES_LISTENERS: bool = false;
@@ -54,15 +54,18 @@ pub(crate) fn execute(
     let status = match ended {
         Err(error) => return Ok(error),
         Ok(status) => status.map_err(|error| {
-            Failure::new(FAILED, format!("cannot wait for the command: {error}"))
+            Failure::new(
+                ExitStatus::Failed,
+                format!("cannot wait for the command: {error}"),
+            )
         })?,
     };
     drop(leases);
     // An `ExitCode` has eight bits, the command's status 32.
-    process::exit(status.code().unwrap_or(FAILED.into()))
+    process::exit(status.code().unwrap_or(ExitStatus::Failed.code().into()))
 }
 
 fn cannot_tie(error: &JobError) -> Failure {
     let message = format!("cannot tie the command's end to that of portlock: {error}");
-    Failure::new(FAILED, message)
+    Failure::new(ExitStatus::Failed, message)
 }

@@ -4,7 +4,7 @@ use std::{
     collections::HashSet,
     env,
     fmt::Write as _,
-    fs,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -13,12 +13,13 @@ use serde_json::{Value, json};
 
 use crate::{
     args::Json,
+    exit_status::ExitStatus,
     failure::Failure,
     output::{print, print_json, print_path, readable},
     sys,
 };
 
-pub(crate) fn dir(args: &Json, chosen: Option<&Path>) -> Result<u8, Failure> {
+pub(crate) fn dir(args: &Json, chosen: Option<&Path>) -> Result<ExitStatus, Failure> {
     let dir = LockDir::locate(chosen)?;
     let private_tmp = sys::private_tmp().filter(|_| dir.path().starts_with("/tmp"));
     let others = others(dir.path());
@@ -33,7 +34,7 @@ pub(crate) fn dir(args: &Json, chosen: Option<&Path>) -> Result<u8, Failure> {
             "private_tmp": private_tmp,
             "others": others.collect::<Vec<Value>>(),
         }))?;
-        return Ok(0);
+        return check_writable(dir.path());
     }
     let kind = if dir.is_shared() {
         "shared with other users"
@@ -57,7 +58,33 @@ pub(crate) fn dir(args: &Json, chosen: Option<&Path>) -> Result<u8, Failure> {
     }
     print_path(dir.path())?;
     print(&text)?;
-    Ok(0)
+    check_writable(dir.path())
+}
+
+/// Fails if no lock file can be created in the directory. It need not exist yet.
+///
+/// What a file system allows is known only once a file was created: root may write to `/proc`,
+/// by its mode. The file has no name where the system can create one without, and is gone
+/// when this returns.
+fn check_writable(dir: &Path) -> Result<ExitStatus, Failure> {
+    match dir.try_exists() {
+        Ok(false) => return Ok(ExitStatus::Success),
+        Ok(true) => {}
+        Err(error) => return Err(not_writable(dir, &error)),
+    }
+    match tempfile::tempfile_in(dir) {
+        Ok(_) => Ok(ExitStatus::Success),
+        Err(error) => Err(not_writable(dir, &error)),
+    }
+}
+
+fn not_writable(dir: &Path, error: &io::Error) -> Failure {
+    let message = format!(
+        "cannot create a lock file in {}: {error}; name another directory with --lock-dir or \
+         PORTLOCK_DIR",
+        readable(dir)
+    );
+    Failure::new(ExitStatus::Failed, message)
 }
 
 /// Returns the other directories that callers of this user may have by default, or that

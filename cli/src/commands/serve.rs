@@ -3,6 +3,11 @@
 //! One request per connection: a pid in decimal, normally followed by a newline. The answer
 //! is a port and a newline, or nothing.
 
+mod pool;
+mod request;
+mod seldom;
+mod static_pool;
+
 use std::{
     io::{self, IsTerminal as _},
     path::Path,
@@ -23,13 +28,13 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     args::Serve,
-    failure::{FAILED, Failure},
-    pool::{Denial, Pool},
-    request,
-    seldom::Seldom,
-    static_pool,
+    exit_status::ExitStatus,
+    failure::Failure,
     sys::{self, Connection, Endpoint, Wish, Wishes},
 };
+
+use pool::{Denial, Pool};
+use seldom::Seldom;
 
 /// The time that a client has to begin its request, and to take the answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -89,11 +94,11 @@ struct Server {
     warnings: Warnings,
 }
 
-pub(crate) fn serve(args: &Serve, dir: Option<&Path>) -> Result<u8, Failure> {
+pub(crate) fn serve(args: &Serve, dir: Option<&Path>) -> Result<ExitStatus, Failure> {
     // First of all, because it changes the environment.
     let passed = sys::passed_listeners().map_err(|error| {
         let message = format!("cannot take the sockets that a service manager passed: {error}");
-        Failure::new(FAILED, message)
+        Failure::new(ExitStatus::Failed, message)
     })?;
     let level = match (args.debug, args.verbose, args.quiet) {
         (true, _, _) => tracing::Level::DEBUG,
@@ -110,7 +115,10 @@ pub(crate) fn serve(args: &Serve, dir: Option<&Path>) -> Result<u8, Failure> {
         .with_target(false)
         .init();
     if args.address.is_none() && passed.is_empty() {
-        return Err(Failure::new(FAILED, "name where to serve with --address"));
+        return Err(Failure::new(
+            ExitStatus::Failed,
+            "name where to serve with --address",
+        ));
     }
     // Report a directory that cannot be trusted now, and not to the first client.
     portlock::LockDir::locate(dir)?;
@@ -120,7 +128,7 @@ pub(crate) fn serve(args: &Serve, dir: Option<&Path>) -> Result<u8, Failure> {
         debug!("cannot raise the limit of open files: {error}");
     }
     let server = Arc::new(Server {
-        pool: Pool::new(&ports, args.reuse_address, dir.map(Path::to_owned)),
+        pool: Pool::new(&ports, args.reuse.reuse_address, dir.map(Path::to_owned)),
         statistics: Statistics::default(),
         warnings: Warnings::default(),
     });
@@ -130,14 +138,14 @@ pub(crate) fn serve(args: &Serve, dir: Option<&Path>) -> Result<u8, Failure> {
         .build();
     let runtime = runtime.map_err(|error| {
         Failure::new(
-            FAILED,
+            ExitStatus::Failed,
             format!("cannot start the server's threads: {error}"),
         )
     })?;
     runtime.block_on(run(&server, args.address.as_deref(), passed))?;
     server.statistics.log(&server.pool);
     info!("Goodbye.");
-    Ok(0)
+    Ok(ExitStatus::Success)
 }
 
 /// Returns the ports to grant: at least one.
@@ -154,7 +162,7 @@ fn ports(args: &Serve) -> Result<PortSet, Failure> {
     };
     if ports.is_empty() {
         let message = format!("{flag} names no port from 1 to 65535");
-        return Err(Failure::new(FAILED, message));
+        return Err(Failure::new(ExitStatus::Failed, message));
     }
     Ok(ports)
 }
@@ -166,7 +174,9 @@ async fn run(
 ) -> Result<(), Failure> {
     let fail = |what: &'static str, where_to: &str| {
         let name = where_to.to_owned();
-        move |error: io::Error| Failure::new(FAILED, format!("cannot {what} {name}: {error}"))
+        move |error: io::Error| {
+            Failure::new(ExitStatus::Failed, format!("cannot {what} {name}: {error}"))
+        }
     };
     let address = address.unwrap_or_default();
     let mut wishes = Wishes::listen().map_err(fail("handle signals for", address))?;

@@ -1,5 +1,8 @@
 //! `list`: who holds which port.
 
+mod map;
+mod snapshot;
+
 use std::{
     fmt::Write as _,
     io::{self, IsTerminal as _},
@@ -14,13 +17,14 @@ use serde_json::{Value, json};
 
 use crate::{
     args::List,
+    exit_status::ExitStatus,
     failure::Failure,
-    map,
-    output::{json_text, print_to_somebody, unprintable},
-    snapshot::Snapshot,
+    output::{heir, json_text, print_to_somebody, unprintable},
 };
 
-pub(crate) fn list(args: &List, dir: Option<&Path>) -> Result<u8, Failure> {
+use snapshot::Snapshot;
+
+pub(crate) fn list(args: &List, dir: Option<&Path>) -> Result<ExitStatus, Failure> {
     let dir = LockDir::locate(dir)?;
     let to_terminal = io::stdout().is_terminal();
     loop {
@@ -40,8 +44,10 @@ pub(crate) fn list(args: &List, dir: Option<&Path>) -> Result<u8, Failure> {
         }
         match print_to_somebody(&text) {
             Ok(()) if args.watch => thread::sleep(Duration::from_secs(1)),
-            Ok(()) => return Ok(0),
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(0),
+            Ok(()) => return Ok(ExitStatus::Success),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                return Ok(ExitStatus::Success);
+            }
             Err(error) => return Err(unprintable(&error)),
         }
     }
@@ -157,10 +163,4 @@ fn row(lease: &Lease, snapshot: &Snapshot) -> Value {
         "label": owner.and_then(Owner::label),
         "heir": heir(lease),
     })
-}
-
-/// The process that inherited a lease from the one in the record, which has ended.
-pub(crate) fn heir(lease: &Lease) -> Option<Value> {
-    let heir = lease.heir.as_ref()?;
-    Some(json!({ "pid": heir.pid, "program": heir.program }))
 }

@@ -5,7 +5,9 @@ use std::{collections::HashMap, fmt::Write as _};
 use anstyle::{AnsiColor, Style};
 use portlock::{LeaseState, PortSet, ephemeral_port_range};
 
-use crate::{failure::Failure, snapshot::Snapshot};
+use crate::failure::Failure;
+
+use super::snapshot::Snapshot;
 
 const CELLS_PER_ROW: usize = 64;
 const MOST_ROWS: usize = 32;

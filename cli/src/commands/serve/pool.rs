@@ -16,7 +16,7 @@ use portlock::{Builder, FreePort, Lease, LeaseState, LockDir, PortSet, Protocol}
 
 use rand::seq::SliceRandom as _;
 
-use crate::{lease::is_busy, sys};
+use crate::{failure::is_busy, sys};
 
 /// The pause before ports that were found taken are searched again: a multiple of the time
 /// that the last search took, within bounds. It limits what refused clients can make the

@@ -1,0 +1,66 @@
+//! `pick`: leases for another process, and prints the ports.
+
+use std::path::Path;
+
+use portlock::LockDir;
+use serde_json::json;
+
+use crate::{
+    args::Pick,
+    exit_status::ExitStatus,
+    failure::Failure,
+    output::{print_to_somebody, unprintable, warn},
+    sys,
+};
+
+/// Leases for another process, and prints the ports.
+pub(crate) fn pick(args: &Pick, dir: Option<&Path>) -> Result<ExitStatus, Failure> {
+    let pid = match args.pid {
+        Some(pid) => pid,
+        None => caller()?,
+    };
+    let selection = &args.selection;
+    let leases = selection.acquire(&selection.builder(dir)?, selection.number())?;
+    let mut ports = Vec::with_capacity(leases.len());
+    let given = leases.into_iter().try_for_each(|lease| {
+        ports.push(lease.delegate_to(pid)?);
+        Ok::<(), Failure>(())
+    });
+    let printed = given.and_then(|()| {
+        let text = if args.json.json {
+            format!("{:#}\n", json!({ "pid": pid, "ports": ports }))
+        } else {
+            ports.iter().map(|port| format!("{port}\n")).collect()
+        };
+        print_to_somebody(&text).map_err(|error| unprintable(&error))
+    });
+    if printed.is_err() {
+        // All or none; and of what nobody is told, nobody can make use.
+        let dir = LockDir::locate(dir)?;
+        for port in ports {
+            dir.release(port, true)?;
+        }
+    }
+    printed.map(|()| ExitStatus::Success)
+}
+
+/// Returns the process that will use the ports.
+fn caller() -> Result<u32, Failure> {
+    let caller = sys::caller().map_err(|why| {
+        let message = format!(
+            "cannot tell which process will use the port: {why}; name that process with --pid, \
+             such as --pid {} in a shell script",
+            sys::OWN_PID
+        );
+        Failure::new(ExitStatus::Failed, message)
+    })?;
+    let pid = caller.pid;
+    if !caller.is_certain {
+        // It may be a messenger, such as sudo -u, and then the lease ends too early.
+        warn(&format!(
+            "process {pid} may not be inspected and is taken to be the user of \
+             the port: the lease ends with it; name another process with --pid",
+        ));
+    }
+    Ok(pid)
+}

@@ -1,0 +1,121 @@
+//! How the program ends: its exit statuses, and what `--help` says of them.
+
+use std::{fmt::Write as _, process::ExitCode};
+
+/// An exit status of portlock's own. `run` otherwise ends with the status of its command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum ExitStatus {
+    Success = 0,
+    /// A port that was checked is leased.
+    Leased = 1,
+    /// A port that was checked is bound, or may not be bound.
+    Bound = 3,
+    /// No port was free in time (EX_TEMPFAIL of sysexits.h: try again later).
+    Exhausted = 75,
+    /// What was waited for did not happen in time, as with timeout(1).
+    TimedOut = 124,
+    /// portlock itself failed, as with env(1): a command is unlikely to have this status.
+    Failed = 125,
+    /// The command was found and could not be executed.
+    NotExecutable = 126,
+    /// The command was not found.
+    NotFound = 127,
+}
+
+impl ExitStatus {
+    const ALL: [Self; 8] = [
+        Self::Success,
+        Self::Leased,
+        Self::Bound,
+        Self::Exhausted,
+        Self::TimedOut,
+        Self::Failed,
+        Self::NotExecutable,
+        Self::NotFound,
+    ];
+
+    pub(crate) const fn code(self) -> u8 {
+        self as u8
+    }
+
+    /// Returns when the program ends with this status, for `--help` and the man page.
+    const fn meaning(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Leased => "`check`: a port is leased",
+            Self::Bound => "`check`: a port is bound without a lease, or may not be bound",
+            Self::Exhausted => "no port was free in time",
+            Self::TimedOut => "what was waited for did not happen in time",
+            Self::Failed => "portlock itself failed",
+            Self::NotExecutable => "`run`: CMD could not be executed",
+            Self::NotFound => "`run`: CMD was not found",
+        }
+    }
+}
+
+impl From<ExitStatus> for ExitCode {
+    fn from(status: ExitStatus) -> Self {
+        status.code().into()
+    }
+}
+
+/// Returns the part of `--help` about exit statuses.
+pub(crate) fn help() -> String {
+    let mut text = "Exit status (`run` otherwise ends as CMD does):\n".to_owned();
+    for status in ExitStatus::ALL {
+        let _ = writeln!(text, "  {:>3} {}", status.code(), status.meaning());
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::ExitStatus;
+    use crate::args::Args;
+
+    /// Returns the numbers in a text from the phrase to the end of its paragraph.
+    fn statuses(text: &str, phrase: &str) -> Vec<u8> {
+        let start = text.find(phrase).expect("the text has the phrase");
+        let paragraph = text[start..].split("\n\n").next().unwrap_or_default();
+        let words = paragraph.split(|c: char| !c.is_alphanumeric());
+        words.filter_map(|word| word.parse().ok()).collect()
+    }
+
+    fn codes(statuses: &[ExitStatus]) -> Vec<u8> {
+        statuses.iter().map(|status| status.code()).collect()
+    }
+
+    #[test]
+    fn the_help_names_the_statuses() {
+        let command = Args::command();
+        let help = |name: &str| {
+            let command = command.find_subcommand(name).expect("a command");
+            command.get_long_about().expect("a help").to_string()
+        };
+        let check = codes(&[ExitStatus::Success, ExitStatus::Leased, ExitStatus::Bound]);
+        assert_eq!(statuses(&help("check"), "exit status"), check);
+        let wait = codes(&[ExitStatus::TimedOut]);
+        assert_eq!(statuses(&help("wait"), "exit status"), wait);
+        let all = command.get_after_long_help().expect("a help").to_string();
+        assert_eq!(statuses(&all, "Exit status"), codes(&ExitStatus::ALL));
+    }
+
+    #[test]
+    fn the_readme_names_the_statuses_of_failures() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
+        let Ok(readme) = std::fs::read_to_string(path) else {
+            eprintln!("left out: the README of the repository is not in the package");
+            return;
+        };
+        let failures: Vec<ExitStatus> = ExitStatus::ALL
+            .into_iter()
+            .filter(|&status| status >= ExitStatus::Exhausted)
+            .collect();
+        assert_eq!(
+            statuses(&readme, "The program fails with"),
+            codes(&failures)
+        );
+    }
+}

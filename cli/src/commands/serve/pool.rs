@@ -6,15 +6,16 @@
 
 use std::{
     collections::HashMap,
-    fmt, mem,
+    fmt, iter, mem,
     path::PathBuf,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use portlock::{Builder, FreePort, Lease, LeaseState, LockDir, PortSet, Protocol};
-
-use rand::seq::SliceRandom as _;
 
 use crate::{failure::is_busy, sys};
 
@@ -28,7 +29,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// Number of ports that are searched together, unless some are in TIME_WAIT.
 ///
 /// A search that finds a port does not tell which others are taken, so where most of a large
-/// pool is taken, several small searches learn more than one large one.
+/// pool is taken, several small searches learn more than one large one. Also, the time to copy a
+/// set and to remove a port from it is proportional to its size: with 512 ports, a grant took a
+/// tenth longer.
 const BLOCK: usize = 64;
 
 /// Number of searches for one request, besides one per block of free ports. One is normal, for
@@ -66,13 +69,14 @@ pub(crate) struct Pool {
     state: Mutex<State>,
     /// Held while the last few ports are searched.
     turn: Mutex<()>,
+    checked_for_last_request: AtomicUsize,
 }
 
 /// Every port of the pool is in one of these.
 #[derive(Debug)]
 struct State {
     /// Believed to be free, in blocks that are not empty. The last one is searched first.
-    free: Vec<Vec<u16>>,
+    free: Vec<PortSet>,
     /// Found to be leased by others, or bound.
     busy: PortSet,
     /// By the pid of the client, the oldest first.
@@ -81,7 +85,6 @@ struct State {
     next_rescan: Instant,
     /// When it is checked again which clients have ended, if ports are left.
     next_reclaim: Instant,
-    checked_for_last_request: usize,
 }
 
 /// What a search is made on.
@@ -103,14 +106,14 @@ impl Pool {
             lock_dir,
             reuse_address,
             state: Mutex::new(State {
-                free: blocks(ports.iter().collect()),
+                free: blocks(ports),
                 busy: PortSet::default(),
                 granted: HashMap::new(),
                 next_rescan: Instant::now(),
                 next_reclaim: Instant::now(),
-                checked_for_last_request: 0,
             }),
             turn: Mutex::new(()),
+            checked_for_last_request: AtomicUsize::new(0),
         }
     }
 
@@ -119,7 +122,8 @@ impl Pool {
     /// A search that finds a port counts as one, because the library does not tell how
     /// many it passed over.
     pub(crate) fn numbers(&self) -> (usize, usize) {
-        (self.size, self.state().checked_for_last_request)
+        let checked = self.checked_for_last_request.load(Ordering::Relaxed);
+        (self.size, checked)
     }
 
     /// Describes who has the ports, such as `280 granted to 12 processes, 20 taken by
@@ -127,7 +131,7 @@ impl Pool {
     pub(crate) fn usage(&self) -> impl fmt::Display {
         let state = self.state();
         let granted: usize = state.granted.values().map(Vec::len).sum();
-        let free: usize = state.free.iter().map(Vec::len).sum();
+        let free: usize = state.free.iter().map(PortSet::len).sum();
         let others = self.size.saturating_sub(granted + free);
         let processes = state.granted.len();
         let noun = if processes == 1 {
@@ -146,14 +150,12 @@ impl Pool {
         }
         let mut checked = 0;
         let granted = self.search(pid, &mut checked);
-        self.state().checked_for_last_request = checked;
+        self.checked_for_last_request
+            .store(checked, Ordering::Relaxed);
         granted
     }
 
     fn search(&self, pid: u32, checked: &mut usize) -> Result<u16, Denial> {
-        if let Some(port) = self.take_one(pid, checked)? {
-            return Ok(port);
-        }
         let mut may_refill = true;
         for _ in 0..self.size / BLOCK + SEARCHES {
             let Some(mut candidates) = self.candidates(&mut may_refill) else {
@@ -175,45 +177,30 @@ impl Pool {
                     self.state().grant(port, pid);
                     return Ok(port);
                 }
-                Err(error) => {
+                Err(error) if is_busy(&error) => {
                     *checked += candidates.ports.len();
-                    self.state().handle(error, &candidates, start.elapsed())?;
+                    let lingering = error.exhaustion().map_or(0, |counts| counts.lingering);
+                    let mut state = self.state();
+                    if lingering > 0 && !candidates.are_all {
+                        // They may be the last resort, when all others have been searched too.
+                        state.join_blocks();
+                    } else {
+                        state.miss(&candidates.ports, start.elapsed());
+                    }
+                }
+                Err(error) => {
+                    return Err(match error.kind() {
+                        // It has just ended.
+                        portlock::ErrorKind::Process => Denial::Process,
+                        _ => Denial::Failure(error),
+                    });
                 }
             }
         }
         Err(Denial::Exhausted)
     }
 
-    /// Leases the next port if it can be had, while there are several blocks of free ports.
-    ///
-    /// Most requests end here. To take one port out of its block costs less than to copy the
-    /// block for a search, and requests that are served at the same moment take different ports.
-    fn take_one(&self, pid: u32, checked: &mut usize) -> Result<Option<u16>, Denial> {
-        let Some(port) = self.state().take_one() else {
-            return Ok(None);
-        };
-        let start = Instant::now();
-        *checked += 1;
-        let candidates = Candidates {
-            ports: PortSet::from(port..=port),
-            are_all: false,
-        };
-        let leased = self.lease(&candidates, pid);
-        let mut state = self.state();
-        match leased {
-            Ok(port) => {
-                state.note_grant(port, pid);
-                return Ok(Some(port));
-            }
-            Err(error) => {
-                state.put_back(port);
-                state.handle(error, &candidates, start.elapsed())?;
-            }
-        }
-        Ok(None)
-    }
-
-    /// Returns the ports to search next, and checks once per request for more.
+    /// Returns the ports to search next, and looks once per request for more.
     fn candidates(&self, may_refill: &mut bool) -> Option<Candidates> {
         let mut state = self.state();
         if state.free.is_empty() && mem::take(may_refill) {
@@ -223,7 +210,7 @@ impl Pool {
         if are_all && self.reuse_address.is_none() {
             state.reclaim();
         }
-        let ports = state.free.last()?.iter().copied().collect();
+        let ports = state.free.last()?.clone();
         Some(Candidates { ports, are_all })
     }
 
@@ -273,11 +260,12 @@ impl Pool {
             }
             lives
         });
+        let mut ports: PortSet = returned.into_iter().collect();
         if is_due {
             *next_rescan = now + SHORTEST_PAUSE;
-            returned.extend(mem::take(busy).iter());
+            ports = ports.union(&mem::take(busy));
         }
-        *free = blocks(returned);
+        *free = blocks(&ports);
     }
 
     /// Whether the port's lease is still that of the client with this pid. In doubt it is
@@ -296,73 +284,22 @@ impl Pool {
     }
 }
 
-/// Divides ports into blocks of neighbors, which make sets that are quick to search. The blocks
-/// and the ports of each are in a random order: other servers and other callers on the same
+/// Divides ports into blocks, in a random order: other servers and other callers on the same
 /// ports start elsewhere.
-fn blocks(mut ports: Vec<u16>) -> Vec<Vec<u16>> {
-    let mut rng = rand::rng();
-    ports.sort_unstable();
-    let mut blocks: Vec<Vec<u16>> = ports.chunks(BLOCK).map(<[u16]>::to_vec).collect();
-    for block in &mut blocks {
-        block.shuffle(&mut rng);
-    }
-    blocks.shuffle(&mut rng);
+fn blocks(ports: &PortSet) -> Vec<PortSet> {
+    let ports: Vec<u16> = ports.iter().collect();
+    let blocks = ports.chunks(BLOCK).map(|block| block.iter().copied());
+    let mut blocks: Vec<PortSet> = blocks.map(PortSet::from_iter).collect();
+    rand::seq::SliceRandom::shuffle(&mut blocks[..], &mut rand::rng());
     blocks
 }
 
 impl State {
-    /// Joins the free ports to one block, to be searched together.
+    /// Has the free ports searched all together.
     fn join_blocks(&mut self) {
-        let joined = mem::take(&mut self.free).concat();
-        if !joined.is_empty() {
-            self.free.push(joined);
-        }
-    }
-
-    /// Removes the port to try next from the free ones if it is not in the last block.
-    fn take_one(&mut self) -> Option<u16> {
-        if self.free.len() < 2 {
-            return None;
-        }
-        let port = self.free.last_mut()?.pop();
-        self.drop_empty_blocks();
-        port
-    }
-
-    /// Puts back a port that was taken.
-    fn put_back(&mut self, port: u16) {
-        match self.free.last_mut() {
-            Some(block) => block.push(port),
-            None => self.free.push(vec![port]),
-        }
-    }
-
-    fn drop_empty_blocks(&mut self) {
-        self.free.retain(|block| !block.is_empty());
-    }
-
-    /// Records why none of the candidates could be leased, unless that ends the request.
-    fn handle(
-        &mut self,
-        error: portlock::Error,
-        candidates: &Candidates,
-        took: Duration,
-    ) -> Result<(), Denial> {
-        if !is_busy(&error) {
-            return Err(match error.kind() {
-                // It has just ended.
-                portlock::ErrorKind::Process => Denial::Process,
-                _ => Denial::Failure(error),
-            });
-        }
-        let lingering = error.exhaustion().map_or(0, |counts| counts.lingering);
-        if lingering > 0 && !candidates.are_all {
-            // They may be the last resort, when all others have been searched too.
-            self.join_blocks();
-        } else {
-            self.miss(&candidates.ports, took);
-        }
-        Ok(())
+        let joined = mem::take(&mut self.free).into_iter();
+        let joined = joined.reduce(|joined, block| joined.union(&block));
+        self.free.extend(joined);
     }
 
     /// Puts back the ports of clients that are certainly gone, if it is time: the ports that
@@ -381,7 +318,7 @@ impl State {
             !is_gone
         });
         if !returned.is_empty() {
-            self.free.push(returned);
+            self.free.push(returned.into_iter().collect());
             self.join_blocks();
         }
         self.next_reclaim = start + start.elapsed() * RECLAIM_FACTOR;
@@ -389,35 +326,25 @@ impl State {
 
     /// Records that a port has been granted. Another search may have moved it meanwhile.
     fn grant(&mut self, port: u16, pid: u32) {
-        let find = |block: &Vec<u16>| block.iter().position(|&free| free == port);
-        let mut blocks = self.free.iter_mut().rev();
-        let found = blocks.find_map(|block| Some((find(block)?, block)));
-        match found {
-            Some((index, block)) => {
-                block.swap_remove(index);
-            }
-            None if self.busy.contains(port) => {
-                self.busy = self.busy.difference(&PortSet::from(port..=port));
-            }
-            None => {}
+        let one = PortSet::from(port..=port);
+        let busy = iter::once(&mut self.busy);
+        let mut sets = self.free.iter_mut().rev().chain(busy);
+        if let Some(set) = sets.find(|set| set.contains(port)) {
+            *set = set.difference(&one);
         }
-        self.drop_empty_blocks();
-        self.note_grant(port, pid);
-    }
-
-    fn note_grant(&mut self, port: u16, pid: u32) {
+        self.free.retain(|block| !block.is_empty());
         self.granted.entry(pid).or_default().push(port);
     }
 
     /// Records that none of these ports was to be had.
     fn miss(&mut self, ports: &PortSet, took: Duration) {
-        let mut missed = Vec::new();
         for block in &mut self.free {
             // Some may have been granted to other clients meanwhile.
-            missed.extend(block.extract_if(.., |port| ports.contains(*port)));
+            let rest = block.difference(ports);
+            self.busy = self.busy.union(&block.difference(&rest));
+            *block = rest;
         }
-        self.busy = self.busy.union(&missed.into_iter().collect());
-        self.drop_empty_blocks();
+        self.free.retain(|block| !block.is_empty());
         let pause = (took * PAUSE_FACTOR).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
         self.next_rescan = self.next_rescan.max(Instant::now() + pause);
     }
@@ -468,10 +395,6 @@ mod tests {
         assert!(matches!(again.grant(1 << 23), Err(Denial::Process)));
     }
 
-    fn free(state: &State) -> PortSet {
-        state.free.iter().flatten().copied().collect()
-    }
-
     #[test]
     fn a_search_that_misses_moves_only_what_it_searched() {
         let set = |text: &str| text.parse::<PortSet>().expect("valid");
@@ -480,10 +403,10 @@ mod tests {
         // Meanwhile another client was granted one of the ports, and others came back.
         state.grant(4001, 812);
         state.miss(&set("4000-4004"), Duration::ZERO);
-        assert_eq!(free(&state), set("4005-4009"));
+        assert_eq!(state.free, [set("4005-4009")]);
         assert_eq!(state.busy, set("4000,4002-4004"));
         state.miss(&set("4004-4006"), Duration::ZERO);
-        assert_eq!(free(&state), set("4007-4009"));
+        assert_eq!(state.free, [set("4007-4009")]);
         assert_eq!(state.busy, set("4000,4002-4006"));
         // It was granted although this server had believed it busy.
         state.grant(4003, 813);
@@ -500,14 +423,14 @@ mod tests {
         let ports: PortSet = "4000-4999,7000".parse().expect("valid");
         let pool = Pool::new(&ports, None, None);
         let mut state = pool.state();
-        let sizes = |state: &State| state.free.iter().map(Vec::len).collect::<Vec<_>>();
+        let sizes = |state: &State| state.free.iter().map(PortSet::len).collect::<Vec<_>>();
         let mut blocks = sizes(&state);
         blocks.sort_unstable();
         let full = [BLOCK; 1001 / BLOCK];
         assert_eq!(blocks, [&[1001 % BLOCK], &full[..]].concat());
         state.grant(7000, 812);
         state.join_blocks();
-        assert_eq!(free(&state), PortSet::from(4000..=4999));
+        assert_eq!(state.free, [PortSet::from(4000..=4999)]);
         state.join_blocks();
         assert_eq!(sizes(&state), [1000]);
         for port in 4000..=4999 {
@@ -516,25 +439,5 @@ mod tests {
         assert!(state.free.is_empty());
         state.join_blocks();
         assert!(state.free.is_empty());
-    }
-
-    #[test]
-    fn single_ports_are_taken_until_one_block_is_left() {
-        let ports: PortSet = "4000-4099".parse().expect("valid");
-        let pool = Pool::new(&ports, None, None);
-        let mut state = pool.state();
-        let mut taken = PortSet::default();
-        while let Some(port) = state.take_one() {
-            let one = PortSet::from(port..=port);
-            assert!(!free(&state).contains(port) && !taken.contains(port));
-            taken = taken.union(&one);
-        }
-        assert_eq!(state.free.len(), 1);
-        assert_eq!(free(&state).union(&taken), ports);
-        // One that was not to be had is busy, and one that is in TIME_WAIT stays.
-        let port = taken.iter().next().expect("of 100 ports");
-        state.put_back(port);
-        state.miss(&PortSet::from(port..=port), Duration::ZERO);
-        assert!(state.busy.contains(port) && !free(&state).contains(port));
     }
 }

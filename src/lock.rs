@@ -299,8 +299,9 @@ fn open_or_create(dir: &OpenDir, port: u16) -> Attempt<File> {
             // Another process was faster.
             io::ErrorKind::AlreadyExists => {}
             // Nothing else in its path can be missing.
-            io::ErrorKind::NotFound => return Err(dir.removed().into()),
-            io::ErrorKind::PermissionDenied => {
+            io::ErrorKind::NotFound if dir.is_removed() => return Err(dir.removed().into()),
+            // ENOENT is also what /proc and /sys say, where nobody can create a file.
+            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => {
                 let error = fail("create", dir, port, error);
                 return Err(error.with_hint(USE_VARIABLE).into());
             }

@@ -245,6 +245,22 @@ impl OpenDir {
         removed(self.path())
     }
 
+    /// Returns whether another directory, or none, is at its path now.
+    pub(crate) fn is_removed(&self) -> bool {
+        let found = system::find(
+            &self.dir.path,
+            Missing::Allow,
+            self.dir.origin,
+            system::user(),
+        );
+        match found {
+            Ok(Some(found)) => !self.dir.sys.is_still(&found),
+            Ok(None) => true,
+            // Whatever it is, it is not missing.
+            Err(_) => false,
+        }
+    }
+
     /// Returns whether both are the same directory.
     pub(crate) fn is(&self, other: &Self) -> bool {
         self.dir.sys.is(&other.dir.sys)

@@ -1,6 +1,12 @@
 //! What is of Linux: modes and users, and a system that fails.
 
-use std::{env, fs, fs::File, net::IpAddr, os::unix::fs::PermissionsExt, path::PathBuf};
+use std::{
+    env, fs,
+    fs::File,
+    net::IpAddr,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
 
 use portlock::{BindFreePort, ErrorKind};
 use portlock_testkit::{
@@ -34,6 +40,14 @@ fn private_lock_files_are_private() {
     assert_eq!(fs::read_dir(dir.path()).expect("ours").count(), 1);
     port.release().expect("released");
     assert!(file.exists(), "release leaves the file");
+}
+
+#[test]
+fn a_directory_in_which_nobody_can_create_files_is_not_called_removed() {
+    let block = Block::new(1);
+    let outcome = builder(Path::new("/proc"), block.ports.clone()).try_acquire();
+    let parts = ["cannot create lock file /proc/", "set PORTLOCK_DIR"];
+    assert_error(outcome, ErrorKind::Lock, &parts);
 }
 
 // ---------------------------------------------------------------------------

@@ -21,6 +21,7 @@ use crate::{
     builder::Builder,
     error::{Error, ErrorKind, Result},
     freeport::FreePort,
+    logging::warn,
     per_process::PerProcess,
     portserver::get_port_from_port_server,
 };
@@ -214,7 +215,7 @@ pub fn pick_unused_port() -> Result<u16> {
         failed => {
             let lease = any_protocol().acquire()?;
             if let Some(Err(error)) = failed {
-                log::warn!("{error}; leased port {lease} without it");
+                warn!("{error}; leased port {lease} without it");
             }
             (lease.port(), Some(lease))
         }

@@ -328,6 +328,7 @@ mod jitter;
 mod leases;
 mod lock;
 mod lock_dir;
+mod logging;
 mod mark;
 mod owner;
 mod pass;

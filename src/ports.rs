@@ -579,7 +579,7 @@ mod tests {
 
     #[test]
     fn sets_agree_with_a_plain_list_of_ports() {
-        let mut rng = rand::rng();
+        let mut rng: SmallRng = rand::make_rng();
         let mut random_set = || -> (PortSet, HashSet<u16>) {
             let mut set = PortSet::default();
             for _ in 0..rng.random_range(0..6) {

@@ -17,9 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use log::debug;
-
-use crate::{jitter::random, lock_dir::OpenDir, ports::PortSet};
+use crate::{jitter::random, lock_dir::OpenDir, logging::debug, ports::PortSet};
 
 #[cfg(target_os = "linux")]
 mod linux;

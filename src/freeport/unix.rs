@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use super::FreePort;
-use crate::{error::Result, owner::Kind, process};
+use crate::{error::Result, logging::debug, owner::Kind, process};
 
 impl FreePort {
     /// Returns the descriptor that holds the lease, for the process `pid` to inherit, and records
@@ -51,7 +51,7 @@ impl FreePort {
         match self.record(Kind::Passed, pid) {
             // Without /proc nobody could tell when that process ends: then the lock is all there is.
             Err(error) if !process::is_recordable() => {
-                log::debug!("port {} is kept by its lock alone: {error}", self.port);
+                debug!("port {} is kept by its lock alone: {error}", self.port);
             }
             outcome => outcome?,
         }

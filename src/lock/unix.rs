@@ -18,6 +18,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use rand::{Rng as _, rngs::SmallRng};
 use rustix::{
     fs::{AtFlags, FileType, Mode, OFlags, RenameFlags},
     io::Errno,
@@ -285,7 +286,8 @@ pub(crate) fn is_stray(name: &str, metadata: &fs::Metadata) -> bool {
 
 /// The name, for this maker alone, of a file that is to become `name`.
 pub(crate) fn stray_name(name: impl Display, pid: u32) -> String {
-    format!("{STRAY_PREFIX}{name}.{pid}.{:08x}", rand::random::<u32>())
+    let random = rand::make_rng::<SmallRng>().next_u32();
+    format!("{STRAY_PREFIX}{name}.{pid}.{random:08x}")
 }
 
 const STRAY_PREFIX: &str = ".new.";

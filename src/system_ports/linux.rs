@@ -8,7 +8,6 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use log::warn;
 use rustix::{
     fs::{CWD, Mode, OFlags},
     thread::{CapabilitySet, capabilities},
@@ -16,6 +15,7 @@ use rustix::{
 
 use crate::{
     error::{Error, ErrorKind, Result},
+    logging::warn,
     ports::PortSet,
     retry::retry,
 };

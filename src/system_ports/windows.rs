@@ -16,10 +16,9 @@ use std::{
     time::Duration,
 };
 
-use log::warn;
-
 use crate::{
     error::{Error, ErrorKind, Result},
+    logging::warn,
     ports::PortSet,
 };
 

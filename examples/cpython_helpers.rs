@@ -4,7 +4,10 @@
 //! $ cargo run --example cpython_helpers
 //! ```
 
-use portlock::{HOST, bind_port, find_unused_port};
+use portlock::compat::{
+    Family, SocketType,
+    cpython::{HOST, bind_port, find_unused_port},
+};
 use socket2::{Domain, Socket, Type};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -20,7 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
 
     // Unused a moment ago, and anybody's: a lease is the better choice.
-    let port = find_unused_port(Domain::IPV4, Type::STREAM)?;
+    let port = find_unused_port(Family::V4, SocketType::Stream)?;
     println!("{port} was unused");
     Ok(())
 }

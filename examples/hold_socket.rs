@@ -18,7 +18,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .hold_socket(true)
         .acquire()?;
 
-    let strict_bind = BindFreePort::new(port.port()..=port.port());
+    let strict_bind = BindFreePort::new(port.port());
     println!(
         "a program that binds it strictly: {}",
         outcome(&strict_bind)

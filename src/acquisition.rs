@@ -16,6 +16,7 @@ use crate::{
     ports::PortSet,
     search::Exhausted,
     unavailable::{Attempt, Failure},
+    wait_status::{Calls, OnWait},
     waiting::{Waiting, Woken},
 };
 
@@ -38,6 +39,8 @@ const DOUBT_PAUSES: [Duration; 4] = [
 pub(crate) struct Acquisition<'a> {
     pub(crate) request: Request<'a>,
     pub(crate) timeout: Duration,
+    /// The callback that observes the wait.
+    pub(crate) on_wait: Option<&'a OnWait>,
 }
 
 impl Acquisition<'_> {
@@ -213,6 +216,7 @@ impl Acquisition<'_> {
         let mut waiting: Option<Waiting<'_>> = None;
         let mut released = None;
         let mut pauses = DOUBT_PAUSES.into_iter();
+        let mut calls = self.on_wait.map(|callback| Calls::begin(callback, start));
         loop {
             let waited = start.elapsed();
             let left = self.timeout.saturating_sub(waited);
@@ -233,13 +237,22 @@ impl Acquisition<'_> {
                 }
                 Scope::All
             } else {
+                if let Some(calls) = &mut calls {
+                    if released.is_none() {
+                        calls.update(&mut exhausted);
+                    }
+                    calls.call_if_due(headline, dir.as_ref())?;
+                }
                 let queued = match waiting.take() {
                     Some(waiting) if waiting.is_in(dir.as_ref()) => waiting,
                     _ => Waiting::new(dir.as_ref(), self.ports()),
                 };
-                released = match waiting.insert(queued).wait(pass_took, left) {
+                let interrupt = calls.as_ref().map(Calls::due);
+                released = match waiting.insert(queued).wait(pass_took, left, interrupt) {
                     Woken::Released(ports) => Some(ports),
                     Woken::Due => None,
+                    Woken::Interrupted if start.elapsed() < self.timeout => continue,
+                    Woken::Interrupted => None,
                 };
                 released
                     .as_ref()

@@ -13,7 +13,6 @@ use std::{
     collections::HashMap,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
-    ops::RangeBounds,
 };
 
 use socket2::{Domain, Socket, Type};
@@ -78,17 +77,18 @@ pub struct BindFreePort {
 }
 
 impl BindFreePort {
-    /// Binds a random free TCP port of `range`, on every address of this machine.
+    /// Binds a random free TCP port of `ports`, on every address of this machine.
     ///
     /// # Errors
     ///
-    /// [`InvalidPorts`](ErrorKind::InvalidPorts) for an empty or reversed range
-    /// or one that is only port 0; [`Exhausted`](ErrorKind::Exhausted) when each
+    /// [`InvalidPorts`](ErrorKind::InvalidPorts) for an empty set, a reversed range
+    /// or port 0 alone; [`Exhausted`](ErrorKind::Exhausted) when each
     /// port is bound by another program; [`PermissionDenied`](ErrorKind::PermissionDenied)
     /// when this process may bind none of them;
     /// [`Probe`](ErrorKind::Probe) for any other error of the system.
-    pub fn new(range: impl RangeBounds<u16>) -> Result<Self> {
-        let ports = PortSet::from_range(range)?;
+    pub fn new(ports: impl Into<PortSet>) -> Result<Self> {
+        let ports = ports.into();
+        ports.must_not_be_empty()?;
         let endpoints = Endpoints::default();
         let order = Order::random();
         let closing = Closing::default();

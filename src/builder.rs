@@ -3,7 +3,7 @@
 use std::{
     borrow::Cow,
     net::{IpAddr, TcpListener},
-    ops::RangeBounds,
+    ops::ControlFlow,
     path::PathBuf,
     time::Duration,
 };
@@ -19,6 +19,7 @@ use crate::{
     process,
     search::TimeWait,
     system_ports::ephemeral_port_range,
+    wait_status::{OnWait, WaitStatus},
 };
 
 /// How long a lease is waited for unless the builder is told otherwise.
@@ -26,7 +27,7 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A lease to be acquired: which ports, on which addresses, and how long to wait.
 ///
-/// Made by [`FreePort::builder`]. It can be used any number of times.
+/// Made by [`Builder::new`] or [`FreePort::builder`]. It can be used any number of times.
 ///
 /// # Examples
 ///
@@ -52,10 +53,25 @@ pub struct Builder {
     timeout: Duration,
     lock_dir: Option<PathBuf>,
     label: Option<String>,
+    on_wait: Option<OnWait>,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Builder {
-    pub(crate) fn new() -> Self {
+    /// Returns the builder of a lease of any port, as [`FreePort::builder`] does.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let port = portlock::Builder::new().ports(4000..=6000).acquire()?;
+    /// # Ok::<(), portlock::Error>(())
+    /// ```
+    pub fn new() -> Self {
         Self {
             ports: None,
             endpoints: Endpoints::default(),
@@ -64,13 +80,16 @@ impl Builder {
             timeout: DEFAULT_TIMEOUT,
             lock_dir: None,
             label: None,
+            on_wait: None,
         }
     }
 
-    /// The ports to choose from: a range of `u16` or a [`PortSet`]; by default
-    /// [`PortSet::server_ports`].
+    /// Sets the ports to choose from: one port, an array of ports, a range of `u16` or a
+    /// [`PortSet`]; by default [`PortSet::server_ports`].
     ///
-    /// Port 0 is never among them. They are used as given, also where they
+    /// Port 0 is never among them. From a set without any port, such as a reversed range,
+    /// nothing can be leased: that is the same [`InvalidPorts`](ErrorKind::InvalidPorts) error
+    /// in every call. The ports are used as given, also where they
     /// [overlap the ephemeral range](Self::overlaps_ephemeral).
     ///
     /// # Examples
@@ -79,8 +98,11 @@ impl Builder {
     /// use portlock::{FreePort, PortSet};
     ///
     /// let port = FreePort::builder().ports(4000..=6000).acquire()?;
+    /// let builder = FreePort::builder().ports([7000, 7001, 7002]);
     /// let ports: PortSet = "4000-4999,!4045,7000".parse()?;
-    /// let port = FreePort::builder().ports(ports).acquire()?;
+    /// let port = FreePort::builder().ports(&ports).acquire()?;
+    /// let same = FreePort::builder().ports(port.port());
+    /// assert!(same.try_acquire().is_err());
     /// # Ok::<(), portlock::Error>(())
     /// ```
     pub fn ports(mut self, ports: impl Into<PortSet>) -> Self {
@@ -210,7 +232,7 @@ impl Builder {
     ///     .ports(ephemeral_port_range()?)
     ///     .hold_socket(true)
     ///     .acquire()?;
-    /// assert!(BindFreePort::new(port.port()..=port.port()).is_err());
+    /// assert!(BindFreePort::new(port.port()).is_err());
     /// let server = TcpListener::bind(port.addr())?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -300,6 +322,46 @@ impl Builder {
         self
     }
 
+    /// Sets a callback that observes waits and can stop them.
+    ///
+    /// The waiting thread calls it when a wait begins, and then about every 0.1 seconds, with
+    /// the reason for the wait. If the callback returns [`ControlFlow::Break`], the call returns an
+    /// error of the kind [`Stopped`](ErrorKind::Stopped) and keeps no port. A call that does not
+    /// wait never calls it.
+    ///
+    /// The callback should return quickly. While it runs, this call takes no port, and other
+    /// callers may be waiting behind it in the queue for the same ports.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::{ops::ControlFlow, time::Duration};
+    /// use portlock::{ErrorKind, FreePort};
+    ///
+    /// let port = FreePort::new(4000..=6000)?;
+    /// let error = FreePort::builder()
+    ///     .ports(port.port())
+    ///     .on_wait(|status| {
+    ///         eprintln!("waiting: {status}");
+    ///         // For example, because the user has pressed a key.
+    ///         if status.elapsed() > Duration::from_millis(50) {
+    ///             return ControlFlow::Break(());
+    ///         }
+    ///         ControlFlow::Continue(())
+    ///     })
+    ///     .acquire()
+    ///     .unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::Stopped);
+    /// # Ok::<(), portlock::Error>(())
+    /// ```
+    pub fn on_wait(
+        mut self,
+        callback: impl Fn(&WaitStatus) -> ControlFlow<()> + Send + Sync + 'static,
+    ) -> Self {
+        self.on_wait = Some(OnWait::new(callback));
+        self
+    }
+
     /// Leases a free port, and waits for one as long as the
     /// [`timeout`](Self::timeout) allows.
     ///
@@ -338,7 +400,7 @@ impl Builder {
     /// use portlock::FreePort;
     ///
     /// let port = FreePort::new(4000..=6000)?;
-    /// let same = FreePort::builder().ports(port.port()..=port.port());
+    /// let same = FreePort::builder().ports(port.port());
     /// println!("{}", same.check().expect_err("leased"));
     /// # Ok::<(), portlock::Error>(())
     /// ```
@@ -553,7 +615,7 @@ impl Builder {
     /// ```
     pub fn overlaps_ephemeral(&self) -> Result<bool> {
         let ephemeral = PortSet::from(ephemeral_port_range()?);
-        Ok(self.ports_to_choose_from()?.overlaps(&ephemeral))
+        Ok(!self.ports_to_choose_from()?.is_disjoint(&ephemeral))
     }
 
     fn ports_to_choose_from(&self) -> Result<Cow<'_, PortSet>> {
@@ -565,10 +627,7 @@ impl Builder {
 
     fn begin(&self) -> Result<Acquisition<'_>> {
         let ports = self.ports_to_choose_from()?;
-        if ports.is_empty() {
-            let message = "no ports to choose from: the builder was given none from 1 to 65535";
-            return Err(Error::new(ErrorKind::InvalidPorts, message));
-        }
+        ports.must_not_be_empty()?;
         Ok(Acquisition {
             request: Request {
                 ports,
@@ -581,26 +640,29 @@ impl Builder {
                 creates_dir: true,
             },
             timeout: self.timeout,
+            on_wait: self.on_wait.as_ref(),
         })
     }
 }
 
 impl FreePort {
-    /// Leases a random free port of `range`, and waits up to 30 seconds while
-    /// every port of it is leased or in use.
+    /// Leases a random free port of `ports`, and waits up to 30 seconds while
+    /// every one of them is leased or in use.
+    ///
+    /// `ports` is one port, an array of ports, a range or a [`PortSet`].
     ///
     /// The port is free on every IPv4 and IPv6 address of this machine. The kernel
     /// tells a waiter of each lease that ends, in this process or another. What it
     /// cannot tell, such as that another program leaves a port, is noticed within
-    /// some tenths of a second, for a large range two seconds. Of all who wait for
-    /// the same range one watches it, and the others wait behind it in a queue.
+    /// some tenths of a second, for a large set two seconds. Of all who wait for
+    /// the same ports one watches them, and the others wait in a queue behind it.
     ///
     /// # Errors
     ///
     /// By [`kind`](crate::Error::kind):
     ///
-    /// * [`InvalidPorts`](crate::ErrorKind::InvalidPorts): `range` is empty,
-    ///   reversed, or only port 0;
+    /// * [`InvalidPorts`](crate::ErrorKind::InvalidPorts): `ports` is an empty set, a
+    ///   reversed range, or port 0 alone;
     /// * [`Exhausted`](crate::ErrorKind::Exhausted): no port came free in time; the
     ///   message counts the ports that were leased, bound by other programs or not
     ///   permitted, and names some holders;
@@ -618,17 +680,21 @@ impl FreePort {
     ///
     /// let port = portlock::FreePort::new(4000..=6000)?;
     /// let server = TcpListener::bind(("127.0.0.1", port.port()))?;
+    ///
+    /// let taken = port.port();
+    /// assert!(portlock::FreePort::try_new(taken).is_err());
+    /// assert!(portlock::FreePort::try_new([taken, taken]).is_err());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn new(range: impl RangeBounds<u16>) -> Result<Self> {
-        Self::builder().ports(PortSet::from_range(range)?).acquire()
+    pub fn new(ports: impl Into<PortSet>) -> Result<Self> {
+        Self::builder().ports(ports).acquire()
     }
 
-    /// Leases a random free port of `range` if there is one now.
+    /// Leases a random free port of `ports` if there is one now.
     ///
     /// It tries each port once and waits for no lease. Ports that are only
     /// kept by what remains of a closed socket are tried again during 32 ms
-    /// before the range counts as exhausted.
+    /// before the ports count as exhausted.
     ///
     /// # Errors
     ///
@@ -640,21 +706,19 @@ impl FreePort {
     /// use portlock::{ErrorKind, FreePort};
     ///
     /// let port = FreePort::new(4000..=6000)?;
-    /// let only = port.port()..=port.port();
-    /// let error = FreePort::try_new(only.clone()).unwrap_err();
+    /// let only = port.port();
+    /// let error = FreePort::try_new(only).unwrap_err();
     /// assert_eq!(error.kind(), ErrorKind::Exhausted);
     ///
     /// port.release()?;
     /// let again = FreePort::try_new(only)?;
     /// # Ok::<(), portlock::Error>(())
     /// ```
-    pub fn try_new(range: impl RangeBounds<u16>) -> Result<Self> {
-        Self::builder()
-            .ports(PortSet::from_range(range)?)
-            .try_acquire()
+    pub fn try_new(ports: impl Into<PortSet>) -> Result<Self> {
+        Self::builder().ports(ports).try_acquire()
     }
 
-    /// Leases a random free port of `range` and listens on it without a gap:
+    /// Leases a random free port of `ports` and listens on it without a gap:
     /// the socket that found the port free becomes the listener.
     ///
     /// The listener accepts IPv4 and IPv6 connections on every address, has
@@ -678,8 +742,8 @@ impl FreePort {
     /// assert_eq!(listener.local_addr()?.port(), port.port());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn listen(range: impl RangeBounds<u16>) -> Result<(Self, TcpListener)> {
-        Self::builder().ports(PortSet::from_range(range)?).listen()
+    pub fn listen(ports: impl Into<PortSet>) -> Result<(Self, TcpListener)> {
+        Self::builder().ports(ports).listen()
     }
 
     /// A lease with more to say about it than a range: hosts, protocols, several

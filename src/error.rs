@@ -24,7 +24,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// ```
 /// use portlock::{ErrorKind, FreePort};
 ///
-/// let error = FreePort::new(0..=0).unwrap_err();
+/// let error = FreePort::new(0).unwrap_err();
 /// assert_eq!(error.kind(), ErrorKind::InvalidPorts);
 /// println!("{error}");
 /// ```
@@ -51,7 +51,7 @@ struct Inner {
 /// use portlock::FreePort;
 ///
 /// let port = FreePort::new(4000..=6000)?;
-/// let error = FreePort::try_new(port.port()..=port.port()).unwrap_err();
+/// let error = FreePort::try_new(port.port()).unwrap_err();
 /// let why = error.exhaustion().expect("that is the error");
 /// assert_eq!((why.leased, why.bound), (1, 0));
 /// # Ok::<(), portlock::Error>(())
@@ -92,6 +92,8 @@ pub enum ErrorKind {
     PortServer,
     /// What was waited for did not happen in time.
     Timeout,
+    /// The callback of [`Builder::on_wait`](crate::Builder::on_wait) stopped the wait.
+    Stopped,
     /// The process that a lease should belong to does not exist, or the system fails
     /// to tell which it is.
     Process,
@@ -163,8 +165,28 @@ impl Error {
         self.0.kind
     }
 
-    /// Why no port could be had, where that is the error:
-    /// [`Exhausted`](ErrorKind::Exhausted) or
+    /// Returns whether the ports were busy, leased or in use, and nothing else went wrong: the kind
+    /// is [`Exhausted`](ErrorKind::Exhausted). Only after such an error may the same call succeed
+    /// later because others have released their ports.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use portlock::FreePort;
+    ///
+    /// let port = FreePort::new(4000..=6000)?;
+    /// let error = FreePort::try_new(port.port()).unwrap_err();
+    /// assert!(error.is_busy());
+    /// assert!(!FreePort::try_new(0).unwrap_err().is_busy());
+    /// # Ok::<(), portlock::Error>(())
+    /// ```
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.kind() == ErrorKind::Exhausted
+    }
+
+    /// Returns why no port could be leased, where that is the error:
+    /// [`Exhausted`](ErrorKind::Exhausted), [`Stopped`](ErrorKind::Stopped) or
     /// [`PermissionDenied`](ErrorKind::PermissionDenied).
     #[must_use]
     pub fn exhaustion(&self) -> Option<Exhaustion> {
@@ -219,6 +241,8 @@ impl From<Error> for io::Error {
             ErrorKind::PermissionDenied => io::ErrorKind::PermissionDenied,
             ErrorKind::Timeout => io::ErrorKind::TimedOut,
             ErrorKind::Unsupported => io::ErrorKind::Unsupported,
+            // Not `Interrupted`: what gets that from the standard library tries again.
+            ErrorKind::Stopped => io::ErrorKind::Other,
             ErrorKind::LockDir
             | ErrorKind::Lock
             | ErrorKind::PortServer

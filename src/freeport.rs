@@ -152,8 +152,7 @@ impl FreePort {
     /// from which that process cannot be seen, such as another container that
     /// shares the lock directory, cannot prove that it has ended: for that caller the lease never
     /// ends, because it is better to withhold a port than to give it out twice.
-    /// [`LockDir::release`](crate::LockDir::release) with
-    /// force, or any caller that can prove that the process is gone, ends it.
+    /// [`LockDir::force_release`](crate::LockDir::force_release), or any caller that can prove that the process is gone, ends it.
     ///
     /// Windows and macOS do not show every process. One that exists and may not be
     /// inspected, such as another user's that was given the pid since, counts as the one
@@ -166,7 +165,7 @@ impl FreePort {
     /// use portlock::{ErrorKind, FreePort};
     ///
     /// let number = FreePort::new(4000..=6000)?.delegate_to(std::process::id())?;
-    /// let error = FreePort::try_new(number..=number).unwrap_err();
+    /// let error = FreePort::try_new(number).unwrap_err();
     /// assert_eq!(error.kind(), ErrorKind::Exhausted);
     /// # Ok::<(), portlock::Error>(())
     /// ```

@@ -27,18 +27,19 @@ use linux::ListedLocks;
 #[cfg(not(target_os = "linux"))]
 use unsupported::ListedLocks;
 
-/// A lock file, and what it says of its port.
+/// The lock file of a port in a lock directory, and what it says of the port: that it is leased, or
+/// that it was.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Lease {
+pub struct PortEntry {
     /// The port.
     pub port: u16,
     /// Whether it is leased.
-    pub state: LeaseState,
+    pub state: EntryState,
     /// Who has it, or had it last. For a held lease it is what the holder wrote
     /// of itself. `None` if the file does not say, or is closed to this user.
     pub owner: Option<Owner>,
-    /// For an [inherited](LeaseState::Inherited) lease, the process that has it now. `None` if that
+    /// For an [inherited](EntryState::Inherited) lease, the process that has it now. `None` if that
     /// cannot be seen.
     pub heir: Option<Heir>,
 }
@@ -56,7 +57,7 @@ pub struct Heir {
 /// Whether a port is leased, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum LeaseState {
+pub enum EntryState {
     /// It is leased: the lock is held.
     Held,
     /// It is leased: the lock is held, and the process in the record has ended. Another one, such as a
@@ -119,45 +120,45 @@ impl LockDir {
     /// # Examples
     ///
     /// ```
-    /// use portlock::{LeaseState, LockDir};
+    /// use portlock::LockDir;
     ///
-    /// for lease in LockDir::locate(None)?.leases()? {
-    ///     if lease.state != LeaseState::Stale {
-    ///         println!("{}: {:?}", lease.port, lease.owner);
+    /// for entry in LockDir::locate()?.entries()? {
+    ///     if entry.is_leased() {
+    ///         println!("{}: {:?}", entry.port, entry.owner);
     ///     }
     /// }
     /// # Ok::<(), portlock::Error>(())
     /// ```
-    pub fn leases(&self) -> Result<Vec<Lease>> {
-        let Some(dir) = self.open() else {
+    pub fn entries(&self) -> Result<Vec<PortEntry>> {
+        let Some(dir) = self.opened() else {
             return Ok(Vec::new());
         };
         let mut listed = ListedLocks::new();
-        let lease = |port| dir.lease_by(port, &mut listed);
-        dir.ports()?.into_iter().map(lease).collect()
+        let entry = |port| dir.entry_by(port, &mut listed);
+        dir.ports()?.into_iter().map(entry).collect()
     }
 
-    /// The lock file of one port, if it has one, as [`leases`](Self::leases) tells it.
+    /// The lock file of one port, if it has one, as [`entries`](Self::entries) returns it.
     ///
     /// # Errors
     ///
-    /// As for [`leases`](Self::leases).
+    /// As for [`entries`](Self::entries).
     ///
     /// # Examples
     ///
     /// ```
-    /// use portlock::{FreePort, LeaseState, LockDir};
+    /// use portlock::{EntryState, FreePort, LockDir};
     ///
     /// let port = FreePort::builder().label("api under test").acquire()?;
-    /// let lease = LockDir::locate(None)?.lease(port.port())?.expect("its lock file");
-    /// assert_eq!(lease.state, LeaseState::Held);
-    /// let owner = lease.owner.expect("we wrote it");
+    /// let entry = LockDir::locate()?.entry(port.port())?.expect("its lock file");
+    /// assert_eq!(entry.state, EntryState::Held);
+    /// let owner = entry.owner.expect("we wrote it");
     /// assert_eq!(owner.pid(), std::process::id());
     /// assert_eq!(owner.label(), Some("api under test"));
     /// # Ok::<(), portlock::Error>(())
     /// ```
-    pub fn lease(&self, port: u16) -> Result<Option<Lease>> {
-        let Some(dir) = self.open() else {
+    pub fn entry(&self, port: u16) -> Result<Option<PortEntry>> {
+        let Some(dir) = self.opened() else {
             return Ok(None);
         };
         let metadata = lock_file::metadata(dir.path(), port);
@@ -166,13 +167,13 @@ impl LockDir {
             Err(error) if error.kind() == io::ErrorKind::NotFound => false,
             Err(error) => return Err(dir.cannot_read(error)),
         };
-        let lease = || dir.lease_by(port, &mut ListedLocks::new());
-        is_there.then(lease).transpose()
+        let entry = || dir.entry_by(port, &mut ListedLocks::new());
+        is_there.then(entry).transpose()
     }
 }
 
 impl OpenDir {
-    fn lease_by(&self, port: u16, listed: &mut ListedLocks) -> Result<Lease> {
+    fn entry_by(&self, port: u16, listed: &mut ListedLocks) -> Result<PortEntry> {
         let (owner, is_kept) = match lock::recorded_owner(self, port) {
             // Another user has closed it to others. Whether it is held, the kernel's list
             // shows; whether it may be delegated, its length.
@@ -208,13 +209,13 @@ impl OpenDir {
             _ => false,
         };
         let state = match (is_locked, is_kept) {
-            (true, _) if inherited => LeaseState::Inherited,
-            (true, _) => LeaseState::Held,
-            (false, true) => LeaseState::Delegated,
-            (false, false) => LeaseState::Stale,
+            (true, _) if inherited => EntryState::Inherited,
+            (true, _) => EntryState::Held,
+            (false, true) => EntryState::Delegated,
+            (false, false) => EntryState::Stale,
         };
         let heir = inherited.then(|| listed.heir(self, port)).flatten();
-        Ok(Lease {
+        Ok(PortEntry {
             port,
             state,
             owner,
@@ -262,7 +263,14 @@ impl fmt::Display for Heir {
     }
 }
 
-impl Lease {
+impl PortEntry {
+    /// Returns whether the port is leased: whether the entry is anything but
+    /// [stale](EntryState::Stale).
+    #[must_use]
+    pub fn is_leased(&self) -> bool {
+        self.state != EntryState::Stale
+    }
+
     /// Describes who has the lease, or had it last, such as `pid 812 "orders-test" (api tests)`, or
     /// `None` if that is not known. Nothing in it can drive a terminal.
     ///
@@ -272,15 +280,15 @@ impl Lease {
     /// use portlock::{FreePort, LockDir};
     ///
     /// let port = FreePort::new(4000..=6000)?;
-    /// let lease = LockDir::locate(None)?.lease(port.port())?.expect("its lock file");
-    /// println!("{port} is leased by {}", lease.holder().expect("we wrote it"));
+    /// let entry = LockDir::locate()?.entry(port.port())?.expect("its lock file");
+    /// println!("{port} is leased by {}", entry.holder().expect("we wrote it"));
     /// # Ok::<(), portlock::Error>(())
     /// ```
     #[must_use]
     pub fn holder(&self) -> Option<String> {
         let owner = self.owner.as_ref()?;
         Some(match self.state {
-            LeaseState::Inherited => inherited_from(owner, self.heir.as_ref()),
+            EntryState::Inherited => inherited_from(owner, self.heir.as_ref()),
             _ => owner.to_string(),
         })
     }
@@ -346,15 +354,13 @@ pub(crate) fn any_is_in_doubt(dir: Option<&OpenDir>, ports: &[u16]) -> Result<bo
 }
 
 impl LockDir {
-    /// Ends the delegated lease of `port`. It is no error if the lease has ended already.
-    ///
-    /// Without `force`, only if the process it is delegated to is proven to have ended or runs as this
-    /// user. With it, also if it is another user's, or cannot be seen from here.
+    /// Ends the delegated lease of `port`, if the process it is delegated to runs as this user, or is
+    /// proven to have ended.
     ///
     /// # Errors
     ///
-    /// [`Lock`](ErrorKind::Lock) if the port is not leased by delegation, or is not
-    /// this user's and there is no `force`, or the lock file cannot be written.
+    /// [`Lock`](ErrorKind::Lock) if the port is not leased by delegation, if that process
+    /// is another user's or cannot be seen from here, or if the lock file cannot be written.
     ///
     /// # Examples
     ///
@@ -362,16 +368,41 @@ impl LockDir {
     /// use portlock::{FreePort, LockDir};
     ///
     /// let number = FreePort::builder().acquire_for(std::process::id())?;
-    /// LockDir::locate(None)?.release(number, false)?;
+    /// LockDir::locate()?.release(number)?;
     /// # Ok::<(), portlock::Error>(())
     /// ```
-    pub fn release(&self, port: u16, force: bool) -> Result<()> {
+    pub fn release(&self, port: u16) -> Result<()> {
+        self.end_delegated(port, false)
+    }
+
+    /// Ends the delegated lease of `port`, also that of a process of another user or of one that cannot
+    /// be seen from here.
+    ///
+    /// # Errors
+    ///
+    /// [`Lock`](ErrorKind::Lock) if the port is not leased by delegation, or if the lock file cannot
+    /// be written.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use portlock::{FreePort, LockDir};
+    ///
+    /// let number = FreePort::builder().acquire_for(std::process::id())?;
+    /// LockDir::locate()?.force_release(number)?;
+    /// # Ok::<(), portlock::Error>(())
+    /// ```
+    pub fn force_release(&self, port: u16) -> Result<()> {
+        self.end_delegated(port, true)
+    }
+
+    fn end_delegated(&self, port: u16, force: bool) -> Result<()> {
         let what = || {
             let path = self.path().join(port.to_string());
             format!("cannot release port {port} ({})", path.display())
         };
         let refuse = |why: String| Err(Error::new(ErrorKind::Lock, what() + ": " + &why));
-        let Some(dir) = self.open() else {
+        let Some(dir) = self.opened() else {
             return refuse("it is not leased".into());
         };
         let mut retries = 0;
@@ -432,13 +463,13 @@ impl LockDir {
     ///
     /// let path = tempfile::tempdir()?;
     /// FreePort::builder().lock_dir(path.path()).acquire()?.release()?;
-    /// let cleaned = LockDir::locate(Some(path.path()))?.clean()?;
+    /// let cleaned = LockDir::open(path.path())?.clean()?;
     /// assert_eq!((cleaned.removed, cleaned.kept), (1, 0));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn clean(&self) -> Result<Cleaned> {
         let mut cleaned = Cleaned::default();
-        let Some(dir) = self.open() else {
+        let Some(dir) = self.opened() else {
             return Ok(cleaned);
         };
         for port in dir.ports()? {
@@ -467,7 +498,7 @@ impl LockDir {
             let removed = lock_file::remove(dir.sys(), port, lock);
             dir.count_removal(removed, &mut cleaned, &port.to_string())?;
         }
-        for (name, metadata) in dir.entries()? {
+        for (name, metadata) in dir.files()? {
             if let Some(removed) = waiting::remove_wait_queue(dir, &name) {
                 dir.count_removal(removed, &mut cleaned, &name)?;
             }
@@ -514,7 +545,7 @@ impl OpenDir {
             let port = lock_file::port_of(&name)?;
             lock_file::is_lock_file(&metadata).then_some(port)
         };
-        let mut ports: Vec<u16> = self.entries()?.into_iter().filter_map(port).collect();
+        let mut ports: Vec<u16> = self.files()?.into_iter().filter_map(port).collect();
         ports.sort_unstable();
         // The files of one port may be several.
         ports.dedup();
@@ -523,7 +554,7 @@ impl OpenDir {
 
     /// Returns the names and metadata of the files in the directory, except those that have been removed
     /// in the meantime.
-    fn entries(&self) -> Result<Vec<(String, fs::Metadata)>> {
+    fn files(&self) -> Result<Vec<(String, fs::Metadata)>> {
         let entries = fs::read_dir(self.path()).map_err(|error| self.cannot_read(error))?;
         let mut found = Vec::new();
         for entry in entries {

@@ -22,9 +22,45 @@
 //! ```
 //!
 //! [`FreePort::new`] waits, 30 seconds at most, while every port of the range is leased
-//! or in use; [`FreePort::try_new`] does not. Keep the value as long as the port is in
-//! use: dropping it gives the port away. In a struct, put the field below the server that
-//! uses it, for fields are dropped from top to bottom.
+//! or in use; [`FreePort::try_new`] does not. Both take one port, an array of ports, a range or
+//! a [`PortSet`].
+//!
+//! # Keep the value
+//!
+//! The lease ends when the value is dropped. Every newcomer makes this mistake once, and the compiler
+//! cannot find it:
+//!
+//! ```
+//! # use portlock::FreePort;
+//! // WRONG: the lease ends with this line, and other callers can get the same port.
+//! let port = FreePort::new(4000..=6000)?.port();
+//! # Ok::<(), portlock::Error>(())
+//! ```
+//!
+//! Keep it as long as the port is in use:
+//!
+//! * **in a test or fixture**, in a variable, or in a struct below the server that uses the port,
+//!   because fields are dropped from top to bottom ([an example](#waiting-for-the-server));
+//! * **for the rest of this process's life**, in a `static`, which is never dropped, or leaked. The
+//!   lease then ends with the process, however that ends:
+//!
+//! ```
+//! use std::sync::LazyLock;
+//! use portlock::FreePort;
+//!
+//! static API: LazyLock<FreePort> =
+//!     LazyLock::new(|| FreePort::new(4000..=6000).expect("a port for the API"));
+//!
+//! assert!(FreePort::try_new(API.port()).is_err(), "leased");
+//!
+//! let port: &'static FreePort = Box::leak(Box::new(FreePort::new(4000..=6000)?));
+//! assert!(FreePort::try_new(port.port()).is_err(), "leased");
+//! # Ok::<(), portlock::Error>(())
+//! ```
+//!
+//! * **as long as another process lives**, [handed to that process](#handing-a-port-to-a-child).
+//!
+//! # No gap
 //!
 //! The port is free on every address of this machine, and a program that does not use
 //! portlock can still take it before you bind it. [`FreePort::listen`] leaves no such gap: the
@@ -130,7 +166,7 @@
 //! let port = FreePort::new(4000..=6000)?;
 //! let mut server = Command::new("sleep").arg("10").env("PORT", port.to_string()).spawn()?;
 //! let number = port.delegate_to(server.id())?;
-//! assert!(FreePort::try_new(number..=number).is_err(), "leased until the child ends");
+//! assert!(FreePort::try_new(number).is_err(), "leased until the child ends");
 //! # server.kill()?;
 //! # server.wait()?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -212,7 +248,7 @@
 //! ([`Builder::lock_dir`] has the rules). To see which it is, and why:
 //!
 //! ```
-//! let dir = portlock::LockDir::locate(None)?;
+//! let dir = portlock::LockDir::locate()?;
 //! println!("{}: {}", dir.path().display(), dir.origin());
 //! # Ok::<(), portlock::Error>(())
 //! ```
@@ -237,8 +273,10 @@
 //!
 //! # What can go wrong
 //!
-//! Only "leased" and "in use" make it try the next port. Any other failure ends the call at
-//! once, with an [`Error`] whose message names the operation, the path or port, and the cause;
+//! Only "leased" and "in use" make it try the next port, and an error that
+//! [is busy](Error::is_busy) says that they are all that went wrong: then a later call may succeed.
+//! A wait can be shown to a user, and stopped, with [`Builder::on_wait`]. Any other failure ends the
+//! call immediately, with an [`Error`] whose message names the operation, the path or port, and the cause;
 //! its [`kind`](Error::kind) is for code:
 //!
 //! ```
@@ -247,7 +285,7 @@
 //!
 //! let port = FreePort::new(4000..=6000)?;
 //! let again = FreePort::builder()
-//!     .ports(port.port()..=port.port())
+//!     .ports(port.port())
 //!     .timeout(Duration::from_millis(10))
 //!     .acquire();
 //! let error = again.unwrap_err();
@@ -266,6 +304,7 @@
 //! | [`Probe`](ErrorKind::Probe) | most often no descriptors are left (EMFILE) |
 //! | [`Process`](ErrorKind::Process) | the child has ended before the lease could be given to it |
 //! | [`Timeout`](ErrorKind::Timeout) | what the server says on its standard error |
+//! | [`Stopped`](ErrorKind::Stopped) | nothing: your own callback stopped the wait |
 //! | [`PortServer`](ErrorKind::PortServer) | the server that was named, by `PORTSERVER_ADDRESS` or in the call |
 //! | [`Unsupported`](ErrorKind::Unsupported) | not on this system, or not together |
 //!
@@ -273,7 +312,9 @@
 //!
 //! # Moving over
 //!
-//! [`compat`] has the helpers of CPython's test suite and of portpicker, by their names.
+//! [`compat`] has the names of other tools: [`portpicker`](compat::portpicker)'s functions, the
+//! helpers of [CPython](compat::cpython)'s test suite, and [PySys](compat::pysys)'s allocation of
+//! ports.
 //! [`BindFreePort`] is the probe alone: a port that is bound, and not leased.
 //!
 //! # What is promised
@@ -293,6 +334,11 @@
 //! Programs that do not use portlock know nothing of leases. Choose a range
 //! outside the ephemeral one (on Linux 32768 to 60999 by default), from which
 //! the kernel gives ports to any client.
+//!
+//! # Features
+//!
+//! * `log` (default): warnings and debug messages go to the [`log`](https://docs.rs/log) crate.
+//!   Without it they are discarded, and the library has one dependency less.
 //!
 //! # Platform-specific behavior
 //!
@@ -344,26 +390,20 @@ mod system_ports;
 mod unavailable;
 #[cfg(not(any(target_os = "linux", target_os = "macos", windows)))]
 mod unsupported;
+mod wait_status;
 mod waiting;
 
 pub use bindfree::{BindFreePort, Protocol};
 pub use builder::Builder;
-pub use compat::{
-    HOST, HOST_V6, add_reserved_port, bind_port, find_unused_port, is_port_free, pick_unused_port,
-    return_port,
-};
 pub use error::{Error, ErrorKind, Exhaustion, Result};
 pub use freeport::FreePort;
-pub use leases::{Cleaned, Heir, Lease, LeaseState};
+pub use leases::{Cleaned, EntryState, Heir, PortEntry};
 pub use lock_dir::{LockDir, Origin};
 pub use owner::Owner;
-pub use ports::PortSet;
-pub use portserver::get_port_from_port_server;
+pub use ports::{PortSet, Ports};
 pub use readiness::wait_until_listening;
 pub use system_ports::ephemeral_port_range;
-
-/// The version of socket2 whose types [`bind_port`] and [`find_unused_port`] take.
-pub use socket2;
+pub use wait_status::WaitStatus;
 
 /// The README's examples, run as doctests.
 #[cfg(doctest)]

@@ -75,10 +75,10 @@ struct Inner {
 /// ```
 /// use portlock::LockDir;
 ///
-/// let dir = LockDir::locate(None)?;
+/// let dir = LockDir::locate()?;
 /// println!("locks are in {} ({})", dir.path().display(), dir.origin());
-/// for lease in dir.leases()? {
-///     println!("{}: {:?}", lease.port, lease.state);
+/// for entry in dir.entries()? {
+///     println!("{}: {:?}", entry.port, entry.state);
 /// }
 /// # Ok::<(), portlock::Error>(())
 /// ```
@@ -136,22 +136,47 @@ impl fmt::Display for Origin {
 }
 
 impl LockDir {
-    /// Returns the lock directory to use: `chosen` if there is one, else the one that
+    /// Returns the lock directory that is used unless the caller names one: the one that
     /// `PORTLOCK_DIR` names, else this user's default directory.
     ///
     /// # Errors
     ///
-    /// [`LockDir`](ErrorKind::LockDir) if a directory that was named is missing, or the
+    /// [`LockDir`](ErrorKind::LockDir) if the directory that the variable names is missing, or the
     /// directory cannot be opened or trusted, with the reason.
     ///
     /// # Examples
     ///
     /// ```
-    /// let dir = portlock::LockDir::locate(None)?;
+    /// let dir = portlock::LockDir::locate()?;
     /// println!("{}: {}", dir.path().display(), dir.origin());
     /// # Ok::<(), portlock::Error>(())
     /// ```
-    pub fn locate(chosen: Option<&Path>) -> Result<Self> {
+    pub fn locate() -> Result<Self> {
+        Self::located(None)
+    }
+
+    /// Returns the lock directory at `path`, whatever the environment says.
+    ///
+    /// # Errors
+    ///
+    /// [`LockDir`](ErrorKind::LockDir) if it is missing, or cannot be opened or trusted, with the
+    /// reason.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use portlock::LockDir;
+    ///
+    /// let path = tempfile::tempdir()?; // with mode 0700
+    /// assert!(LockDir::open(path.path())?.entries()?.is_empty());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::located(Some(path.as_ref()))
+    }
+
+    /// Returns the directory at `chosen` if that is named, else the one to use without.
+    pub(crate) fn located(chosen: Option<&Path>) -> Result<Self> {
         Ok(match locate(chosen, since_1970(), Missing::Allow)? {
             Located::Open(open) => Self {
                 path: open.dir.path.clone(),
@@ -175,15 +200,14 @@ impl LockDir {
     /// # Examples
     ///
     /// ```
-    /// use portlock::{LeaseState, LockDir};
+    /// use portlock::{LockDir, PortEntry};
     ///
-    /// let own = LockDir::locate(None)?;
+    /// let own = LockDir::locate()?;
     /// for path in LockDir::default_paths() {
-    ///     let Ok(other) = LockDir::locate(Some(&path)) else {
+    ///     let Ok(other) = LockDir::open(&path) else {
     ///         continue; // There is none.
     ///     };
-    ///     let is_live = |lease: &portlock::Lease| lease.state != LeaseState::Stale;
-    ///     if path != own.path() && other.leases()?.iter().any(is_live) {
+    ///     if path != own.path() && other.entries()?.iter().any(PortEntry::is_leased) {
     ///         println!("ports are leased in {} too", path.display());
     ///     }
     /// }
@@ -216,13 +240,13 @@ impl LockDir {
     }
 
     /// Returns the directory if it exists.
-    pub(crate) fn open(&self) -> Option<&OpenDir> {
+    pub(crate) fn opened(&self) -> Option<&OpenDir> {
         self.open.as_ref()
     }
 }
 
 impl OpenDir {
-    /// Returns the directory to lease from, by the rules of [`LockDir::locate`], for a caller
+    /// Returns the directory to lease from, by the rules of [`LockDir`], for a caller
     /// that knows what time it is, after 1970. A default directory that is missing is created.
     pub(crate) fn locate_at(chosen: Option<&Path>, now: Duration) -> Result<Self> {
         match locate(chosen, now, Missing::Create)? {

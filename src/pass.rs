@@ -69,7 +69,7 @@ impl Request<'_> {
         if self.creates_dir {
             OpenDir::locate_at(self.lock_dir, now).map(Some)
         } else {
-            Ok(LockDir::locate(self.lock_dir)?.open().cloned())
+            Ok(LockDir::located(self.lock_dir)?.opened().cloned())
         }
     }
 
@@ -244,7 +244,7 @@ impl<'a> Pass<'a> {
             return Ok(dir);
         }
         // Only a request that leases nothing has none.
-        let dir = LockDir::locate(self.request.lock_dir)?;
+        let dir = LockDir::located(self.request.lock_dir)?;
         let message = format!("lock directory {} does not exist", dir.path().display());
         Err(Error::new(ErrorKind::LockDir, message))
     }

@@ -2,10 +2,15 @@
 //! visits them.
 
 use std::{
+    borrow::Cow,
     cell::RefCell,
     fmt,
     hash::{Hash, Hasher},
-    ops::{Bound, Deref, RangeBounds},
+    iter::FusedIterator,
+    ops::{
+        BitAnd, BitOr, Bound, Deref, Range, RangeBounds, RangeFrom, RangeFull, RangeInclusive,
+        RangeTo, RangeToInclusive, Sub,
+    },
     slice,
     str::FromStr,
 };
@@ -16,7 +21,10 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// A set of TCP or UDP port numbers, 1 to 65535.
 ///
-/// It is made from any range of `u16`, from an iterator of ports, or from text:
+/// It is made from one port, an array of ports, a range, an iterator of ports, or text. Whatever
+/// chooses ports, such as [`Builder::ports`](crate::Builder::ports) and
+/// [`FreePort::new`](crate::FreePort::new), takes any of these but text as it is. As text, it is
+/// written so:
 ///
 /// ```text
 /// 4000-4999,!4045,7000     # a range, without one of its ports, and one more
@@ -29,7 +37,9 @@ use crate::error::{Error, ErrorKind, Result};
 ///
 /// Port 0 is never a member: to [`bind(2)`](https://man7.org/linux/man-pages/man7/ip.7.html)
 /// it means "choose one for me", so it cannot be leased. A range that contains
-/// it counts without it.
+/// it counts without it. A reversed or empty range is the empty set, from which nothing can be
+/// leased: every call that chooses from it returns the same
+/// [`InvalidPorts`](ErrorKind::InvalidPorts) error.
 ///
 /// # Examples
 ///
@@ -40,11 +50,16 @@ use crate::error::{Error, ErrorKind, Result};
 /// assert_eq!(ports.len(), 10);
 /// assert!(ports.contains(4009) && !ports.contains(4010));
 /// assert_eq!(ports.to_string(), "4000-4009");
-/// assert!(PortSet::from(0..1).is_empty());
+/// assert!(PortSet::from(0).is_empty());
 ///
 /// let ports: PortSet = "4000-4999,!4045,7000".parse()?;
 /// assert_eq!(ports.to_string(), "4000-4044,4046-4999,7000");
-/// assert_eq!(ports.difference(&PortSet::from(4001..=6999)).to_string(), "4000,7000");
+///
+/// let ports = &(ports - PortSet::from(4001..=6999)) | &PortSet::from([8080, 8081]);
+/// assert_eq!(ports.to_string(), "4000,7000,8080-8081");
+/// for port in &ports {
+///     println!("{port}");
+/// }
 /// # Ok::<(), portlock::Error>(())
 /// ```
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
@@ -54,7 +69,7 @@ pub struct PortSet {
 }
 
 /// The spans of a set. A single one, as of a range, takes no allocation.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 enum Spans {
     One(Span),
     Many(Vec<Span>),
@@ -92,7 +107,7 @@ impl Hash for Spans {
 }
 
 /// The ports from `first` to `last`, both included.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Span {
     first: u16,
     last: u16,
@@ -119,25 +134,32 @@ impl PortSet {
         }
     }
 
-    /// The ports of `range`, or an error that names it if there are none.
-    pub(crate) fn from_range(range: impl RangeBounds<u16>) -> Result<Self> {
-        let (start, end) = (range.start_bound(), range.end_bound());
-        let ports = Self::from((start.cloned(), end.cloned()));
-        if ports.is_empty() {
-            let start = match start {
-                Bound::Included(first) => first.to_string(),
-                Bound::Excluded(before) => format!("(after {before})"),
-                Bound::Unbounded => String::new(),
-            };
-            let end = match end {
-                Bound::Included(last) => format!("={last}"),
-                Bound::Excluded(after) => after.to_string(),
-                Bound::Unbounded => String::new(),
-            };
-            let message = format!("the range {start}..{end} has no port from 1 to 65535");
-            return Err(Error::new(ErrorKind::InvalidPorts, message));
+    /// Returns an error if there is no port to choose from.
+    pub(crate) fn must_not_be_empty(&self) -> Result<()> {
+        if !self.is_empty() {
+            return Ok(());
         }
-        Ok(ports)
+        let message = "no ports to choose from: an empty set, a reversed range or port 0 alone has \
+                       no port from 1 to 65535";
+        Err(Error::new(ErrorKind::InvalidPorts, message))
+    }
+
+    fn of_bounds(range: &impl RangeBounds<u16>) -> Self {
+        let first = match range.start_bound() {
+            Bound::Included(&first) => Some(first),
+            Bound::Excluded(&before) => before.checked_add(1),
+            Bound::Unbounded => Some(1),
+        };
+        let last = match range.end_bound() {
+            Bound::Included(&last) => Some(last),
+            Bound::Excluded(&after) => after.checked_sub(1),
+            Bound::Unbounded => Some(u16::MAX),
+        };
+        let spans = match (first.map(|first| first.max(1)), last) {
+            (Some(first), Some(last)) if first <= last => Spans::One(Span { first, last }),
+            _ => Spans::default(),
+        };
+        Self { spans }
     }
 
     /// How many ports the set has, 0 to 65535.
@@ -160,12 +182,12 @@ impl PortSet {
             .any(|span| (span.first..=span.last).contains(&port))
     }
 
-    /// The ports in ascending order.
-    pub fn iter(&self) -> impl DoubleEndedIterator<Item = u16> {
-        self.spans.iter().flat_map(|span| span.first..=span.last)
+    /// Returns the ports in ascending order.
+    pub fn iter(&self) -> Ports<'_> {
+        Ports::of(Cow::Borrowed(&self.spans))
     }
 
-    /// The ports that are in this set, in `other`, or in both.
+    /// Returns the ports that are in this set, in `other`, or in both, as `|` does.
     #[must_use]
     pub fn union(&self, other: &Self) -> Self {
         let mut spans = [&*self.spans, &*other.spans].concat();
@@ -182,7 +204,13 @@ impl PortSet {
         Self::of_spans(merged)
     }
 
-    /// The ports that are in this set and not in `other`.
+    /// Returns the ports that are in both sets, as `&` does.
+    #[must_use]
+    pub fn intersection(&self, other: &Self) -> Self {
+        self.difference(&self.difference(other))
+    }
+
+    /// Returns the ports that are in this set and not in `other`, as `-` does.
     #[must_use]
     pub fn difference(&self, other: &Self) -> Self {
         let mut spans = Vec::with_capacity(self.spans.len() + other.spans.len());
@@ -207,12 +235,12 @@ impl PortSet {
         Self::of_spans(spans)
     }
 
-    /// Whether the two sets have a port in common.
+    /// Returns whether the two sets have no port in common.
     #[must_use]
-    pub fn overlaps(&self, other: &Self) -> bool {
-        self.spans.iter().any(|a| {
+    pub fn is_disjoint(&self, other: &Self) -> bool {
+        self.spans.iter().all(|a| {
             let mut others = other.spans.iter();
-            others.any(|b| a.first <= b.last && b.first <= a.last)
+            others.all(|b| a.last < b.first || b.last < a.first)
         })
     }
 
@@ -310,25 +338,186 @@ impl Order {
     }
 }
 
-/// Any range of `u16`, without port 0. An empty or reversed range gives the
-/// empty set.
-impl<R: RangeBounds<u16>> From<R> for PortSet {
-    fn from(range: R) -> Self {
-        let first = match range.start_bound() {
-            Bound::Included(&first) => Some(first),
-            Bound::Excluded(&before) => before.checked_add(1),
-            Bound::Unbounded => Some(1),
-        };
-        let last = match range.end_bound() {
-            Bound::Included(&last) => Some(last),
-            Bound::Excluded(&after) => after.checked_sub(1),
-            Bound::Unbounded => Some(u16::MAX),
-        };
-        let spans = match (first.map(|first| first.max(1)), last) {
-            (Some(first), Some(last)) if first <= last => Spans::One(Span { first, last }),
-            _ => Spans::default(),
-        };
-        Self { spans }
+/// The set of this one port; of port 0, the empty set.
+impl From<u16> for PortSet {
+    fn from(port: u16) -> Self {
+        Self::of_bounds(&(port..=port))
+    }
+}
+
+/// The set of these ports, in any order; port 0 is left out.
+impl<const N: usize> From<[u16; N]> for PortSet {
+    fn from(ports: [u16; N]) -> Self {
+        ports.into_iter().collect()
+    }
+}
+
+impl From<&PortSet> for PortSet {
+    fn from(ports: &PortSet) -> Self {
+        ports.clone()
+    }
+}
+
+/// By name, because an implementation for every `RangeBounds` would rule out one for `u16`.
+macro_rules! from_ranges {
+    ($($range:ty),*) => {$(
+        /// The ports of the range, without port 0. A reversed range is the empty set.
+        impl From<$range> for PortSet {
+            fn from(range: $range) -> Self {
+                Self::of_bounds(&range)
+            }
+        }
+    )*};
+}
+
+from_ranges!(
+    Range<u16>,
+    RangeFrom<u16>,
+    RangeFull,
+    RangeInclusive<u16>,
+    RangeTo<u16>,
+    RangeToInclusive<u16>
+);
+
+/// An operator as the method of the same meaning, for sets and references to them.
+macro_rules! operator {
+    ($operator:ident, $function:ident, $method:ident) => {
+        impl $operator for &PortSet {
+            type Output = PortSet;
+
+            fn $function(self, other: Self) -> PortSet {
+                self.$method(other)
+            }
+        }
+
+        impl $operator for PortSet {
+            type Output = Self;
+
+            fn $function(self, other: Self) -> Self {
+                self.$method(&other)
+            }
+        }
+
+        impl $operator<&Self> for PortSet {
+            type Output = Self;
+
+            fn $function(self, other: &Self) -> Self {
+                self.$method(other)
+            }
+        }
+    };
+}
+
+operator!(BitAnd, bitand, intersection);
+operator!(BitOr, bitor, union);
+operator!(Sub, sub, difference);
+
+/// The ports of a [`PortSet`] in ascending order.
+///
+/// # Examples
+///
+/// ```
+/// use portlock::{PortSet, Ports};
+///
+/// /// Some ports, from both ends of a set.
+/// struct Ends<'a>(Ports<'a>);
+///
+/// let ports = PortSet::from([4000, 4001, 7000]);
+/// let mut ends = Ends(ports.iter());
+/// assert_eq!((ends.0.next(), ends.0.next_back()), (Some(4000), Some(7000)));
+/// assert_eq!(ends.0.len(), 1);
+/// ```
+#[derive(Clone, Debug)]
+pub struct Ports<'a> {
+    spans: Cow<'a, Spans>,
+    front: Position,
+    /// Counted from the end.
+    back: Position,
+    left: usize,
+}
+
+/// The number of whole spans that an iterator has passed, and of ports of the next one.
+#[derive(Clone, Copy, Debug, Default)]
+struct Position {
+    spans: usize,
+    ports: u16,
+}
+
+impl Position {
+    /// Passes one port of `span`.
+    fn advance(&mut self, span: Span) {
+        if self.ports == span.last - span.first {
+            self.spans += 1;
+            self.ports = 0;
+        } else {
+            self.ports += 1;
+        }
+    }
+}
+
+impl<'a> Ports<'a> {
+    fn of(spans: Cow<'a, Spans>) -> Self {
+        Self {
+            left: spans.iter().map(|span| span.len() as usize).sum(),
+            spans,
+            front: Position::default(),
+            back: Position::default(),
+        }
+    }
+}
+
+impl Iterator for Ports<'_> {
+    type Item = u16;
+
+    fn next(&mut self) -> Option<u16> {
+        self.left = self.left.checked_sub(1)?;
+        let span = *self.spans.get(self.front.spans)?;
+        let port = span.first + self.front.ports;
+        self.front.advance(span);
+        Some(port)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.left, Some(self.left))
+    }
+}
+
+impl DoubleEndedIterator for Ports<'_> {
+    fn next_back(&mut self) -> Option<u16> {
+        self.left = self.left.checked_sub(1)?;
+        let span = *self.spans.iter().rev().nth(self.back.spans)?;
+        let port = span.last - self.back.ports;
+        self.back.advance(span);
+        Some(port)
+    }
+}
+
+impl ExactSizeIterator for Ports<'_> {}
+
+impl FusedIterator for Ports<'_> {}
+
+impl<'a> IntoIterator for &'a PortSet {
+    type Item = u16;
+    type IntoIter = Ports<'a>;
+
+    fn into_iter(self) -> Ports<'a> {
+        self.iter()
+    }
+}
+
+impl IntoIterator for PortSet {
+    type Item = u16;
+    type IntoIter = Ports<'static>;
+
+    fn into_iter(self) -> Ports<'static> {
+        Ports::of(Cow::Owned(self.spans))
+    }
+}
+
+impl Extend<u16> for PortSet {
+    /// Adds ports, in any order; port 0 is left out.
+    fn extend<I: IntoIterator<Item = u16>>(&mut self, ports: I) {
+        *self = self.union(&ports.into_iter().collect());
     }
 }
 
@@ -453,8 +642,10 @@ mod tests {
         assert_eq!(PortSet::from(0..=3).to_string(), "1-3");
         assert_eq!(PortSet::from(65535..).to_string(), "65535");
         assert_eq!(PortSet::from(..2).to_string(), "1");
+        assert_eq!(PortSet::from(7..9).to_string(), "7-8");
+        assert_eq!(PortSet::from(..=2).to_string(), "1-2");
         let after = (Bound::Excluded(7), Bound::Excluded(9));
-        assert_eq!(PortSet::from(after).to_string(), "8");
+        assert_eq!(PortSet::of_bounds(&after).to_string(), "8");
     }
 
     #[test]
@@ -464,14 +655,36 @@ mod tests {
         assert!(PortSet::from(4001..=4000).is_empty());
         assert!(PortSet::from(0..=0).is_empty());
         assert!(PortSet::from(..0).is_empty());
+        assert!(PortSet::from(0).is_empty());
+        assert!(PortSet::from([0, 0]).is_empty());
         let past_the_end = (Bound::Excluded(u16::MAX), Bound::Unbounded);
-        assert!(PortSet::from(past_the_end).is_empty());
+        assert!(PortSet::of_bounds(&past_the_end).is_empty());
+    }
+
+    #[test]
+    fn ports_come_from_both_ends_each_once() {
+        let set = PortSet::from([1, 5, 6, 7, 65_535]);
+        for turns in 0_u32..1 << 5 {
+            let mut ports = set.iter();
+            let (mut front, mut back) = (Vec::new(), Vec::new());
+            for turn in 0..5 {
+                assert_eq!(ports.len(), 5 - turn);
+                match turns >> turn & 1 {
+                    0 => front.extend(ports.next()),
+                    _ => back.extend(ports.next_back()),
+                }
+            }
+            assert_eq!((ports.next(), ports.next_back()), (None, None));
+            front.extend(back.into_iter().rev());
+            assert_eq!(front, [1, 5, 6, 7, 65_535]);
+        }
+        assert!(set.clone().into_iter().eq(&set));
     }
 
     #[test]
     fn in_order_visits_each_port_exactly_once() {
         for len in (0..70).chain([2000, 2001, 4095, 4096, 4097, 65535]) {
-            let ports = PortSet::from((Bound::Excluded(0), Bound::Included(len)));
+            let ports = PortSet::from(..=len);
             let orders = [Order::random(), Order::of_name("my-worktree/api")];
             for order in orders {
                 let visited: Vec<u16> = ports.in_order(order).collect();
@@ -603,7 +816,14 @@ mod tests {
             same(&a, &list_a);
             same(&a.union(&b), &(&list_a | &list_b));
             same(&a.difference(&b), &(&list_a - &list_b));
-            assert_eq!(a.overlaps(&b), !list_a.is_disjoint(&list_b));
+            same(&a.intersection(&b), &(&list_a & &list_b));
+            assert_eq!(a.is_disjoint(&b), list_a.is_disjoint(&list_b));
+            same(&(&a | &b), &(&list_a | &list_b));
+            same(&(a.clone() - &b), &(&list_a - &list_b));
+            same(&(a.clone() & b.clone()), &(&list_a & &list_b));
+            let mut extended = a.clone();
+            extended.extend(&b);
+            same(&extended, &(&list_a | &list_b));
         }
     }
 }

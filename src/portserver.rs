@@ -29,7 +29,8 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// no answer, and is not read to its end.
 pub(crate) const MAX_ANSWER_LEN: usize = 15;
 
-/// Asks the port server at `address` for a port that belongs to the process `pid`.
+/// Asks the port server at `address` for a port that belongs to the process `pid`: portpicker's
+/// `get_port_from_port_server(portserver_address, pid)`, also known as `GetPortFromPortServer`.
 ///
 /// An address that begins with `@` is a name in Linux's abstract namespace
 /// (unix(7)), any other is a path.
@@ -53,9 +54,12 @@ pub(crate) const MAX_ANSWER_LEN: usize = 15;
 /// # Examples
 ///
 /// ```no_run
-/// let port = portlock::get_port_from_port_server("@unittest-portserver", std::process::id())?;
+/// use portlock::compat::portpicker::get_port_from_port_server;
+///
+/// let port = get_port_from_port_server("@unittest-portserver", std::process::id())?;
 /// # Ok::<(), portlock::Error>(())
 /// ```
+#[doc(alias = "GetPortFromPortServer")]
 pub fn get_port_from_port_server(address: &str, pid: u32) -> Result<u16> {
     let fail = |what: &str, cause: io::Error| {
         let message = match cause.kind() {

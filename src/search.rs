@@ -128,15 +128,27 @@ impl Exhausted {
         self.leased.iter().copied().take(EXAMPLES).collect()
     }
 
+    /// How many ports were missed, by reason.
+    pub(crate) fn counts(&self) -> Exhaustion {
+        self.counts
+    }
+
     /// The error that says so, after a `headline` that says what was looked for
     /// and how long, and with the `holders` that are known of some leased ports.
     pub(crate) fn into_error(self, headline: String, holders: &[(u16, Option<String>)]) -> Error {
-        let counts = self.counts;
-        let kind = if self.may_change() || counts.not_enough > 0 {
+        let kind = if self.may_change() || self.counts.not_enough > 0 {
             ErrorKind::Exhausted
         } else {
             ErrorKind::PermissionDenied
         };
+        Error::new(kind, self.counts.message(headline, holders)).with_exhaustion(self.counts)
+    }
+}
+
+impl Exhaustion {
+    /// Returns the message of an error with these counts.
+    pub(crate) fn message(self, headline: String, holders: &[(u16, Option<String>)]) -> String {
+        let counts = self;
         let mut reasons = Vec::new();
         if counts.leased > 0 {
             let mut leased = format!("{} leased", counts.leased);
@@ -177,8 +189,7 @@ impl Exhausted {
         if counts.not_enough > 0 {
             reasons.push(format!("{} free", counts.not_enough));
         }
-        let message = format!("{headline}: {}", reasons.join(", "));
-        Error::new(kind, message).with_exhaustion(counts)
+        format!("{headline}: {}", reasons.join(", "))
     }
 }
 

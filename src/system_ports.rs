@@ -35,7 +35,7 @@ const MAX_FILE_LEN: u64 = 1 << 20;
 
 /// The "bad ports" above 1023 of the Fetch standard
 /// (<https://fetch.spec.whatwg.org/#port-blocking>): no browser connects to them.
-const REFUSED_BY_BROWSERS: [u16; 19] = [
+pub(crate) const REFUSED_BY_BROWSERS: [u16; 19] = [
     1719, 1720, 1723, 2049, 3659, 4045, 4190, 5060, 5061, 6000, 6566, 6665, 6666, 6667, 6668, 6669,
     6679, 6697, 10080,
 ];
@@ -68,6 +68,7 @@ const REFUSED_BY_BROWSERS: [u16; 19] = [
 /// println!("clients get ports from {} to {}", ephemeral.start(), ephemeral.end());
 /// # Ok::<(), portlock::Error>(())
 /// ```
+#[doc(alias = "getEphemeralTCPPortRange")]
 pub fn ephemeral_port_range() -> Result<RangeInclusive<u16>> {
     system::ephemeral()
 }

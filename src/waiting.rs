@@ -59,6 +59,8 @@ pub(crate) enum Woken {
     Released(PortSet),
     /// All of them.
     Due,
+    /// Nothing yet: the wait was interrupted, and has to be continued.
+    Interrupted,
 }
 
 /// One caller's wait for some ports.
@@ -75,6 +77,9 @@ pub(crate) struct Waiting<'a> {
     rescan_interval: Duration,
     due: Instant,
     was_event: bool,
+    /// The end of the pause after a scan that a wakeup by the kernel caused.
+    quiet_until: Instant,
+    was_interrupted: bool,
 }
 
 impl<'a> Waiting<'a> {
@@ -94,6 +99,8 @@ impl<'a> Waiting<'a> {
             rescan_interval: MIN_RESCAN_INTERVAL,
             due: Instant::now(),
             was_event: false,
+            quiet_until: Instant::now(),
+            was_interrupted: false,
         }
     }
 
@@ -105,20 +112,28 @@ impl<'a> Waiting<'a> {
         }
     }
 
-    /// Waits until there is something to scan, or for `left`. The last scan of the ports took
-    /// `scan`.
-    pub(crate) fn wait(&mut self, scan: Duration, left: Duration) -> Woken {
-        let left = left.min(MAX_WAIT);
+    /// Waits until there is something to scan, for `left`, or until `interrupt`. The last scan of
+    /// the ports took `scan`.
+    pub(crate) fn wait(
+        &mut self,
+        scan: Duration,
+        left: Duration,
+        interrupt: Option<Instant>,
+    ) -> Woken {
         let now = Instant::now();
-        let end = now + left;
+        let end = now + left.min(MAX_WAIT);
+        let until = interrupt.map_or(end, |interrupt| interrupt.min(end));
+        let is_interrupted = || until < end && Instant::now() >= until;
         if !self.is_ahead {
-            if let Some(queue) = &mut self.queue
-                && let Err(error) = queue.wait_for_leadership(end)
-            {
-                debug!(
-                    "not waiting in the queue for {}: {error}",
-                    self.ports.brief()
-                );
+            if let Some(queue) = &mut self.queue {
+                match queue.wait_for_leadership(until) {
+                    Ok(()) if !queue.is_leader() && is_interrupted() => return Woken::Interrupted,
+                    Ok(()) => {}
+                    Err(error) => debug!(
+                        "not waiting in the queue for {}: {error}",
+                        self.ports.brief()
+                    ),
+                }
             }
             self.is_ahead = true;
             self.watch = self.dir.as_ref().and_then(|dir| {
@@ -136,15 +151,25 @@ impl<'a> Waiting<'a> {
         {
             queue.heartbeat();
         }
-        if self.was_event {
-            thread::sleep(random(scan * PAUSE_AFTER_WAKEUP_IN_SCANS).min(left));
+        if self.was_interrupted {
+            self.was_interrupted = false;
+        } else if self.was_event {
+            self.quiet_until = now + random(scan * PAUSE_AFTER_WAKEUP_IN_SCANS);
         } else {
             self.due = now + random(self.rescan_interval);
             let longest = (scan * MAX_RESCAN_INTERVAL_IN_SCANS)
                 .clamp(LONG_RESCAN_INTERVAL, MAX_RESCAN_INTERVAL);
             self.rescan_interval = (self.rescan_interval * 2).min(longest);
         }
-        let released = self.watch_until(self.due.min(end));
+        if self.quiet_until > now {
+            thread::sleep(self.quiet_until.min(until).saturating_duration_since(now));
+        }
+        let released = self.watch_until(self.due.min(until));
+        let next = self.due.max(self.quiet_until);
+        if released.is_none() && is_interrupted() && Instant::now() < next {
+            self.was_interrupted = true;
+            return Woken::Interrupted;
+        }
         self.was_event = released.is_some();
         released.map_or(Woken::Due, Woken::Released)
     }
@@ -223,7 +248,10 @@ mod tests {
     /// Returns a waiter that watches, and does not rescan by itself.
     fn watcher<'a>(dir: &OpenDir, ports: &'a PortSet) -> Waiting<'a> {
         let mut waiting = Waiting::new(Some(dir), ports);
-        assert!(matches!(waiting.wait(Duration::ZERO, LONG), Woken::Due));
+        assert!(matches!(
+            waiting.wait(Duration::ZERO, LONG, None),
+            Woken::Due
+        ));
         assert!(waiting.is_ahead && waiting.watch.is_some());
         waiting.rescan_interval = LONG * 2;
         waiting
@@ -232,7 +260,7 @@ mod tests {
     fn released(woken: &Woken) -> Vec<u16> {
         match woken {
             Woken::Released(ports) => ports.iter().collect(),
-            Woken::Due => Vec::new(),
+            Woken::Due | Woken::Interrupted => Vec::new(),
         }
     }
 
@@ -244,9 +272,9 @@ mod tests {
         let mut waiting = watcher(&dir, &ports);
         drop(other);
         drop(first);
-        assert_eq!(released(&waiting.wait(Duration::ZERO, LONG)), [11]);
+        assert_eq!(released(&waiting.wait(Duration::ZERO, LONG, None)), [11]);
         second.release().expect("our own");
-        assert_eq!(released(&waiting.wait(Duration::ZERO, LONG)), [12]);
+        assert_eq!(released(&waiting.wait(Duration::ZERO, LONG, None)), [12]);
         // When it hears of it, the port can be claimed already.
         assert!(registry::claim(12, mark::current()).is_some());
     }
@@ -260,7 +288,7 @@ mod tests {
         let check = PortLock::try_check(&dir, 14, mark::current()).expect("our own");
         drop(check.expect("not removed"));
         drop(PortLock::try_existing(&dir, 14, Access::Lock).expect("our own"));
-        let woken = waiting.wait(Duration::ZERO, Duration::from_millis(20));
+        let woken = waiting.wait(Duration::ZERO, Duration::from_millis(20), None);
         assert_eq!(released(&woken), []);
     }
 
@@ -274,7 +302,7 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     let mut waiting = Waiting::new(Some(&dir), &ports);
-                    waiting.wait(Duration::ZERO, LONG);
+                    waiting.wait(Duration::ZERO, LONG, None);
                     let is_leader = waiting.queue.as_ref().is_some_and(|queue| queue.is_leader);
                     sender.send(is_leader).expect("received below");
                 });
@@ -341,7 +369,7 @@ mod tests {
             .expect("our own");
         let mut ahead = Waiting::new(Some(&locks), &ports);
         for _ in 0..2 {
-            ahead.wait(Duration::ZERO, LONG);
+            ahead.wait(Duration::ZERO, LONG, None);
         }
         assert!(behind.leader_is_stopped());
         assert_eq!(fs::read_dir(dir.path()).expect("our own").count(), 1);
@@ -358,7 +386,7 @@ mod tests {
         let mut both = [watcher(&locks, &ports), watcher(&locks, &ports)];
         drop(held);
         for waiting in &mut both {
-            assert_eq!(released(&waiting.wait(Duration::ZERO, LONG)), [20]);
+            assert_eq!(released(&waiting.wait(Duration::ZERO, LONG, None)), [20]);
         }
     }
 
@@ -369,11 +397,14 @@ mod tests {
         let held = hold(&dir, 23);
         let mut waiting = Waiting::new(Some(&dir), &ports);
         assert!(matches!(
-            waiting.wait(Duration::ZERO, Duration::MAX),
+            waiting.wait(Duration::ZERO, Duration::MAX, None),
             Woken::Due
         ));
         drop(held);
-        assert_eq!(released(&waiting.wait(Duration::ZERO, Duration::MAX)), [23]);
+        assert_eq!(
+            released(&waiting.wait(Duration::ZERO, Duration::MAX, None)),
+            [23]
+        );
     }
 
     #[test]
@@ -381,7 +412,7 @@ mod tests {
         let (dir, locks) = lock_dir();
         let ports = PortSet::from(21..=21);
         let clean = || {
-            let locks = crate::LockDir::locate(Some(dir.path())).expect("our own");
+            let locks = crate::LockDir::open(dir.path()).expect("our own");
             locks.clean().expect("our own").removed
         };
         let leader = watcher(&locks, &ports);
@@ -408,5 +439,37 @@ mod tests {
         let _new = join();
         assert!(opened.remove(&locks, &name).is_none(), "made again");
         assert_eq!(fs::read_dir(dir.path()).expect("our own").count(), 1);
+    }
+
+    #[test]
+    fn a_wait_is_interrupted_wherever_it_is_and_goes_on() {
+        let (_dir, dir) = lock_dir();
+        let ports = PortSet::from(24);
+        let held = hold(&dir, 24);
+        let mut leader = watcher(&dir, &ports);
+        let mut behind = Waiting::new(Some(&dir), &ports);
+        let soon = || Some(Instant::now() + Duration::from_millis(20));
+        for _ in 0..2 {
+            // In the queue, and at the watch.
+            for waiting in [&mut behind, &mut leader] {
+                let woken = waiting.wait(Duration::ZERO, LONG, soon());
+                assert!(matches!(woken, Woken::Interrupted));
+            }
+        }
+        drop(held);
+        assert_eq!(released(&leader.wait(Duration::ZERO, LONG, soon())), [24]);
+        // In the pause after a scan that a wakeup caused, though the next one is due.
+        leader.due = Instant::now();
+        let start = Instant::now();
+        let woken = leader.wait(LONG, LONG, soon());
+        assert!(matches!(woken, Woken::Interrupted));
+        assert!(start.elapsed() < LONG / 2);
+        // What ends the wait is no interruption.
+        let end = Duration::from_millis(20);
+        let late = Some(Instant::now() + LONG);
+        assert!(matches!(leader.wait(LONG, end, late), Woken::Due));
+        drop(leader);
+        let woken = behind.wait(Duration::ZERO, LONG, late);
+        assert!(matches!(woken, Woken::Due) && behind.is_ahead);
     }
 }

@@ -7,10 +7,12 @@ mod error;
 #[path = "bad_input/linux.rs"]
 mod linux;
 
-use std::{env, fs, fs::File, net::IpAddr, ops::RangeInclusive, path::Path};
+use std::{collections::HashSet, env, fs, fs::File, net::IpAddr, ops::RangeInclusive, path::Path};
 
 use error::assert_error;
-use portlock::{BindFreePort, Builder, ErrorKind, FreePort};
+use portlock::{
+    BindFreePort, Builder, ErrorKind, FreePort, PortSet, compat::portpicker::is_port_free,
+};
 use portlock_testkit::{
     Block, NOT_FOUND, Parent, Peer, Role, bind_strictly, command, lock_dir, run_child, text,
 };
@@ -32,16 +34,52 @@ fn builder(dir: &Path, ports: RangeInclusive<u16>) -> Builder {
 
 #[test]
 #[expect(clippy::reversed_empty_ranges, reason = "bad input is the point")]
-fn ranges_without_a_port() {
-    let kind = ErrorKind::InvalidPorts;
-    assert_error(FreePort::new(4000..4000), kind, &["4000..4000"]);
-    assert_error(FreePort::new(6000..=4000), kind, &["6000..=4000"]);
-    assert_error(FreePort::try_new(0..=0), kind, &["0..=0"]);
-    assert_error(FreePort::try_new(..1), kind, &["..1"]);
-    assert_error(FreePort::listen(0..1), kind, &["0..1"]);
-    assert_error(BindFreePort::new(9..9), kind, &["9..9"]);
-    let empty = FreePort::builder().ports(6000..4000);
-    assert_error(empty.acquire(), kind, &["no ports"]);
+fn every_call_refuses_sets_without_a_port_alike() {
+    let sets: [PortSet; 8] = [
+        (6000..=4000).into(),
+        (6000..4000).into(),
+        (4000..4000).into(),
+        (0..=0).into(),
+        (..1).into(),
+        0.into(),
+        [].into(),
+        "".parse().expect("the empty set"),
+    ];
+    let mut messages = HashSet::new();
+    let mut refused = |error: portlock::Error| {
+        assert_eq!(error.kind(), ErrorKind::InvalidPorts);
+        messages.insert(error.to_string());
+    };
+    for set in &sets {
+        refused(FreePort::new(set).expect_err("no port"));
+        refused(FreePort::try_new(set).expect_err("no port"));
+        refused(FreePort::listen(set).expect_err("no port"));
+        refused(BindFreePort::new(set).expect_err("no port"));
+        let builder = Builder::new().ports(set);
+        refused(builder.acquire().expect_err("no port"));
+        refused(builder.try_acquire().expect_err("no port"));
+        refused(builder.listen().expect_err("no port"));
+        refused(builder.check().expect_err("no port"));
+        refused(builder.wait_until_free().expect_err("no port"));
+        let pid = std::process::id();
+        refused(builder.acquire_for(pid).expect_err("no port"));
+        refused(builder.acquire_many(1).expect_err("no port"));
+        refused(builder.acquire_block(1).expect_err("no port"));
+        refused(builder.acquire_offsets(&[0]).expect_err("no port"));
+        refused(builder.listen_many(1).expect_err("no port"));
+    }
+    refused(FreePort::new(6000..=4000).expect_err("no port"));
+    refused(FreePort::try_new(0).expect_err("no port"));
+    refused(BindFreePort::new(9..9).expect_err("no port"));
+    refused(is_port_free(0).expect_err("no port"));
+    let messages: Vec<String> = messages.into_iter().collect();
+    assert_eq!(
+        messages,
+        [
+            "no ports to choose from: an empty set, a reversed range or port 0 alone has no port \
+             from 1 to 65535"
+        ]
+    );
 }
 
 #[test]

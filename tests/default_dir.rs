@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use portlock::{ErrorKind, FreePort, LeaseState, LockDir};
+use portlock::{EntryState, ErrorKind, FreePort, LockDir};
 use portlock_testkit::{
     Block, LONG, NOBODY, Parent, Peer, am_root, cat, command, have_strace, lock_dir, open_copy,
     run_child, set_mode, start_in_namespace, text,
@@ -63,7 +63,7 @@ fn caller(parent: &Parent) {
     let lease = FreePort::try_new(port..=port);
     parent.say(match &lease {
         Ok(_) => {
-            let dir = LockDir::locate(None).expect("as for the lease");
+            let dir = LockDir::locate().expect("as for the lease");
             format!("{:?} {}", dir.origin(), dir.path().display())
         }
         Err(error) => format!("{:?} {error}", error.kind()).replace('\n', " "),
@@ -300,22 +300,22 @@ fn without_tmp_it_is_in_the_runtime_directory() {
 /// Arguments: port.
 fn only_looking(parent: &Parent) {
     let port: u16 = parent.argument(0);
-    let dir = LockDir::locate(None).expect("it need not exist");
+    let dir = LockDir::locate().expect("it need not exist");
     assert_eq!(dir.path(), own_dir());
     assert!(!dir.is_shared());
-    assert_eq!(dir.leases().expect("empty"), []);
-    assert_eq!(dir.lease(port).expect("empty"), None);
+    assert_eq!(dir.entries().expect("empty"), []);
+    assert_eq!(dir.entry(port).expect("empty"), None);
     let cleaned = dir.clean().expect("empty");
     assert_eq!((cleaned.removed, cleaned.kept), (0, 0));
-    let error = dir.release(port, true).expect_err("empty");
+    let error = dir.force_release(port).expect_err("empty");
     assert!(error.to_string().contains("it is not leased"), "{error}");
     assert!(!dir.path().exists(), "created to look at it");
 
     // Once a lease has created it, it is the same one.
     let lease = FreePort::try_new(port..=port).expect("free");
-    let dir = LockDir::locate(None).expect("it exists");
-    let leases = dir.leases().expect("ours");
-    assert_eq!(leases[0].state, LeaseState::Held);
+    let dir = LockDir::locate().expect("it exists");
+    let leases = dir.entries().expect("ours");
+    assert_eq!(leases[0].state, EntryState::Held);
     drop(lease);
     parent.say("done");
 }
@@ -335,12 +335,12 @@ fn working_directory(parent: &Parent) {
     let (here, there) = (dir.join("here"), dir.join("there"));
     env::set_current_dir(&here).expect("our own");
     let builder = FreePort::builder().ports(port..=port).lock_dir("locks");
-    let located = LockDir::locate(Some(Path::new("locks"))).expect("our own");
+    let located = LockDir::open(Path::new("locks")).expect("our own");
     env::set_current_dir(&there).expect("our own");
     let lease = builder.try_acquire().expect("free");
     assert!(here.join("locks").join(port.to_string()).exists());
     assert_eq!(located.path(), here.join("locks"));
-    assert_eq!(located.leases().expect("ours")[0].state, LeaseState::Held);
+    assert_eq!(located.entries().expect("ours")[0].state, EntryState::Held);
     drop(lease);
     assert_eq!(fs::read_dir(there.join("locks")).expect("ours").count(), 0);
     parent.say("done");
@@ -424,7 +424,7 @@ fn roots_shared_directory_is_one_where_root_is_not_mapped() {
     for (user, map) in ROOTLESS {
         set_mode(dir.path(), 0o1777);
         assert_eq!(says(user, map), "leased", "{map}");
-        let locks = LockDir::locate(Some(dir.path())).expect("ours");
+        let locks = LockDir::open(dir.path()).expect("ours");
         assert_eq!(locks.clean().expect("ours").removed, 1);
         set_mode(dir.path(), 0o755);
         let said = says(user, map);
@@ -545,9 +545,9 @@ fn lock_files_are_not_removed_for_their_age() {
     }
     let left = [held, delegated].map(|port| inode(port).ok());
     assert_eq!(left, inodes.map(Some), "removed for their age");
-    let leases = LockDir::locate(Some(dir.path())).and_then(|dir| dir.leases());
+    let leases = LockDir::open(dir.path()).and_then(|dir| dir.entries());
     let states: Vec<_> = leases.expect("ours").iter().map(|it| it.state).collect();
-    assert_eq!(states, [LeaseState::Held, LeaseState::Delegated]);
+    assert_eq!(states, [EntryState::Held, EntryState::Delegated]);
     cat.end();
 }
 

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use portlock::{Builder, ErrorKind, FreePort, LeaseState, LockDir};
+use portlock::{Builder, EntryState, ErrorKind, FreePort, LockDir};
 use portlock_testkit::{
     Block, LONG, Parent, Peer, Role, cat, cat_program, forge, lock_dir, run_child, text,
 };
@@ -87,11 +87,11 @@ fn a_delegated_lease_lives_as_long_as_that_process() {
     let program = cat_program();
     let owner = format!("pid {pid} \"{program}\" (handed on)");
     assert!(message.contains(&owner), "{message}");
-    let locks = LockDir::locate(Some(dir.path())).expect("trusted");
-    let lease = &locks.leases().expect("readable")[0];
+    let locks = LockDir::open(dir.path()).expect("trusted");
+    let lease = &locks.entries().expect("readable")[0];
     assert_eq!(
         (lease.port, lease.state),
-        (block.first(), LeaseState::Delegated)
+        (block.first(), EntryState::Delegated)
     );
     let owner = lease.owner.as_ref().expect("a record");
     assert_eq!(owner.pid().to_string(), pid);
@@ -102,8 +102,8 @@ fn a_delegated_lease_lives_as_long_as_that_process() {
 
     server.end();
     assert_eq!(
-        locks.leases().expect("readable")[0].state,
-        LeaseState::Stale
+        locks.entries().expect("readable")[0].state,
+        EntryState::Stale
     );
     builder
         .try_acquire()
@@ -163,10 +163,15 @@ fn only_delegated_leases_can_be_released_by_others() {
     let (dir, block) = (lock_dir(), Block::new(2));
     let port = block.first();
     let builder = builder(dir.path(), port);
-    let locks = LockDir::locate(Some(dir.path())).expect("trusted");
+    let locks = LockDir::open(dir.path()).expect("trusted");
     let refused = |part: &str| {
         for force in [false, true] {
-            let error = locks.release(port, force).expect_err(part);
+            let release = if force {
+                LockDir::force_release
+            } else {
+                LockDir::release
+            };
+            let error = release(&locks, port).expect_err(part);
             assert_eq!(error.kind(), ErrorKind::Lock);
             assert!(error.to_string().contains(part), "{error}");
         }
@@ -179,7 +184,7 @@ fn only_delegated_leases_can_be_released_by_others() {
 
     let lease = builder.try_acquire().expect("free");
     lease.delegate_to(std::process::id()).expect("it lives");
-    locks.release(port, false).expect("our own");
+    locks.release(port).expect("our own");
     builder.try_acquire().map(drop).expect("free");
     refused("not leased");
 }
@@ -188,7 +193,7 @@ fn only_delegated_leases_can_be_released_by_others() {
 fn a_lease_can_be_released_while_others_look_at_it() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let builder = builder(dir.path(), block.first());
-    let locks = LockDir::locate(Some(dir.path())).expect("trusted");
+    let locks = LockDir::open(dir.path()).expect("trusted");
     let port = block.first().to_string();
     let mut looker = Peer::start("look", &[text(dir.path()), &port]);
     assert_eq!(looker.hear(), "looking");
@@ -196,7 +201,7 @@ fn a_lease_can_be_released_while_others_look_at_it() {
         // The looker may have it for a moment, when it is nobody's.
         let lease = builder.acquire().expect("soon");
         lease.delegate_to(std::process::id()).expect("it lives");
-        locks.release(block.first(), false).expect("our own");
+        locks.release(block.first()).expect("our own");
     }
     looker.kill();
 }
@@ -218,7 +223,7 @@ fn look(parent: &Parent) {
 fn clean_removes_what_nobody_leases() {
     let (dir, block) = (lock_dir(), Block::new(3));
     let builder = |n| builder(dir.path(), block.first() + n);
-    let locks = LockDir::locate(Some(dir.path())).expect("trusted");
+    let locks = LockDir::open(dir.path()).expect("trusted");
     let held = builder(0).acquire().expect("free");
     let delegated = builder(1).acquire().expect("free");
     delegated.delegate_to(std::process::id()).expect("it lives");
@@ -231,15 +236,15 @@ fn clean_removes_what_nobody_leases() {
     std::os::unix::fs::symlink("notes", dir.path().join("2")).expect("our own directory");
     fs::write(dir.path().join(".new.3.1.0"), "").expect("our own directory");
 
-    let states: Vec<_> = locks.leases().expect("readable");
+    let states: Vec<_> = locks.entries().expect("readable");
     let states: Vec<_> = states.iter().map(|lease| lease.state).collect();
     assert_eq!(
         states,
-        [LeaseState::Held, LeaseState::Delegated, LeaseState::Stale]
+        [EntryState::Held, EntryState::Delegated, EntryState::Stale]
     );
     let cleaned = locks.clean().expect("ours");
     assert_eq!((cleaned.removed, cleaned.kept), (1, 2));
-    assert_eq!(locks.leases().expect("readable").len(), 2);
+    assert_eq!(locks.entries().expect("readable").len(), 2);
     let left = if cfg!(windows) { 8 } else { 7 };
     assert_eq!(fs::read_dir(dir.path()).expect("ours").count(), left);
     assert_leased(&builder(0));

@@ -18,7 +18,7 @@ use std::{
 };
 
 use error::assert_error;
-use portlock::{ErrorKind, FreePort, LeaseState, LockDir};
+use portlock::{EntryState, ErrorKind, FreePort, LockDir};
 use portlock_testkit::{
     BINDFS, Block, Parent, Peer, command, have_strace, lock_dir, on_file_system, run_child,
     set_mode, text,
@@ -206,9 +206,9 @@ fn lease_in_every_kind(parent: &Parent) {
         umask(Mode::empty());
         let lease = builder.try_acquire().expect("free");
         assert_eq!(entries(dir.path()), [(number.clone(), file)]);
-        let locks = LockDir::locate(Some(dir.path())).expect("ours");
-        let leases = locks.leases().expect("ours");
-        assert_eq!(leases[0].state, LeaseState::Held);
+        let locks = LockDir::open(dir.path()).expect("ours");
+        let leases = locks.entries().expect("ours");
+        assert_eq!(leases[0].state, EntryState::Held);
         // A removed file that is still open may keep a link under another name.
         let open = fs::File::open(dir.path().join(&number)).expect("ours");
         drop(lease);

@@ -72,7 +72,7 @@ fn obey(parent: &Parent) {
         let (order, number) = line.split_once(' ').unwrap_or((&line, "0"));
         let port: u16 = number.parse().expect("a number");
         let one = builder(&dir, port..=port);
-        let locks = || LockDir::locate(Some(&dir));
+        let locks = || LockDir::open(&dir);
         let outcome = match order {
             // Released before the parent hears of it.
             "try" => one.try_acquire().map(|_| "free".to_owned()),
@@ -97,7 +97,7 @@ fn obey(parent: &Parent) {
                 servers.push(bind_strictly(port).expect("leased"));
                 Ok("bound".to_owned())
             }
-            "list" => locks().and_then(|locks| Ok(format!("{:?}", locks.leases()?))),
+            "list" => locks().and_then(|locks| Ok(format!("{:?}", locks.entries()?))),
             "clean" => locks().and_then(|locks| Ok(format!("{:?}", locks.clean()?))),
             "unlink" => Ok(match fs::remove_file(dir.join(number)) {
                 Ok(()) => "removed".to_owned(),
@@ -590,9 +590,9 @@ fn records_that_mean_nothing() {
             file.set_len(len).expect("our own");
             set_mode(&scene.file(), 0o666);
             give_away(&scene.file());
-            assert_says(&victim.ask("list"), "[Lease", &["Stale"]);
+            assert_says(&victim.ask("list"), "[PortEntry", &["Stale"]);
             assert_eq!(victim.ask(format!("hold {}", scene.port())), "held");
-            assert_says(&victim.ask("list"), "[Lease", &["Held"]);
+            assert_says(&victim.ask("list"), "[PortEntry", &["Held"]);
             assert_eq!(victim.ask(format!("release {}", scene.port())), "released");
         }
         remove(&scene.file());
@@ -604,7 +604,7 @@ fn records_that_claim_ports_for_others() {
     let scene = Scene::new(1);
     let port = scene.port();
     let mut victims = scene.victims();
-    let locks = LockDir::locate(Some(scene.dir())).expect("ours");
+    let locks = LockDir::open(scene.dir()).expect("ours");
     let others = obedient(NOBODY, scene.dir());
     // Whoever may write to the directory may say so: rather a port too few.
     for pid in [1, std::process::id(), victims[1].id(), others.id()] {
@@ -617,7 +617,7 @@ fn records_that_claim_ports_for_others() {
             assert_says(&victim.ask(format!("try {port}")), "Exhausted", &[&by]);
             assert_eq!(victim.ask("clean"), "Cleaned { removed: 0, kept: 1 }");
         }
-        locks.release(port, true).expect("whoever may write may");
+        locks.force_release(port).expect("whoever may write may");
         for victim in &mut victims {
             assert_eq!(victim.ask(format!("try {port}")), "free");
         }
@@ -670,7 +670,7 @@ fn thousands_of_entries() {
     assert_eq!(two.hear(), "held");
     // Two who clean at the same time do not disturb each other.
     let clean = || {
-        let locks = LockDir::locate(Some(scene.dir())).expect("ours");
+        let locks = LockDir::open(scene.dir()).expect("ours");
         locks.clean().expect("what the other one removes is gone")
     };
     let removed: usize = thread::scope(|scope| {

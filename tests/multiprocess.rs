@@ -17,7 +17,7 @@ mod many_forks;
 #[path = "multiprocess/same_pid.rs"]
 mod same_pid;
 
-use std::{fs, ops::RangeInclusive, path::Path, thread, time::Duration};
+use std::{fs, ops::RangeInclusive, path::Path, sync::OnceLock, thread, time::Duration};
 
 use portlock::{Builder, FreePort, LockDir};
 use portlock_testkit::{
@@ -36,6 +36,7 @@ fn child() {
         ("remove lock files", remove_lock_files),
         ("lease until killed", lease_until_killed),
         ("try once", try_once),
+        ("keep for life", keep_for_life),
         #[cfg(target_os = "linux")]
         ("look", look),
         #[cfg(target_os = "linux")]
@@ -54,12 +55,12 @@ fn look(parent: &Parent) {
     let dir: String = parent.argument(0);
     let port = parent.argument(1);
     let builder = builder(&dir, port..=port);
-    let locks = LockDir::locate(Some(Path::new(&dir))).expect("trusted");
+    let locks = LockDir::open(Path::new(&dir)).expect("trusted");
     parent.say("looking");
     thread::spawn(move || {
         loop {
-            let _ = locks.leases();
-            let _ = locks.lease(port);
+            let _ = locks.entries();
+            let _ = locks.entry(port);
             let _ = locks.clean();
             let _ = builder.check();
         }
@@ -141,7 +142,7 @@ fn lease_and_bind(parent: &Parent) {
 fn remove_lock_files(parent: &Parent) {
     let dir: String = parent.argument(0);
     let ports = parent.argument::<u16>(1)..=parent.argument(2);
-    let own = LockDir::locate(Some(Path::new(&dir))).expect("trusted");
+    let own = LockDir::open(Path::new(&dir)).expect("trusted");
     thread::spawn(move || {
         loop {
             // By our own cleaner, and by one that only knows the protocol.
@@ -311,4 +312,50 @@ fn a_leased_port_is_not_even_looked_at() {
 #[serial]
 fn the_same_on_other_file_systems() {
     portlock_testkit::run_on_each_file_system("the_same_on_other_file_systems", 0.02);
+}
+
+/// Arguments: lock directory, first and last of three ports. Keeps two of them as the documentation
+/// says, and one as it says not to; says which.
+fn keep_for_life(parent: &Parent) {
+    static KEPT: OnceLock<FreePort> = OnceLock::new();
+    let dir: String = parent.argument(0);
+    let builder = builder(&dir, parent.argument(1)..=parent.argument(2));
+    let leaked: &'static FreePort = Box::leak(Box::new(builder.acquire().expect("free")));
+    let kept = KEPT.get_or_init(|| builder.acquire().expect("free"));
+    let wrong = builder.acquire().expect("free").port();
+    parent.say(format!("{leaked} {kept} {wrong}"));
+    parent.hear();
+    parent.say("done");
+}
+
+#[test]
+#[serial]
+fn a_lease_is_kept_for_the_life_of_its_process() {
+    let (dir, block) = (lock_dir(), Block::new(3));
+    let numbers = [block.ports.start(), block.ports.end()].map(u16::to_string);
+    for is_killed in [false, true] {
+        let mut peer = Peer::start(
+            "keep for life",
+            &[text(dir.path()), &numbers[0], &numbers[1]],
+        );
+        let said = peer.hear();
+        let ports: Vec<u16> = said
+            .split(' ')
+            .map(|port| port.parse().expect("a port"))
+            .collect();
+        let lease = |port| builder(text(dir.path()), port..=port).try_acquire();
+        for &port in &ports[..2] {
+            assert!(lease(port).expect_err("leased").is_busy());
+        }
+        lease(ports[2]).map(drop).expect("the value was dropped");
+        if is_killed {
+            peer.kill();
+        } else {
+            peer.say("end");
+            peer.finish_well();
+        }
+        for port in ports {
+            lease(port).map(drop).expect("its process has ended");
+        }
+    }
 }

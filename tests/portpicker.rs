@@ -10,8 +10,14 @@ mod server;
 use std::{collections::HashSet, env, net::TcpListener, path::Path};
 
 use portlock::{
-    ErrorKind, FreePort, LockDir, add_reserved_port, get_port_from_port_server, is_port_free,
-    pick_unused_port, return_port,
+    ErrorKind, FreePort, LockDir,
+    compat::{
+        SocketType,
+        portpicker::{
+            add_reserved_port, bind, get_port_from_port_server, is_port_free, pick_unused_port,
+            return_port,
+        },
+    },
 };
 use portlock_testkit::{
     Block, NOT_FOUND, Parent, Peer, bind_strictly, command, lock_dir, run_child,
@@ -175,9 +181,7 @@ fn a_server_that_fails_is_replaced_by_a_lease_and_told_of() {
         warning.ends_with(&format!("leased port {port} without it")),
         "{warning}"
     );
-    let leased = LockDir::locate(Some(dir.path()))
-        .expect("trusted")
-        .lease(port);
+    let leased = LockDir::open(dir.path()).expect("trusted").entry(port);
     let owner = leased.expect("readable").expect("leased").owner;
     assert_eq!(owner.expect("a record").pid(), peer.id());
 
@@ -225,6 +229,11 @@ fn reserved(parent: &Parent) {
 
     let occupant = TcpListener::bind(("127.0.0.1", second)).expect("free");
     assert!(!is_port_free(second).expect("no failure"), "bound");
+    let bound = |port, socket_type| bind(port, socket_type).expect("no failure");
+    assert_eq!(bound(second, SocketType::Stream), None);
+    assert_eq!(bound(second, SocketType::Datagram), Some(second));
+    assert_eq!(bound(first, SocketType::Datagram), None, "leased");
+    assert!(bound(0, SocketType::Datagram).is_some_and(|port| port > 0));
     drop(occupant);
     assert!(is_port_free(second).expect("no failure"));
     return_port(first).expect("picked");

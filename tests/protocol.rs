@@ -23,7 +23,7 @@ use std::{
     thread,
 };
 
-use portlock::{Builder, ErrorKind, FreePort, LeaseState, LockDir, PortSet};
+use portlock::{Builder, EntryState, ErrorKind, FreePort, LockDir, PortSet};
 use portlock_testkit::{
     Block, LONG, Oracle, Parent, Peer, Process, bind_strictly, cat, listen_strictly, lock_dir,
     run_child, stress, text,
@@ -114,9 +114,9 @@ fn python_on_page() -> impl Iterator<Item = &'static str> {
     blocks.map(|block| block.split_once("```").expect("the block ends").0)
 }
 
-fn leases(dir: &Path) -> Vec<portlock::Lease> {
-    let locks = LockDir::locate(Some(dir)).expect("trusted");
-    locks.leases().expect("readable")
+fn leases(dir: &Path) -> Vec<portlock::PortEntry> {
+    let locks = LockDir::open(dir).expect("trusted");
+    locks.entries().expect("readable")
 }
 
 #[track_caller]
@@ -162,7 +162,7 @@ fn its_lease_is_listed_with_its_record() {
     for _ in 0..2 {
         python.must_lease(port);
         let listed = &leases(dir.path())[0];
-        assert_eq!((listed.port, listed.state), (port, LeaseState::Held));
+        assert_eq!((listed.port, listed.state), (port, EntryState::Held));
         let owner = listed.owner.as_ref().expect("a record");
         assert_eq!(owner.pid(), python.peer.id());
         assert_eq!(
@@ -178,7 +178,7 @@ fn its_lease_is_listed_with_its_record() {
         assert_eq!((record.len(), record.last()), (256, Some(&b'\n')));
 
         assert_eq!(python.peer.ask("release"), "released");
-        assert_eq!(leases(dir.path())[0].state, LeaseState::Stale);
+        assert_eq!(leases(dir.path())[0].state, EntryState::Stale);
         let server = cat();
         builder.acquire_for(server.0.id()).expect("free");
         server.end();
@@ -212,7 +212,7 @@ fn lease_and_bind(parent: &Parent) {
 
 /// Argument: lock directory. Removes lock files, each with its lock held.
 fn clean(parent: &Parent) {
-    let locks = LockDir::locate(Some(Path::new(&parent.argument::<String>(0))));
+    let locks = LockDir::open(parent.argument::<String>(0));
     let locks = locks.expect("trusted");
     thread::spawn(move || {
         loop {
@@ -423,7 +423,7 @@ fn a_file_that_is_removed_before_it_is_locked_is_no_lease() {
     assert_eq!(python.peer.ask("release"), "released");
     assert_eq!(python.peer.ask("pause"), "ready");
     assert_eq!(python.lease(port), "opened");
-    let locks = LockDir::locate(Some(dir.path())).expect("trusted");
+    let locks = LockDir::open(dir.path()).expect("trusted");
     assert_eq!(locks.clean().expect("our own").removed, 1);
     let lease = builder.try_acquire().expect("free");
     let said = python.peer.ask("go on");
@@ -545,7 +545,7 @@ fn thirty_lines_take_a_delegated_port_for_leased() {
         .expect("its process has ended");
     python.must_lease(port);
     let listed = &leases(dir.path())[0];
-    assert_eq!((listed.port, listed.state), (port, LeaseState::Held));
+    assert_eq!((listed.port, listed.state), (port, EntryState::Held));
     let owner = listed.owner.as_ref().expect("a record");
     assert_eq!((owner.pid(), owner.since()), (python.peer.id(), None));
 }
@@ -627,8 +627,8 @@ fn records_are_as_the_page_describes_them() {
         assert_eq!(words[6..], ["100%25%20gr%C3%B6%C3%9Fe%0A"]);
         drop(held);
     }
-    let locks = LockDir::locate(Some(dir.path())).expect("trusted");
-    locks.release(port, false).expect("our own");
+    let locks = LockDir::open(dir.path()).expect("trusted");
+    locks.release(port).expect("our own");
     let nobody = format!("{:255}\n", "");
     assert_eq!(fs::read_to_string(&path).expect("ASCII"), nobody);
 
@@ -640,7 +640,7 @@ fn records_are_as_the_page_describes_them() {
     let words = ["held", held, "and-more"];
     forge(dir.path(), port, &words, 256);
     let lease = &leases(dir.path())[0];
-    assert_eq!(lease.state, LeaseState::Stale);
+    assert_eq!(lease.state, EntryState::Stale);
     let owner = lease.owner.as_ref().expect("a record");
     assert_eq!(
         (owner.pid(), owner.program(), owner.label()),

@@ -452,7 +452,7 @@ fn clean(parent: &Parent) {
     let stop = end_of_input();
     while !stop.load(Ordering::Relaxed) {
         for _ in 0..100 {
-            let dir = LockDir::locate(Some(&dir));
+            let dir = LockDir::open(&dir);
             if let Err(error) = dir.and_then(|dir| dir.clean()) {
                 give_up("clean", &error);
             }
@@ -468,7 +468,7 @@ impl Worker {
         let _server = self.own_server.as_ref().map(|server| server.lock());
         // The library keeps the directory open that was used last, and, once it has
         // waited, one inotify instance.
-        LockDir::locate(Some(&self.dir)).expect("trusted");
+        LockDir::open(&self.dir).expect("trusted");
         let entries = fs::read_dir("/proc/self/fd").expect("Linux has it");
         let is_watch = |entry: &io::Result<fs::DirEntry>| {
             let target = entry.as_ref().map(|entry| fs::read_link(entry.path()));
@@ -682,7 +682,7 @@ impl Worker {
     }
 
     fn clean(&self) {
-        let dir = LockDir::locate(Some(&self.dir));
+        let dir = LockDir::open(&self.dir);
         match dir.and_then(|dir| dir.clean()) {
             Ok(_) => count("clean"),
             Err(error) => give_up("clean", &error),
@@ -690,8 +690,8 @@ impl Worker {
     }
 
     fn list(&self) {
-        let dir = LockDir::locate(Some(&self.dir));
-        match dir.and_then(|dir| dir.leases()) {
+        let dir = LockDir::open(&self.dir);
+        match dir.and_then(|dir| dir.entries()) {
             Ok(_) => count("list"),
             Err(error) => give_up("list", &error),
         }
@@ -889,9 +889,13 @@ impl Worker {
         self.use_port(number, rng);
         ending(number);
         if rng.random() {
-            let dir = LockDir::locate(Some(&self.dir)).expect("trusted");
+            let dir = LockDir::open(&self.dir).expect("trusted");
             // The /proc of another namespace does not show which user's the process is.
-            if let Err(error) = dir.release(number, !is_proc_ours()) {
+            let released = match is_proc_ours() {
+                true => dir.release(number),
+                false => dir.force_release(number),
+            };
+            if let Err(error) = released {
                 give_up("release a delegated lease", &error);
             }
         }
@@ -1464,7 +1468,7 @@ impl Supervisor {
                 eprint!("{}", read("stack"));
             }
         }
-        let leases = LockDir::locate(Some(&self.dir())).and_then(|dir| dir.leases());
+        let leases = LockDir::open(self.dir()).and_then(|dir| dir.entries());
         for lease in leases.into_iter().flatten() {
             eprintln!("{lease:?}");
         }

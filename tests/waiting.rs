@@ -7,7 +7,17 @@
 
 #[cfg(target_os = "linux")]
 use std::fs;
-use std::{ops::RangeInclusive, path::Path, time::Duration};
+use std::{
+    ops::{ControlFlow, RangeInclusive},
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread,
+    time::{Duration, Instant},
+};
 
 use portlock::{Builder, ErrorKind, FreePort};
 use portlock_testkit::{Block, LONG, Parent, Peer, lock_dir, run_child, stress, text};
@@ -146,4 +156,179 @@ fn a_directory_that_is_made_again_has_its_ports() {
     }
     waiting.finish_well();
     holder.finish_well();
+}
+
+// ---------------------------------------------------------------------------
+// `Builder::on_wait`.
+
+/// Leases ports without a claim in this process, so that each attempt to lease them here locks their
+/// files, and wakes those who wait.
+fn delegate(builder: &Builder, n: usize) {
+    let own = std::process::id();
+    for lease in builder.acquire_many(n).expect("free") {
+        lease.delegate_to(own).expect("our own");
+    }
+}
+
+#[test]
+fn a_callback_is_told_of_a_wait_and_of_nothing_else() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let builder = builder(dir.path(), block.ports.clone())
+        .timeout(LONG)
+        .label("api under test");
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let watched = {
+        let told = told.clone();
+        builder.clone().on_wait(move |status| {
+            let mut told = told.lock().expect("no panic");
+            told.push(status.clone());
+            match told.len() {
+                3 => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            }
+        })
+    };
+    let lease = watched.acquire().expect("free");
+    let error = watched.try_acquire().expect_err("leased");
+    assert_eq!(error.kind(), ErrorKind::Exhausted);
+    assert!(told.lock().expect("no panic").is_empty(), "nothing waited");
+
+    let port = lease.port();
+    let holder = format!(": 1 leased ({port} by pid {}", std::process::id());
+    let calls: [fn(&Builder) -> portlock::Result<()>; 3] = [
+        |builder| builder.acquire().map(drop),
+        |builder| builder.acquire_many(1).map(drop),
+        |builder| builder.wait_until_free(),
+    ];
+    for call in calls {
+        let error = call(&watched).expect_err("stopped");
+        assert_eq!(error.kind(), ErrorKind::Stopped);
+        assert!(!error.is_busy());
+        let message = error.to_string();
+        let start = format!("stopped waiting: no free port in {port} after ");
+        assert!(
+            message.starts_with(&start)
+                && message.contains(&holder)
+                && message.ends_with("(api under test))"),
+            "{message}"
+        );
+        assert_eq!(error.exhaustion().map(|counts| counts.leased), Some(1));
+        let told = std::mem::take(&mut *told.lock().expect("no panic"));
+        assert_eq!(told.len(), 3);
+        assert!(told.iter().all(|status| status.exhaustion().leased == 1));
+        // When the wait begins, and then each tenth of a second at most.
+        assert!(told[1].elapsed() >= told[0].elapsed() + Duration::from_millis(100));
+        assert!(told[2].elapsed() >= told[1].elapsed() + Duration::from_millis(100));
+    }
+    // Nothing was kept.
+    lease.release().expect("our own");
+    let again = watched.try_acquire().expect("free");
+    assert_eq!(again.port(), port);
+    assert!(told.lock().expect("no panic").is_empty());
+}
+
+/// The one at the head of the wait queue, and one behind it.
+#[test]
+fn a_wait_stops_wherever_it_is_in_the_queue() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let builder = builder(dir.path(), block.ports.clone()).timeout(LONG);
+    let lease = builder.acquire().expect("free");
+    let waiter = || {
+        let (sender, calls) = mpsc::channel();
+        let stop = Arc::new(AtomicBool::new(false));
+        let builder = {
+            let stop = stop.clone();
+            builder.clone().on_wait(move |_| {
+                let _ = sender.send(());
+                match stop.load(Ordering::Relaxed) {
+                    true => ControlFlow::Break(()),
+                    false => ControlFlow::Continue(()),
+                }
+            })
+        };
+        let thread = thread::spawn(move || builder.acquire().map(drop));
+        // After the second call it waits; after the first it was about to.
+        for _ in 0..2 {
+            calls.recv_timeout(LONG).expect("it waits");
+        }
+        (calls, stop, thread)
+    };
+    let mut waiters = [waiter(), waiter(), waiter()];
+    for (calls, ..) in &mut waiters {
+        // It goes on being called wherever it is.
+        for _ in 0..5 {
+            calls.recv_timeout(LONG).expect("it waits");
+        }
+    }
+    // From the end of the queue to its head.
+    for (calls, stop, thread) in waiters.into_iter().rev() {
+        stop.store(true, Ordering::Relaxed);
+        let error = thread.join().expect("no panic").expect_err("stopped");
+        assert_eq!(error.kind(), ErrorKind::Stopped);
+        drop(calls);
+    }
+    lease.release().expect("our own");
+    builder.try_acquire().map(drop).expect("nothing was kept");
+}
+
+/// Also one that rescans again and again because others try the same ports.
+#[test]
+fn a_callback_is_told_of_all_ports_ten_times_a_second() {
+    let (dir, block) = (lock_dir(), Block::new(3));
+    let builder = builder(dir.path(), block.ports.clone()).timeout(LONG);
+    delegate(&builder, 3);
+    let first = builder.clone().ports(block.first());
+    let is_done = AtomicBool::new(false);
+    let calls = Arc::new(Mutex::new(Vec::new()));
+    let watched = {
+        let calls = calls.clone();
+        builder.on_wait(move |status| {
+            let mut calls = calls.lock().expect("no panic");
+            calls.push((Instant::now(), status.exhaustion().leased));
+            match calls.len() {
+                6 => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            }
+        })
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_done.load(Ordering::Relaxed) {
+                first.try_acquire().map(drop).expect_err("leased");
+            }
+        });
+        let error = watched.acquire().expect_err("stopped");
+        is_done.store(true, Ordering::Relaxed);
+        assert_eq!(error.kind(), ErrorKind::Stopped);
+        assert_eq!(error.exhaustion().map(|counts| counts.leased), Some(3));
+    });
+    let calls = calls.lock().expect("no panic");
+    assert!(calls.iter().all(|&(_, leased)| leased == 3), "{calls:?}");
+    assert!(calls.is_sorted_by(|a, b| b.0 - a.0 >= Duration::from_millis(100)));
+}
+
+#[test]
+fn a_callback_that_goes_on_changes_nothing() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let builder = builder(dir.path(), block.ports.clone()).timeout(LONG);
+    let lease = builder.acquire().expect("free");
+    let (sender, calls) = mpsc::channel();
+    let watched = builder.clone().on_wait(move |_| {
+        let _ = sender.send(());
+        ControlFlow::Continue(())
+    });
+    let short = watched.clone().timeout(Duration::from_millis(250));
+    let error = short.acquire().expect_err("leased");
+    assert_eq!(error.kind(), ErrorKind::Exhausted);
+    assert!(error.to_string().contains("after 0."), "{error}");
+    while calls.try_recv().is_ok() {}
+
+    let waiter = thread::spawn(move || watched.acquire());
+    for _ in 0..3 {
+        calls.recv_timeout(LONG).expect("it waits");
+    }
+    let port = lease.port();
+    lease.release().expect("our own");
+    let leased = waiter.join().expect("no panic").expect("it is free now");
+    assert_eq!(leased.port(), port);
 }

@@ -42,10 +42,7 @@ impl From<Error> for Failure {
     }
 }
 
-/// Whether an error says that ports are busy rather than that something failed.
+/// Whether an error says that ports are busy or not permitted rather than that something failed.
 pub(crate) fn is_busy(error: &Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::Exhausted | ErrorKind::PermissionDenied
-    )
+    error.is_busy() || error.kind() == ErrorKind::PermissionDenied
 }

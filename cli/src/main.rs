@@ -6,6 +6,7 @@ mod args;
 mod commands;
 mod exit_status;
 mod failure;
+mod lock_dir;
 mod output;
 mod selection;
 mod sys;

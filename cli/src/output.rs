@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use portlock::Lease;
+use portlock::PortEntry;
 use serde_json::{Value, json};
 
 use crate::{exit_status::ExitStatus, failure::Failure};
@@ -101,7 +101,7 @@ pub(crate) fn json_text(value: &Value) -> String {
 }
 
 /// The process that inherited a lease from the one in the record, which has ended.
-pub(crate) fn heir(lease: &Lease) -> Option<Value> {
-    let heir = lease.heir.as_ref()?;
+pub(crate) fn heir(entry: &PortEntry) -> Option<Value> {
+    let heir = entry.heir.as_ref()?;
     Some(json!({ "pid": heir.pid, "program": heir.program }))
 }

@@ -43,7 +43,7 @@ struct Crowd {
     /// Without a lock file.
     only_bound: u16,
     children: Vec<Running>,
-    _servers: Vec<portlock::socket2::Socket>,
+    _servers: Vec<socket2::Socket>,
 }
 
 impl Crowd {

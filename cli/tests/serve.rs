@@ -26,7 +26,9 @@ use std::{
 };
 
 use command_fds::{CommandFdExt, FdMapping};
-use portlock::{ErrorKind, FreePort, LockDir, PortSet, Protocol, get_port_from_port_server};
+use portlock::{
+    ErrorKind, FreePort, LockDir, PortSet, Protocol, compat::portpicker::get_port_from_port_server,
+};
 use portlock_testkit::{
     FAILED, LONG, NOBODY, Parent, Peer, Ports, Process, am_root, as_user, command, is_installed,
     leave_in_time_wait, lines, lock_dir, open_copy_of, run_child, stress, text, until,
@@ -47,7 +49,7 @@ fn lease_error(dir: &Path, port: u16) -> Option<ErrorKind> {
 
 /// The process that a port is leased to.
 fn owner(dir: &Path, port: u16) -> u32 {
-    let lease = LockDir::locate(Some(dir)).expect("trusted").lease(port);
+    let lease = LockDir::open(dir).expect("trusted").entry(port);
     let lease = lease.expect("readable").expect("leased");
     lease.owner.expect("a record").pid()
 }
@@ -1242,7 +1244,7 @@ fn the_directory_for_all_users_is_made_as_it_must_be() {
     let made = root.path().join("run/portlock");
     let metadata = fs::metadata(&made).expect("it has been made");
     assert_eq!(metadata.mode() & 0o7777, 0o1777);
-    LockDir::locate(Some(&made)).expect("it is trusted");
+    LockDir::open(&made).expect("it is trusted");
 }
 
 // ---------------------------------------------------------------------------

@@ -11,7 +11,7 @@ use std::{
     process::{Command, Stdio, id},
 };
 
-use portlock::get_port_from_port_server;
+use portlock::compat::portpicker::get_port_from_port_server;
 use portlock_testkit::{
     AND, EXHAUSTED, FAILED, Running, Said, Scene, TRUE, WAIT, answer, shell, stress, until, value,
 };

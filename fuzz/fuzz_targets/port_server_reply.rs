@@ -15,7 +15,7 @@ use std::{
 };
 
 use libfuzzer_sys::fuzz_target;
-use portlock::{ErrorKind, get_port_from_port_server};
+use portlock::{ErrorKind, compat::portpicker::get_port_from_port_server};
 
 fuzz_target!(|reply: &[u8]| {
     static ADDRESS: OnceLock<String> = OnceLock::new();

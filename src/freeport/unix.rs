@@ -87,7 +87,7 @@ impl FreePort {
     /// let number = port.port();
     /// // The simplest way for a child to inherit a descriptor: as its standard input.
     /// let mut child = Command::new("sleep").arg("10").stdin(port.into_fd()?).spawn()?;
-    /// assert!(FreePort::try_new(number..=number).is_err(), "leased until the child ends");
+    /// assert!(FreePort::try_new(number).is_err(), "leased until the child ends");
     /// # child.kill()?;
     /// # child.wait()?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())

@@ -34,9 +34,9 @@ fn a_process_that_cannot_be_seen_counts_as_alive() {
     // Nobody knows in which namespace the pid is to be understood.
     forge(dir.path(), port, namespace, "-");
     assert_leased(&builder);
-    let locks = LockDir::locate(Some(dir.path())).expect("trusted");
+    let locks = LockDir::open(dir.path()).expect("trusted");
     assert_eq!(locks.clean().expect("readable").removed, 0);
-    locks.release(port, true).expect("by force");
+    locks.force_release(port).expect("by force");
     builder.try_acquire().map(drop).expect("free");
 }
 
@@ -72,7 +72,7 @@ fn a_process_in_a_namespace_below_is_found_by_its_pid_there() {
         return;
     };
     let builder = builder(dir.path(), block.first());
-    let locks = LockDir::locate(Some(dir.path())).expect("trusted");
+    let locks = LockDir::open(dir.path()).expect("trusted");
     let pid: u32 = peer.hear().parse().expect("a pid");
     assert!(pid < 100, "of a namespace of its own");
     let namespace = peer.hear();
@@ -93,9 +93,9 @@ fn a_process_in_a_namespace_below_is_found_by_its_pid_there() {
     }
     if !in_initial_namespace() {
         assert_leased(&builder);
-        let error = locks.release(block.first(), false).expect_err("not seen");
+        let error = locks.release(block.first()).expect_err("not seen");
         assert!(error.to_string().contains("cannot be seen"), "{error}");
-        locks.release(block.first(), true).expect("by force");
+        locks.force_release(block.first()).expect("by force");
     }
     builder.try_acquire().map(drop).expect("proven to be gone");
 }
@@ -160,12 +160,12 @@ fn nor_is_it_given_where_the_system_fails_to_tell(
 fn release(parent: &Parent) {
     parent.say("started");
     let dir: String = parent.argument(0);
-    let locks = LockDir::locate(Some(Path::new(&dir))).expect("trusted");
+    let locks = LockDir::open(Path::new(&dir)).expect("trusted");
     let error = locks
-        .release(parent.argument(1), false)
+        .release(parent.argument(1))
         .expect_err("another user's");
     assert!(error.to_string().contains("not this user's"), "{error}");
-    locks.release(parent.argument(1), true).expect("by force");
+    locks.force_release(parent.argument(1)).expect("by force");
     parent.say("done");
 }
 
@@ -189,7 +189,7 @@ fn a_lease_of_another_user_needs_force() {
 #[test]
 fn cleaners_at_the_same_time_do_not_fail() {
     let dir = lock_dir();
-    let locks = LockDir::locate(Some(dir.path())).expect("trusted");
+    let locks = LockDir::open(dir.path()).expect("trusted");
     let long_ago = std::time::SystemTime::now() - Duration::from_secs(7200);
     for i in 0..200 {
         let line = dir.path().join(format!(".waiting.{i:016x}"));

@@ -194,9 +194,9 @@ fn take(scenario: Scenario, builder: &Builder, dir: &Path) -> Result<Got, Error>
         Listen => builder
             .listen()
             .map(|(port, listener)| Got::Listening(port, listener))?,
-        Clean => Got::Report(format!("{:?}", LockDir::locate(Some(dir))?.clean()?)),
+        Clean => Got::Report(format!("{:?}", LockDir::open(dir)?.clean()?)),
         Leases => {
-            let leases = LockDir::locate(Some(dir))?.leases()?;
+            let leases = LockDir::open(dir)?.entries()?;
             let states: Vec<_> = leases.iter().map(|lease| lease.state).collect();
             Got::Report(format!("{states:?}"))
         }
@@ -257,7 +257,7 @@ pub(crate) fn cycle(parent: &Parent) {
 
     // Whether the directory is looked at again is a matter of time.
     let other = dir.ancestors().nth(2).expect("see Stage");
-    let locate = |dir| LockDir::locate(Some(dir)).map(drop).expect("no fault yet");
+    let locate = |dir| LockDir::open(dir).map(drop).expect("no fault yet");
     match scenario {
         First | ServerPorts => {}
         Again => thread::sleep(Duration::from_millis(110)),

@@ -13,7 +13,10 @@ use std::{
     time::Duration,
 };
 
-use portlock::{ErrorKind, LockDir, add_reserved_port, pick_unused_port, return_port};
+use portlock::{
+    ErrorKind, LockDir,
+    compat::portpicker::{add_reserved_port, pick_unused_port, return_port},
+};
 use portlock_testkit::{Block, LONG, Parent, Peer, command, lock_dir, stress, text};
 use rustix::{
     io::Errno,
@@ -58,7 +61,7 @@ pub(crate) fn fork_often(parent: &Parent) {
     let lease = || drop(on(first).try_acquire());
     let locate = || {
         for dir in [&dir, &other] {
-            LockDir::locate(Some(dir)).expect("ours");
+            LockDir::open(dir).expect("ours");
         }
     };
     let held = on(first + 1).try_acquire().expect("free");

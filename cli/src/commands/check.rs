@@ -2,22 +2,23 @@
 
 use std::{fmt::Write as _, path::Path};
 
-use portlock::{Builder, Exhaustion, FreePort, Lease, LockDir, Owner};
+use portlock::{Builder, Exhaustion, FreePort, Owner, PortEntry};
 use serde_json::{Value, json};
 
 use crate::{
     args::Check,
     exit_status::ExitStatus,
     failure::{Failure, is_busy},
+    lock_dir::lock_dir,
     output::{heir, print, print_json},
 };
 
 /// "Free" means that it could be leased.
 pub(crate) fn check(args: &Check, dir: Option<&Path>) -> Result<ExitStatus, Failure> {
-    let locks = LockDir::locate(dir)?;
+    let locks = lock_dir(dir)?;
     let (mut status, mut text, mut rows) = (ExitStatus::Success, String::new(), Vec::new());
     for &port in &args.ports {
-        let mut builder = FreePort::builder().ports(port..=port);
+        let mut builder = FreePort::builder().ports(port);
         if let Some(dir) = dir {
             builder = builder.lock_dir(dir);
         }
@@ -28,13 +29,13 @@ pub(crate) fn check(args: &Check, dir: Option<&Path>) -> Result<ExitStatus, Fail
             false => state(strict),
         };
         status = status.max(this_status);
-        let lease = locks
-            .lease(port)?
+        let entry = locks
+            .entry(port)?
             .filter(|_| this_status == ExitStatus::Leased);
-        let owner = lease
+        let owner = entry
             .as_ref()
-            .and_then(|lease: &Lease| lease.owner.as_ref());
-        let holder = lease.as_ref().and_then(Lease::holder);
+            .and_then(|entry: &PortEntry| entry.owner.as_ref());
+        let holder = entry.as_ref().and_then(PortEntry::holder);
         let by = holder
             .map(|holder| format!(" by {holder}"))
             .unwrap_or_default();
@@ -47,7 +48,7 @@ pub(crate) fn check(args: &Check, dir: Option<&Path>) -> Result<ExitStatus, Fail
             "pid": owner.map(Owner::pid),
             "program": owner.and_then(Owner::program),
             "label": owner.and_then(Owner::label),
-            "heir": lease.as_ref().and_then(heir),
+            "heir": entry.as_ref().and_then(heir),
         }));
     }
     if args.json.json {

@@ -2,12 +2,10 @@
 
 use std::path::Path;
 
-use portlock::LockDir;
-
-use crate::{exit_status::ExitStatus, failure::Failure, output::print};
+use crate::{exit_status::ExitStatus, failure::Failure, lock_dir::lock_dir, output::print};
 
 pub(crate) fn clean(dir: Option<&Path>) -> Result<ExitStatus, Failure> {
-    let cleaned = LockDir::locate(dir)?.clean()?;
+    let cleaned = lock_dir(dir)?.clean()?;
     let files = if cleaned.removed == 1 {
         "file"
     } else {

@@ -8,19 +8,20 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use portlock::{LeaseState, LockDir};
+use portlock::LockDir;
 use serde_json::{Value, json};
 
 use crate::{
     args::Json,
     exit_status::ExitStatus,
     failure::Failure,
+    lock_dir::lock_dir,
     output::{print, print_json, print_path, readable},
     sys,
 };
 
 pub(crate) fn dir(args: &Json, chosen: Option<&Path>) -> Result<ExitStatus, Failure> {
-    let dir = LockDir::locate(chosen)?;
+    let dir = lock_dir(chosen)?;
     let private_tmp = sys::private_tmp().filter(|_| dir.path().starts_with("/tmp"));
     let others = others(dir.path());
     if args.json {
@@ -101,11 +102,14 @@ fn others(own: &Path) -> Vec<(PathBuf, usize)> {
         if !seen.insert(real(&path)) {
             continue;
         }
-        let leases = LockDir::locate(Some(&path)).and_then(|dir| dir.leases());
-        let is_live = |lease: &&portlock::Lease| lease.state != LeaseState::Stale;
-        let live = leases.map_or(0, |leases| leases.iter().filter(is_live).count());
-        if live > 0 {
-            others.push((path, live));
+        let entries = LockDir::open(&path).and_then(|dir| dir.entries());
+        let leased = entries
+            .unwrap_or_default()
+            .iter()
+            .filter(|entry| entry.is_leased())
+            .count();
+        if leased > 0 {
+            others.push((path, leased));
         }
     }
     others

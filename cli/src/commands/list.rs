@@ -12,20 +12,21 @@ use std::{
 };
 
 use comfy_table::{Table, presets};
-use portlock::{Lease, LeaseState, LockDir, Owner, PortSet};
+use portlock::{EntryState, Owner, PortEntry, PortSet};
 use serde_json::{Value, json};
 
 use crate::{
     args::List,
     exit_status::ExitStatus,
     failure::Failure,
+    lock_dir::lock_dir,
     output::{heir, json_text, print_to_somebody, unprintable},
 };
 
 use snapshot::Snapshot;
 
 pub(crate) fn list(args: &List, dir: Option<&Path>) -> Result<ExitStatus, Failure> {
-    let dir = LockDir::locate(dir)?;
+    let dir = lock_dir(dir)?;
     let to_terminal = io::stdout().is_terminal();
     loop {
         let snapshot = Snapshot::take(&dir)?;
@@ -54,23 +55,23 @@ pub(crate) fn list(args: &List, dir: Option<&Path>) -> Result<ExitStatus, Failur
 }
 
 fn rows(args: &List, snapshot: &Snapshot) -> String {
-    let is_asked_for = |lease: &&Lease| {
+    let is_asked_for = |entry: &&PortEntry| {
         let ports = args.ports.as_ref();
-        ports.is_none_or(|ports| ports.contains(lease.port))
+        ports.is_none_or(|ports| ports.contains(entry.port))
     };
-    let (stale, leased): (Vec<&Lease>, Vec<&Lease>) = snapshot
-        .leases
+    let (leased, stale): (Vec<&PortEntry>, Vec<&PortEntry>) = snapshot
+        .entries
         .iter()
         .filter(is_asked_for)
-        .partition(|lease| lease.state == LeaseState::Stale);
+        .partition(|entry| entry.is_leased());
     let mut shown = leased;
     if args.all {
         shown.extend(&stale);
-        shown.sort_unstable_by_key(|lease| lease.port);
+        shown.sort_unstable_by_key(|entry| entry.port);
     }
 
     if args.json.json {
-        let rows: Vec<Value> = shown.iter().map(|lease| row(lease, snapshot)).collect();
+        let rows: Vec<Value> = shown.iter().map(|entry| row(entry, snapshot)).collect();
         return json_text(&Value::from(rows));
     }
     let mut text = if shown.is_empty() {
@@ -93,36 +94,36 @@ fn rows(args: &List, snapshot: &Snapshot) -> String {
     text
 }
 
-fn table(leases: &[&Lease], snapshot: &Snapshot) -> String {
+fn table(entries: &[&PortEntry], snapshot: &Snapshot) -> String {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
     table.set_header(["PORT", "STATE", "PID", "PROGRAM", "SINCE", "LABEL"]);
-    for lease in leases {
-        let bound = snapshot.in_use.contains(&lease.port);
-        let state = match (lease.state, bound) {
-            (LeaseState::Held, true) => "leased, bound",
-            (LeaseState::Held, false) => "leased, not bound yet",
-            (LeaseState::Inherited, true) => "inherited, bound",
-            (LeaseState::Inherited, false) => "inherited, not bound yet",
-            (LeaseState::Delegated, true) => "delegated, bound",
-            (LeaseState::Delegated, false) => "delegated, not bound yet",
+    for entry in entries {
+        let bound = snapshot.in_use.contains(&entry.port);
+        let state = match (entry.state, bound) {
+            (EntryState::Held, true) => "leased, bound",
+            (EntryState::Held, false) => "leased, not bound yet",
+            (EntryState::Inherited, true) => "inherited, bound",
+            (EntryState::Inherited, false) => "inherited, not bound yet",
+            (EntryState::Delegated, true) => "delegated, bound",
+            (EntryState::Delegated, false) => "delegated, not bound yet",
             (_, true) => "not leased, bound",
             (_, false) => "stale file",
         };
-        let owner = lease.owner.as_ref();
+        let owner = entry.owner.as_ref();
         // What others wrote must not drive the terminal.
         let text = |text: Option<&str>| text.unwrap_or_default().escape_debug().to_string();
         // The process that has the port now; of one that has ended and whose heir cannot be seen,
         // nothing that could be taken for a living one.
-        let (pid, program) = match (lease.state, &lease.heir) {
-            (LeaseState::Inherited, heir) => (
+        let (pid, program) = match (entry.state, &entry.heir) {
+            (EntryState::Inherited, heir) => (
                 heir.as_ref().map(|heir| heir.pid),
                 heir.as_ref().map(|heir| &heir.program[..]),
             ),
             _ => (owner.map(Owner::pid), owner.and_then(Owner::program)),
         };
         table.add_row([
-            lease.port.to_string(),
+            entry.port.to_string(),
             state.to_owned(),
             pid.map(|pid| pid.to_string()).unwrap_or_default(),
             text(program),
@@ -143,24 +144,24 @@ fn since(owner: &Owner) -> Option<String> {
     Some(humantime::format_duration(seconds).to_string())
 }
 
-fn row(lease: &Lease, snapshot: &Snapshot) -> Value {
-    let state = match lease.state {
-        LeaseState::Held => "leased",
-        LeaseState::Inherited => "inherited",
-        LeaseState::Delegated => "delegated",
+fn row(entry: &PortEntry, snapshot: &Snapshot) -> Value {
+    let state = match entry.state {
+        EntryState::Held => "leased",
+        EntryState::Inherited => "inherited",
+        EntryState::Delegated => "delegated",
         _ => "stale",
     };
-    let owner = lease.owner.as_ref();
+    let owner = entry.owner.as_ref();
     let since = owner.and_then(Owner::since);
     let since = since.and_then(|since| since.duration_since(UNIX_EPOCH).ok());
     json!({
-        "port": lease.port,
+        "port": entry.port,
         "state": state,
-        "bound": snapshot.in_use.contains(&lease.port),
+        "bound": snapshot.in_use.contains(&entry.port),
         "pid": owner.map(Owner::pid),
         "program": owner.and_then(Owner::program),
         "since": since.map(|since| since.as_secs()),
         "label": owner.and_then(Owner::label),
-        "heir": heir(lease),
+        "heir": heir(entry),
     })
 }

@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use portlock::LockDir;
 use serde_json::json;
 
 use crate::{
     args::Pick,
     exit_status::ExitStatus,
     failure::Failure,
+    lock_dir::lock_dir,
     output::{print_to_somebody, unprintable, warn},
     sys,
 };
@@ -36,9 +36,9 @@ pub(crate) fn pick(args: &Pick, dir: Option<&Path>) -> Result<ExitStatus, Failur
     });
     if printed.is_err() {
         // All or none; and of what nobody is told, nobody can make use.
-        let dir = LockDir::locate(dir)?;
+        let dir = lock_dir(dir)?;
         for port in ports {
-            dir.release(port, true)?;
+            dir.force_release(port)?;
         }
     }
     printed.map(|()| ExitStatus::Success)

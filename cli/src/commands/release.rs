@@ -2,14 +2,15 @@
 
 use std::path::Path;
 
-use portlock::LockDir;
-
-use crate::{args::Release, exit_status::ExitStatus, failure::Failure};
+use crate::{args::Release, exit_status::ExitStatus, failure::Failure, lock_dir::lock_dir};
 
 pub(crate) fn release(args: &Release, dir: Option<&Path>) -> Result<ExitStatus, Failure> {
-    let locks = LockDir::locate(dir)?;
+    let locks = lock_dir(dir)?;
     for &port in &args.ports {
-        locks.release(port, args.force)?;
+        match args.force {
+            true => locks.force_release(port)?,
+            false => locks.release(port)?,
+        }
     }
     Ok(ExitStatus::Success)
 }

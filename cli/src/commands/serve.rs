@@ -30,6 +30,7 @@ use crate::{
     args::Serve,
     exit_status::ExitStatus,
     failure::Failure,
+    lock_dir::lock_dir,
     sys::{self, Connection, Endpoint, Wish, Wishes},
 };
 
@@ -121,7 +122,7 @@ pub(crate) fn serve(args: &Serve, dir: Option<&Path>) -> Result<ExitStatus, Fail
         ));
     }
     // Report a directory that cannot be trusted now, and not to the first client.
-    portlock::LockDir::locate(dir)?;
+    lock_dir(dir)?;
     let ports = ports(args)?;
     // Thousands of clients may be connected at once.
     if let Err(error) = sys::raise_descriptor_limit() {

@@ -51,7 +51,7 @@ fn wait_until_free(
     timeout: Duration,
     dir: Option<&Path>,
 ) -> portlock::Result<()> {
-    let mut builder = FreePort::builder().ports(port..=port).timeout(timeout);
+    let mut builder = FreePort::builder().ports(port).timeout(timeout);
     for &host in args.host.iter().flat_map(|host| &host.0) {
         builder = builder.host(host);
     }

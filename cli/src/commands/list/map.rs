@@ -1,9 +1,9 @@
 //! `list --map`: a set of ports as a grid, so that one sees where the crowd is.
 
-use std::{collections::HashMap, fmt::Write as _};
+use std::{collections::HashSet, fmt::Write as _};
 
 use anstyle::{AnsiColor, Style};
-use portlock::{LeaseState, PortSet, ephemeral_port_range};
+use portlock::{PortSet, ephemeral_port_range};
 
 use crate::failure::Failure;
 
@@ -50,21 +50,18 @@ impl Mark {
 
 pub(crate) fn draw(ports: &PortSet, snapshot: &Snapshot) -> Result<String, Failure> {
     let ephemeral = ephemeral_port_range()?;
-    let leased = |state| state != LeaseState::Stale;
-    let leases: HashMap<u16, LeaseState> = snapshot
-        .leases
+    let leased: HashSet<u16> = snapshot
+        .entries
         .iter()
-        .map(|lease| (lease.port, lease.state))
+        .filter(|entry| entry.is_leased())
+        .map(|entry| entry.port)
         .collect();
-    let mark = |port: u16| {
-        let is_leased = leases.get(&port).copied().is_some_and(leased);
-        match (is_leased, snapshot.in_use.contains(&port)) {
-            (true, true) => Mark::LeasedAndBound,
-            (true, false) => Mark::Leased,
-            (false, true) => Mark::Bound,
-            (false, false) if ephemeral.contains(&port) => Mark::Ephemeral,
-            (false, false) => Mark::Free,
-        }
+    let mark = |port: u16| match (leased.contains(&port), snapshot.in_use.contains(&port)) {
+        (true, true) => Mark::LeasedAndBound,
+        (true, false) => Mark::Leased,
+        (false, true) => Mark::Bound,
+        (false, false) if ephemeral.contains(&port) => Mark::Ephemeral,
+        (false, false) => Mark::Free,
     };
 
     let all: Vec<u16> = ports.iter().collect();

@@ -2,12 +2,12 @@
 
 use std::collections::HashSet;
 
-use portlock::{Lease, LockDir};
+use portlock::{LockDir, PortEntry};
 
 use crate::{failure::Failure, sys::ports_in_use};
 
 pub(crate) struct Snapshot {
-    pub(crate) leases: Vec<Lease>,
+    pub(crate) entries: Vec<PortEntry>,
     /// Ports with a server, leased or not.
     pub(crate) in_use: HashSet<u16>,
 }
@@ -15,7 +15,7 @@ pub(crate) struct Snapshot {
 impl Snapshot {
     pub(crate) fn take(dir: &LockDir) -> Result<Self, Failure> {
         Ok(Self {
-            leases: dir.leases()?,
+            entries: dir.entries()?,
             in_use: ports_in_use()?,
         })
     }

@@ -15,9 +15,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use portlock::{Builder, FreePort, Lease, LeaseState, LockDir, PortSet, Protocol};
+use portlock::{Builder, EntryState, FreePort, PortEntry, PortSet, Protocol};
 
-use crate::{failure::is_busy, sys};
+use crate::{failure::is_busy, lock_dir::lock_dir, sys};
 
 /// The pause before ports that were found taken are searched again: a multiple of the time
 /// that the last search took, within bounds. It limits what refused clients can make the
@@ -220,7 +220,7 @@ impl Pool {
     /// when no other ports are left to be searched.
     fn lease(&self, candidates: &Candidates, pid: u32) -> portlock::Result<u16> {
         let mut builder: Builder = FreePort::builder()
-            .ports(candidates.ports.clone())
+            .ports(&candidates.ports)
             .protocol(Protocol::TcpAndUdp)
             .timeout(Duration::ZERO)
             .label("port server");
@@ -271,12 +271,12 @@ impl Pool {
     /// Whether the port's lease is still that of the client with this pid. In doubt it is
     /// not: the lease itself decides.
     fn is_granted(&self, port: u16, pid: u32) -> bool {
-        let lease = LockDir::locate(self.lock_dir.as_deref()).and_then(|dir| dir.lease(port));
-        let is_clients = |lease: Lease| {
-            lease.state == LeaseState::Delegated
-                && lease.owner.is_some_and(|owner| owner.pid() == pid)
+        let entry = lock_dir(self.lock_dir.as_deref()).and_then(|dir| dir.entry(port));
+        let is_clients = |entry: PortEntry| {
+            entry.state == EntryState::Delegated
+                && entry.owner.is_some_and(|owner| owner.pid() == pid)
         };
-        lease.is_ok_and(|lease| lease.is_some_and(is_clients))
+        entry.is_ok_and(|entry| entry.is_some_and(is_clients))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -326,7 +326,7 @@ impl State {
 
     /// Records that a port has been granted. Another search may have moved it meanwhile.
     fn grant(&mut self, port: u16, pid: u32) {
-        let one = PortSet::from(port..=port);
+        let one = PortSet::from(port);
         let busy = iter::once(&mut self.busy);
         let mut sets = self.free.iter_mut().rev().chain(busy);
         if let Some(set) = sets.find(|set| set.contains(port)) {

@@ -2,8 +2,19 @@
 
 use std::net::{IpAddr, TcpListener, UdpSocket};
 
-use portlock::{ErrorKind, HOST, HOST_V6, bind_port, find_unused_port};
+use portlock::{
+    ErrorKind,
+    compat::{
+        Family, SocketType,
+        cpython::{HOST, HOST_V4, HOST_V6, bind_port, find_unused_port},
+    },
+};
 use socket2::{Domain, Socket, Type};
+
+#[cfg(unix)]
+type Descriptor = std::os::fd::OwnedFd;
+#[cfg(windows)]
+type Descriptor = std::os::windows::io::OwnedSocket;
 
 fn socket(domain: Domain, ty: Type) -> Socket {
     Socket::new(domain, ty, None).expect("a socket")
@@ -73,14 +84,23 @@ fn bind_port_says_what_the_system_refused() {
 }
 
 #[test]
-fn find_unused_port_gives_a_port_that_can_be_bound() {
-    let tcp = find_unused_port(Domain::IPV4, Type::STREAM).expect("a port");
-    TcpListener::bind((HOST, tcp)).expect("unused");
-    let tcp = find_unused_port(Domain::IPV6, Type::STREAM).expect("a port");
-    TcpListener::bind((HOST_V6, tcp)).expect("unused");
-    let udp = find_unused_port(Domain::IPV4, Type::DGRAM).expect("a port");
-    UdpSocket::bind((HOST, udp)).expect("unused");
+fn bind_port_takes_the_sockets_of_any_crate() {
+    // By reference and by value, and what only borrows the descriptor.
+    let plain: Descriptor = socket(Domain::IPV4, Type::STREAM).into();
+    let port = bind_port(&plain, HOST_V4).expect("bound");
+    let socket = Socket::from(plain);
+    let address = socket.local_addr().expect("bound").as_socket();
+    assert_eq!(address, Some((HOST_V4, port).into()));
+    let error = bind_port(&&socket, HOST).expect_err("bound before");
+    assert_eq!(error.kind(), ErrorKind::Probe);
+}
 
-    let error = find_unused_port(Domain::UNIX, Type::STREAM).expect_err("no ports");
-    assert_eq!(error.kind(), ErrorKind::Unsupported);
+#[test]
+fn find_unused_port_gives_a_port_that_can_be_bound() {
+    let tcp = find_unused_port(Family::V4, SocketType::Stream).expect("a port");
+    TcpListener::bind((HOST, tcp)).expect("unused");
+    let tcp = find_unused_port(Family::V6, SocketType::Stream).expect("a port");
+    TcpListener::bind((HOST_V6, tcp)).expect("unused");
+    let udp = find_unused_port(Family::V4, SocketType::Datagram).expect("a port");
+    UdpSocket::bind((HOST, udp)).expect("unused");
 }

@@ -1,0 +1,138 @@
+//! The state of a wait, for a callback that can stop the wait.
+
+use std::{
+    fmt,
+    ops::ControlFlow,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    error::{Error, ErrorKind, Exhaustion, Result},
+    leases,
+    lock_dir::OpenDir,
+    search::Exhausted,
+};
+
+/// The shortest time between two calls of a callback.
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// What a call waits for, and why it could not be had yet: the argument of the callback of
+/// [`Builder::on_wait`](crate::Builder::on_wait).
+///
+/// As text, it is what the error would say if the time were over now.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct WaitStatus {
+    pub(crate) elapsed: Duration,
+    pub(crate) exhaustion: Exhaustion,
+    pub(crate) message: String,
+}
+
+impl WaitStatus {
+    /// Returns how long the call has waited.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        self.elapsed
+    }
+
+    /// Returns how many ports could not be leased at the last rescan, by reason.
+    #[must_use]
+    pub fn exhaustion(&self) -> Exhaustion {
+        self.exhaustion
+    }
+}
+
+/// Such as `no free port in 4711 after 1.2 s: 1 leased (4711 by pid 812 "orders-test")`.
+impl fmt::Display for WaitStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+type Callback = dyn Fn(&WaitStatus) -> ControlFlow<()> + Send + Sync;
+
+/// The callback of a builder.
+#[derive(Clone)]
+pub(crate) struct OnWait(Arc<Callback>);
+
+impl OnWait {
+    pub(crate) fn new(
+        callback: impl Fn(&WaitStatus) -> ControlFlow<()> + Send + Sync + 'static,
+    ) -> Self {
+        Self(Arc::new(callback))
+    }
+}
+
+impl fmt::Debug for OnWait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OnWait")
+    }
+}
+
+/// The calls of one wait's callback.
+pub(crate) struct Calls<'a> {
+    callback: &'a OnWait,
+    start: Instant,
+    due: Instant,
+    /// Of the last rescan of all ports: the counts, and leased ports whose holders are named.
+    exhaustion: Exhaustion,
+    leased: Vec<u16>,
+}
+
+impl<'a> Calls<'a> {
+    pub(crate) fn begin(callback: &'a OnWait, start: Instant) -> Self {
+        Self {
+            callback,
+            start,
+            due: start,
+            exhaustion: Exhaustion::default(),
+            leased: Vec::new(),
+        }
+    }
+
+    /// Returns when the next call is due.
+    pub(crate) fn due(&self) -> Instant {
+        self.due
+    }
+
+    /// Notes the outcome of a rescan of all ports.
+    pub(crate) fn update(&mut self, exhausted: &mut Exhausted) {
+        self.exhaustion = exhausted.counts();
+        self.leased = exhausted.examples();
+    }
+
+    /// Calls the callback if that is due. The holders are read anew for each call: they may have
+    /// changed while this caller was in the wait queue, where it rescans nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Stopped`](ErrorKind::Stopped) if the callback returns `Break`.
+    pub(crate) fn call_if_due(
+        &mut self,
+        headline: &impl Fn() -> String,
+        dir: Option<&OpenDir>,
+    ) -> Result<()> {
+        if Instant::now() < self.due {
+            return Ok(());
+        }
+        let elapsed = self.start.elapsed();
+        let headline = format!("{} after {:.1} s", headline(), elapsed.as_secs_f64());
+        let holders = leases::holders(dir, self.leased.clone());
+        let status = WaitStatus {
+            elapsed,
+            exhaustion: self.exhaustion,
+            message: self.exhaustion.message(headline, &holders),
+        };
+        let answer = (self.callback.0)(&status);
+        // From its end: a slow callback must leave time for the ports.
+        self.due = Instant::now() + INTERVAL;
+        match answer {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => {
+                let message = format!("stopped waiting: {status}");
+                Err(Error::new(ErrorKind::Stopped, message).with_exhaustion(self.exhaustion))
+            }
+        }
+    }
+}

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use portlock::{Builder, ErrorKind, FreePort};
 
-use crate::{args::Selection, failure::Failure, output::warn};
+use crate::{args::Selection, failure::Failure, notice::announce_waits, output::warn};
 
 impl Selection {
     /// Returns the builder that leases what was asked for. Warns of ephemeral ports.
@@ -42,7 +42,7 @@ impl Selection {
                  clients although they are leased",
             );
         }
-        Ok(builder)
+        Ok(announce_waits(builder))
     }
 
     /// Leases `n` ports, all or none.

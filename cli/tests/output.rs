@@ -10,7 +10,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use portlock_testkit::{FAILED, Said, Scene, answer, is_installed};
+use portlock_testkit::{EXHAUSTED, FAILED, Said, Scene, answer, is_installed};
 
 /// What prints something, and ends.
 fn printing(scene: &Scene) -> Vec<Vec<String>> {
@@ -221,4 +221,48 @@ fn on_a_terminal_the_list_that_is_made_again_takes_the_place_of_the_first() {
     for _ in 0..2 {
         assert_eq!(watch.hear(), "\u{1b}[H\u{1b}[Jno port is leased");
     }
+}
+
+#[test]
+fn on_a_terminal_a_long_wait_says_what_for_and_who_has_it() {
+    let scene = Scene::new(1);
+    let port = scene.port();
+    let lines = [
+        ("portlock run --timeout=60 echo ran", "ran".to_owned()),
+        ("portlock pick --timeout=60 --pid $$", port.to_string()),
+        (
+            &format!("portlock wait --free --timeout=60 {port} && echo free"),
+            "free".to_owned(),
+        ),
+    ];
+    for (line, then) in lines {
+        let (holder, _) = scene.hold(&["--label", "api tests"]);
+        let Some(command) = scene.on_terminal(line) else {
+            return;
+        };
+        let waiting = portlock_testkit::Running::start(command);
+        let said = waiting.hear();
+        let start = format!("portlock: waiting: no free port in {port} after ");
+        let by = format!("1 leased ({port} by pid {} ", holder.id());
+        assert!(
+            said.starts_with(&start) && said.contains(&by) && said.ends_with("(api tests))"),
+            "{said}"
+        );
+        holder.kill();
+        // Once, and then what the command is for.
+        assert_eq!(waiting.hear(), then, "{line}");
+        drop(waiting);
+        scene.release_all();
+    }
+}
+
+#[test]
+fn what_is_no_terminal_is_not_told_of_a_wait() {
+    let scene = Scene::new(1);
+    let (_holder, _) = scene.hold(&[]);
+    let run = scene.portlock(["run", "--timeout=1200ms", "true"]);
+    let failed = run.code(EXHAUSTED);
+    let text = failed.err();
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(text.contains("no free port"), "{text}");
 }

@@ -8,7 +8,7 @@ use std::{
 
 use portlock::{ErrorKind, FreePort, wait_until_listening};
 
-use crate::{args::Wait, exit_status::ExitStatus, failure::Failure};
+use crate::{args::Wait, exit_status::ExitStatus, failure::Failure, notice::announce_waits};
 
 pub(crate) fn wait(args: &Wait, dir: Option<&Path>) -> Result<ExitStatus, Failure> {
     let start = Instant::now();
@@ -58,5 +58,5 @@ fn wait_until_free(
     if let Some(dir) = dir {
         builder = builder.lock_dir(dir);
     }
-    builder.wait_until_free()
+    announce_waits(builder).wait_until_free()
 }

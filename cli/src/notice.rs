@@ -1,0 +1,29 @@
+//! The line that a command prints on a terminal while it waits for a port.
+
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    ops::ControlFlow,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use portlock::Builder;
+
+/// The time after which a wait is announced.
+const DELAY: Duration = Duration::from_secs(1);
+
+/// Makes each long wait of the builder print one line that names the ports and their holders. It does
+/// so only on a terminal, because a wait that succeeds does not belong in the log of a script.
+pub(crate) fn announce_waits(builder: Builder) -> Builder {
+    if !io::stderr().is_terminal() {
+        return builder;
+    }
+    let is_printed = AtomicBool::new(false);
+    builder.on_wait(move |status| {
+        if status.elapsed() >= DELAY && !is_printed.swap(true, Ordering::Relaxed) {
+            // A closed standard error must not end the wait.
+            let _ = writeln!(io::stderr(), "portlock: waiting: {status}");
+        }
+        ControlFlow::Continue(())
+    })
+}

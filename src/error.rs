@@ -36,10 +36,10 @@ struct Inner {
     cause: Option<io::Error>,
     /// What to do about it, where that is known.
     hint: &'static str,
-    exhaustion: Option<Exhaustion>,
+    counts: Option<PortCounts>,
 }
 
-/// How many ports could not be leased, by reason: [`Error::exhaustion`].
+/// How many ports could not be leased, by reason: [`Error::counts`].
 ///
 /// A port is counted once, also where several ports were wanted together. Ports that
 /// were not tried, because one that was wanted with them could not be leased, are not
@@ -52,13 +52,13 @@ struct Inner {
 ///
 /// let port = FreePort::new(4000..=6000)?;
 /// let error = FreePort::try_new(port.port()).unwrap_err();
-/// let why = error.exhaustion().expect("that is the error");
+/// let why = error.counts().expect("that is the error");
 /// assert_eq!((why.leased, why.bound), (1, 0));
 /// # Ok::<(), portlock::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Exhaustion {
+pub struct PortCounts {
     /// Leased by somebody.
     pub leased: u32,
     /// Bound by programs outside any lease.
@@ -112,7 +112,7 @@ impl Error {
             message: message.into(),
             cause: None,
             hint: "",
-            exhaustion: None,
+            counts: None,
         }))
     }
 
@@ -138,7 +138,7 @@ impl Error {
             message: message.into(),
             cause: Some(cause),
             hint,
-            exhaustion: None,
+            counts: None,
         }))
     }
 
@@ -154,8 +154,8 @@ impl Error {
         self
     }
 
-    pub(crate) fn with_exhaustion(mut self, exhaustion: Exhaustion) -> Self {
-        self.0.exhaustion = Some(exhaustion);
+    pub(crate) fn with_counts(mut self, counts: PortCounts) -> Self {
+        self.0.counts = Some(counts);
         self
     }
 
@@ -189,8 +189,8 @@ impl Error {
     /// [`Exhausted`](ErrorKind::Exhausted), [`Stopped`](ErrorKind::Stopped) or
     /// [`PermissionDenied`](ErrorKind::PermissionDenied).
     #[must_use]
-    pub fn exhaustion(&self) -> Option<Exhaustion> {
-        self.0.exhaustion
+    pub fn counts(&self) -> Option<PortCounts> {
+        self.0.counts
     }
 
     /// Whether the cause was that this process may not.

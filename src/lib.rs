@@ -395,7 +395,7 @@ mod waiting;
 
 pub use bindfree::{BindFreePort, Protocol};
 pub use builder::Builder;
-pub use error::{Error, ErrorKind, Exhaustion, Result};
+pub use error::{Error, ErrorKind, PortCounts, Result};
 pub use freeport::FreePort;
 pub use leases::{Cleaned, EntryState, Heir, PortEntry};
 pub use lock_dir::{LockDir, Origin};

@@ -4,7 +4,7 @@
 use std::{fmt::Write as _, mem, thread, time::Duration};
 
 use crate::{
-    error::{Error, ErrorKind, Exhaustion},
+    error::{Error, ErrorKind, PortCounts},
     ports::{Order, PortSet},
     unavailable::{Attempt, Failure, Unavailable},
 };
@@ -79,7 +79,7 @@ pub(crate) fn search<T>(
 /// Why no port of a set is available.
 #[derive(Debug, Default)]
 pub(crate) struct Exhausted {
-    counts: Exhaustion,
+    counts: PortCounts,
     /// The leased ports, each as often as it was tried.
     leased: Vec<u16>,
 }
@@ -129,7 +129,7 @@ impl Exhausted {
     }
 
     /// How many ports were missed, by reason.
-    pub(crate) fn counts(&self) -> Exhaustion {
+    pub(crate) fn counts(&self) -> PortCounts {
         self.counts
     }
 
@@ -141,11 +141,11 @@ impl Exhausted {
         } else {
             ErrorKind::PermissionDenied
         };
-        Error::new(kind, self.counts.message(headline, holders)).with_exhaustion(self.counts)
+        Error::new(kind, self.counts.message(headline, holders)).with_counts(self.counts)
     }
 }
 
-impl Exhaustion {
+impl PortCounts {
     /// Returns the message of an error with these counts.
     pub(crate) fn message(self, headline: String, holders: &[(u16, Option<String>)]) -> String {
         let counts = self;

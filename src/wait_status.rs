@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    error::{Error, ErrorKind, Exhaustion, Result},
+    error::{Error, ErrorKind, PortCounts, Result},
     leases,
     lock_dir::OpenDir,
     search::Exhausted,
@@ -25,7 +25,7 @@ const INTERVAL: Duration = Duration::from_millis(100);
 #[non_exhaustive]
 pub struct WaitStatus {
     pub(crate) elapsed: Duration,
-    pub(crate) exhaustion: Exhaustion,
+    pub(crate) counts: PortCounts,
     pub(crate) message: String,
 }
 
@@ -38,8 +38,8 @@ impl WaitStatus {
 
     /// Returns how many ports could not be leased at the last rescan, by reason.
     #[must_use]
-    pub fn exhaustion(&self) -> Exhaustion {
-        self.exhaustion
+    pub fn counts(&self) -> PortCounts {
+        self.counts
     }
 }
 
@@ -76,7 +76,7 @@ pub(crate) struct Calls<'a> {
     start: Instant,
     due: Instant,
     /// Of the last rescan of all ports: the counts, and leased ports whose holders are named.
-    exhaustion: Exhaustion,
+    counts: PortCounts,
     leased: Vec<u16>,
 }
 
@@ -86,7 +86,7 @@ impl<'a> Calls<'a> {
             callback,
             start,
             due: start,
-            exhaustion: Exhaustion::default(),
+            counts: PortCounts::default(),
             leased: Vec::new(),
         }
     }
@@ -98,7 +98,7 @@ impl<'a> Calls<'a> {
 
     /// Notes the outcome of a rescan of all ports.
     pub(crate) fn update(&mut self, exhausted: &mut Exhausted) {
-        self.exhaustion = exhausted.counts();
+        self.counts = exhausted.counts();
         self.leased = exhausted.examples();
     }
 
@@ -121,8 +121,8 @@ impl<'a> Calls<'a> {
         let holders = leases::holders(dir, self.leased.clone());
         let status = WaitStatus {
             elapsed,
-            exhaustion: self.exhaustion,
-            message: self.exhaustion.message(headline, &holders),
+            counts: self.counts,
+            message: self.counts.message(headline, &holders),
         };
         let answer = (self.callback.0)(&status);
         // From its end: a slow callback must leave time for the ports.
@@ -131,7 +131,7 @@ impl<'a> Calls<'a> {
             ControlFlow::Continue(()) => Ok(()),
             ControlFlow::Break(()) => {
                 let message = format!("stopped waiting: {status}");
-                Err(Error::new(ErrorKind::Stopped, message).with_exhaustion(self.exhaustion))
+                Err(Error::new(ErrorKind::Stopped, message).with_counts(self.counts))
             }
         }
     }

@@ -17,8 +17,8 @@ use std::{
 };
 
 use portlock::{
-    BindFreePort, Builder, Cleaned, EntryState, Error, ErrorKind, Exhaustion, FreePort, Heir,
-    LockDir, Origin, Owner, PortEntry, PortSet, Ports, Protocol, Result, WaitStatus,
+    BindFreePort, Builder, Cleaned, EntryState, Error, ErrorKind, FreePort, Heir, LockDir, Origin,
+    Owner, PortCounts, PortEntry, PortSet, Ports, Protocol, Result, WaitStatus,
     ephemeral_port_range, wait_until_listening,
 };
 
@@ -30,7 +30,7 @@ fn is_shared_between_threads<T: Debug + Send + Sync>() {}
 #[test]
 fn everything_can_be_kept_and_shared() {
     is_shared_between_threads::<Kept<'_>>();
-    is_shared_between_threads::<(Error, ErrorKind, Exhaustion, WaitStatus, Protocol)>();
+    is_shared_between_threads::<(Error, ErrorKind, PortCounts, WaitStatus, Protocol)>();
     is_shared_between_threads::<(Origin, Owner, PortEntry, EntryState, Heir, Cleaned)>();
     let owned: Ports<'static> = PortSet::from(4000).into_iter();
     assert_eq!(owned.len(), 1);
@@ -130,7 +130,7 @@ fn whatever_chooses_ports_takes_a_set() {
 fn errors_say_which_case_they_are() {
     let error = FreePort::new(0).expect_err("no port");
     assert_eq!(error.kind(), ErrorKind::InvalidPorts);
-    assert!(!error.is_busy() && error.exhaustion().is_none() && error.raw_os_error().is_none());
+    assert!(!error.is_busy() && error.counts().is_none() && error.raw_os_error().is_none());
     let io: io::Error = error.into();
     assert_eq!(io.kind(), io::ErrorKind::InvalidInput);
 }
@@ -141,7 +141,7 @@ fn a_wait_can_be_watched_and_stopped() {
     let builder = Builder::new().lock_dir(dir.path());
     let lease = builder.acquire().expect("free");
     let watched = builder.ports(lease.port()).on_wait(|status: &WaitStatus| {
-        let _: (Duration, Exhaustion) = (status.elapsed(), status.exhaustion());
+        let _: (Duration, PortCounts) = (status.elapsed(), status.counts());
         assert!(status.to_string().contains("1 leased"));
         ControlFlow::Break(())
     });

@@ -92,9 +92,7 @@ fn a_released_port_can_be_leased_at_once_while_children_start() {
             let port = builder.try_acquire().or_else(|error| {
                 // On a crowded machine a child may take longer from fork to exec than a call
                 // without a timeout waits for it.
-                let lingers = error
-                    .exhaustion()
-                    .is_some_and(|counts| counts.lingering == 1);
+                let lingers = error.counts().is_some_and(|counts| counts.lingering == 1);
                 if !lingers {
                     return Err(error);
                 }

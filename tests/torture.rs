@@ -725,7 +725,7 @@ impl Worker {
             let finds_leased = match &outcome {
                 Ok(()) => false,
                 // If it is not leased, a child has a copy of the probe.
-                Err(error) => error.exhaustion().is_none_or(|why| why.leased > 0),
+                Err(error) => error.counts().is_none_or(|why| why.leased > 0),
             };
             if finds_leased != is_leased {
                 problem("wrong check", format_args!("{own}, {state}: {outcome:?}"));
@@ -756,7 +756,7 @@ impl Worker {
     fn check_leased(&self, port: u16) {
         let builder = FreePort::builder().ports(port..=port).lock_dir(&self.dir);
         let outcome = builder.check();
-        let leased = outcome.as_ref().err().and_then(Error::exhaustion);
+        let leased = outcome.as_ref().err().and_then(Error::counts);
         if leased.is_none_or(|why| why.leased == 0) {
             problem("wrong check", format_args!("{port}, passed: {outcome:?}"));
         }
@@ -816,7 +816,7 @@ impl Worker {
         // A child of the worker before, which was killed, may have it still.
         let port = builder.clone().timeout(IN_VAIN).acquire();
         let mut port = port.unwrap_or_else(|error| give_up("lease its own", &error));
-        let is_leased = |error: &Error| error.exhaustion().is_none_or(|why| why.leased > 0);
+        let is_leased = |error: &Error| error.counts().is_none_or(|why| why.leased > 0);
         for _ in 0..4 {
             // In which another thread starts a child.
             thread::sleep(Duration::from_micros(rng.random_range(0..3000)));

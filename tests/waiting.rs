@@ -212,10 +212,10 @@ fn a_callback_is_told_of_a_wait_and_of_nothing_else() {
                 && message.ends_with("(api under test))"),
             "{message}"
         );
-        assert_eq!(error.exhaustion().map(|counts| counts.leased), Some(1));
+        assert_eq!(error.counts().map(|counts| counts.leased), Some(1));
         let told = std::mem::take(&mut *told.lock().expect("no panic"));
         assert_eq!(told.len(), 3);
-        assert!(told.iter().all(|status| status.exhaustion().leased == 1));
+        assert!(told.iter().all(|status| status.counts().leased == 1));
         // When the wait begins, and then each tenth of a second at most.
         assert!(told[1].elapsed() >= told[0].elapsed() + Duration::from_millis(100));
         assert!(told[2].elapsed() >= told[1].elapsed() + Duration::from_millis(100));
@@ -284,7 +284,7 @@ fn a_callback_is_told_of_all_ports_ten_times_a_second() {
         let calls = calls.clone();
         builder.on_wait(move |status| {
             let mut calls = calls.lock().expect("no panic");
-            calls.push((Instant::now(), status.exhaustion().leased));
+            calls.push((Instant::now(), status.counts().leased));
             match calls.len() {
                 6 => ControlFlow::Break(()),
                 _ => ControlFlow::Continue(()),
@@ -300,7 +300,7 @@ fn a_callback_is_told_of_all_ports_ten_times_a_second() {
         let error = watched.acquire().expect_err("stopped");
         is_done.store(true, Ordering::Relaxed);
         assert_eq!(error.kind(), ErrorKind::Stopped);
-        assert_eq!(error.exhaustion().map(|counts| counts.leased), Some(3));
+        assert_eq!(error.counts().map(|counts| counts.leased), Some(3));
     });
     let calls = calls.lock().expect("no panic");
     assert!(calls.iter().all(|&(_, leased)| leased == 3), "{calls:?}");

@@ -128,11 +128,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Leases, and goes on while nothing but what is left of an earlier probe is in the
 /// way: a child that is just starting has it, and on a crowded machine for long.
 fn acquire_patiently(builder: &Builder) -> Result<FreePort, Error> {
-    let is_lingering = |error: &Error| {
-        error
-            .exhaustion()
-            .is_some_and(|counts| counts.lingering > 0)
-    };
+    let is_lingering = |error: &Error| error.counts().is_some_and(|counts| counts.lingering > 0);
     let deadline = Instant::now() + PATIENCE;
     loop {
         match builder.acquire() {

@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, path::Path};
 
-use portlock::{Builder, Exhaustion, FreePort, Owner, PortEntry};
+use portlock::{Builder, FreePort, Owner, PortCounts, PortEntry};
 use serde_json::{Value, json};
 
 use crate::{
@@ -60,15 +60,15 @@ pub(crate) fn check(args: &Check, dir: Option<&Path>) -> Result<ExitStatus, Fail
 }
 
 /// Why the port could not be leased now, or `None` if it could.
-fn busy(builder: &Builder) -> Result<Option<Exhaustion>, Failure> {
+fn busy(builder: &Builder) -> Result<Option<PortCounts>, Failure> {
     match builder.check() {
         Ok(()) => Ok(None),
-        Err(error) if is_busy(&error) => Ok(Some(error.exhaustion().unwrap_or_default())),
+        Err(error) if is_busy(&error) => Ok(Some(error.counts().unwrap_or_default())),
         Err(error) => Err(error.into()),
     }
 }
 
-fn state(busy: Option<Exhaustion>) -> (&'static str, ExitStatus) {
+fn state(busy: Option<PortCounts>) -> (&'static str, ExitStatus) {
     match busy {
         None => ("free", ExitStatus::Success),
         Some(busy) if busy.leased > 0 => ("leased", ExitStatus::Leased),

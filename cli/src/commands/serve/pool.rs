@@ -179,7 +179,7 @@ impl Pool {
                 }
                 Err(error) if is_busy(&error) => {
                     *checked += candidates.ports.len();
-                    let lingering = error.exhaustion().map_or(0, |counts| counts.lingering);
+                    let lingering = error.counts().map_or(0, |counts| counts.lingering);
                     let mut state = self.state();
                     if lingering > 0 && !candidates.are_all {
                         // They may be the last resort, when all others have been searched too.

@@ -59,6 +59,8 @@ struct Inner {
     path: PathBuf,
     origin: Origin,
     sys: system::Dir,
+    /// Of `sys`, because to compute it for each lease would take an allocation.
+    digest: u64,
 }
 
 /// The directory with one lock file per port, checked to be trustworthy.
@@ -290,6 +292,11 @@ impl OpenDir {
         self.dir.sys.is(&other.dir.sys)
     }
 
+    /// Returns a number that distinguishes it from most other directories, the same for all callers.
+    pub(crate) fn digest(&self) -> u64 {
+        self.dir.digest
+    }
+
     /// Returns the directory as the system sees it.
     #[inline]
     pub(crate) fn sys(&self) -> &system::Dir {
@@ -437,7 +444,12 @@ fn open(path: &Path, missing: Missing, origin: Origin, user: system::User) -> Re
         return Ok(Located::Open(last));
     }
     let sys = system::Dir::open(&path, origin, user)?;
-    let dir = Arc::new(Inner { path, origin, sys });
+    let dir = Arc::new(Inner {
+        path,
+        origin,
+        digest: sys.digest(),
+        sys,
+    });
     Ok(Located::Open(OpenDir { dir }))
 }
 

@@ -86,15 +86,18 @@ impl Request<'_> {
 impl<'a> Pass<'a> {
     pub(crate) fn begin(request: &'a Request<'a>, scope: Scope<'a>) -> Result<Self> {
         let now = since_1970();
+        let dir = request.open_dir(now)?;
+        let order = match (request.prefer, &dir) {
+            (Some(name), _) => Order::of_name(name),
+            (None, Some(dir)) => Order::random_near(dir.digest()),
+            (None, None) => Order::random(),
+        };
         Ok(Self {
             request,
             scope,
-            dir: request.open_dir(now)?,
+            dir,
             now,
-            order: match request.prefer {
-                Some(name) => Order::of_name(name),
-                None => Order::random(),
-            },
+            order,
             closing: Closing::default(),
         })
     }

@@ -121,8 +121,8 @@ impl Span {
 
 /// The 64-bit FNV-1a hash, which is the same for ever
 /// (<http://www.isthe.com/chongo/tech/comp/fnv/>).
-fn fnv1a(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
     })
 }
@@ -255,7 +255,7 @@ impl PortSet {
 
     /// What tells the set from others, for the name of a file.
     pub(crate) fn digest(&self) -> u64 {
-        fnv1a(&self.to_string())
+        fnv1a(self.to_string().as_bytes())
     }
 
     /// The set as text for a message, cut after a few ranges.
@@ -279,14 +279,40 @@ impl PortSet {
         None
     }
 
-    /// Every port exactly once, in the given order, without a list of them.
+    /// Returns every port exactly once, in the given order.
+    pub(crate) fn in_order(&self, order: Order) -> impl Iterator<Item = u16> {
+        let (neighbors, len) = self.neighbors(order);
+        let rest = self
+            .all_in_order(order)
+            .filter(move |port| !neighbors[..len].contains(port));
+        neighbors.into_iter().take(len).chain(rest)
+    }
+
+    /// Returns the first ports of an order that has a neighborhood, and how many they are.
+    fn neighbors(&self, order: Order) -> ([u16; MAX_NEIGHBORS], usize) {
+        let mut neighbors = [0; MAX_NEIGHBORS];
+        let len: u32 = self.spans.iter().map(|span| span.len()).sum();
+        let Some(place) = order.neighborhood.filter(|_| len > MIN_DIVIDED_LEN) else {
+            return (neighbors, 0);
+        };
+        let first = (place % u64::from(len)) as u32;
+        let (mut next, step) = (order.start as u32, order.step as u32 | 1);
+        for neighbor in &mut neighbors {
+            next = next.wrapping_add(step) % NEIGHBORHOOD_LEN;
+            let port = self.nth((first + next) % len);
+            *neighbor = port.unwrap_or_default();
+        }
+        (neighbors, MAX_NEIGHBORS)
+    }
+
+    /// Returns every port exactly once, without a list of them.
     ///
     /// It is the order of a linear congruential generator modulo the next
     /// power of two, leaving out what lies past the end. By the Hull-Dobell
     /// theorem (SIAM Review 4, 1962) that has the full period whenever the
     /// increment is odd and the multiplier is 1 modulo 4, so both can be any
     /// such numbers.
-    pub(crate) fn in_order(&self, order: Order) -> impl Iterator<Item = u16> {
+    fn all_in_order(&self, order: Order) -> impl Iterator<Item = u16> {
         let len: u32 = self.spans.iter().map(|span| span.len()).sum();
         let mask = len.next_power_of_two() - 1;
         let multiplier = ((order.step >> 32) as u32 & !3) | 1;
@@ -302,13 +328,25 @@ impl PortSet {
     }
 }
 
+/// The number of ports in a neighborhood, a power of two: the part of a large set that callers
+/// with one lock directory search first, so that they use the same lock files again and again.
+const NEIGHBORHOOD_LEN: u32 = 1024;
+
+/// Number of ports of the neighborhood that are tried before the rest of the set.
+const MAX_NEIGHBORS: usize = 16;
+
+/// The number of ports up to which a set has no neighborhood.
+const MIN_DIVIDED_LEN: u32 = 2048;
+
 /// The order in which the ports of a set are tried.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Order {
     /// Modulo the size of the set: the index of the first port.
     start: u64,
-    /// How it goes on from there.
+    /// How it continues from there.
     step: u64,
+    /// Modulo the size of a large set: the index at which the neighborhood begins.
+    neighborhood: Option<u64>,
 }
 
 impl Order {
@@ -325,15 +363,25 @@ impl Order {
         RNG.with_borrow_mut(|rng| Self {
             start: rng.next_u64(),
             step: rng.next_u64(),
+            neighborhood: None,
         })
+    }
+
+    /// Returns a random order that begins in the neighborhood `place`.
+    pub(crate) fn random_near(place: u64) -> Self {
+        Self {
+            neighborhood: Some(place),
+            ..Self::random()
+        }
     }
 
     /// The order that belongs to `name`, for ever.
     pub(crate) fn of_name(name: &str) -> Self {
-        let hash = fnv1a(name);
+        let hash = fnv1a(name.as_bytes());
         Self {
             start: hash,
             step: hash,
+            neighborhood: None,
         }
     }
 }
@@ -685,7 +733,11 @@ mod tests {
     fn in_order_visits_each_port_exactly_once() {
         for len in (0..70).chain([2000, 2001, 4095, 4096, 4097, 65535]) {
             let ports = PortSet::from(..=len);
-            let orders = [Order::random(), Order::of_name("my-worktree/api")];
+            let orders = [
+                Order::random(),
+                Order::random_near(fnv1a(b"a directory")),
+                Order::of_name("my-worktree/api"),
+            ];
             for order in orders {
                 let visited: Vec<u16> = ports.in_order(order).collect();
                 assert_eq!(visited.len(), usize::from(len));
@@ -703,6 +755,30 @@ mod tests {
             .filter_map(|_| ports.in_order(Order::random()).next())
             .collect();
         assert_eq!(firsts.len(), 8);
+    }
+
+    #[test]
+    fn a_large_set_is_searched_in_its_neighborhood_first() {
+        let ports = PortSet::from(10_000..=29_999);
+        // It begins near the end of the set, and continues at the beginning.
+        let place = 19_999 - 500;
+        let far = 10_000 + 1024 - 501..29_499;
+        let is_near = |port: u16| !far.contains(&port);
+        let mut seen = HashSet::new();
+        for _ in 0..1000 {
+            let order = Order::random_near(place);
+            let first: Vec<u16> = ports.in_order(order).take(MAX_NEIGHBORS + 1).collect();
+            assert!(first[..MAX_NEIGHBORS].iter().all(|&port| is_near(port)));
+            seen.extend(first);
+        }
+        let near = seen.iter().filter(|&&port| is_near(port)).count();
+        assert_eq!(near, 1024, "all of it is used");
+        assert!(seen.len() > 1500, "and then the rest");
+        let small = PortSet::from(1..=2048);
+        let firsts: HashSet<u16> = (0..20_000)
+            .filter_map(|_| small.in_order(Order::random_near(0)).next())
+            .collect();
+        assert!(firsts.len() > 1800, "a small set has no neighborhood");
     }
 
     #[test]

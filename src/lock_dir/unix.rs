@@ -39,7 +39,10 @@ use rustix::{
 };
 
 use super::{KEPT, Missing, Origin, cannot, is_local, is_unmapped, refuse};
-use crate::error::{Error, Result, USE_VARIABLE};
+use crate::{
+    error::{Error, Result, USE_VARIABLE},
+    ports::fnv1a,
+};
 
 /// The user of the directory.
 pub(crate) type User = Uid;
@@ -91,6 +94,13 @@ impl Dir {
     /// Returns whether both are the same directory.
     pub(crate) fn is(&self, other: &Self) -> bool {
         self.checked.identity == other.checked.identity
+    }
+
+    /// Returns a hash of what it is, and not of its path: in another mount namespace, the same path
+    /// can be another directory.
+    pub(crate) fn digest(&self) -> u64 {
+        let (device, inode) = self.checked.identity;
+        fnv1a(format!("{device} {inode}").as_bytes())
     }
 
     /// Returns whether it is on a file system of this machine on which a file that is removed

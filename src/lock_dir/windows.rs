@@ -18,7 +18,10 @@ use std::{
 use windows_sys::Win32::Storage::FileSystem::FILE_ATTRIBUTE_REPARSE_POINT;
 
 use super::{Missing, Origin, cannot, refuse};
-use crate::error::{Error, ErrorKind, Result, USE_VARIABLE};
+use crate::{
+    error::{Error, ErrorKind, Result, USE_VARIABLE},
+    ports::fnv1a,
+};
 
 /// The user of the directory: any user that the system permits.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -58,6 +61,11 @@ impl Dir {
     /// Returns whether both are the same directory.
     pub(crate) fn is(&self, other: &Self) -> bool {
         self.path == other.path
+    }
+
+    /// Returns a hash of its path.
+    pub(crate) fn digest(&self) -> u64 {
+        fnv1a(self.path.as_os_str().as_encoded_bytes())
     }
 
     pub(crate) fn path(&self) -> &Path {

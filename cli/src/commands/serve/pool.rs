@@ -39,8 +39,8 @@ const BLOCK: usize = 64;
 /// meanwhile.
 const SEARCHES: usize = 8;
 
-/// The pause before it is checked again which clients have ended while ports are left: a
-/// multiple of the time that the last check took.
+/// The pause before it is checked again which clients have ended: a multiple of the time that the
+/// last check took.
 const RECLAIM_FACTOR: u32 = 20;
 
 /// When fewer free ports are left, they are searched by one request at a time. Otherwise
@@ -83,7 +83,7 @@ struct State {
     granted: HashMap<u32, Vec<u16>>,
     /// When busy ports are searched again, at the earliest.
     next_rescan: Instant,
-    /// When it is checked again which clients have ended, if ports are left.
+    /// When it is checked again which clients have ended.
     next_reclaim: Instant,
 }
 
@@ -206,10 +206,8 @@ impl Pool {
         if state.free.is_empty() && mem::take(may_refill) {
             self.refill(&mut state);
         }
+        state.reclaim();
         let are_all = state.free.len() == 1;
-        if are_all && self.reuse_address.is_none() {
-            state.reclaim();
-        }
         let ports = state.free.last()?.clone();
         Some(Candidates { ports, are_all })
     }
@@ -302,8 +300,9 @@ impl State {
         self.free.extend(joined);
     }
 
-    /// Puts back the ports of clients that are certainly gone, if it is time: the ports that
-    /// are left may all be in TIME_WAIT, and those of the clients may not.
+    /// Puts back the ports of clients that are certainly gone, if it is time. They are searched
+    /// first, because their lock files exist, unless there is only one other block: the ports that
+    /// are left may all be in TIME_WAIT, and these may not.
     fn reclaim(&mut self) {
         let start = Instant::now();
         if start < self.next_reclaim {
@@ -319,7 +318,9 @@ impl State {
         });
         if !returned.is_empty() {
             self.free.push(returned.into_iter().collect());
-            self.join_blocks();
+            if self.free.len() == 2 {
+                self.join_blocks();
+            }
         }
         self.next_reclaim = start + start.elapsed() * RECLAIM_FACTOR;
     }
@@ -393,6 +394,31 @@ mod tests {
         let again = Pool::new(&ports, None, Some(dir.path().to_owned()));
         assert!(matches!(again.grant(own), Err(Denial::Exhausted)));
         assert!(matches!(again.grant(1 << 23), Err(Denial::Process)));
+    }
+
+    #[test]
+    fn clients_in_turn_leave_few_lock_files() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let ports = PortSet::from(21_000..=21_999);
+        let pool = Pool::new(&ports, None, Some(dir.path().to_owned()));
+        for _ in 0..200 {
+            let waiting = if cfg!(windows) { "cmd" } else { "cat" };
+            let mut child = std::process::Command::new(waiting)
+                .stdin(std::process::Stdio::piped())
+                .stdout(std::process::Stdio::null())
+                .spawn()
+                .expect("every system has it");
+            pool.grant(child.id()).expect("many are free");
+            child.kill().expect("our own child");
+            child.wait().expect("our own child");
+        }
+        let names = std::fs::read_dir(dir.path()).expect("our own");
+        let names = names.map(|entry| entry.expect("our own").file_name().into_string());
+        let is_lock_file =
+            |name: &Result<String, _>| name.as_ref().is_ok_and(|name| name.parse::<u16>().is_ok());
+        let files = names.filter(is_lock_file).count();
+        // A port that was not used before each time would leave 200.
+        assert!(files <= 64, "{files} lock files");
     }
 
     #[test]

@@ -1,0 +1,34 @@
+//! How many lock files a large set of ports leaves.
+
+use std::{collections::HashSet, fs, path::Path};
+
+use portlock::{Builder, PortSet};
+use portlock_testkit::{lock_dir, stress};
+
+/// Nothing here is bound for longer than a probe, so other tests' ports may be among them.
+fn builder(dir: &Path) -> Builder {
+    Builder::new()
+        .ports(PortSet::from(10_000..=29_999))
+        .lock_dir(dir)
+}
+
+#[test]
+fn a_large_set_leaves_few_lock_files() {
+    let dir = lock_dir();
+    let builder = builder(dir.path());
+    for _ in 0..stress(4000) {
+        drop(builder.acquire().expect("many are free"));
+    }
+    let files = fs::read_dir(dir.path()).expect("our own").count();
+    // A random port of the whole set each time would leave more than 3,600 files.
+    assert!((500..=1200).contains(&files), "{files} files");
+}
+
+#[test]
+fn a_neighborhood_that_is_leased_is_no_limit() {
+    let dir = lock_dir();
+    let builder = builder(dir.path());
+    let leases = builder.acquire_many(3000).expect("many are free");
+    let ports: HashSet<u16> = leases.iter().map(|lease| lease.port()).collect();
+    assert_eq!(ports.len(), 3000);
+}

@@ -34,6 +34,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// tenth longer.
 const BLOCK: usize = 64;
 
+/// Number of ports up to which they are one block. A block in which every port is taken or in
+/// TIME_WAIT costs 32 ms, the time for which the library waits for a lingering socket.
+const UNDIVIDED: usize = 512;
+
 /// Number of searches for one request, besides one per block of free ports. One is normal, for
 /// ports that may have become free. More happen only if other requests put ports back
 /// meanwhile.
@@ -286,7 +290,11 @@ impl Pool {
 /// ports start elsewhere.
 fn blocks(ports: &PortSet) -> Vec<PortSet> {
     let ports: Vec<u16> = ports.iter().collect();
-    let blocks = ports.chunks(BLOCK).map(|block| block.iter().copied());
+    let len = match ports.len() {
+        0..=UNDIVIDED => UNDIVIDED,
+        _ => BLOCK,
+    };
+    let blocks = ports.chunks(len).map(|block| block.iter().copied());
     let mut blocks: Vec<PortSet> = blocks.map(PortSet::from_iter).collect();
     rand::seq::SliceRandom::shuffle(&mut blocks[..], &mut rand::rng());
     blocks

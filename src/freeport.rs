@@ -40,9 +40,9 @@ mod unix;
 /// ends a lock only with the last duplicate of its descriptor (flock(2)).
 ///
 /// Network namespaces that share a lock directory share its leases: a port that is
-/// leased in one is given in no other, though it could be bound there; rather a port
-/// too few than one given twice. Whether a port is bound is asked in the caller's own
-/// namespace alone.
+/// leased in one is not leased in another, even if it could be bound there, because it is
+/// better to withhold a port than to give it out twice. Whether a port is bound is checked in
+/// the caller's own namespace alone.
 ///
 /// Windows has neither. On macOS a child that another thread is just starting can keep
 /// the port bound for a moment also from servers that set `SO_REUSEADDR`, if it was
@@ -69,8 +69,8 @@ mod unix;
 pub struct FreePort {
     port: u16,
     host: Option<IpAddr>,
-    // Dropped first: who finds the lock ended must find the port unbound. It is seldom
-    // there, and would make each lease twice as large.
+    // Dropped first: the port must be unbound before the lock is released. Boxed because it is
+    // rarely present and would double the size of a lease.
     socket: Option<Box<Probe>>,
     lock: PortLock,
 }

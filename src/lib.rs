@@ -1,10 +1,9 @@
 //! Free ports as leases.
 //!
-//! Whoever starts servers in tests needs a free port *number*, and between "it was
-//! free" and "my server binds it" somebody else may take it. Here a free port is a
-//! **lease**: a lock on a per-port file, held until [`release`](FreePort::release),
-//! drop, or the holder's death, and shared by all threads and processes of this
-//! machine, without a daemon and without anything to clean up.
+//! Tests that start servers need a free port *number*, and between "it was free" and "my server
+//! binds it" another process can take it. Here a free port is a **lease**: a lock on a per-port
+//! file, held until [`release`](FreePort::release), drop, or the holder's death, and shared by all
+//! threads and processes of this machine, with no daemon and nothing to clean up.
 //!
 //! # One port
 //!
@@ -74,14 +73,13 @@
 //!
 //! # Choosing a range
 //!
-//! A lease keeps out all who use portlock. What else takes ports is the kernel: to every
-//! client that connects it gives one from the *ephemeral range*, on Linux 32768 to 60999
-//! by default ([`ephemeral_port_range`]). Choose a range outside it. Without one, the
-//! [`Builder`] does: it takes [`PortSet::server_ports`], which is all that this machine has
-//! left for servers: about 36,000 ports, without those that need a privilege and those that
-//! browsers refuse.
+//! A lease excludes all callers that use portlock. The kernel takes ports as well: every client
+//! that connects gets one from the *ephemeral range*, on Linux 32768 to 60999 by default
+//! ([`ephemeral_port_range`]). Choose a range outside it. By default, the [`Builder`] does: it uses
+//! [`PortSet::server_ports`], which are all ports that this machine leaves to servers, about 36,000,
+//! without those that need a privilege and those that browsers refuse.
 //!
-//! That default has another good side: whoever runs your tests can say which ports they may
+//! The default has another advantage: the person running your tests can restrict the ports they
 //! use. `PORTLOCK_PORTS=20000-20999,!20443` in the environment overrides it, or
 //! `PORTLOCK_PORTS_FILE` with the path of a file.
 //!
@@ -99,15 +97,15 @@
 //!
 //! The range can be as narrow as you like: a caller that finds no free port waits for one. A server
 //! that closes connections leaves them in TIME_WAIT on its port for a minute. Such a port is
-//! leased only if no other one is free, and only servers that set `SO_REUSEADDR` can bind it;
-//! [`reuse_address`](Builder::reuse_address) asks for more or for never. If it must be the ephemeral range, on Linux
-//! [`hold_socket`](Builder::hold_socket) keeps the port bound. And for the same port every day, as for a
-//! server that is in a bookmark, there is [`prefer`](Builder::prefer).
+//! leased only if no other port is free, and only servers that set `SO_REUSEADDR` can bind it;
+//! [`reuse_address`](Builder::reuse_address) changes that. If you need the ephemeral range, on Linux
+//! [`hold_socket`](Builder::hold_socket) keeps the port bound. To get the same port every day, as for a
+//! server that is in a bookmark, use [`prefer`](Builder::prefer).
 //!
 //! # Several ports
 //!
-//! All or none, and never a deadlock between callers that each want several: who cannot
-//! have all waits without holding any.
+//! All or none, and never a deadlock between callers that each want several: a caller that cannot
+//! have all of them waits without holding any.
 //!
 //! ```
 //! use portlock::FreePort;
@@ -126,8 +124,7 @@
 //!
 //! # Handing a port to a child
 //!
-//! What is handed over is the number, as an argument or in the environment, and the lease
-//! stays here:
+//! The child gets the number, as an argument or in the environment, and the lease stays here:
 //!
 //! ```
 //! use std::process::Command;
@@ -144,16 +141,16 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! If this process is killed, its leases end, and a child that goes on listening has its port
-//! only as any program has: nobody is given it while it is bound. Where the lease itself shall
-//! last as long as the child, there are three ways:
+//! If this process is killed, its leases end. A child that keeps listening is then protected only
+//! as any program is: a port is not leased while it is bound. If the lease itself must last as long
+//! as the child, there are three ways:
 //!
-//! * [`delegate_to`](FreePort::delegate_to)`(child.id())` gives it to a process that is already
+//! * [`delegate_to`](FreePort::delegate_to)`(child.id())` transfers it to a process that is already
 //!   running. It then ends with that process; what this one does no longer matters.
-//! * [`into_fd`](FreePort#method.into_fd), on Unix, gives the descriptor of the lock. A
-//!   child that inherits it has the lease, and so have its own children, until the last of
+//! * [`into_fd`](FreePort#method.into_fd), on Unix, returns the descriptor of the lock. A
+//!   child that inherits it has the lease, and so do its own children, until the last of
 //!   them has ended.
-//! * [`listen`](FreePort::listen) gives a listening socket, which the child can inherit in
+//! * [`listen`](FreePort::listen) returns a listening socket, which the child can inherit in
 //!   the same way, as from inetd(8) or systemd. Then there is no gap either.
 //!
 //! The program `portlock run` does all of this for commands that know nothing of it.
@@ -322,14 +319,14 @@
 //! Among all callers that share a lock directory:
 //!
 //! * at most one live lease exists per port number;
-//! * nobody binds a port that another one has leased, not even to look;
+//! * no caller ever binds a port that someone else has leased, not even to check it;
 //! * a lease dies with its holder, and nothing that is left behind ever blocks
 //!   a port;
 //! * when `release` or drop returns, any other process can lease that port;
 //! * when a lease is granted, a bind of that port without `SO_REUSEADDR`, on
 //!   every address asked for, would have succeeded; or, if no such port was left, nothing but
 //!   closing connections (TIME_WAIT) were in its way;
-//! * every wait has a bound, and an error is never taken for a busy port.
+//! * every wait is bounded, and an error is never mistaken for a busy port.
 //!
 //! Programs that do not use portlock know nothing of leases. Choose a range
 //! outside the ephemeral one (on Linux 32768 to 60999 by default), from which

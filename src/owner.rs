@@ -458,6 +458,55 @@ mod tests {
         }
     }
 
+    /// What a record keeps of a program of this name and a label.
+    fn kept(program: &[u8], label: &str) -> (String, String) {
+        let process = process::this().0.clone();
+        let record = of_process(Kind::Held, &(process, program.to_vec()), Some(label));
+        let owner = owner(record.bytes());
+        let text = |text: Option<&str>| text.unwrap_or_default().to_owned();
+        (text(owner.program()), text(owner.label()))
+    }
+
+    #[test]
+    fn a_long_program_leaves_room_for_the_label() {
+        let label = "l".repeat(100);
+        for len in [PROGRAM_MAX - 1, PROGRAM_MAX, PROGRAM_MAX + 1, 1000] {
+            let (program, of_label) = kept("p".repeat(len).as_bytes(), &label);
+            assert_eq!(program.len(), len.min(PROGRAM_MAX));
+            assert_eq!(of_label, label);
+        }
+        // All but the byte of the newline.
+        let record = held_now(Some(&"l".repeat(1000)));
+        assert!(record[..LEN - 1].ends_with(b"l"));
+    }
+
+    #[test]
+    fn text_is_cut_between_characters_and_nowhere_else() {
+        // 12 bytes for each, encoded.
+        for before in 0..12 {
+            let text = "x".repeat(before) + &"🦀".repeat(10);
+            let (program, _) = kept(text.as_bytes(), "");
+            assert!(text.starts_with(&program), "{program}");
+            assert_eq!(
+                program.chars().count(),
+                before + (PROGRAM_MAX - before) / 12
+            );
+        }
+        // Bytes that are no text, all of which could belong to one character.
+        let (program, _) = kept(&[0x80; 1000], "");
+        assert_eq!(program.chars().count(), PROGRAM_MAX / 3);
+    }
+
+    #[test]
+    fn what_does_not_fit_into_a_record_is_left_out() {
+        let mut record = Record::<8>::new();
+        record.push("1234");
+        record.push("5678");
+        record.push("567");
+        record.push("8");
+        assert_eq!(record.bytes(), b"1234567\n");
+    }
+
     #[test]
     fn foreign_and_torn_records_are_no_owner() {
         for bytes in [
@@ -487,6 +536,8 @@ mod tests {
     #[test]
     fn a_hostile_record_cannot_drive_the_terminal() {
         let owner = owner(b"held 7 - - - a%1B]0;x%07 b%0Ac\n");
-        assert!(!owner.to_string().chars().any(char::is_control));
+        let text = owner.to_string();
+        assert!(!text.chars().any(char::is_control));
+        assert_eq!(text, r#"pid 7 "a\u{1b}]0;x\u{7}" (b\nc)"#);
     }
 }

@@ -678,7 +678,7 @@ impl fmt::Debug for PortSet {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
+    use std::{collections::HashSet, hash::DefaultHasher};
 
     use rand::RngExt;
 
@@ -727,6 +727,26 @@ mod tests {
             assert_eq!(front, [1, 5, 6, 7, 65_535]);
         }
         assert!(set.clone().into_iter().eq(&set));
+    }
+
+    #[test]
+    fn sets_of_the_same_ports_are_equal_and_hash_alike_and_others_are_not() {
+        let hash = |set: &PortSet| {
+            let mut hasher = DefaultHasher::new();
+            set.hash(&mut hasher);
+            hasher.finish()
+        };
+        let range = PortSet::from(4000..=4002);
+        let list: PortSet = [4002, 4000, 4001].into_iter().collect();
+        assert_eq!((&range, hash(&range)), (&list, hash(&list)));
+        for other in [
+            PortSet::default(),
+            (4000..=4001).into(),
+            (4000..=4003).into(),
+        ] {
+            assert_ne!(range, other);
+            assert_ne!(hash(&range), hash(&other));
+        }
     }
 
     #[test]

@@ -117,6 +117,14 @@ mod tests {
     }
 
     #[test]
+    fn a_process_finds_what_it_left() {
+        let values = PerProcess::new();
+        *values.lock().expect("a place") = Some(10);
+        assert_eq!(*values.lock().expect("a place"), Some(10));
+        assert_eq!(get(&values, mark::current()), Some(10));
+    }
+
+    #[test]
     fn a_lock_that_a_parent_held_is_not_waited_for() {
         let values = PerProcess::new();
         let mut guards = Vec::new();

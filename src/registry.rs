@@ -93,9 +93,12 @@ mod tests {
     fn a_port_is_claimed_once_until_dropped() {
         let pid = std::process::id();
         let first = claim(1, pid).expect("unclaimed");
+        assert_eq!((first.port(), first.mark()), (1, pid));
         assert!(claim(1, pid).is_none());
+        assert!(is_claimed(1, pid) && !is_claimed(1, pid + 1));
         assert!(claim(2, pid).is_some(), "dropped at once");
         drop(first);
+        assert!(!is_claimed(1, pid));
         assert!(claim(1, pid).is_some());
     }
 

@@ -692,6 +692,7 @@ mod tests {
         assert_eq!(PortSet::from(..2).to_string(), "1");
         assert_eq!(PortSet::from(7..9).to_string(), "7-8");
         assert_eq!(PortSet::from(..=2).to_string(), "1-2");
+        assert_eq!(PortSet::from_iter([0, 1]).to_string(), "1");
         let after = (Bound::Excluded(7), Bound::Excluded(9));
         assert_eq!(PortSet::of_bounds(&after).to_string(), "8");
     }

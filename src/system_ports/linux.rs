@@ -191,7 +191,7 @@ mod tests {
             let listed = listed(text).expect(text);
             assert_eq!(listed.to_string(), ports, "{text:?}");
         }
-        for text in ["x", "00", "0x", "0-", "8080-", "65536", "-1"] {
+        for text in ["x", "00", "0x", "0 1", "0-", "8080-", "65536", "-1"] {
             assert!(listed(text).is_err(), "{text:?}");
         }
     }
@@ -230,5 +230,10 @@ mod tests {
             "{message}"
         );
         assert!(message.len() < 200, "{message}");
+        let message = RESERVED.not_understood("x\n").to_string();
+        assert!(
+            message.ends_with("ip_local_reserved_ports: \"x\""),
+            "{message}"
+        );
     }
 }

@@ -124,3 +124,28 @@ fn is_connected_with_itself(stream: &TcpStream) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpListener};
+
+    use socket2::{Domain, Socket, Type};
+
+    use super::*;
+
+    #[test]
+    fn a_connection_with_itself_is_not_one_with_a_server() {
+        let any: SocketAddr = (Ipv4Addr::LOCALHOST, 0).into();
+        let server = TcpListener::bind(any).expect("a free port");
+        let client = TcpStream::connect(server.local_addr().expect("bound"));
+        assert!(!is_connected_with_itself(&client.expect("it listens")));
+
+        if cfg!(target_os = "linux") {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+            socket.bind(&any.into()).expect("a free port");
+            let own = socket.local_addr().expect("bound");
+            socket.connect(&own).expect("simultaneous open");
+            assert!(is_connected_with_itself(&socket.into()));
+        }
+    }
+}

@@ -144,6 +144,13 @@ fn errors_that_pass_are_waited_through_and_told() {
         "{refused}"
     );
 
+    // The pauses become longer: 63 ms for the first six, then 50 ms for each.
+    let refused = said(&none, "500", "error=ENETDOWN:when=1");
+    assert!(refused.contains("refused"), "{refused}");
+    let attempts = std::fs::read_to_string(&trace).expect("our own");
+    let attempts = attempts.matches("connect(").count();
+    assert!((2..=17).contains(&attempts), "{attempts} in 500 ms");
+
     // An error that does not pass ends the wait, unless another address is left.
     let denied = said(&server, "60000", "error=EACCES");
     let start = format!("Probe cannot connect to {server}: ");

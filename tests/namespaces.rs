@@ -10,9 +10,10 @@ use std::{
     io::{Read, Write},
     net::{TcpListener, TcpStream, UdpSocket},
     thread,
+    time::Duration,
 };
 
-use portlock::{FreePort, PortSet, Protocol, ephemeral_port_range};
+use portlock::{FreePort, PortSet, Protocol, ephemeral_port_range, wait_until_listening};
 use portlock_testkit::{
     Block, Parent, Peer, am_root, bind_strictly, command, lock_dir, open_copy, run_child,
     start_in_namespace, text,
@@ -24,6 +25,7 @@ fn child() {
         ("held and not held", held_and_not_held),
         ("server ports", server_ports),
         ("no server ports", no_server_ports),
+        ("connect with itself", connect_with_itself),
         ("obey", obey),
     ]);
 }
@@ -45,7 +47,7 @@ fn given_to_connect() -> Vec<u16> {
     while let Ok(client) = TcpStream::connect(("127.0.0.1", 5000)) {
         // The client is reset at its end, so that nothing stays in TIME_WAIT.
         socket2::SockRef::from(&client)
-            .set_linger(Some(std::time::Duration::ZERO))
+            .set_linger(Some(Duration::ZERO))
             .expect("connected");
         clients.push((client, server.accept().expect("a client")));
     }
@@ -234,6 +236,30 @@ fn no_server_ports(parent: &Parent) {
 fn a_system_that_leaves_no_port_for_servers_says_so() {
     let script = "echo 1024 65535 > /proc/sys/net/ipv4/ip_local_port_range";
     if let Some(peer) = start_in_namespace("--net", script, "no server ports", &[]) {
+        peer.finish_well();
+    }
+}
+
+/// The ephemeral range is port 40000 alone.
+fn connect_with_itself(parent: &Parent) {
+    let port = ("127.0.0.1", 40000);
+    let itself = TcpStream::connect(port).expect("simultaneous open");
+    assert_eq!(itself.local_addr().ok(), itself.peer_addr().ok());
+    // So that nothing stays in TIME_WAIT.
+    socket2::SockRef::from(&itself)
+        .set_linger(Some(Duration::ZERO))
+        .expect("connected");
+    drop(itself);
+    let error = wait_until_listening(port, Duration::ZERO).expect_err("there is no server");
+    assert_eq!(error.kind(), portlock::ErrorKind::Timeout);
+    assert!(error.to_string().contains("refused"), "{error}");
+    parent.say("done");
+}
+
+#[test]
+fn a_client_that_is_connected_with_itself_has_found_no_server() {
+    let script = "ip link set lo up && echo 40000 40000 > /proc/sys/net/ipv4/ip_local_port_range";
+    if let Some(peer) = start_in_namespace("--net", script, "connect with itself", &[]) {
         peer.finish_well();
     }
 }

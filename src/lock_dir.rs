@@ -495,11 +495,13 @@ mod tests {
             mode(dir.path(), private);
             let dir = opened(dir.path(), Missing::Refuse);
             assert_eq!(dir.sys().permissions().as_raw_mode(), 0o600, "{private:o}");
+            assert!(!dir.sys().is_shared());
         }
         for shared in [0o1777, 0o1770] {
             mode(dir.path(), shared);
             let dir = opened(dir.path(), Missing::Refuse);
             assert_eq!(dir.sys().permissions().as_raw_mode(), 0o666, "{shared:o}");
+            assert!(dir.sys().is_shared());
         }
         for writable in [0o777, 0o770, 0o702] {
             mode(dir.path(), writable);
@@ -527,6 +529,59 @@ mod tests {
         fs::rename(&path, parent.path().join("elsewhere")).expect("our own directory");
         let second = opened(&path, Missing::Create);
         assert!(!first.is(&second));
+        assert!(second.is(&opened(&path, Missing::Refuse)));
+        let found = system::find(&path, Missing::Refuse, Origin::Given, geteuid());
+        let found = found.expect("trusted").expect("created");
+        assert!(second.sys().is_still(&found) && !first.sys().is_still(&found));
+    }
+
+    #[test]
+    fn the_directory_used_last_is_used_again_for_the_same_request_within_100_ms() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let (path, user) = (dir.path(), geteuid());
+        let other_user = rustix::process::Uid::from_raw(user.as_raw() + 1);
+        let checked = Duration::from_secs(1000);
+        let last = |named: Option<Origin>| LastUsed {
+            named: named.map(|origin| (origin, path.to_owned())),
+            user,
+            checked,
+            open: opened(path, Missing::Refuse),
+        };
+        let (own, given) = (last(None), last(Some(Origin::Given)));
+        let this = Some((Origin::Given, path));
+        for later in [Duration::ZERO, RECHECK_INTERVAL - Duration::from_nanos(1)] {
+            assert!(given.is_good_for(this, user, checked + later));
+            assert!(own.is_good_for(None, user, checked + later));
+        }
+        for other in [
+            Some((Origin::Variable, path)),
+            Some((Origin::Given, Path::new("/"))),
+            None,
+        ] {
+            assert!(!given.is_good_for(other, user, checked));
+        }
+        assert!(!own.is_good_for(this, user, checked));
+        assert!(!given.is_good_for(this, other_user, checked));
+        assert!(!given.is_good_for(this, user, checked + RECHECK_INTERVAL));
+        // The clock was set back.
+        assert!(!given.is_good_for(this, user, checked - Duration::from_nanos(1)));
+    }
+
+    #[test]
+    fn what_replaces_a_directory_after_the_check_is_not_opened() {
+        let parent = tempfile::tempdir().expect("a temporary directory");
+        let [target, link, file] = ["target", "link", "file"].map(|name| parent.path().join(name));
+        let target = opened(&target, Missing::Create);
+        std::os::unix::fs::symlink(target.path(), &link).expect("our own directory");
+        fs::write(&file, "").expect("our own directory");
+        for path in [&link, &file] {
+            let outcome = system::Dir::open(path, Origin::Given, geteuid());
+            let error = outcome.expect_err("no directory");
+            assert!(error.to_string().starts_with("cannot open"), "{error}");
+        }
+        // Nor does a program that is executed inherit it.
+        let flags = rustix::io::fcntl_getfd(target.sys().fd()).expect("open");
+        assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
     }
 
     #[test]
@@ -548,6 +603,11 @@ mod tests {
         opened(&path, Missing::Create);
         let finished = fs::metadata(&path).expect("made").permissions();
         assert_eq!(finished.mode() & 0o7777, 0o700);
+        // One that can be used keeps its mode.
+        mode(&path, 0o755);
+        opened(&path, Missing::Create);
+        let usable = fs::metadata(&path).expect("made").permissions();
+        assert_eq!(usable.mode() & 0o7777, 0o755);
         // But not one that somebody has named.
         mode(&path, 0o500);
         opened(&path, Missing::Refuse);

@@ -243,6 +243,23 @@ mod tests {
         assert_eq!(Identity::parse(text.split(' ')).as_ref(), Some(identity));
     }
 
+    #[test]
+    fn this_process_is_read_once() {
+        // Another thread can be writing it down, or have read it first.
+        assert!((0..1000).any(|_| Arc::ptr_eq(&this(), &this())));
+    }
+
+    #[test]
+    fn a_program_is_called_by_its_file_name() {
+        for (path, name) in [
+            ("/usr/bin/server", "server"),
+            ("server", "server"),
+            ("", ""),
+        ] {
+            assert_eq!(file_name(OsStr::new(path)), name.as_bytes());
+        }
+    }
+
     fn is_alive(identity: &Identity) -> bool {
         matches!(identity.evidence().expect("seen"), Evidence::Alive(_))
     }

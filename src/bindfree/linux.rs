@@ -132,7 +132,44 @@ fn local_address(line: &str) -> Option<(IpAddr, u16)> {
 mod tests {
     use std::net::{TcpListener, UdpSocket};
 
+    use socket2::Socket;
+
     use super::*;
+    use crate::{
+        bindfree::{Endpoints, Probe, Protocol},
+        error::ErrorKind,
+        unavailable::Failure,
+    };
+
+    #[test]
+    fn a_probe_does_not_become_the_second_listener_of_its_port() {
+        let probe = Probe::bind(0, &Endpoints::default(), Bind::Strict).expect("a free port");
+        probe.neutralize().expect("our own socket");
+        let socket = probe.first.as_ref().expect("bound");
+        let address = socket.local_addr().expect("bound");
+        let domain = socket.domain().expect("ours");
+        let other = Socket::new(domain, Type::STREAM, None).expect("a socket");
+        other.set_reuse_address(true).expect("ours");
+        other.bind(&address).expect("nothing listens");
+        other.listen(1).expect("nothing listens");
+        let outcome = probe.listen();
+        let is_bound = matches!(outcome, Err(Failure::Unavailable(Unavailable::Bound)));
+        assert!(is_bound, "{outcome:?}");
+    }
+
+    #[test]
+    fn a_probe_that_cannot_listen_is_an_error() {
+        let endpoints = Endpoints {
+            protocol: Protocol::Udp,
+            ..Endpoints::default()
+        };
+        let probe = Probe::bind(0, &endpoints, Bind::Strict).expect("a free port");
+        let Err(Failure::Error(error)) = probe.listen() else {
+            panic!("no UDP socket can listen (listen(2), EOPNOTSUPP)");
+        };
+        assert_eq!(error.kind(), ErrorKind::Probe);
+        assert!(error.to_string().starts_with("cannot listen on"), "{error}");
+    }
 
     #[test]
     fn the_kernels_table_is_read() {

@@ -536,6 +536,20 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_has_the_path_that_was_asked_for() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let roundabout = dir.path().join("..");
+        let roundabout = roundabout.join(dir.path().file_name().expect("a name"));
+        mode(dir.path(), 0o1777);
+        // The one that was used last, too.
+        for path in [dir.path(), &roundabout, dir.path()] {
+            let located = LockDir::open(path).expect("trusted");
+            assert_eq!(located.path(), path);
+            assert!(located.is_shared());
+        }
+    }
+
+    #[test]
     fn the_directory_used_last_is_used_again_for_the_same_request_within_100_ms() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let (path, user) = (dir.path(), geteuid());

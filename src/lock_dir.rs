@@ -508,6 +508,13 @@ mod tests {
             let error = refused(dir.path());
             assert_eq!(error.kind(), ErrorKind::LockDir);
             assert!(error.to_string().contains("not sticky"), "{error}");
+            assert!(error.to_string().contains("chmod 1777"), "{error}");
+        }
+        // Root can change that of any user, if it is one that this user namespace maps.
+        if std::os::unix::fs::chown(dir.path(), Some(12345), None).is_ok() {
+            let error = refused(dir.path()).to_string();
+            assert!(error.contains("chmod 1777"), "{error}");
+            std::os::unix::fs::chown(dir.path(), Some(geteuid().as_raw()), None).expect("root");
         }
         // As with an emptyDir of Kubernetes, whose users may not change its mode.
         mode(dir.path(), 0o2777);
@@ -605,6 +612,30 @@ mod tests {
         let located = open(&path, Missing::Allow, Origin::Given, geteuid());
         assert!(matches!(located, Ok(Located::Missing { .. })));
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_missing_directory_is_an_error_that_says_what_to_do() {
+        let parent = tempfile::tempdir().expect("a temporary directory");
+        let path = parent.path().join("locks");
+        let named = refused(&path).to_string();
+        assert!(named.contains("mkdir -m 700"), "{named}");
+        let default = open(&path.join("below"), Missing::Create, Origin::Tmp, geteuid());
+        let default = default.err().expect("its parent is missing").to_string();
+        assert!(default.contains("set PORTLOCK_DIR"), "{default}");
+    }
+
+    #[test]
+    fn a_file_in_the_place_of_a_directory_keeps_its_mode() {
+        let parent = tempfile::tempdir().expect("a temporary directory");
+        let path = parent.path().join("locks");
+        fs::write(&path, "").expect("our own directory");
+        mode(&path, 0o400);
+        let outcome = open(&path, Missing::Create, Origin::Tmp, geteuid());
+        let error = outcome.err().expect("no directory").to_string();
+        assert!(error.contains("not a directory"), "{error}");
+        let kept = fs::metadata(&path).expect("there").permissions();
+        assert_eq!(kept.mode() & 0o7777, 0o400);
     }
 
     #[test]

@@ -570,6 +570,25 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_is_in_the_way_of_sockets_that_cover_its_address() {
+        for (host, address, expected) in [
+            ("::", "127.0.0.1", true),
+            ("::", "2001:db8::1", true),
+            ("0.0.0.0", "127.0.0.1", true),
+            ("0.0.0.0", "::1", false),
+            ("127.0.0.1", "127.0.0.1", true),
+            ("127.0.0.1", "127.0.0.2", false),
+            ("127.0.0.1", "::1", false),
+            ("::ffff:127.0.0.1", "127.0.0.1", true),
+            ("::1", "::1", true),
+            ("::1", "2001:db8::1", false),
+        ] {
+            let [host, address] = [host, address].map(|text| hosts(&[text])[0]);
+            assert_eq!(is_met_by(host, address), expected, "{host} {address}");
+        }
+    }
+
+    #[test]
     fn an_absent_family_is_told_from_a_missing_address() {
         let not_available = io::Error::from(io::ErrorKind::AddrNotAvailable);
         let [any, loopback, other] = ["::", "::1", "2001:db8::1"].map(|host| hosts(&[host])[0]);

@@ -322,6 +322,65 @@ mod tests {
     }
 
     #[test]
+    fn every_reason_is_counted_and_reported() {
+        let reasons = [
+            (
+                Unavailable::Leased(4000),
+                2,
+                true,
+                "2 leased (4000 by pid 812",
+            ),
+            (Unavailable::Bound, 3, true, "3 bound by other programs"),
+            (
+                Unavailable::Lingering,
+                4,
+                true,
+                "4 in TIME_WAIT or bound with SO_REUSEADDR",
+            ),
+            (
+                Unavailable::NotPermitted,
+                5,
+                false,
+                "5 not permitted (ports below",
+            ),
+            (Unavailable::NotEnough, 6, false, "6 free"),
+        ];
+        let exhausted = |reasons: &[(Unavailable, usize, bool, &str)]| -> Exhausted {
+            let each = |&(why, n, ..): &(Unavailable, usize, bool, &str)| vec![why; n];
+            reasons.iter().flat_map(each).collect()
+        };
+        for reason in &reasons {
+            let alone = exhausted(&[*reason]);
+            assert_eq!(alone.may_change(), reason.2, "{reason:?}");
+            let text = message(alone);
+            let start = format!("no free port in 4000-4009: {}", reason.3);
+            assert!(text.starts_with(&start), "{text}");
+        }
+        assert!(!exhausted(&[]).may_change());
+        // As many of one kind as of another.
+        let pair: Exhausted = [Unavailable::Bound, Unavailable::Lingering]
+            .into_iter()
+            .collect();
+        assert!(pair.may_change());
+
+        let all = exhausted(&reasons);
+        assert_eq!(all.leased(), [4000, 4000]);
+        let error = all.into_error(String::new(), &[]);
+        assert_eq!(error.kind(), ErrorKind::Exhausted);
+        let counts = PortCounts {
+            leased: 2,
+            bound: 3,
+            lingering: 4,
+            not_permitted: 5,
+            not_enough: 6,
+        };
+        assert_eq!(error.counts(), Some(counts));
+        // Others are free, though not enough of them.
+        let error = exhausted(&reasons[3..]).into_error(String::new(), &[]);
+        assert_eq!(error.kind(), ErrorKind::Exhausted);
+    }
+
+    #[test]
     fn nothing_permitted_is_a_kind_of_its_own() {
         let mut exhausted = Exhausted::default();
         exhausted.count(Unavailable::NotPermitted);

@@ -58,6 +58,9 @@ fn a_port_can_be_acquired_for_another_process_at_once() {
     let held = builder.try_acquire().expect("it went with the process");
     let error = builder.acquire_for(std::process::id()).expect_err("held");
     assert_eq!(error.kind(), ErrorKind::Exhausted, "{error}");
+    // Nor is a port waited for.
+    let error = builder.acquire_for(ended).expect_err("no such process");
+    assert_eq!(error.kind(), ErrorKind::Process, "{error}");
     held.release().expect("released");
 }
 

@@ -215,6 +215,17 @@ fn cleaners_at_the_same_time_do_not_fail() {
 }
 
 #[test]
+fn a_lease_is_not_passed_to_a_process_that_is_none() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let lease = builder(dir.path(), block.first()).try_acquire();
+    let error = lease
+        .expect("free")
+        .pass_to(1 << 23)
+        .expect_err("no process");
+    assert_eq!(error.kind(), portlock::ErrorKind::Process, "{error}");
+}
+
+#[test]
 fn a_lease_lives_as_long_as_its_descriptor() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let builder = builder(dir.path(), block.first());

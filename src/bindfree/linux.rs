@@ -136,10 +136,21 @@ mod tests {
 
     use super::*;
     use crate::{
-        bindfree::{Endpoints, Probe, Protocol},
+        bindfree::{BindFreePort, Closing, Endpoints, Probe, Protocol},
         error::ErrorKind,
         unavailable::Failure,
     };
+
+    #[test]
+    fn a_copy_of_a_dropped_probe_keeps_no_server_away() {
+        let probe = Probe::bind(0, &Endpoints::default(), Bind::Strict).expect("a free port");
+        let socket = probe.first.as_ref().expect("bound");
+        // As in a child that has not executed its program yet.
+        let copy = socket.try_clone().expect("descriptors left");
+        let address = copy.local_addr().expect("bound").as_socket();
+        drop(BindFreePort { probe });
+        TcpListener::bind(address.expect("an address")).expect("std sets SO_REUSEADDR");
+    }
 
     #[test]
     fn a_probe_does_not_become_the_second_listener_of_its_port() {
@@ -155,6 +166,16 @@ mod tests {
         let outcome = probe.listen();
         let is_bound = matches!(outcome, Err(Failure::Unavailable(Unavailable::Bound)));
         assert!(is_bound, "{outcome:?}");
+    }
+
+    #[test]
+    fn a_table_that_was_read_earlier_is_not_proof_enough() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let earlier = HashMap::from([(address.port(), vec![address.ip()])]);
+        let closing = Closing(earlier.into());
+        let outcome = closing.is_all_there_is(address.ip(), address.port());
+        assert!(!outcome.expect("readable"), "somebody listens now");
     }
 
     #[test]

@@ -163,3 +163,15 @@ pub(crate) fn is_local(dir: &OwnedFd) -> rustix::io::Result<bool> {
     let local = [TMPFS, EXT, XFS, BTRFS, OVERLAYFS];
     Ok(u64::try_from(kind).is_ok_and(|kind| local.contains(&kind)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lock_dir::unix::{Dir, user};
+
+    #[test]
+    fn a_file_system_that_was_not_tried_does_not_count_as_local() {
+        let procfs = Dir::open(Path::new("/proc/self/fd"), Origin::Given, user());
+        assert!(!procfs.expect("only this user's").is_local());
+    }
+}

@@ -142,14 +142,20 @@ mod tests {
     };
 
     #[test]
-    fn a_copy_of_a_dropped_probe_keeps_no_server_away() {
-        let probe = Probe::bind(0, &Endpoints::default(), Bind::Strict).expect("a free port");
-        let socket = probe.first.as_ref().expect("bound");
-        // As in a child that has not executed its program yet.
-        let copy = socket.try_clone().expect("descriptors left");
-        let address = copy.local_addr().expect("bound").as_socket();
-        drop(BindFreePort { probe });
-        TcpListener::bind(address.expect("an address")).expect("std sets SO_REUSEADDR");
+    fn a_copy_of_a_closed_probe_keeps_no_server_away() {
+        let close: [fn(Probe); 2] = [
+            |probe| probe.close().expect("our own socket"),
+            |probe| drop(BindFreePort { probe }),
+        ];
+        for close in close {
+            let probe = Probe::bind(0, &Endpoints::default(), Bind::Strict).expect("a free port");
+            let socket = probe.first.as_ref().expect("bound");
+            // As in a child that has not executed its program yet.
+            let copy = socket.try_clone().expect("descriptors left");
+            let address = copy.local_addr().expect("bound").as_socket();
+            close(probe);
+            TcpListener::bind(address.expect("an address")).expect("std sets SO_REUSEADDR");
+        }
     }
 
     #[test]

@@ -175,6 +175,28 @@ mod tests {
     }
 
     #[test]
+    fn a_probe_of_several_hosts_listens_on_the_first_and_is_none_if_one_is_not_there() {
+        let bind = |others: &[[u8; 4]]| {
+            let mut endpoints = Endpoints::default();
+            endpoints.add_host(Ipv4Addr::LOCALHOST.into());
+            for &other in others {
+                endpoints.add_host(other.into());
+            }
+            Probe::bind(0, &endpoints, Bind::Strict)
+        };
+        let probe = bind(&[[127, 0, 0, 2], [127, 0, 0, 3]]).expect("free ports");
+        assert_eq!(probe.others.len(), 2);
+        let listener = probe.listen().expect("nothing listens");
+        assert_eq!(
+            listener.local_addr().expect("bound").ip(),
+            Ipv4Addr::LOCALHOST
+        );
+        // For documentation (RFC 5737), so no machine has it.
+        let outcome = bind(&[[192, 0, 2, 1]]);
+        assert!(matches!(outcome, Err(Failure::Error(_))), "{outcome:?}");
+    }
+
+    #[test]
     fn a_table_that_was_read_earlier_is_not_proof_enough() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let address = listener.local_addr().expect("bound");

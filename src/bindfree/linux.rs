@@ -130,9 +130,9 @@ fn local_address(line: &str) -> Option<(IpAddr, u16)> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{TcpListener, UdpSocket};
+    use std::net::{SocketAddr, TcpListener, UdpSocket};
 
-    use socket2::Socket;
+    use socket2::{Domain, Socket};
 
     use super::*;
     use crate::{
@@ -194,6 +194,39 @@ mod tests {
         // For documentation (RFC 5737), so no machine has it.
         let outcome = bind(&[[192, 0, 2, 1]]);
         assert!(matches!(outcome, Err(Failure::Error(_))), "{outcome:?}");
+    }
+
+    /// A socket that shares its port, and the port.
+    fn shared(ty: Type) -> (Socket, u16) {
+        let socket = Socket::new(Domain::IPV4, ty, None).expect("a socket");
+        socket.set_reuse_address(true).expect("our own socket");
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        socket.bind(&any.into()).expect("a free port");
+        let address = socket.local_addr().expect("bound").as_socket();
+        (socket, address.expect("an address").port())
+    }
+
+    #[test]
+    fn a_check_without_the_lock_keeps_no_server_away() {
+        let (_server, port) = shared(Type::STREAM);
+        // The price is that it does not see a server that has not begun to listen.
+        Probe::check_unlocked(port, &Endpoints::default(), Bind::Strict).expect("not seen");
+    }
+
+    #[test]
+    fn a_udp_port_is_never_shared() {
+        let endpoints = Endpoints {
+            protocol: Protocol::Udp,
+            ..Endpoints::default()
+        };
+        let (_server, port) = shared(Type::DGRAM);
+        for how in [Bind::Strict, Bind::Shared] {
+            let outcome = Probe::bind(port, &endpoints, how);
+            assert!(
+                matches!(outcome, Err(Failure::Unavailable(_))),
+                "{outcome:?}"
+            );
+        }
     }
 
     #[test]

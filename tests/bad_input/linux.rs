@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use portlock::{BindFreePort, ErrorKind};
+use portlock::{BindFreePort, ErrorKind, Protocol};
 use portlock_testkit::{
     Block, Parent, Peer, Role, command, give_to_ordinary_user, have_strace, lock_dir,
     open_descriptors, set_mode, start_in_namespace, start_unprivileged, text,
@@ -165,6 +165,14 @@ fn privileged_ports(parent: &Parent) {
     } else {
         let ports = first - 10..=first - 1;
         let named = format!("{}-{}", ports.start(), ports.end());
+        // While there are no lock files.
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            assert_error(
+                builder(&dir, ports.clone()).protocol(protocol).check(),
+                ErrorKind::PermissionDenied,
+                &[&named],
+            );
+        }
         assert_error(
             builder(&dir, ports.clone()).acquire(),
             ErrorKind::PermissionDenied,

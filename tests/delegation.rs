@@ -223,6 +223,18 @@ fn look(parent: &Parent) {
 }
 
 #[test]
+fn clean_removes_a_lease_whose_process_has_ended() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let server = cat();
+    let builder = builder(dir.path(), block.first());
+    builder.acquire_for(server.0.id()).expect("free");
+    let locks = LockDir::open(dir.path()).expect("trusted");
+    assert_eq!(locks.clean().expect("ours").removed, 0);
+    server.end();
+    assert_eq!(locks.clean().expect("ours").removed, 1);
+}
+
+#[test]
 fn clean_removes_what_nobody_leases() {
     let (dir, block) = (lock_dir(), Block::new(3));
     let builder = |n| builder(dir.path(), block.first() + n);

@@ -365,6 +365,7 @@ mod tests {
 
         let all = exhausted(&reasons);
         assert_eq!(all.leased(), [4000, 4000]);
+        let of_all = all.counts();
         let error = all.into_error(String::new(), &[]);
         assert_eq!(error.kind(), ErrorKind::Exhausted);
         let counts = PortCounts {
@@ -374,7 +375,7 @@ mod tests {
             not_permitted: 5,
             not_enough: 6,
         };
-        assert_eq!(error.counts(), Some(counts));
+        assert_eq!((error.counts(), of_all), (Some(counts), counts));
         // Others are free, though not enough of them.
         let error = exhausted(&reasons[3..]).into_error(String::new(), &[]);
         assert_eq!(error.kind(), ErrorKind::Exhausted);

@@ -63,6 +63,16 @@ fn with_forked_copy(in_child: impl FnMut() + Send + Sync + 'static, then: impl F
 #[test]
 #[serial]
 fn an_inherited_descriptor_does_not_keep_a_released_port() {
+    an_inherited_descriptor_does_not_keep_the_port(|port| port.release().expect("released"));
+}
+
+#[test]
+#[serial]
+fn an_inherited_descriptor_does_not_keep_a_dropped_port() {
+    an_inherited_descriptor_does_not_keep_the_port(drop);
+}
+
+fn an_inherited_descriptor_does_not_keep_the_port(end: fn(FreePort)) {
     let (dir, block) = (lock_dir(), Block::new(1));
     let builder = builder(text(dir.path()), block.ports.clone());
     let mut other = Peer::start("try once", &[text(dir.path()), &block.first().to_string()]);
@@ -72,7 +82,7 @@ fn an_inherited_descriptor_does_not_keep_a_released_port() {
         || {
             other.say("now");
             assert_eq!(other.hear(), "Exhausted");
-            port.release().expect("released");
+            end(port);
             other.say("now");
             assert_eq!(other.hear(), "leased");
         },

@@ -32,6 +32,8 @@ pub(crate) mod macos;
 mod unix;
 #[cfg(windows)]
 pub(crate) mod windows;
+#[cfg(any(target_os = "macos", test))]
+mod xnu;
 
 #[cfg(target_os = "linux")]
 pub(crate) use linux as probe;
@@ -225,7 +227,7 @@ impl Endpoints {
     pub(crate) fn time_wait(&self) -> TimeWait {
         match self.time_wait {
             // Only by proof.
-            TimeWait::LastResort if probe::WITH_CLOSING.is_some() => TimeWait::Busy,
+            TimeWait::LastResort if !probe::SHOWS_CLOSING => TimeWait::Busy,
             time_wait => time_wait,
         }
     }
@@ -450,7 +452,7 @@ impl From<BindError> for Error {
     }
 }
 
-/// Binds one address, and checks the others that matter to a server there.
+/// Binds one address so that the bind fails if any socket is in the way of a server there.
 #[inline]
 fn bind_address(
     host: IpAddr,
@@ -461,26 +463,25 @@ fn bind_address(
     let how = match how {
         // UDP has no TIME_WAIT: there the option would only hide other sockets.
         _ if ty != Type::STREAM => Bind::Strict,
-        Bind::StrictOrClosing(_) => probe::WITH_CLOSING.unwrap_or(how),
         how => how,
     };
-    probe::check_other_addresses(host, port, ty, how)?;
-    bind_one(host, port, ty, how)
+    probe::bind(host, port, ty, how)
 }
 
-/// Binds one address, and checks no others.
+/// Binds one address, and checks no others. `only_v6` matters to IPv6 sockets.
 #[inline]
 pub(crate) fn bind_one(
     host: IpAddr,
     port: u16,
     ty: Type,
+    only_v6: bool,
     how: Bind<'_>,
 ) -> Attempt<Socket, Unavailable, io::Error> {
     let address = SocketAddr::new(host, port);
     let socket = Socket::new(Domain::for_address(address), ty, None)?;
     if address.is_ipv6() {
         // Its default is a setting of the system (net.ipv6.bindv6only).
-        socket.set_only_v6(!host.is_unspecified())?;
+        socket.set_only_v6(only_v6)?;
     }
     let is_shared = matches!(how, Bind::Shared);
     if is_shared {

@@ -3,12 +3,12 @@
 use std::{
     collections::{HashMap, HashSet},
     fs, io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
-use socket2::Type;
+use socket2::{Socket, Type};
 
-use super::Bind;
+use super::{Bind, bind_one};
 use crate::{
     error::Result,
     unavailable::{Attempt, Unavailable},
@@ -16,20 +16,20 @@ use crate::{
 
 pub(crate) use super::unix::*;
 
-/// Checks the addresses whose sockets a bind of `host` does not see. There are none.
+/// Binds one address so that the bind fails if any socket is in the way of a server there.
 #[inline]
-pub(crate) fn check_other_addresses(
-    _: IpAddr,
-    _: u16,
-    _: Type,
-    _: Bind<'_>,
-) -> Attempt<(), Unavailable, io::Error> {
-    Ok(())
+pub(crate) fn bind(
+    host: IpAddr,
+    port: u16,
+    ty: Type,
+    how: Bind<'_>,
+) -> Attempt<Socket, Unavailable, io::Error> {
+    bind_one(host, port, ty, !host.is_unspecified(), how)
 }
 
-/// How a socket is bound instead where closing connections count as free, for want of a table that
-/// shows them: there is one.
-pub(crate) const WITH_CLOSING: Option<Bind<'static>> = None;
+/// Whether [`closing_ports`] shows the ports that nothing but closing connections keep from being
+/// bound strictly.
+pub(crate) const SHOWS_CLOSING: bool = true;
 
 /// The TCP ports on which nothing but closing connections are shown, with their local addresses. None
 /// if /proc shows nothing.
@@ -65,6 +65,20 @@ pub(crate) fn closing_ports() -> io::Result<HashMap<u16, Vec<IpAddr>>> {
     }
     closing.retain(|port, _| !others.contains(port));
     Ok(closing)
+}
+
+/// Returns what kept the socket from being bound strictly, which has just failed.
+///
+/// Whatever still refuses a socket with `SO_REUSEADDR` listens there, or was bound
+/// without it. What does not is a neutralized probe in a child that is starting, or a
+/// connection in TIME_WAIT.
+pub(crate) fn occupant(socket: &Socket, address: SocketAddr) -> io::Result<Unavailable> {
+    socket.set_reuse_address(true)?;
+    match socket.bind(&address.into()) {
+        Ok(()) => Ok(Unavailable::Lingering),
+        Err(error) if is_in_use(&error) => Ok(Unavailable::Bound),
+        Err(error) => Err(error),
+    }
 }
 
 /// Whether a port can be held by a socket that is out of its server's way.

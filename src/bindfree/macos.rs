@@ -1,65 +1,80 @@
-//! A wildcard address and a specific one can both be bound, by sockets with
-//! `SO_REUSEADDR` (setsockopt(2); `in_pcbbind` in bsd/netinet/in_pcb.c of XNU). Such a
-//! bind of one does not see the other, and so the loopback addresses, on which servers
-//! under test listen, are checked too.
+//! A wildcard address and a specific one can both be bound, and a bind of one can miss the other:
+//! [`xnu`](super::xnu) says which are bound, and in which order.
 
 use std::{
     collections::HashMap,
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, SocketAddr},
 };
 
-use socket2::Type;
+use nix::ifaddrs::getifaddrs;
+use socket2::{Socket, Type};
 
-use super::{Bind, bind_one, is_absent_family};
+use super::{
+    Bind, bind_one,
+    xnu::{self, Network, Options},
+};
 use crate::{
     error::{Error, ErrorKind, Result},
-    unavailable::{Attempt, Failure, Unavailable},
+    unavailable::{Attempt, Unavailable},
 };
 
 pub(crate) use super::unix::*;
 
-const ANY: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
-const ANY_V4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-const LOOPBACK: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
-const LOOPBACK_V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-
-/// Checks the addresses whose sockets a bind of `host` does not see.
-///
-/// Each address is bound and closed again before the next, for these binds would refuse
-/// each other.
-pub(crate) fn check_other_addresses(
+/// Binds one address, and checks the others that matter to a server there.
+pub(crate) fn bind(
     host: IpAddr,
     port: u16,
     ty: Type,
     how: Bind<'_>,
-) -> Attempt<(), Unavailable, io::Error> {
-    let hosts: &[IpAddr] = match host {
-        ANY => &[LOOPBACK_V4, LOOPBACK, ANY_V4],
-        ANY_V4 => &[LOOPBACK_V4],
-        // A strict bind sees who has the wildcard address; and one of that would see who
-        // has bound another specific one, which is in nobody's way.
-        _ if !matches!(how, Bind::Shared) => &[],
-        IpAddr::V4(_) => &[ANY_V4],
-        IpAddr::V6(_) => &[ANY],
-    };
-    for &host in hosts {
-        match bind_one(host, port, ty, how) {
-            Ok(socket) => neutralize(&socket)?,
-            Err(Failure::Error(error)) if is_absent_family(host, &error) => {}
-            Err(failure) => return Err(failure),
-        }
-    }
-    Ok(())
+) -> Attempt<Socket, Unavailable, io::Error> {
+    let closing_is_free = matches!(how, Bind::StrictOrClosing(_) | Bind::Shared);
+    xnu::bind(&Sockets { port, ty }, host, ty, closing_is_free)
 }
 
-/// How a socket is bound where closing connections count as free: no table shows them, and one that
-/// is bound with `SO_REUSEADDR` passes over them.
-pub(crate) const WITH_CLOSING: Option<Bind<'static>> = Some(Bind::Shared);
+/// Real sockets.
+struct Sockets {
+    port: u16,
+    ty: Type,
+}
+
+impl Network for Sockets {
+    type Socket = Socket;
+
+    fn bind(&self, host: IpAddr, options: Options) -> Attempt<Socket, Unavailable, io::Error> {
+        let how = match options.reuse_address {
+            true => Bind::Shared,
+            false => Bind::Strict,
+        };
+        bind_one(host, self.port, self.ty, options.only_v6, how)
+    }
+
+    fn addresses(&self) -> io::Result<Vec<IpAddr>> {
+        let addresses = getifaddrs()?.filter_map(|interface| interface.address);
+        let address = addresses.filter_map(|address| {
+            if let Some(v4) = address.as_sockaddr_in() {
+                return Some(IpAddr::V4(v4.ip()));
+            }
+            // Link-local addresses need an interface to be bound.
+            let v6 = address.as_sockaddr_in6()?.ip();
+            (!v6.is_unicast_link_local()).then_some(IpAddr::V6(v6))
+        });
+        Ok(address.collect())
+    }
+}
+
+/// Whether [`closing_ports`] shows the ports that nothing but closing connections keep from being
+/// bound strictly.
+pub(crate) const SHOWS_CLOSING: bool = false;
 
 /// The ports with nothing but closing connections, which no table shows.
 pub(crate) fn closing_ports() -> io::Result<HashMap<u16, Vec<IpAddr>>> {
     Ok(HashMap::new())
+}
+
+/// Returns what kept the socket from being bound strictly: `xnu` finds that out.
+pub(crate) fn occupant(_: &Socket, _: SocketAddr) -> io::Result<Unavailable> {
+    Ok(Unavailable::Bound)
 }
 
 /// Whether any socket has the port, which no table shows.

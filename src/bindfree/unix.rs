@@ -1,11 +1,9 @@
 //! Strict binds: those without `SO_REUSEADDR`.
 
-use std::{io, net::SocketAddr};
+use std::io;
 
 use rustix::io::Errno;
 use socket2::Socket;
-
-use crate::unavailable::Unavailable;
 
 /// The error of an address family that the system does not have.
 pub(crate) const UNKNOWN_FAMILY: i32 = Errno::AFNOSUPPORT.raw_os_error();
@@ -26,20 +24,6 @@ pub(crate) fn ignore_time_wait(socket: &Socket) -> io::Result<()> {
 #[inline]
 pub(crate) fn neutralize(socket: &Socket) -> io::Result<()> {
     socket.set_reuse_address(true)
-}
-
-/// Returns what kept the socket from being bound strictly, which has just failed.
-///
-/// Whatever still refuses a socket with `SO_REUSEADDR` listens there, or was bound
-/// without it. What does not is a neutralized probe in a child that is starting, or a
-/// connection in TIME_WAIT.
-pub(crate) fn occupant(socket: &Socket, address: SocketAddr) -> io::Result<Unavailable> {
-    socket.set_reuse_address(true)?;
-    match socket.bind(&address.into()) {
-        Ok(()) => Ok(Unavailable::Lingering),
-        Err(error) if is_in_use(&error) => Ok(Unavailable::Bound),
-        Err(error) => Err(error),
-    }
 }
 
 /// The options with which a socket may share its port, and whether it has them.

@@ -27,29 +27,37 @@ const ANY_V4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 /// The error of an address family that the system does not have.
 pub(crate) const UNKNOWN_FAMILY: i32 = WSAEAFNOSUPPORT;
 
-/// Checks the addresses whose sockets a bind of `host` does not see.
+/// Binds one address so that the bind fails if any socket is in the way of a server there, closing
+/// connections excepted, which keep nobody from binding.
+///
+/// Before, it checks the addresses whose sockets that bind does not see:
 ///
 /// * That a dual-stack bind of `[::]` sees who has an IPv4 address is not documented.
 /// * One of a specific address, strict or not, does not see who has the wildcard
 ///   address, and would get his connections; a strict bind of that would see who has
 ///   bound another specific one, which is in nobody's way. So it is bound as sockets
 ///   are by default, which sees just who has the wildcard address.
-pub(crate) fn check_other_addresses(
+pub(crate) fn bind(
     host: IpAddr,
     port: u16,
     ty: Type,
     _: Bind<'_>,
-) -> Attempt<(), Unavailable, io::Error> {
-    let (other, bound) = match host {
-        ANY => (ANY_V4, bind_one(ANY_V4, port, ty, Bind::Strict)),
-        ANY_V4 => return Ok(()),
-        IpAddr::V4(_) => (ANY_V4, bind_by_default(ANY_V4, port, ty)),
-        IpAddr::V6(_) => (ANY, bind_by_default(ANY, port, ty)),
+) -> Attempt<Socket, Unavailable, io::Error> {
+    let strictly = |host: IpAddr| bind_one(host, port, ty, !host.is_unspecified(), Bind::Strict);
+    let checked = match host {
+        ANY => Some((ANY_V4, strictly(ANY_V4))),
+        ANY_V4 => None,
+        IpAddr::V4(_) => Some((ANY_V4, bind_by_default(ANY_V4, port, ty))),
+        IpAddr::V6(_) => Some((ANY, bind_by_default(ANY, port, ty))),
     };
-    match bound {
-        Err(Failure::Error(error)) if is_absent_family(other, &error) => Ok(()),
-        bound => bound.map(drop),
+    match checked {
+        Some((other, Err(Failure::Error(error)))) if is_absent_family(other, &error) => {}
+        Some((_, Err(failure))) => return Err(failure),
+        // It would refuse the next one.
+        Some((_, Ok(socket))) => drop(socket),
+        None => {}
     }
+    strictly(host)
 }
 
 fn bind_by_default(host: IpAddr, port: u16, ty: Type) -> Attempt<Socket, Unavailable, io::Error> {
@@ -62,9 +70,9 @@ fn bind_by_default(host: IpAddr, port: u16, ty: Type) -> Attempt<Socket, Unavail
     }
 }
 
-/// How a socket is bound where closing connections count as free: as ever, for they keep nobody from
-/// binding.
-pub(crate) const WITH_CLOSING: Option<Bind<'static>> = Some(Bind::Strict);
+/// Whether [`closing_ports`] shows the ports that nothing but closing connections keep from being
+/// bound strictly.
+pub(crate) const SHOWS_CLOSING: bool = false;
 
 /// The ports with nothing but closing connections, which no table shows.
 pub(crate) fn closing_ports() -> io::Result<HashMap<u16, Vec<IpAddr>>> {

@@ -67,6 +67,9 @@ pub enum EntryState {
     Delegated,
     /// It is not leased. The file is left from an earlier lease, and does no harm.
     Stale,
+    /// It cannot be determined: the file is closed to this user, and the system does not list the
+    /// locks that are held. No caller of this user can lease the port.
+    Unknown,
 }
 
 /// Who took a lock that is held, or was a moment ago.
@@ -110,7 +113,8 @@ impl LockDir {
     /// the kernel lists the locks that are held (proc_locks(5), proc_pid_fdinfo(5)).
     /// Only for files whose last holder is in another pid namespace, whose locks it does
     /// not list, the lock is tried for a moment. No other system lists them, and each
-    /// lock is tried: for that moment the port counts as leased.
+    /// lock is tried: for that moment the port counts as leased. A file that is closed to this
+    /// user is [`Unknown`](EntryState::Unknown) then.
     ///
     /// # Errors
     ///
@@ -200,6 +204,14 @@ impl OpenDir {
                 None => match PortLock::try_existing(self, port, Access::Lock) {
                     Ok(_) => false,
                     Err(Failure::Unavailable(_)) => true,
+                    Err(Failure::Error(error)) if error.is_denied() => {
+                        return Ok(PortEntry {
+                            port,
+                            state: EntryState::Unknown,
+                            owner,
+                            heir: None,
+                        });
+                    }
                     Err(Failure::Error(error)) => return Err(error),
                 },
             }
@@ -264,11 +276,11 @@ impl fmt::Display for Heir {
 }
 
 impl PortEntry {
-    /// Returns whether the port is leased: whether the entry is anything but
-    /// [stale](EntryState::Stale).
+    /// Returns whether the port is known to be leased: whether the entry is neither
+    /// [stale](EntryState::Stale) nor [unknown](EntryState::Unknown).
     #[must_use]
     pub fn is_leased(&self) -> bool {
-        self.state != EntryState::Stale
+        !matches!(self.state, EntryState::Stale | EntryState::Unknown)
     }
 
     /// Describes who has the lease, or had it last, such as `pid 812 "orders-test" (api tests)`, or

@@ -11,9 +11,9 @@ use std::{
 };
 
 use ephemeral::{ephemeral, tells_ephemeral};
-#[cfg(target_os = "linux")]
-use portlock_testkit::answer;
 use portlock_testkit::{BOUND, LEASED, NAME, Running, Said, Scene, TRUE, listen_strictly, set};
+#[cfg(target_os = "linux")]
+use portlock_testkit::{OrdinaryUser, am_root, answer, set_mode};
 use serde_json::{Value, json};
 
 /// The cells of a table's line. They are two spaces apart, if not empty.
@@ -318,6 +318,54 @@ fn the_map_shows_what_is() {
         let expected = [('#', 2), ('o', 2), ('x', 2), ('~', 0), ('.', 14)];
         assert_eq!(legend(map.out()), HashMap::from(expected));
     }
+}
+
+/// As on a system that does not list the locks that are held.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_closed_file_is_unknown_where_no_list_of_locks_shows_it() {
+    if !am_root() {
+        eprintln!("left out: only root can hide /proc/locks from another user");
+        return;
+    }
+    let (scene, user) = (Scene::new(2), OrdinaryUser::new());
+    set_mode(scene.dir(), 0o1777);
+    let (closed, stale) = (*scene.ports().start(), *scene.ports().end());
+    let closed_file = scene.dir().join(closed.to_string());
+    fs::File::create(&closed_file).expect("our own directory");
+    set_mode(&closed_file, 0o000);
+    let run = ["run", "--ports", &stale.to_string(), "--", TRUE];
+    user.portlock(&scene, &run).code(0);
+    let hidden = |args: &str| {
+        let script = format!(
+            "mount --bind {} /proc/locks && exec setpriv --reuid 65534 --regid 65534 \
+             --clear-groups {} {args}",
+            closed_file.display(),
+            user.path().display()
+        );
+        scene.in_namespace("--mount", &script).map(answer)
+    };
+    let Some(list) = hidden("list --all --json") else {
+        return;
+    };
+    let rows = list.code(0).json();
+    let states = [&rows[0], &rows[1]].map(|row| (row["port"].clone(), row["state"].clone()));
+    let expected = [(closed, "unknown"), (stale, "stale")];
+    assert_eq!(
+        states,
+        expected.map(|(port, state)| (port.into(), state.into()))
+    );
+    let list = hidden("list").expect("as before").code(0);
+    assert_eq!(
+        line_of(&list.out(), closed),
+        [&closed.to_string(), "unknown"]
+    );
+    let map = hidden("list --map").expect("as before").code(0);
+    let map = map.out();
+    assert_eq!(legend(&map).get(&'?'), Some(&1), "{map}");
+    let clean = hidden("clean").expect("as before").code(0);
+    clean.prints("1 lock file removed, 1 kept");
+    assert!(closed_file.exists());
 }
 
 #[test]

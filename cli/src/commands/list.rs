@@ -59,12 +59,11 @@ fn rows(args: &List, snapshot: &Snapshot) -> String {
         let ports = args.ports.as_ref();
         ports.is_none_or(|ports| ports.contains(entry.port))
     };
-    let (leased, stale): (Vec<&PortEntry>, Vec<&PortEntry>) = snapshot
+    let (stale, mut shown): (Vec<&PortEntry>, Vec<&PortEntry>) = snapshot
         .entries
         .iter()
         .filter(is_asked_for)
-        .partition(|entry| entry.is_leased());
-    let mut shown = leased;
+        .partition(|entry| entry.state == EntryState::Stale);
     if args.all {
         shown.extend(&stale);
         shown.sort_unstable_by_key(|entry| entry.port);
@@ -107,6 +106,8 @@ fn table(entries: &[&PortEntry], snapshot: &Snapshot) -> String {
             (EntryState::Inherited, false) => "inherited, not bound yet",
             (EntryState::Delegated, true) => "delegated, bound",
             (EntryState::Delegated, false) => "delegated, not bound yet",
+            (EntryState::Unknown, true) => "unknown, bound",
+            (EntryState::Unknown, false) => "unknown",
             (_, true) => "not leased, bound",
             (_, false) => "stale file",
         };
@@ -149,6 +150,7 @@ fn row(entry: &PortEntry, snapshot: &Snapshot) -> Value {
         EntryState::Held => "leased",
         EntryState::Inherited => "inherited",
         EntryState::Delegated => "delegated",
+        EntryState::Unknown => "unknown",
         _ => "stale",
     };
     let owner = entry.owner.as_ref();

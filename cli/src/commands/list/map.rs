@@ -1,9 +1,9 @@
 //! `list --map`: a set of ports as a grid, so that one sees where the crowd is.
 
-use std::{collections::HashSet, fmt::Write as _};
+use std::{collections::HashMap, fmt::Write as _};
 
 use anstyle::{AnsiColor, Style};
-use portlock::{PortSet, ephemeral_port_range};
+use portlock::{EntryState, PortSet, ephemeral_port_range};
 
 use crate::failure::Failure;
 
@@ -18,15 +18,17 @@ const MOST_ROWS: usize = 32;
 enum Mark {
     LeasedAndBound,
     Leased,
+    Unknown,
     Bound,
     Ephemeral,
     Free,
 }
 
 impl Mark {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::LeasedAndBound,
         Self::Leased,
+        Self::Unknown,
         Self::Bound,
         Self::Ephemeral,
         Self::Free,
@@ -41,6 +43,7 @@ impl Mark {
                 "leased, not bound yet",
                 color(AnsiColor::Yellow).bold(),
             ),
+            Self::Unknown => ('?', "closed to this user", color(AnsiColor::Magenta)),
             Self::Bound => ('x', "bound without a lease", color(AnsiColor::Red)),
             Self::Ephemeral => ('~', "free, but ephemeral", color(AnsiColor::Blue)),
             Self::Free => ('.', "free", Style::new().dimmed()),
@@ -50,18 +53,18 @@ impl Mark {
 
 pub(crate) fn draw(ports: &PortSet, snapshot: &Snapshot) -> Result<String, Failure> {
     let ephemeral = ephemeral_port_range()?;
-    let leased: HashSet<u16> = snapshot
+    let states: HashMap<u16, EntryState> = snapshot
         .entries
         .iter()
-        .filter(|entry| entry.is_leased())
-        .map(|entry| entry.port)
+        .map(|entry| (entry.port, entry.state))
         .collect();
-    let mark = |port: u16| match (leased.contains(&port), snapshot.in_use.contains(&port)) {
-        (true, true) => Mark::LeasedAndBound,
-        (true, false) => Mark::Leased,
-        (false, true) => Mark::Bound,
-        (false, false) if ephemeral.contains(&port) => Mark::Ephemeral,
-        (false, false) => Mark::Free,
+    let mark = |port: u16| match (states.get(&port), snapshot.in_use.contains(&port)) {
+        (Some(EntryState::Unknown), false) => Mark::Unknown,
+        (None | Some(EntryState::Stale | EntryState::Unknown), true) => Mark::Bound,
+        (None | Some(EntryState::Stale), false) if ephemeral.contains(&port) => Mark::Ephemeral,
+        (None | Some(EntryState::Stale), false) => Mark::Free,
+        (Some(_), true) => Mark::LeasedAndBound,
+        (Some(_), false) => Mark::Leased,
     };
 
     let all: Vec<u16> = ports.iter().collect();
@@ -89,11 +92,11 @@ pub(crate) fn draw(ports: &PortSet, snapshot: &Snapshot) -> Result<String, Failu
     let _ = writeln!(text, "\n{} ports; {each}:", all.len());
     for mark in Mark::ALL {
         let (character, name, style) = mark.look();
-        let _ = writeln!(
-            text,
-            "  {style}{character}{style:#} {name}: {}",
-            count(mark)
-        );
+        let count = count(mark);
+        // On most systems there is none.
+        if count > 0 || mark != Mark::Unknown {
+            let _ = writeln!(text, "  {style}{character}{style:#} {name}: {count}");
+        }
     }
     Ok(text)
 }

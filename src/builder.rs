@@ -173,8 +173,8 @@ impl Builder {
     ///
     /// # Platform-specific behavior
     ///
-    /// On macOS no table is read: the default is `false`, and with `true`, a port that another
-    /// program has bound with `SO_REUSEADDR` and does not listen on counts as free too.
+    /// On macOS no table is read: the default is `false`, and with `true`, a port counts as free if
+    /// all its sockets are TCP connections, closing or not.
     /// On Windows it has no effect: there TIME_WAIT keeps nobody from binding, and
     /// `SO_REUSEADDR` would let two servers have one port.
     ///

@@ -44,9 +44,12 @@ mod unix;
 /// better to withhold a port than to give it out twice. Whether a port is bound is checked in
 /// the caller's own namespace alone.
 ///
-/// Windows has neither. On macOS a child that another thread is just starting can keep
-/// the port bound for a moment also from servers that set `SO_REUSEADDR`, if it was
-/// forked: that option, set after the bind, has no effect there.
+/// Windows has neither. macOS cannot create a socket with its close-on-exec flag set. So a child
+/// that another thread starts during the probe can keep the port bound also from servers that set
+/// `SO_REUSEADDR`, which has no effect there when it is set after the bind: for a moment, or for
+/// the child's whole life if it was started between socket(2) and fcntl(2).
+/// [`Builder::listen`](crate::Builder::listen) with one [`host`](crate::Builder::host) avoids both:
+/// its only socket becomes the listener.
 ///
 /// # Examples
 ///

@@ -347,11 +347,18 @@
 //! | lock | flock(2) | flock(2) | LockFileEx |
 //! | default lock directory | `/run/portlock` if root has created it, else `/tmp/portlock-<uid>` | `~/Library/Application Support/portlock` | `.portlock` in the user's profile |
 //! | what makes it trustworthy | owner and mode | owner and mode | that it is a directory and no reparse point; its access control list stays as inherited |
-//! | strict bind | without `SO_REUSEADDR` | the same, on the loopback addresses too | with `SO_EXCLUSIVEADDRUSE` |
+//! | strict bind | without `SO_REUSEADDR` | the same, of both wildcard addresses | with `SO_EXCLUSIVEADDRUSE` |
+//! | a child that starts during a probe | has a copy until it executes its program | can keep the copy for its whole life | has none |
 //! | waiters are woken by a release | yes | no: they look from time to time | no: they look from time to time |
 //! | [`Builder::hold_socket`] | yes | [`Unsupported`](ErrorKind::Unsupported) | [`Unsupported`](ErrorKind::Unsupported) |
 //! | `FreePort::into_fd` | yes | yes | no |
 //! | port server | socket, also abstract | socket | named pipe |
+//!
+//! macOS sets the close-on-exec flag of a socket by a second system call, so a child that another
+//! thread starts in between inherits the socket. [`Builder::listen`] with one [`Builder::host`] avoids
+//! that: its only socket is the server's.
+//!
+//! WSL 2 is a Linux of its own: leases do not span it and Windows.
 //!
 //! macOS is compiled and linked, and was not run; the tests of Windows are run under Wine.
 

@@ -6,6 +6,7 @@ use std::{fmt::Write as _, mem, thread, time::Duration};
 use crate::{
     error::{Error, ErrorKind, PortCounts},
     ports::{Order, PortSet},
+    system_ports::PRIVILEGE,
     unavailable::{Attempt, Failure, Unavailable},
 };
 
@@ -181,8 +182,7 @@ impl PortCounts {
         }
         if counts.not_permitted > 0 {
             reasons.push(format!(
-                "{} not permitted (ports below net.ipv4.ip_unprivileged_port_start need \
-                 CAP_NET_BIND_SERVICE)",
+                "{} not permitted ({PRIVILEGE})",
                 counts.not_permitted
             ));
         }
@@ -236,10 +236,10 @@ mod tests {
             "{text}"
         );
         assert!(
-            text.contains(
+            text.contains(&format!(
                 ", …), 1 bound by another program, 1 in TIME_WAIT or bound with SO_REUSEADDR, \
-                 2 not permitted (ports below"
-            ),
+                 2 not permitted ({PRIVILEGE})"
+            )),
             "{text}"
         );
     }

@@ -26,6 +26,8 @@ use macos as system;
 #[cfg(windows)]
 use windows as system;
 
+pub(crate) use system::PRIVILEGE;
+
 /// The environment variables that override [`PortSet::server_ports`].
 const PORTS: &str = "PORTLOCK_PORTS";
 const PORTS_FILE: &str = "PORTLOCK_PORTS_FILE";

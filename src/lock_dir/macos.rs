@@ -1,7 +1,8 @@
 //! The default lock directory.
 //!
-//! It is not in `/tmp`: macOS removes files there that were not used for three days,
-//! locked or not.
+//! It is not in `/tmp`: each day, `com.apple.tmp_cleaner` removes the files there that were not read
+//! or written for three days, locked or not, and a lock is no use in that sense: flock(2) changes no
+//! time of a file.
 
 use std::{os::fd::OwnedFd, path::PathBuf};
 

@@ -83,6 +83,10 @@ fn listed(text: &str) -> Result<PortSet> {
     }
 }
 
+/// What a process needs to bind the ports that are not permitted to it.
+pub(crate) const PRIVILEGE: &str =
+    "ports below net.ipv4.ip_unprivileged_port_start need CAP_NET_BIND_SERVICE";
+
 /// The first port that this process may bind.
 pub(crate) fn first_permitted() -> Result<u16> {
     if may_bind_privileged_ports() {

@@ -27,6 +27,10 @@ pub(crate) fn reserved() -> Result<PortSet> {
     Ok(PortSet::default())
 }
 
+/// What a process needs to bind the ports that are not permitted to it.
+pub(crate) const PRIVILEGE: &str =
+    "ports below 1024 need root, unless they are bound on every address";
+
 /// The first port that this process may be sure to be permitted (`IPPORT_RESERVED`).
 pub(crate) fn first_permitted() -> Result<u16> {
     Ok(1024)

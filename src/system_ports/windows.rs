@@ -71,6 +71,9 @@ pub(crate) fn reserved() -> Result<PortSet> {
     Ok(ports.clone())
 }
 
+/// What a process needs to bind the ports that are not permitted to it.
+pub(crate) const PRIVILEGE: &str = "a policy of the system forbids them";
+
 /// The first port that this process may bind: no port needs a privilege.
 pub(crate) fn first_permitted() -> Result<u16> {
     Ok(1)

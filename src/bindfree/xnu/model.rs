@@ -101,6 +101,7 @@ impl fmt::Display for Pcb {
 struct Kernel {
     pcbs: RefCell<Vec<Pcb>>,
     has_no_v6: bool,
+    binds: RefCell<usize>,
     harm: RefCell<usize>,
 }
 
@@ -244,6 +245,7 @@ impl<'a> Network for Sockets<'a> {
             is_probe: true,
             id: 0,
         };
+        *kernel.binds.borrow_mut() += 1;
         if !kernel.may_bind(&new) {
             return Err(Unavailable::Bound.into());
         }
@@ -486,6 +488,20 @@ fn the_probe_never_binds_in_front_of_a_server() {
         }
     }
     tally.assert_all_right("one occupant");
+}
+
+/// A child that is starting may keep each of them.
+#[test]
+fn a_free_port_takes_as_few_sockets_as_can_be() {
+    for (host, binds) in [(ANY, 2), (ANY_V4, 1), (LOOPBACK_V4, 1), (LOOPBACK, 1)] {
+        let kernel = Kernel::default();
+        let found = probe(&kernel, USER, &[host], &[Type::STREAM], false);
+        assert_eq!(
+            (found, *kernel.binds.borrow()),
+            (Verdict::Free, binds),
+            "{host}"
+        );
+    }
 }
 
 /// Such as a server and its connections in TIME_WAIT, or one of IPv4 and one of IPv6.

@@ -57,7 +57,8 @@ pub(crate) use windows as probe;
 /// The socket is dual-stack: it occupies the port on every IPv4 and IPv6
 /// address. Where the system has no IPv6, it occupies every IPv4 address.
 /// On Windows it has `SO_EXCLUSIVEADDRUSE`: nobody can bind beside it, not even with
-/// `SO_REUSEADDR`.
+/// `SO_REUSEADDR`. On macOS a program that sets `SO_REUSEADDR` can bind one specific address
+/// beside it.
 ///
 /// # Examples
 ///
@@ -67,7 +68,7 @@ pub(crate) use windows as probe;
 ///
 /// let probe = BindFreePort::new(4000..=6000)?;
 /// let port = probe.port();
-/// assert!(TcpListener::bind(("127.0.0.1", port)).is_err());
+/// assert!(TcpListener::bind(("0.0.0.0", port)).is_err());
 ///
 /// probe.release()?;
 /// # Ok::<(), portlock::Error>(())

@@ -9,13 +9,19 @@ use std::{
 };
 
 use portlock::FreePort;
-use portlock_testkit::{Block, LONG, listen_strictly, lock_dir, nothing, stress};
+#[cfg(not(target_os = "macos"))]
+use portlock_testkit::nothing;
+use portlock_testkit::{Block, LONG, listen_strictly, lock_dir, stress};
 use serial_test::serial;
 
 // All of these are serial: a child that one test starts inherits the sockets of
 // the others until it executes its program, and a strict bind would see them.
 
 /// Runs `test` while `n` threads start one child after the other.
+///
+/// Not on macOS, where each child has a copy of the probe for a moment that keeps even servers with
+/// `SO_REUSEADDR` from its port (docs/guarantees.md).
+#[cfg(not(target_os = "macos"))]
 fn while_spawning(n: usize, test: impl FnOnce()) {
     let done = AtomicBool::new(false);
     let spawned = AtomicUsize::new(0);
@@ -78,6 +84,7 @@ fn sixteen_threads_on_32_ports_never_overlap() {
     assert_eq!((overlaps.into_inner(), failed_binds.into_inner()), (0, 0));
 }
 
+#[cfg(not(target_os = "macos"))]
 #[test]
 #[serial]
 fn a_released_port_can_be_leased_at_once_while_children_start() {
@@ -108,6 +115,7 @@ fn a_released_port_can_be_leased_at_once_while_children_start() {
     );
 }
 
+#[cfg(not(target_os = "macos"))]
 #[test]
 #[serial]
 fn a_leased_port_can_be_bound_at_once_while_children_start() {

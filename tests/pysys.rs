@@ -49,14 +49,24 @@ fn allocate(parent: &Parent) {
     drop(dropped);
     assert!(!is_leased(port));
 
-    // On another address than the one that is asked for, a port may be in use.
+    // On another address than the one that is asked for, a port may be in use. macOS has one
+    // loopback address of each family.
+    let (other, family) = if cfg!(target_os = "macos") {
+        ("::1", Family::V6)
+    } else {
+        ("127.0.0.2", Family::V4)
+    };
+    let is_in_use_at_other = |port| {
+        let is_in_use = port_is_in_use(port, other, family, SocketType::Stream);
+        is_in_use.expect("no failure")
+    };
     let servers: Vec<TcpListener> = all
         .iter()
         .map(|port| TcpListener::bind(("127.0.0.1", port)).expect("free"))
         .collect();
-    assert!(is_in_use(port, "") && is_in_use(port, "localhost") && !is_in_use(port, "127.0.0.2"));
-    let port = allocate_tcp_port(&["127.0.0.2"], Family::V4).expect("free there");
-    assert!(is_leased(port) && is_in_use(port, "127.0.0.2"), "for good");
+    assert!(is_in_use(port, "") && is_in_use(port, "localhost") && !is_in_use_at_other(port));
+    let port = allocate_tcp_port(&[other], family).expect("free there");
+    assert!(is_leased(port) && is_in_use_at_other(port), "for good");
     drop(servers);
 
     let three: Vec<TcpPortOwner> = (0..3)

@@ -168,6 +168,8 @@ fn what_the_environment_says_of_other_listeners_is_replaced() {
     assert!(!env.out().contains("LISTEN_"));
 }
 
+// As /proc shows.
+#[cfg(target_os = "linux")]
 #[test]
 fn descriptors_from_3_on_are_the_listeners_and_the_locks_come_after() {
     let scene = Scene::new(3);

@@ -357,12 +357,12 @@ fn a_closed_file_is_unknown_where_no_list_of_locks_shows_it() {
     );
     let list = hidden("list").expect("as before").code(0);
     assert_eq!(
-        line_of(&list.out(), closed),
+        line_of(list.out(), closed),
         [&closed.to_string(), "unknown"]
     );
     let map = hidden("list --map").expect("as before").code(0);
     let map = map.out();
-    assert_eq!(legend(&map).get(&'?'), Some(&1), "{map}");
+    assert_eq!(legend(map).get(&'?'), Some(&1), "{map}");
     let clean = hidden("clean").expect("as before").code(0);
     clean.prints("1 lock file removed, 1 kept");
     assert!(closed_file.exists());

@@ -81,6 +81,8 @@ fn a_reader_that_has_gone_is_no_failure() {
     }
 }
 
+// With /dev/full.
+#[cfg(target_os = "linux")]
 #[test]
 fn a_full_device_is_a_failure() {
     let scene = Scene::new(1);

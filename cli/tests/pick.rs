@@ -1,8 +1,8 @@
 //! `portlock pick`: leases for processes that are already running.
 
-#[cfg(unix)]
-use std::process::Stdio;
 use std::{collections::HashSet, process::id};
+#[cfg(unix)]
+use std::{fs, process::Stdio};
 #[cfg(target_os = "linux")]
 use std::{fs::OpenOptions, os::unix::net::UnixStream, process::Command};
 
@@ -48,9 +48,20 @@ fn in_a_shell_script_the_lease_lasts_as_long_as_the_script() {
             "(portlock pick --pid $$) >port; read port <port",
         ] {
             let scene = Scene::new(1);
-            let script = format!("{script}; echo $port; read line");
-            let mut command = scene.script(shell, &script);
-            command.current_dir(scene.dir());
+            let script = format!("{script}; echo $port; read line\n");
+            let dir = tempfile::tempdir().expect("a temporary directory");
+            let mut command = if cfg!(target_os = "macos") {
+                // Its bash 3.2 runs a command substitution in a subshell if the script is an
+                // argument.
+                let file = dir.path().join("script");
+                fs::write(&file, &script).expect("our own directory");
+                let mut command = scene.command(shell);
+                command.arg(file);
+                command
+            } else {
+                scene.script(shell, &script)
+            };
+            command.current_dir(dir.path());
             let mut shell = Running::start(command);
             assert_eq!(shell.hear(), scene.port().to_string(), "{script}");
             for _ in 0..2 {
@@ -127,7 +138,7 @@ fn a_process_that_has_ended_gets_nothing() {
     let mut ended = Command::new("true").spawn().expect("true is installed");
     let pid = ended.id().to_string();
     until("the child's end", || {
-        let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("a child");
+        let state = fs::read_to_string(format!("/proc/{pid}/stat")).expect("a child");
         state.contains(") Z ").then_some(())
     });
     let pick = || scene.portlock(["pick", "--pid", &pid]).code(FAILED);

@@ -822,8 +822,10 @@ fn two_servers_never_grant_the_same_port() {
 
 #[test]
 fn ports_in_time_wait_are_granted_when_no_other_is_left() {
+    // Nothing shows that it is TIME_WAIT on macOS.
+    let by_default = if cfg!(target_os = "macos") { 1 } else { 4 };
     for (name, flag, strictly_first, all) in [
-        ("default", None, true, 4),
+        ("default", None, true, by_default),
         ("no", Some("--reuse-address=no"), true, 1),
         ("yes", Some("--reuse-address"), false, 4),
     ] {
@@ -851,7 +853,9 @@ fn ports_in_time_wait_are_granted_when_no_other_is_left() {
     }
 }
 
-/// A port that came back is strictly free and goes first, however many are in TIME_WAIT.
+/// A port that came back is strictly free and goes first, however many are in TIME_WAIT. On macOS
+/// those are granted only if that was asked for, and then at equal rank.
+#[cfg(not(target_os = "macos"))]
 #[test]
 fn a_port_that_came_back_is_granted_before_those_in_time_wait() {
     let (dir, ports) = (lock_dir(), Ports::new(8));
@@ -870,7 +874,11 @@ fn a_port_that_came_back_is_granted_before_those_in_time_wait() {
 fn clients_in_turn_get_more_ports_than_the_pool_has() {
     const CLIENTS: usize = 60;
     let (dir, ports) = (lock_dir(), Ports::new(20));
-    let server = Server::start(dir.path(), &own_address("in-turn"), &ports);
+    let (address, text) = (own_address("in-turn"), ports.text());
+    let mut args = vec!["--address", &address, "--ports", &text];
+    // By default only where something shows that it is TIME_WAIT.
+    args.extend(cfg!(target_os = "macos").then_some("--reuse-address"));
+    let server = Server::start_command(serve(dir.path(), &args), &address);
     let start = Instant::now();
     for i in 0..CLIENTS {
         let mut client = client();
@@ -1267,7 +1275,9 @@ fn silent_connections_keep_nobody_waiting() {
     }
     let (dir, ports) = (lock_dir(), Ports::new(64));
     let server = Server::start(dir.path(), &own_address("silent"), &ports);
-    let silent: Vec<UnixStream> = (0..SILENT).map(|_| server.connect()).collect();
+    // On macOS a full queue refuses connections.
+    let connect = || until("room in the queue", || connect(&server.address).ok());
+    let silent: Vec<UnixStream> = (0..SILENT).map(|_| connect()).collect();
     let mut longest = Duration::ZERO;
     for _ in 0..50 {
         let start = Instant::now();

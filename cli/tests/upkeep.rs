@@ -13,7 +13,9 @@ use std::{
 use std::{io::Write, os::unix::process::CommandExt};
 
 use ephemeral::{ephemeral, tells_ephemeral};
-use portlock_testkit::{FAILED, NAME, Running, Said, Scene, TIMED_OUT, TRUE, answer, is_wine, set};
+use portlock_testkit::{
+    FAILED, NAME, Running, Said, Scene, TIMED_OUT, TRUE, answer, has_second_loopback, is_wine, set,
+};
 #[cfg(unix)]
 use portlock_testkit::{OrdinaryUser, am_root, is_installed, set_mode};
 use serde_json::json;
@@ -201,6 +203,9 @@ fn waiting_for_a_port_ends_when_it_is_free() {
 
 #[test]
 fn a_port_is_to_be_free_on_the_address_that_is_named() {
+    if !has_second_loopback() {
+        return;
+    }
     let scene = Scene::new(1);
     let port = scene.port().to_string();
     let server = TcpListener::bind(("127.0.0.2", scene.port())).expect("a free port");
@@ -533,7 +538,7 @@ fn bash_completes_commands_and_options() {
         let script = format!(
             "eval \"$(portlock completions bash)\"
             COMP_WORDS=({words}) COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
-            _portlock portlock \"${{COMP_WORDS[-1]}}\" \"${{COMP_WORDS[-2]}}\"
+            _portlock portlock \"${{COMP_WORDS[COMP_CWORD]}}\" \"${{COMP_WORDS[COMP_CWORD - 1]}}\"
             echo \"${{COMPREPLY[@]}}\""
         );
         let shell = answer(scene.script("bash", &script)).code(0);

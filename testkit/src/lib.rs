@@ -34,7 +34,9 @@ pub use dir::{NOT_FOUND, lock_dir, text};
 pub use file_system::{BINDFS, FILE_SYSTEMS, on_file_system, run_on_each_file_system};
 #[cfg(unix)]
 pub use machine::is_ignored;
-pub use machine::{have_strace, is_installed, is_wine, low_ports_are_privileged};
+pub use machine::{
+    has_second_loopback, have_strace, is_installed, is_wine, low_ports_are_privileged,
+};
 #[cfg(unix)]
 pub use namespace::{in_initial_namespace, is_permitted, start_in_namespace, unshare};
 pub use oracle::Oracle;

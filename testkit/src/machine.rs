@@ -25,6 +25,15 @@ fn can_start(program: &str, version: &str) -> bool {
     can_start
 }
 
+/// Whether 127.0.0.2 is an address of this machine, as it is on all systems but macOS.
+pub fn has_second_loopback() -> bool {
+    let has_it = !cfg!(target_os = "macos");
+    if !has_it {
+        eprintln!("left out: 127.0.0.2 is no address of this machine");
+    }
+    has_it
+}
+
 /// Whether this is Windows as Wine has it, where `what` is left out of a test.
 pub fn is_wine(what: &str) -> bool {
     let is_wine = cfg!(windows) && env::var_os("WINECONFIGDIR").is_some();

@@ -9,9 +9,9 @@ use std::{
     path::Path,
 };
 
-use socket2::Type;
+use socket2::{Socket, Type};
 
-use crate::socket::bind;
+use crate::socket::{bind, bind_v4};
 
 const STEP: u16 = 128;
 /// Below the ephemeral ports of every system.
@@ -45,9 +45,10 @@ fn reserve(first: u16) -> Option<File> {
 /// Whether strict binds succeed. What a child that another test is just starting has of the
 /// socket must not keep the test from leasing the port; on Windows it has nothing.
 fn is_free(port: u16, types: &[Type]) -> bool {
-    types.iter().all(|&ty| {
-        bind(port, ty).is_ok_and(|socket| cfg!(windows) || socket.set_reuse_address(true).is_ok())
-    })
+    let is_closed = |socket: Socket| cfg!(windows) || socket.set_reuse_address(true).is_ok();
+    types
+        .iter()
+        .all(|&ty| bind_v4(port, ty).is_ok_and(is_closed) && bind(port, ty).is_ok_and(is_closed))
 }
 
 /// `first-last`.

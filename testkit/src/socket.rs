@@ -2,12 +2,12 @@
 
 use std::{
     io,
-    net::{Ipv6Addr, SocketAddr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 #[cfg(unix)]
 use std::{
     io::Read,
-    net::{Ipv4Addr, TcpListener, TcpStream},
+    net::{TcpListener, TcpStream},
 };
 
 use socket2::{Domain, Socket, Type};
@@ -15,7 +15,15 @@ use socket2::{Domain, Socket, Type};
 #[cfg(unix)]
 use crate::LONG;
 
-/// Returns a socket bound to `port` on every address, without `SO_REUSEADDR`.
+/// Returns a socket bound to `port` on every IPv4 address, without `SO_REUSEADDR`.
+pub(crate) fn bind_v4(port: u16, ty: Type) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::IPV4, ty, None)?;
+    socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
+    Ok(socket)
+}
+
+/// Returns a socket bound to `port` on every address, without `SO_REUSEADDR`. On macOS it does not
+/// see a socket of every IPv4 address.
 pub(crate) fn bind(port: u16, ty: Type) -> io::Result<Socket> {
     let socket = Socket::new(Domain::IPV6, ty, None)?;
     socket.set_only_v6(false)?;

@@ -14,7 +14,12 @@ pub(super) const ADDRESS_HELP: &str = "Where to listen: a path";
 pub(crate) const PICK_HELP: &str = "\
 The lease is for the parent of portlock. In a shell script, TEST_PORT=$(portlock pick)
 is leased until the script ends. Where the parent is a process that ends right away, say
---pid $$: in a pipeline, in a subshell in parentheses, and behind timeout, env or sh -c.";
+--pid $$: in a pipeline, in a subshell in parentheses, behind timeout, env or sh -c, and in
+what /bin/sh and /bin/bash of macOS run by -c, eval or source.";
+
+/// The most descriptors that a process may ask for: a higher soft limit is refused even where the
+/// hard limit is infinite (setrlimit(2), `OPEN_MAX`).
+pub(super) const OPEN_MAX: Option<u64> = Some(10_240);
 
 /// Returns the parent: macOS has no /proc to tell a caller from a subshell by.
 ///

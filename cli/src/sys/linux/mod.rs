@@ -67,6 +67,8 @@ portlock ends with an error that asks for --pid if it cannot tell who will use t
 behind a process that may not be inspected, in an orphan, if only init is left, or without
 a /proc of this pid namespace.";
 pub(super) const DEFAULT_ADDRESS: Option<&str> = Some("@unittest-portserver");
+/// The most descriptors that a process may ask for: as many as its hard limit says.
+pub(super) const OPEN_MAX: Option<u64> = None;
 pub(super) const ADDRESS_HELP: &str = "Where to listen: @NAME in the abstract namespace, or a path";
 
 /// The ports on which a TCP socket listens or a UDP socket is bound, in this

@@ -275,6 +275,10 @@ impl Wishes {
 /// Thousands of clients may be connected at once, and each takes a descriptor.
 pub(crate) fn raise_descriptor_limit() -> io::Result<()> {
     let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
+    limit.current = match (system::OPEN_MAX, limit.maximum) {
+        (Some(most), Some(maximum)) => Some(most.min(maximum)),
+        (Some(most), None) => Some(most),
+        (None, maximum) => maximum,
+    };
     Ok(setrlimit(Resource::Nofile, limit)?)
 }

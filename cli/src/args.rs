@@ -201,7 +201,8 @@ pub(crate) struct Pick {
 /// List every lease.
 ///
 /// A lock file that is left from an earlier lease is shown as stale. It does no
-/// harm, and its port is free.
+/// harm, and its port is free. Where the system does not list the locks that are
+/// held, a lock file that this user cannot open is shown as unknown.
 #[derive(Debug, clap::Args)]
 pub(crate) struct List {
     /// Also show the lock files of ports that are not leased.

@@ -409,7 +409,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let ports = PortSet::from(21_000..=21_999);
         let pool = Pool::new(&ports, None, Some(dir.path().to_owned()));
-        for _ in 0..200 {
+        for _ in 0..400 {
             let waiting = if cfg!(windows) { "cmd" } else { "cat" };
             let mut child = std::process::Command::new(waiting)
                 .stdin(std::process::Stdio::piped())
@@ -425,8 +425,9 @@ mod tests {
         let is_lock_file =
             |name: &Result<String, _>| name.as_ref().is_ok_and(|name| name.parse::<u16>().is_ok());
         let files = names.filter(is_lock_file).count();
-        // A port that was not used before each time would leave 200.
-        assert!(files <= 64, "{files} lock files");
+        // A port that was not used before each time would leave 400. On a crowded machine it takes
+        // longer until it is checked again which clients have ended.
+        assert!(files <= 200, "{files} lock files");
     }
 
     #[test]

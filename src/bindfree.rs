@@ -492,7 +492,11 @@ pub(crate) fn bind_one(
     match socket.bind(&address.into()) {
         Ok(()) => Ok(socket),
         Err(error) if probe::is_not_permitted(&error) => Err(Unavailable::NotPermitted.into()),
-        Err(error) if probe::is_in_use(&error) && is_shared => Err(Unavailable::Bound.into()),
+        // A UDP socket that has the port is not asked what it is: if it has SO_REUSEADDR, a second
+        // one with that option is bound beside it, and gets its datagrams.
+        Err(error) if probe::is_in_use(&error) && (is_shared || ty == Type::DGRAM) => {
+            Err(Unavailable::Bound.into())
+        }
         Err(error) if probe::is_in_use(&error) => {
             match (probe::occupant(&socket, address)?, how) {
                 // Bound with `SO_REUSEADDR` now.

@@ -351,3 +351,18 @@ fn the_address_to_connect_to() {
         TcpStream::connect(port.addr()).expect("it listens there");
     }
 }
+
+/// To find out whether a socket that lingers has the port, a TCP socket is bound again with
+/// SO_REUSEADDR. A UDP socket would then be bound beside the server, and get its datagrams.
+#[test]
+fn a_udp_server_with_reuse_address_is_not_joined_by_a_probe() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let loopback = ip("127.0.0.1");
+    let _server = bind(loopback, *block.ports.start(), Type::DGRAM, false, true);
+    let builder = builder(&dir, &block).protocol(Protocol::Udp);
+    for builder in [builder.clone(), builder.host(loopback)] {
+        let error = builder.try_acquire().expect_err("the server has it");
+        let counts = error.counts().expect("no port is free");
+        assert_eq!((counts.bound, counts.lingering), (1, 0), "{error}");
+    }
+}

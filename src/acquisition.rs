@@ -1,6 +1,7 @@
 //! One call's way to its leases: one pass after the other, and the waiting in between.
 
 use std::{
+    iter,
     net::{IpAddr, TcpListener},
     thread,
     time::{Duration, Instant},
@@ -11,7 +12,8 @@ use crate::{
     clock::since_1970,
     error::{Error, ErrorKind, Result},
     freeport::FreePort,
-    leases,
+    leases::{self, Doubt},
+    lock::{PortLock, lock_file},
     pass::{Candidate, Pass, Request, Scope},
     ports::PortSet,
     search::Exhausted,
@@ -33,6 +35,9 @@ const DOUBT_PAUSES: [Duration; 4] = [
     Duration::from_millis(4),
     Duration::from_millis(16),
 ];
+
+/// The pause before each of [`lock_file::MAX_ENDING_RETRIES`].
+const ENDING_PAUSE: Duration = Duration::from_millis(16);
 
 /// A request, and how long it may take.
 #[derive(Debug)]
@@ -176,7 +181,7 @@ impl Acquisition<'_> {
         headline: impl Fn() -> String,
         mut find: impl FnMut(&Pass<'_>) -> Attempt<T, Exhausted>,
     ) -> Result<T> {
-        match self.pass(&mut find, Scope::All) {
+        match self.pass(&mut find, Scope::All, None) {
             Ok(found) => Ok(found),
             Err(Failure::Unavailable(exhausted)) => self.wait(&headline, &mut find, exhausted),
             Err(Failure::Error(error)) => Err(error),
@@ -188,10 +193,11 @@ impl Acquisition<'_> {
         &self,
         find: &mut impl FnMut(&Pass<'_>) -> Attempt<T, Exhausted>,
         scope: Scope<'_>,
+        mut handed: Option<PortLock>,
     ) -> Attempt<T, Exhausted> {
         let mut removals = 0;
         loop {
-            match find(&Pass::begin(&self.request, scope)?) {
+            match find(&Pass::begin(&self.request, scope, handed.take())?) {
                 Err(Failure::Error(error))
                     if error.kind() == ErrorKind::LockDir && removals < MAX_REMOVALS =>
                 {
@@ -215,18 +221,24 @@ impl Acquisition<'_> {
         let mut pass_took = Duration::ZERO;
         let mut waiting: Option<Waiting<'_>> = None;
         let mut released = None;
-        let mut pauses = DOUBT_PAUSES.into_iter();
+        let mut doubt_pauses = DOUBT_PAUSES.into_iter();
+        let mut ending_pauses = iter::repeat_n(ENDING_PAUSE, lock_file::MAX_ENDING_RETRIES);
         let mut calls = self.on_wait.map(|callback| Calls::begin(callback, start));
         loop {
             let waited = start.elapsed();
             let left = self.timeout.saturating_sub(waited);
             let dir = self.request.open_dir(since_1970())?;
             let is_over = released.is_none() && (left.is_zero() || !exhausted.may_change());
+            let mut handed = None;
             let scope = if is_over {
-                let is_in_doubt = || leases::any_is_in_doubt(dir.as_ref(), exhausted.leased());
-                match pauses.next() {
-                    Some(pause) if is_in_doubt()? => thread::sleep(pause),
-                    _ => {
+                let pause = match leases::doubt(dir.as_ref(), exhausted.leased())? {
+                    None => None,
+                    Some(Doubt::Momentary) => doubt_pauses.next(),
+                    Some(Doubt::Ending) => doubt_pauses.next().or_else(|| ending_pauses.next()),
+                };
+                match pause {
+                    Some(pause) => thread::sleep(pause),
+                    None => {
                         let waited = match self.timeout {
                             Duration::ZERO => String::new(),
                             _ => format!(" after {:.1} s", waited.as_secs_f64()),
@@ -248,8 +260,15 @@ impl Acquisition<'_> {
                     _ => Waiting::new(dir.as_ref(), self.ports()),
                 };
                 let interrupt = calls.as_ref().map(Calls::due);
-                released = match waiting.insert(queued).wait(pass_took, left, interrupt) {
+                let queued = waiting.insert(queued);
+                queued.watch_for(exhausted.leased());
+                released = match queued.wait(pass_took, left, interrupt) {
                     Woken::Released(ports) => Some(ports),
+                    Woken::Locked(lock) => {
+                        let port = lock.port();
+                        handed = Some(lock);
+                        Some(PortSet::from(port..=port))
+                    }
                     Woken::Due => None,
                     Woken::Interrupted if start.elapsed() < self.timeout => continue,
                     Woken::Interrupted => None,
@@ -259,7 +278,7 @@ impl Acquisition<'_> {
                     .map_or(Scope::AllAfterCheck, Scope::Released)
             };
             let pass_start = Instant::now();
-            exhausted = match self.pass(find, scope) {
+            exhausted = match self.pass(find, scope, handed) {
                 Ok(found) => return Ok(found),
                 Err(Failure::Unavailable(exhausted)) => exhausted,
                 Err(Failure::Error(error)) => return Err(error),

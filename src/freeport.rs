@@ -183,10 +183,13 @@ impl FreePort {
     /// Writes that the lease belongs to the process `pid`, and keeps the label.
     fn record(&self, kind: Kind, pid: u32) -> Result<()> {
         let process = process::find(pid)?;
-        let owner = self.lock.read_owner()?;
-        let label = owner.as_ref().and_then(Owner::label);
-        self.lock
-            .write_long(&owner::of_process(kind, &process, label))
+        let record = || {
+            let owner = self.lock.read_owner()?;
+            let label = owner.as_ref().and_then(Owner::label);
+            self.lock
+                .write_long(&owner::of_process(kind, &process, label))
+        };
+        record().map_err(|failure| self.lock.needs_record(failure))
     }
 
     /// Waits until a server accepts connections at [`addr`](Self::addr) or, if the builder

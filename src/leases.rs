@@ -13,7 +13,7 @@ use crate::{
     mark,
     owner::{self, Kind, Owner},
     process, registry,
-    unavailable::Failure,
+    unavailable::{Attempt, Failure},
     waiting,
 };
 
@@ -85,6 +85,17 @@ pub(crate) enum Taker {
     Unknown,
 }
 
+/// Who has a lock that is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Holder {
+    /// The process in the record.
+    Recorded,
+    /// A process that inherited the lock from that one, which has ended.
+    Heir,
+    /// Not the process in the record, which has ended.
+    Unknown,
+}
+
 /// What [`LockDir::clean`] did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -103,6 +114,10 @@ const STRAY_MIN_AGE: Duration = Duration::from_secs(3600);
 /// and the pause before each.
 const MAX_RELEASE_RETRIES: u32 = 200;
 const RELEASE_RETRY_INTERVAL: Duration = Duration::from_millis(1);
+
+/// Largest number of retries to lock a file that is listed, and the pause before each.
+const MAX_LIST_RETRIES: u32 = 5;
+const LIST_RETRY_INTERVAL: Duration = Duration::from_millis(1);
 
 impl LockDir {
     /// Every lock file in the directory, by port.
@@ -201,7 +216,7 @@ impl OpenDir {
         } else {
             match listed.has(self, port, owner.as_ref()) {
                 Some(held) => held,
-                None => match PortLock::try_existing(self, port, Access::Lock) {
+                None => match self.lock_to_list(port, owner.as_ref()) {
                     Ok(_) => false,
                     Err(Failure::Unavailable(_)) => true,
                     Err(Failure::Error(error)) if error.is_denied() => {
@@ -216,10 +231,12 @@ impl OpenDir {
                 },
             }
         };
-        let inherited = match &owner {
-            Some(owner) if is_locked => self.is_inherited(port, owner, listed)?,
-            _ => false,
+        let holder = match &owner {
+            Some(owner) if is_locked => self.locked_by(port, owner, listed)?,
+            _ => Holder::Recorded,
         };
+        let owner = owner.filter(|_| holder != Holder::Unknown);
+        let inherited = holder == Holder::Heir;
         let state = match (is_locked, is_kept) {
             (true, _) if inherited => EntryState::Inherited,
             (true, _) => EntryState::Held,
@@ -235,24 +252,53 @@ impl OpenDir {
         })
     }
 
-    /// Returns whether the port, which is locked, is leased by a process that inherited the lock from the one
-    /// in the record.
-    fn is_inherited(&self, port: u16, owner: &Owner, listed: &mut ListedLocks) -> Result<bool> {
-        // Another taker is a caller that checks the port, or has not written its record yet.
-        Ok(lock::has_ended(self, port, owner)?
-            && !matches!(listed.taker(self, port, &owner.process), Taker::Another))
+    /// Locks the file of `port`, which has this record. Tries again while it is locked, unless the process
+    /// in the record lives: another caller may list it too, or the lock of a process that has ended may be
+    /// about to end.
+    fn lock_to_list(&self, port: u16, owner: Option<&Owner>) -> Attempt<Option<PortLock>> {
+        for _ in 0..MAX_LIST_RETRIES {
+            match PortLock::try_existing(self, port, Access::Lock) {
+                Err(Failure::Unavailable(_)) => {}
+                outcome => return outcome,
+            }
+            if let Some(owner) = owner
+                && !lock::has_ended(self, port, owner)?
+            {
+                break;
+            }
+            thread::sleep(LIST_RETRY_INTERVAL);
+        }
+        PortLock::try_existing(self, port, Access::Lock)
+    }
+
+    /// Returns who has the port, which is locked and has this record.
+    fn locked_by(&self, port: u16, owner: &Owner, listed: &mut ListedLocks) -> Result<Holder> {
+        if !lock::has_ended(self, port, owner)? {
+            return Ok(Holder::Recorded);
+        }
+        Ok(match listed.taker(self, port, &owner.process) {
+            // A caller that checks the port, or has not written its record yet.
+            Taker::Another => Holder::Unknown,
+            // Such a caller, or nobody: the lock may outlive its process for a while.
+            _ if !lock_file::IS_INHERITED => Holder::Unknown,
+            _ => Holder::Heir,
+        })
     }
 
     /// Returns who has a port that was found to be leased, for a message.
     fn holder(&self, port: u16, listed: &mut ListedLocks) -> Option<String> {
         let owner = lock::recorded_owner(self, port).ok()??;
-        let inherited =
-            owner.kind != Kind::Delegated && self.is_inherited(port, &owner, listed).ok()?;
-        Some(if inherited {
-            inherited_from(&owner, listed.heir(self, port).as_ref())
-        } else {
-            owner.to_string()
-        })
+        let holder = match owner.kind {
+            // It has no lock, and where its process has ended, another one has.
+            Kind::Delegated if lock::has_ended(self, port, &owner).ok()? => Holder::Unknown,
+            Kind::Delegated => Holder::Recorded,
+            _ => self.locked_by(port, &owner, listed).ok()?,
+        };
+        match holder {
+            Holder::Recorded => Some(owner.to_string()),
+            Holder::Heir => Some(inherited_from(&owner, listed.heir(self, port).as_ref())),
+            Holder::Unknown => None,
+        }
     }
 }
 
@@ -318,17 +364,28 @@ pub(crate) fn holders(dir: Option<&OpenDir>, ports: Vec<u16>) -> Vec<(u16, Optio
 /// several times as long as the search.
 const MAX_DOUBTED_PORTS: usize = 32;
 
-/// Returns whether any of these ports, none of which could be leased, may have been locked only for a
-/// moment: by a caller that checks it, as `list` and `clean` do.
+/// Why a port that could not be leased may not be leased.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Doubt {
+    /// Its lock may have been taken only for a moment: by a caller that checks it, as `list` and `clean`
+    /// do.
+    Momentary,
+    /// The process in the record has ended, and its lock may be about to end.
+    Ending,
+}
+
+/// Returns why any of these ports, none of which could be leased, may not be leased. Of several reasons
+/// the one that can take longest.
 ///
 /// # Errors
 ///
 /// The system fails to report it.
-pub(crate) fn any_is_in_doubt(dir: Option<&OpenDir>, ports: &[u16]) -> Result<bool> {
+pub(crate) fn doubt(dir: Option<&OpenDir>, ports: &[u16]) -> Result<Option<Doubt>> {
     let Some(dir) = dir.filter(|_| ports.len() <= MAX_DOUBTED_PORTS) else {
-        return Ok(false);
+        return Ok(None);
     };
     let mark = mark::current();
+    let mut greatest = None;
     let mut listed = ListedLocks::new();
     // Many ports have the same few owners.
     let mut ended = HashMap::new();
@@ -337,32 +394,38 @@ pub(crate) fn any_is_in_doubt(dir: Option<&OpenDir>, ports: &[u16]) -> Result<bo
             Err(error) if error.is_denied() => continue,
             owner => owner?,
         };
-        let Some(owner) = owner else {
-            return Ok(true);
-        };
-        let is_in_doubt = if owner.kind == Kind::Delegated {
-            !lock::is_kept(dir, port, Some(&owner))?
-        } else if owner.process == process::this_as(mark).0 {
-            !registry::is_claimed(port, mark)
-        } else {
-            match listed.taker(dir, port, &owner.process) {
-                Taker::Recorded => false,
-                Taker::Another | Taker::Unlisted => true,
-                Taker::Unknown => match ended.get(&owner.process) {
-                    Some(ended) => *ended,
-                    None => {
-                        let has_ended = lock::has_ended(dir, port, &owner)?;
-                        ended.insert(owner.process, has_ended);
-                        has_ended
-                    }
-                },
+        let momentary = |is_in_doubt: bool| is_in_doubt.then_some(Doubt::Momentary);
+        let doubt = match owner {
+            None => Some(Doubt::Momentary),
+            Some(owner) if owner.kind == Kind::Delegated => {
+                momentary(!lock::is_kept(dir, port, Some(&owner))?)
             }
+            Some(owner) if owner.process == process::this_as(mark).0 => {
+                momentary(!registry::is_claimed(port, mark))
+            }
+            Some(owner) => match listed.taker(dir, port, &owner.process) {
+                Taker::Recorded => None,
+                Taker::Another | Taker::Unlisted => Some(Doubt::Momentary),
+                Taker::Unknown => {
+                    let has_ended = match ended.get(&owner.process) {
+                        Some(has_ended) => *has_ended,
+                        None => {
+                            let has_ended = lock::has_ended(dir, port, &owner)?;
+                            ended.insert(owner.process, has_ended);
+                            has_ended
+                        }
+                    };
+                    if has_ended {
+                        Some(Doubt::Ending)
+                    } else {
+                        ListedLocks::DOUBT_OF_UNKNOWN_TAKER
+                    }
+                }
+            },
         };
-        if is_in_doubt {
-            return Ok(true);
-        }
+        greatest = greatest.max(doubt);
     }
-    Ok(false)
+    Ok(greatest)
 }
 
 impl LockDir {
@@ -439,7 +502,9 @@ impl LockDir {
             });
         };
         let counts = |owner: &Owner| owner.kind != Kind::Held;
-        let Some(owner) = lock.read_owner()?.filter(counts) else {
+        let owner = lock.read_owner();
+        let owner = owner.map_err(|failure| lock.needs_record(failure))?;
+        let Some(owner) = owner.filter(counts) else {
             return refuse("it is not leased".into());
         };
         if owner.kind == Kind::Passed && !lock::is_kept(dir, port, Some(&owner))? {
@@ -454,6 +519,7 @@ impl LockDir {
             ));
         }
         lock.write_owner(&owner::nobody())
+            .map_err(|failure| lock.needs_record(failure))
     }
 
     /// Removes the lock files of ports that are not leased, and what waiters have left.
@@ -500,8 +566,16 @@ impl LockDir {
             };
             // Without a lock a held lease has ended. Of the others, only what is proven to have
             // ended is removed.
-            let owner = lock.read_owner()?.filter(|owner| owner.kind != Kind::Held);
-            if let Some(owner) = owner
+            let owner = match lock.read_owner() {
+                Ok(owner) => owner,
+                // Another program has it open.
+                Err(Failure::Unavailable(_)) => {
+                    cleaned.kept += 1;
+                    continue;
+                }
+                Err(Failure::Error(error)) => return Err(error),
+            };
+            if let Some(owner) = owner.filter(|owner| owner.kind != Kind::Held)
                 && !lock::has_ended(dir, port, &owner)?
             {
                 cleaned.kept += 1;

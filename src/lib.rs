@@ -349,7 +349,7 @@
 //! | what makes it trustworthy | owner and mode | owner and mode | that it is a directory and no reparse point; its access control list stays as inherited |
 //! | strict bind | without `SO_REUSEADDR` | the same, of both wildcard addresses | with `SO_EXCLUSIVEADDRUSE` |
 //! | a child that starts during a probe | has a copy until it executes its program | can keep the copy for its whole life | has none |
-//! | waiters are woken by a release | yes | no: they look from time to time | no: they look from time to time |
+//! | waiters are woken by a release | yes | yes, of 4 ports at a time | yes, of 4 ports at a time |
 //! | [`Builder::hold_socket`] | yes | [`Unsupported`](ErrorKind::Unsupported) | [`Unsupported`](ErrorKind::Unsupported) |
 //! | `FreePort::into_fd` | yes | yes | no |
 //! | port server | socket, also abstract | socket | named pipe |

@@ -64,6 +64,14 @@ pub(crate) enum FileStatus {
     Refused(&'static str),
 }
 
+/// Why a record was not read or written.
+pub(crate) type RecordFailure = Failure<RecordInUse, io::Error>;
+
+/// Another program has opened it for itself alone.
+#[derive(Debug)]
+#[allow(dead_code, reason = "on Unix nobody can")]
+pub(crate) struct RecordInUse;
+
 /// A held lock on one port's file. Dropping it ends the lock.
 #[derive(Debug)]
 pub(crate) struct PortLock {
@@ -86,11 +94,16 @@ impl PortLock {
     pub(crate) fn try_acquire(dir: &OpenDir, claim: Claim) -> Attempt<Self> {
         let (port, mark) = (claim.port(), claim.mark());
         let open = || open_or_create(dir, port).map(Some);
-        let Some(mut lock) = Self::try_lock(dir, port, mark, open)? else {
+        let Some(lock) = Self::lock_with(try_lock, dir, port, mark, open)? else {
             return Err(Unavailable::Leased(port).into());
         };
-        lock.claim = Some(claim);
-        lock.unless_kept_by_its_record()
+        lock.claimed(claim).unless_kept_by_its_record()
+    }
+
+    /// Makes it the lock of a claimed port.
+    pub(crate) fn claimed(mut self, claim: Claim) -> Self {
+        self.claim = Some(claim);
+        self
     }
 
     /// Locks the file of `port` without waiting, only to check whether it can be leased. Returns
@@ -100,17 +113,26 @@ impl PortLock {
     /// to.
     pub(crate) fn try_check(dir: &OpenDir, port: u16, mark: Mark) -> Attempt<Option<Self>> {
         let open = || open(dir, port, Access::Lock);
-        let lock = Self::try_lock(dir, port, mark, open)?;
+        let lock = Self::lock_with(try_lock, dir, port, mark, open)?;
         lock.map(Self::unless_kept_by_its_record).transpose()
     }
 
     /// Locks the file of `port` if there is one, without waiting, whatever its record says.
     pub(crate) fn try_existing(dir: &OpenDir, port: u16, access: Access) -> Attempt<Option<Self>> {
         let open = || open(dir, port, access);
-        Self::try_lock(dir, port, mark::current(), open)
+        Self::lock_with(try_lock, dir, port, mark::current(), open)
     }
 
-    fn try_lock(
+    /// Locks the file of `port` if there is one, for as long as another process or thread has locked
+    /// it waiting for that. Nothing ends this wait but the end of that lock.
+    #[allow(dead_code, reason = "Linux reports that a file was closed")]
+    pub(crate) fn wait_for_existing(dir: &OpenDir, port: u16) -> Attempt<Option<Self>> {
+        let open = || open(dir, port, Access::Write);
+        Self::lock_with(wait_for_lock, dir, port, mark::current(), open)
+    }
+
+    fn lock_with(
+        take: fn(&File) -> io::Result<bool>,
         dir: &OpenDir,
         port: u16,
         mark: Mark,
@@ -120,7 +142,7 @@ impl PortLock {
             let Some(file) = open()? else {
                 return Ok(None);
             };
-            if !try_lock(&file).map_err(|error| fail("lock", dir, port, error))? {
+            if !take(&file).map_err(|error| fail("lock", dir, port, error))? {
                 return Err(Unavailable::Leased(port).into());
             }
             let mut lock = Self {
@@ -141,7 +163,7 @@ impl PortLock {
     }
 
     /// Ends the lock again if the record keeps the port leased, as that of a delegated lease does.
-    fn unless_kept_by_its_record(self) -> Attempt<Self> {
+    pub(crate) fn unless_kept_by_its_record(self) -> Attempt<Self> {
         // A shorter one cannot.
         if self.is_long && is_kept(&self.dir, self.port, self.read_owner()?.as_ref())? {
             return Err(Unavailable::Leased(self.port).into());
@@ -151,6 +173,11 @@ impl PortLock {
 
     pub(crate) fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Returns whether it is a lock of this directory.
+    pub(crate) fn is_in(&self, dir: &OpenDir) -> bool {
+        self.dir.is(dir)
     }
 
     /// Checks whether the file that was locked is still the one that others find at its path, and
@@ -178,27 +205,54 @@ impl PortLock {
         Error::new(ErrorKind::Lock, message)
     }
 
-    /// Who had the lock before, or has the port without one.
-    pub(crate) fn read_owner(&self) -> Result<Option<Owner>> {
+    /// Who had the lock before, or has the port without one. The port is unavailable while another
+    /// program has opened the record for itself alone.
+    pub(crate) fn read_owner(&self) -> Attempt<Option<Owner>> {
         read_owner(&self.dir, self.port, &self.file)
     }
 
     /// Writes the record of a held lease, or of none, into the file.
     ///
     /// In place and always of the same length. Only where a longer record was, the
-    /// rest of it is cut off.
-    pub(crate) fn write_owner(&self, record: &Record<{ owner::LEN }>) -> Result<()> {
+    /// rest of it is cut off. The port is unavailable while another program has opened the record for
+    /// itself alone.
+    pub(crate) fn write_owner(&self, record: &Record<{ owner::LEN }>) -> Attempt<()> {
         self.write(record.bytes(), self.is_long)
     }
 
-    /// Writes a record that counts without the lock: the longer file is what makes it one.
-    pub(crate) fn write_long(&self, record: &Record<{ owner::LONG_LEN }>) -> Result<()> {
+    /// Does the same, but where a record that another program has open counts for nothing without
+    /// the lock, that stays as it is: the record of a held lease only informs.
+    pub(crate) fn inform(&self, record: &Record<{ owner::LEN }>) -> Attempt<()> {
+        match self.write_owner(record) {
+            Err(Failure::Unavailable(_)) if !self.is_long => Ok(()),
+            written => written,
+        }
+    }
+
+    /// Writes a record that counts without the lock: the longer file is what makes it one. The port
+    /// is unavailable while another program has opened the record for itself alone.
+    pub(crate) fn write_long(&self, record: &Record<{ owner::LONG_LEN }>) -> Attempt<()> {
         self.write(record.bytes(), false)
     }
 
-    fn write(&self, record: &[u8], is_longer: bool) -> Result<()> {
-        lock_file::write_record(self.dir.sys(), self.port, &self.file, record, is_longer)
-            .map_err(|error| fail("write owner record to", &self.dir, self.port, error))
+    fn write(&self, record: &[u8], is_longer: bool) -> Attempt<()> {
+        lock_file::write_record(self.dir.sys(), self.port, &self.file, record, is_longer).map_err(
+            |failure| unless_in_use(failure, "write owner record to", &self.dir, self.port),
+        )
+    }
+
+    /// Returns the error that this lease cannot do without its record, which was not read or written.
+    pub(crate) fn needs_record(&self, failure: Failure) -> Error {
+        match failure {
+            Failure::Error(error) => error,
+            Failure::Unavailable(_) => {
+                let cause = io::Error::new(
+                    io::ErrorKind::ResourceBusy,
+                    "another program has opened it for itself alone",
+                );
+                fail("use owner record of", &self.dir, self.port, cause)
+            }
+        }
     }
 
     /// Ends the lock.
@@ -255,9 +309,11 @@ impl Drop for PortLock {
 
 /// What the file of `port` says of its holder, if there is one and it says anything.
 pub(crate) fn recorded_owner(dir: &OpenDir, port: u16) -> Result<Option<Owner>> {
-    match open(dir, port, Access::ReadRecord) {
-        Ok(Some(file)) => read_owner(dir, port, &file),
-        Ok(None) | Err(Failure::Unavailable(_)) => Ok(None),
+    let read = open(dir, port, Access::ReadRecord)
+        .and_then(|file| file.map_or(Ok(None), |file| read_owner(dir, port, &file)));
+    match read {
+        Ok(owner) => Ok(owner),
+        Err(Failure::Unavailable(_)) => Ok(None),
         Err(Failure::Error(error)) => Err(error),
     }
 }
@@ -278,11 +334,19 @@ pub(crate) fn has_ended(dir: &OpenDir, port: u16, owner: &Owner) -> Result<bool>
     Ok(evidence == Evidence::Gone)
 }
 
-fn read_owner(dir: &OpenDir, port: u16, file: &File) -> Result<Option<Owner>> {
+fn read_owner(dir: &OpenDir, port: u16, file: &File) -> Attempt<Option<Owner>> {
     let mut record = [0; owner::LONG_LEN];
     let len = lock_file::read_record(dir.sys(), port, file, &mut record)
-        .map_err(|error| fail("read owner record of", dir, port, error))?;
+        .map_err(|failure| unless_in_use(failure, "read owner record of", dir, port))?;
     Ok(Owner::parse(&record[..len]))
+}
+
+/// A port whose record is in use may be leased, or is unavailable.
+fn unless_in_use(failure: RecordFailure, operation: &str, dir: &OpenDir, port: u16) -> Failure {
+    match failure {
+        Failure::Unavailable(RecordInUse) => Unavailable::Leased(port).into(),
+        Failure::Error(error) => fail(operation, dir, port, error).into(),
+    }
 }
 
 /// Opens the file of `port`, and creates it first if it is missing.
@@ -335,6 +399,12 @@ pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
             Err(TryLockError::Error(error)) => return Err(error),
         }
     }
+}
+
+/// Takes the exclusive lock as soon as nobody else has it, and returns `true`.
+#[expect(clippy::disallowed_methods, reason = "this is the module that may")]
+fn wait_for_lock(file: &File) -> io::Result<bool> {
+    retry(|| fs4::FileExt::lock(file)).map(|()| true)
 }
 
 #[expect(clippy::disallowed_methods, reason = "this is the module that may")]

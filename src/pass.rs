@@ -1,6 +1,6 @@
 //! One pass of a call over its ports: each is tried once, and locked before it is probed.
 
-use std::{borrow::Cow, collections::BTreeMap, mem, path::Path, time::Duration};
+use std::{borrow::Cow, cell::RefCell, collections::BTreeMap, mem, path::Path, time::Duration};
 
 use crate::{
     bindfree::{Bind, Closing, Endpoints, Probe},
@@ -53,6 +53,9 @@ pub(crate) struct Pass<'a> {
     now: Duration,
     order: Order,
     closing: Closing,
+    /// The lock of one of the ports, which the watch of a waiter has taken, until an attempt on that port
+    /// uses it.
+    handed: RefCell<Option<PortLock>>,
 }
 
 /// A port that is locked and probed, but not a lease yet: others that are wanted with it may be
@@ -84,7 +87,11 @@ impl Request<'_> {
 }
 
 impl<'a> Pass<'a> {
-    pub(crate) fn begin(request: &'a Request<'a>, scope: Scope<'a>) -> Result<Self> {
+    pub(crate) fn begin(
+        request: &'a Request<'a>,
+        scope: Scope<'a>,
+        handed: Option<PortLock>,
+    ) -> Result<Self> {
         let now = since_1970();
         let dir = request.open_dir(now)?;
         let order = match (request.prefer, &dir) {
@@ -92,6 +99,8 @@ impl<'a> Pass<'a> {
             (None, Some(dir)) => Order::random_near(dir.digest()),
             (None, None) => Order::random(),
         };
+        // The directory may have been created again since.
+        let handed = handed.filter(|lock| dir.as_ref().is_some_and(|dir| lock.is_in(dir)));
         Ok(Self {
             request,
             scope,
@@ -99,6 +108,7 @@ impl<'a> Pass<'a> {
             now,
             order,
             closing: Closing::default(),
+            handed: RefCell::new(handed),
         })
     }
 
@@ -195,7 +205,10 @@ impl<'a> Pass<'a> {
     ) -> Attempt<Candidate<T>> {
         let mark = mark::current();
         let claim = registry::claim(port, mark).ok_or(Unavailable::Leased(port))?;
-        let lock = PortLock::try_acquire(self.dir()?, claim)?;
+        let lock = match self.handed(port) {
+            Some(lock) => lock.claimed(claim),
+            None => PortLock::try_acquire(self.dir()?, claim)?,
+        };
         let probe = Probe::bind(port, self.request.endpoints, self.bind(closing))?;
         let socket = finish(probe)?;
         self.record(&lock, mark)?;
@@ -203,11 +216,11 @@ impl<'a> Pass<'a> {
     }
 
     /// Writes who has the port.
-    fn record(&self, lock: &PortLock, mark: Mark) -> Result<()> {
+    fn record(&self, lock: &PortLock, mark: Mark) -> Attempt<()> {
         let label = self.request.label;
         match self.request.delegate_to {
             None => owner::with_held(mark, self.now.as_secs(), label, |record| {
-                lock.write_owner(record)
+                lock.inform(record)
             }),
             // To find it costs as much as a lease, and so comes after all that may be in vain.
             Some(pid) => {
@@ -220,6 +233,11 @@ impl<'a> Pass<'a> {
     /// Finds out whether a port seems worth taking: it is locked for a moment, without leaving a
     /// trace.
     fn check_locked(&self, port: u16, closing: bool) -> Attempt<()> {
+        if let Some(lock) = self.handed(port) {
+            self.probe(port, closing)?;
+            self.handed.replace(Some(lock));
+            return Ok(());
+        }
         match self.lock_to_check(port)? {
             Some(_lock) => self.probe(port, closing),
             // Without a lock it must not be probed.
@@ -232,8 +250,16 @@ impl<'a> Pass<'a> {
         Ok(probe.close()?)
     }
 
+    /// Returns the lock of this port if the watch has taken it, once.
+    fn handed(&self, port: u16) -> Option<PortLock> {
+        self.handed.borrow_mut().take_if(|lock| lock.port() == port)
+    }
+
     /// Locks a port that is not leased. Returns `None` if it has no lock file.
     fn lock_to_check(&self, port: u16) -> Attempt<Option<PortLock>> {
+        if let Some(lock) = self.handed(port) {
+            return Ok(Some(lock));
+        }
         let mark = mark::current();
         match &self.dir {
             _ if registry::is_claimed(port, mark) => Err(Unavailable::Leased(port).into()),

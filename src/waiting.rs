@@ -3,35 +3,38 @@
 //! Of all who wait for the same ports, threads or processes, only the leader watches; the
 //! others wait behind it in the wait queue. So a hundred waiters cost hardly more than one
 //! while nothing is released, and a release wakes one of them. What the wait queue is made
-//! of, and what wakes the leader, depends on the system: Linux has both (`waiting/linux.rs`),
-//! the others have neither (`waiting/unsupported.rs`).
+//! of, and what wakes the leader, depends on the system: Linux has both (`waiting/linux.rs`).
+//! The others have no wait queue (`waiting/unsupported.rs`), so that every waiter is a leader, and
+//! another watch (`waiting/lock_watch.rs`).
 //!
 //! The kernel does not report everything: not that a server leaves a port it had
-//! bound without a lease, that a delegated lease ends with its process, or that a
+//! bound without a lease, that a delegated lease ends with its process, or, on Linux, that a
 //! lease ends whose descriptor a child has inherited. So the leader also rescans
-//! all ports from time to time. Where there can be no watch, rescans are all there is;
-//! where there can be no wait queue, every waiter is a leader.
+//! all ports from time to time. Where there can be no watch, rescans are all there is.
 
 use std::{
     thread,
     time::{Duration, Instant},
 };
 
-use crate::{jitter::random, lock_dir::OpenDir, logging::debug, ports::PortSet};
+use crate::{jitter::random, lock::PortLock, lock_dir::OpenDir, logging::debug, ports::PortSet};
 
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(lock_watch)))]
 mod linux;
-#[cfg(not(target_os = "linux"))]
+#[cfg(any(test, lock_watch, not(target_os = "linux")))]
+mod lock_watch;
+#[cfg(any(lock_watch, not(target_os = "linux")))]
 mod unsupported;
 
-#[cfg(target_os = "linux")]
+// With `--cfg lock_watch` a test uses on Linux what the other systems use.
+#[cfg(all(target_os = "linux", not(lock_watch)))]
 use linux::{WaitQueue, Watch};
-#[cfg(not(target_os = "linux"))]
-use unsupported::{WaitQueue, Watch};
+#[cfg(any(lock_watch, not(target_os = "linux")))]
+use {lock_watch::Watch, unsupported::WaitQueue};
 
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(lock_watch)))]
 pub(crate) use linux::remove_wait_queue;
-#[cfg(not(target_os = "linux"))]
+#[cfg(any(lock_watch, not(target_os = "linux")))]
 pub(crate) use unsupported::remove_wait_queue;
 
 /// The pause of the leader before it rescans all ports. It doubles from the minimum up to
@@ -57,10 +60,24 @@ const MAX_WAIT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 pub(crate) enum Woken {
     /// These ports were released, or tried by another caller.
     Released(PortSet),
+    /// The port with this lock, which was released.
+    Locked(PortLock),
     /// All of them.
     Due,
     /// Nothing yet: the wait was interrupted, and has to be continued.
     Interrupted,
+}
+
+/// What a watch reports.
+#[derive(Debug)]
+#[allow(dead_code, reason = "each system has its own")]
+enum Event {
+    /// The files of these ports were closed.
+    Closed(Vec<u16>),
+    /// More files were closed than the kernel keeps.
+    Overflow,
+    /// A lock has ended, and is now this waiter's.
+    Locked(PortLock),
 }
 
 /// One caller's wait for some ports.
@@ -109,6 +126,13 @@ impl<'a> Waiting<'a> {
         match (&self.dir, dir) {
             (Some(ours), Some(dir)) => ours.is(dir),
             (ours, dir) => ours.is_none() && dir.is_none(),
+        }
+    }
+
+    /// Has these ports watched too, which the last scan has found leased.
+    pub(crate) fn watch_for(&mut self, leased: &[u16]) {
+        if let Some(watch) = &mut self.watch {
+            watch.watch_for(leased);
         }
     }
 
@@ -164,40 +188,42 @@ impl<'a> Waiting<'a> {
         if self.quiet_until > now {
             thread::sleep(self.quiet_until.min(until).saturating_duration_since(now));
         }
-        let released = self.watch_until(self.due.min(until));
+        let woken = self.watch_until(self.due.min(until));
+        let is_due = matches!(woken, Woken::Due);
         let next = self.due.max(self.quiet_until);
-        if released.is_none() && is_interrupted() && Instant::now() < next {
+        if is_due && is_interrupted() && Instant::now() < next {
             self.was_interrupted = true;
             return Woken::Interrupted;
         }
-        self.was_event = released.is_some();
-        released.map_or(Woken::Due, Woken::Released)
+        self.was_event = !is_due;
+        woken
     }
 
-    /// Returns those of the ports that were released, or `None` if there were none until `end`,
-    /// or the kernel does not report them.
-    fn watch_until(&mut self, end: Instant) -> Option<PortSet> {
+    /// Returns those of the ports that were released, or that all are to be scanned, if there were none
+    /// until `end` or the kernel does not report them.
+    fn watch_until(&mut self, end: Instant) -> Woken {
         loop {
             let left = end.saturating_duration_since(Instant::now());
-            let Some(watch) = &self.watch else {
+            let Some(watch) = &mut self.watch else {
                 thread::sleep(left);
-                return None;
+                return Woken::Due;
             };
             if left.is_zero() {
-                return None;
+                return Woken::Due;
             }
             match watch.wait(left) {
-                // More than the kernel keeps.
-                Ok(None) => return None,
-                Ok(Some(closed)) => {
-                    let released: PortSet = closed
+                Ok(None) => {}
+                Ok(Some(Event::Overflow)) => return Woken::Due,
+                Ok(Some(Event::Closed(ports))) => {
+                    let released: PortSet = ports
                         .into_iter()
                         .filter(|&port| self.ports.contains(port))
                         .collect();
                     if !released.is_empty() {
-                        return Some(released);
+                        return Woken::Released(released);
                     }
                 }
+                Ok(Some(Event::Locked(lock))) => return Woken::Locked(lock),
                 Err(error) => {
                     debug!("no watch for {} any more: {error}", self.ports.brief());
                     self.watch = None;
@@ -207,8 +233,8 @@ impl<'a> Waiting<'a> {
     }
 }
 
-// Elsewhere there is neither a wait queue nor a watch.
-#[cfg(all(test, target_os = "linux"))]
+// Elsewhere there is no wait queue, and another watch, which has its own tests.
+#[cfg(all(test, target_os = "linux", not(lock_watch)))]
 mod tests {
     use std::{fs, mem::MaybeUninit, sync::mpsc, time::SystemTime};
 
@@ -260,7 +286,7 @@ mod tests {
     fn released(woken: &Woken) -> Vec<u16> {
         match woken {
             Woken::Released(ports) => ports.iter().collect(),
-            Woken::Due | Woken::Interrupted => Vec::new(),
+            Woken::Locked(_) | Woken::Due | Woken::Interrupted => Vec::new(),
         }
     }
 

@@ -11,7 +11,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::{Heir, Taker};
+use super::{Doubt, Heir, Taker};
 use crate::{
     lock_dir::OpenDir,
     owner::Owner,
@@ -63,6 +63,9 @@ pub(crate) struct ListedLocks {
 }
 
 impl ListedLocks {
+    /// A lock of a process in another pid namespace, which lives, is its.
+    pub(crate) const DOUBT_OF_UNKNOWN_TAKER: Option<Doubt> = None;
+
     pub(crate) fn new() -> Self {
         Self::default()
     }

@@ -1,11 +1,14 @@
 //! The locks that the system lists, where it lists none.
 
-use super::{Heir, Taker};
+use super::{Doubt, Heir, Taker};
 use crate::{lock_dir::OpenDir, owner::Owner, process::Identity};
 
 pub(crate) struct ListedLocks;
 
 impl ListedLocks {
+    /// Every lock may be one that was taken only for a moment.
+    pub(crate) const DOUBT_OF_UNKNOWN_TAKER: Option<Doubt> = Some(Doubt::Momentary);
+
     pub(crate) fn new() -> Self {
         Self
     }

@@ -26,9 +26,8 @@ use rustix::{
     process::{Resource, getrlimit},
 };
 
-use super::{Access, FileStatus, PortLock, fail};
+use super::{Access, FileStatus, PortLock, RecordFailure, fail};
 use crate::{
-    error::Result,
     lock_dir::unix::{Dir, identity},
     retry::retry,
     unavailable::{Attempt, Unavailable},
@@ -40,6 +39,14 @@ pub(crate) const OPEN: OFlags = OFlags::NOFOLLOW
     .union(OFlags::NONBLOCK)
     .union(OFlags::NOCTTY)
     .union(OFlags::CLOEXEC);
+
+/// A child that was forked has the descriptors of its parent, and so its locks.
+pub(crate) const IS_INHERITED: bool = true;
+
+/// Number of retries for a lock that outlives its holder: none. The kernel closes the descriptors of a
+/// process before others see that it has ended (`do_exit` in kernel/exit.c, `proc_exit` in XNU's
+/// bsd/kern/kern_exit.c).
+pub(crate) const MAX_ENDING_RETRIES: usize = 0;
 
 /// Opens the file of `port` if there is one.
 ///
@@ -194,8 +201,13 @@ pub(crate) fn status(dir: &Dir, port: u16, file: &File) -> io::Result<FileStatus
 }
 
 /// Reads the record of `port`, as much of it as there is room for.
-pub(crate) fn read_record(_: &Dir, _: u16, file: &File, record: &mut [u8]) -> io::Result<usize> {
-    retry(|| file.read_at(record, 0))
+pub(crate) fn read_record(
+    _: &Dir,
+    _: u16,
+    file: &File,
+    record: &mut [u8],
+) -> Result<usize, RecordFailure> {
+    Ok(retry(|| file.read_at(record, 0))?)
 }
 
 /// Writes the record of `port`, in place: truncating would cost more than writing, and
@@ -208,7 +220,7 @@ pub(crate) fn write_record(
     file: &File,
     record: &[u8],
     is_longer: bool,
-) -> io::Result<()> {
+) -> Result<(), RecordFailure> {
     check_size_limit(record.len() as u64)?;
     write_all(file, record)?;
     if is_longer {
@@ -300,7 +312,7 @@ impl PortLock {
     ///
     /// The caller is a forked copy of the process that acquired the lock; or the
     /// descriptor cannot be duplicated.
-    pub(crate) fn into_file(mut self) -> Result<File> {
+    pub(crate) fn into_file(mut self) -> crate::error::Result<File> {
         self.must_be_ours("pass on")?;
         let file = self
             .file

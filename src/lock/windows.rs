@@ -19,17 +19,17 @@ use std::{
 };
 
 use windows_sys::Win32::{
-    Foundation::{ERROR_ACCESS_DENIED, ERROR_SHARING_VIOLATION},
+    Foundation::{ERROR_ACCESS_DENIED, ERROR_LOCK_VIOLATION, ERROR_SHARING_VIOLATION},
     Storage::FileSystem::{
         DELETE, FILE_ATTRIBUTE_REPARSE_POINT, FILE_FLAG_DELETE_ON_CLOSE,
         FILE_FLAG_OPEN_REPARSE_POINT, FILE_SHARE_DELETE, FILE_SHARE_READ, FILE_SHARE_WRITE,
     },
 };
 
-use super::{Access, FileStatus};
+use super::{Access, FileStatus, RecordFailure, RecordInUse};
 use crate::{
     lock_dir::windows::Dir,
-    unavailable::{Attempt, Unavailable},
+    unavailable::{Attempt, Failure, Unavailable},
 };
 
 const RECORD_SUFFIX: &str = ".owner";
@@ -38,6 +38,13 @@ const RECORD_SUFFIX: &str = ".owner";
 /// exclusively, and the pause before each.
 const MAX_OPEN_RETRIES: u32 = 50;
 const OPEN_RETRY_INTERVAL: Duration = Duration::from_millis(1);
+
+/// A lock is its process's own, whatever handles a child inherits.
+pub(crate) const IS_INHERITED: bool = false;
+
+/// Number of retries for a lock whose holder has ended, half a second in all. "The time it takes for the
+/// operating system to unlock these locks depends upon available system resources" (LockFileEx).
+pub(crate) const MAX_ENDING_RETRIES: usize = 30;
 
 fn lock_path(dir: &Dir, port: u16) -> PathBuf {
     dir.path().join(port.to_string())
@@ -88,8 +95,16 @@ fn may_be_going(error: &io::Error) -> bool {
     is(error, ERROR_ACCESS_DENIED)
 }
 
+/// Whether the file at this path is being removed: then nobody can open it for anything. Of one that is
+/// closed to this user, who may list the directory, the attributes can be read.
+fn is_going(path: &Path) -> bool {
+    let mut options = record_options();
+    let opened = options.read(false).access_mode(0).open(path);
+    opened.is_err_and(|error| is(&error, ERROR_ACCESS_DENIED))
+}
+
 /// Opens the file of `port` if there is one. The port is unavailable while another process removes
-/// the file.
+/// the file, or has it opened without sharing it, as virus scanners and backup programs may.
 pub(crate) fn open(
     dir: &Dir,
     port: u16,
@@ -103,6 +118,9 @@ pub(crate) fn open(
         Ok(file) => Ok(Some(file)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) if is(&error, ERROR_SHARING_VIOLATION) => Err(Unavailable::Leased(port).into()),
+        Err(error) if is(&error, ERROR_ACCESS_DENIED) && is_going(&path) => {
+            Err(Unavailable::Leased(port).into())
+        }
         Err(error) => Err(error.into()),
     }
 }
@@ -133,14 +151,32 @@ pub(crate) fn status(dir: &Dir, port: u16, file: &File) -> io::Result<FileStatus
 }
 
 /// Reads the record of `port`, as much of it as there is room for.
-pub(crate) fn read_record(dir: &Dir, port: u16, _: &File, record: &mut [u8]) -> io::Result<usize> {
+pub(crate) fn read_record(
+    dir: &Dir,
+    port: u16,
+    _: &File,
+    record: &mut [u8],
+) -> Result<usize, RecordFailure> {
     let path = record_path(dir, port);
-    match open_soon(|| record_options().open(&path), may_be_removed) {
+    let mut read = || match open_soon(|| record_options().open(&path), may_be_removed) {
         Ok(file) if is_link(&file.metadata()?) => Ok(0),
         Ok(file) => file.seek_read(record, 0),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
         Err(error) => Err(error),
+    };
+    read().map_err(|error| unless_in_use(error, &path))
+}
+
+/// Virus scanners, indexers and backup programs open any file, and some of them for themselves alone, or
+/// lock it (`ERROR_LOCK_VIOLATION`).
+fn unless_in_use(error: io::Error, path: &Path) -> RecordFailure {
+    if is(&error, ERROR_SHARING_VIOLATION)
+        || is(&error, ERROR_LOCK_VIOLATION)
+        || is(&error, ERROR_ACCESS_DENIED) && is_going(path)
+    {
+        return Failure::Unavailable(RecordInUse);
     }
+    Failure::Error(error)
 }
 
 /// A process that removes a record has it opened exclusively; see [`remove`].
@@ -155,11 +191,15 @@ pub(crate) fn write_record(
     _: &File,
     record: &[u8],
     is_longer: bool,
-) -> io::Result<()> {
+) -> Result<(), RecordFailure> {
     let path = record_path(dir, port);
+    write_in_place(&path, record, is_longer).map_err(|error| unless_in_use(error, &path))
+}
+
+fn write_in_place(path: &Path, record: &[u8], is_longer: bool) -> io::Result<()> {
     let open = || {
         let mut options = record_options();
-        options.write(true).create(true).truncate(false).open(&path)
+        options.write(true).create(true).truncate(false).open(path)
     };
     let file = open_soon(open, may_be_removed)?;
     let mut written = 0;

@@ -1,13 +1,6 @@
-//! Waiting where nothing reports that a file was closed: there is neither a wait queue nor a watch, and
-//! every waiter checks all ports from time to time.
-//!
-//! kqueue on macOS reports changes to files and directories, but not that a file was closed, and neither
-//! leasing nor releasing a port changes one.
+//! The wait queue, which only Linux has. Elsewhere every waiter is a leader.
 
-use std::{
-    io,
-    time::{Duration, Instant},
-};
+use std::{io, time::Instant};
 
 use crate::lock_dir::OpenDir;
 
@@ -35,18 +28,4 @@ impl WaitQueue {
 
 pub(crate) fn remove_wait_queue(_: &OpenDir, _: &str) -> Option<io::Result<()>> {
     None
-}
-
-/// The watch for files that are closed, which does not exist here.
-#[derive(Debug)]
-pub(crate) enum Watch {}
-
-impl Watch {
-    pub(crate) fn begin(_: &OpenDir) -> io::Result<Self> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-
-    pub(crate) fn wait(&self, _: Duration) -> io::Result<Option<Vec<u16>>> {
-        match *self {}
-    }
 }

@@ -12,7 +12,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::timespec;
+use super::{super::Event, timespec};
 use crate::{
     lock_dir::OpenDir,
     mark::{self, Mark},
@@ -78,17 +78,20 @@ impl Watch {
         })
     }
 
-    /// Returns the ports whose files were closed since the last call, once there are any or
-    /// `at_most` has passed; `None` if there were more than the kernel keeps.
+    /// Watches these ports. All that are in the directory are watched in any case.
+    pub(crate) fn watch_for(&mut self, _: &[u16]) {}
+
+    /// Returns the ports whose files were closed since the last call, once there are any, or `None` if
+    /// there are none until `at_most` has passed.
     ///
     /// # Errors
     ///
     /// `NOENT` if the directory is gone.
-    pub(crate) fn wait(&self, at_most: Duration) -> io::Result<Option<Vec<u16>>> {
+    pub(crate) fn wait(&mut self, at_most: Duration) -> io::Result<Option<Event>> {
         match self.closed(at_most) {
-            Ok(ports) => Ok(Some(ports)),
-            Err(Errno::INTR) => Ok(Some(Vec::new())),
-            Err(Errno::OVERFLOW) => Ok(None),
+            Ok(ports) => Ok(Some(Event::Closed(ports))),
+            Err(Errno::INTR) => Ok(None),
+            Err(Errno::OVERFLOW) => Ok(Some(Event::Overflow)),
             Err(error) => Err(error.into()),
         }
     }

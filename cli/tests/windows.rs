@@ -7,6 +7,7 @@ use std::{
     env,
     fs::OpenOptions,
     io::{self, Read, Write},
+    os::windows::process::CommandExt as _,
     path::PathBuf,
     process::{Command, Stdio, id},
 };
@@ -165,6 +166,12 @@ fn starter() {
             let started = as_role(Command::new(own()), "started").spawn();
             drop(started.expect("this test binary"));
         }
+        // Until it is ended with portlock.
+        Ok("separator") => {
+            let mut started = as_role(Command::new(own()), "started");
+            started.creation_flags(CREATE_BREAKAWAY_FROM_JOB);
+            started.status().expect("this test binary");
+        }
         Ok("started") => {
             // On lines of their own, behind what the test harness has begun to print.
             println!("\nstarted");
@@ -172,8 +179,38 @@ fn starter() {
             let read = io::stdin().read_line(&mut line);
             println!("\nread {read:?} {line:?}");
         }
+        Ok("messenger") => {
+            let line = env::var(PICK).expect("set together with the role");
+            let mut line = line.lines();
+            let program = line.next().expect("a program");
+            let status = Command::new(program).args(line).status();
+            std::process::exit(status.expect("portlock").code().expect("no signal"));
+        }
         _ => {}
     }
+}
+
+/// The program that a messenger runs, and its arguments, each on a line.
+const PICK: &str = "PORTLOCK_TEST_PICK";
+
+/// `pick` by way of this test binary under another name.
+fn pick_behind(scene: &Scene, name: &str, options: &[&str]) -> Command {
+    let messenger = scene.dir().join(name);
+    std::fs::create_dir_all(messenger.parent().expect("below")).expect("our own directory");
+    // Not a link, by which Wine would find its first name.
+    std::fs::copy(own(), &messenger).expect("our own directory");
+    let pick = scene.program(["pick"].iter().chain(options));
+    let words = [pick.get_program()].into_iter().chain(pick.get_args());
+    let words: Vec<&str> = words.map(|word| word.to_str().expect("UTF-8")).collect();
+    let mut command = as_role(Command::new(messenger), "messenger");
+    for (name, value) in pick.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command.env(PICK, words.join("\n")).env_remove("MSYSTEM");
+    command
 }
 
 fn own() -> PathBuf {
@@ -201,6 +238,22 @@ fn what_the_command_leaves_running_goes_on() {
     while portlock.hear() != "read Ok(7) \"a line\\n\"" {}
 }
 
+/// In winbase.h.
+const CREATE_BREAKAWAY_FROM_JOB: u32 = 0x0100_0000;
+
+#[test]
+fn what_breaks_away_from_the_job_goes_on_when_portlock_is_killed() {
+    let scene = Scene::new(1);
+    let mut run = scene.program(["run", "--"]);
+    run.arg(own());
+    let mut portlock = Running::start(as_role(run, "separator"));
+    while portlock.hear() != "started" {}
+    portlock.kill_only();
+    scene.assert_leasable(scene.port());
+    portlock.say("a line");
+    while portlock.hear() != "read Ok(7) \"a line\\n\"" {}
+}
+
 #[test]
 fn a_command_that_waits_for_a_lease_gets_it() {
     let scene = Scene::new(1);
@@ -210,6 +263,42 @@ fn a_command_that_waits_for_a_lease_gets_it() {
     let waiting = Running::start(run(&scene, &["--timeout=60"], "echo {port}"));
     holder.kill();
     assert_eq!(waiting.hear(), port.to_string());
+}
+
+// ---------------------------------------------------------------------------
+// `pick`: whom it leases for.
+
+#[test]
+fn a_parent_that_ends_with_portlock_is_no_caller() {
+    let scene = Scene::new(1);
+    let powershell = "such as --pid $PID in PowerShell";
+    let git_bash = "such as --pid \"$(cat /proc/$$/winpid)\" in Git Bash";
+    for (name, msystem, kind, says) in [
+        (r"shims\pl.exe", None, "is a shim", powershell),
+        (r"bin\portlock.exe", Some("UCRT64"), "is a shim", git_bash),
+        (
+            r"bin\bash.exe",
+            Some("MINGW64"),
+            "of a Unix shell",
+            git_bash,
+        ),
+        (r"bin\sh.exe", None, "of a Unix shell", powershell),
+    ] {
+        let mut pick = pick_behind(&scene, name, &[]);
+        pick.envs(msystem.map(|name| ("MSYSTEM", name)));
+        let refused = answer(pick).code(FAILED);
+        refused.warns(says).warns(name).warns(kind);
+        assert!(scene.list().is_empty(), "{name}");
+    }
+    let pid = id().to_string();
+    answer(pick_behind(&scene, r"shims\pl.exe", &["--pid", &pid])).code(0);
+    scene.assert_leased(scene.port());
+    let port = scene.port().to_string();
+    scene.portlock(["release", &port]).code(0);
+    // An interpreter, from Git Bash too.
+    let mut pick = pick_behind(&scene, r"bin\python.exe", &[]);
+    pick.env("MSYSTEM", "MINGW64");
+    answer(pick).code(0);
 }
 
 // ---------------------------------------------------------------------------

@@ -20,12 +20,20 @@ pub(crate) fn pick(args: &Pick, dir: Option<&Path>) -> Result<ExitStatus, Failur
         None => caller()?,
     };
     let selection = &args.selection;
-    let leases = selection.acquire(&selection.builder(dir)?, selection.number())?;
-    let mut ports = Vec::with_capacity(leases.len());
-    let given = leases.into_iter().try_for_each(|lease| {
-        ports.push(lease.delegate_to(pid)?);
-        Ok::<(), Failure>(())
-    });
+    let builder = selection.builder(dir)?;
+    let mut ports = Vec::new();
+    let given = if selection.number() == 1 {
+        // Unlike a lease that is delegated later, it can be of another port if the record of one
+        // cannot be written.
+        ports.push(builder.acquire_for(pid)?);
+        Ok(())
+    } else {
+        let leases = selection.acquire(&builder, selection.number())?;
+        leases.into_iter().try_for_each(|lease| {
+            ports.push(lease.delegate_to(pid)?);
+            Ok::<(), Failure>(())
+        })
+    };
     let printed = given.and_then(|()| {
         let text = if args.json.json {
             format!("{:#}\n", json!({ "pid": pid, "ports": ports }))
@@ -49,8 +57,8 @@ fn caller() -> Result<u32, Failure> {
     let caller = sys::caller().map_err(|why| {
         let message = format!(
             "cannot tell which process will use the port: {why}; name that process with --pid, \
-             such as --pid {} in a shell script",
-            sys::OWN_PID
+             such as {}",
+            sys::own_pid()
         );
         Failure::new(ExitStatus::Failed, message)
     })?;

@@ -26,8 +26,10 @@ pub(crate) use endpoint::{
 pub(crate) use system::{PICK_HELP, caller, ports_in_use};
 pub(crate) const ADDRESS_HELP: &str = system::ADDRESS_HELP;
 pub(crate) const DEFAULT_ADDRESS: Option<&str> = system::DEFAULT_ADDRESS;
-/// What names the calling shell in an argument.
-pub(crate) const OWN_PID: &str = "$$";
+/// Returns an option that names the calling shell, and where it does.
+pub(crate) fn own_pid() -> &'static str {
+    "--pid $$ in a shell script"
+}
 
 /// Whether it is certain, before any port is looked at, that there is no such process.
 pub(crate) fn is_no_process(pid: u32) -> bool {

@@ -19,7 +19,8 @@ pub(crate) const PASSES_LISTENERS: bool = false;
 pub(crate) const RUN_HELP: &str = "\
 portlock stays as long as CMD runs, leaves Ctrl-C and Ctrl-Break to it, and ends with
 its exit status, and so does the lease. If portlock is ended from outside, CMD and all
-that it has started are ended too.";
+that it has started are ended too, but what was started to break away from its job
+(CREATE_BREAKAWAY_FROM_JOB).";
 
 /// The program of that name as cmd.exe finds it: with the endings of PATHEXT too, as
 /// in npm.cmd.
@@ -47,10 +48,16 @@ pub(crate) fn execute(
         job.set_extended_limit_info(limits)
             .map_err(|error| cannot_tie(&error))
     };
-    limit(ExtendedLimitInfo::new().limit_kill_on_job_close())?;
+    // What the command starts with CREATE_BREAKAWAY_FROM_JOB, as some build tools, browsers and
+    // installers do with daemons, cannot be started at all where a job does not permit that.
+    limit(
+        ExtendedLimitInfo::new()
+            .limit_kill_on_job_close()
+            .limit_breakaway_ok(),
+    )?;
     let ended = command.spawn().map(|mut child| child.wait());
     // From here on, what the command has left running may go on as it does elsewhere.
-    limit(&ExtendedLimitInfo::new())?;
+    limit(ExtendedLimitInfo::new().limit_breakaway_ok())?;
     let status = match ended {
         Err(error) => return Ok(error),
         Ok(status) => status.map_err(|error| {

@@ -1,5 +1,6 @@
 //! Windows: nothing takes the place of another process, and locks are not inherited.
 
+mod caller;
 mod command;
 mod endpoint;
 
@@ -7,65 +8,44 @@ use std::{
     collections::HashSet,
     ffi::{OsStr, OsString},
     os::windows::ffi::{OsStrExt, OsStringExt},
-    process,
 };
 
 use netstat2::{
     AddressFamilyFlags, ProtocolFlags, ProtocolSocketInfo, SocketInfo, TcpState, get_sockets_info,
 };
-use winsafe::{FILETIME, HPROCESS, HPROCESSLIST, SysResult, co};
+use winsafe::{HPROCESS, co};
 
-use super::Caller;
 use crate::failure::Failure;
 
+pub(crate) use caller::{caller, own_pid};
 pub(crate) use command::{PASSES_LISTENERS, RUN_HELP, execute, program};
 pub(crate) use endpoint::{
     ADDRESS_HELP, Connection, DEFAULT_ADDRESS, Endpoint, Passed, SERVE_HELP, Wishes, check_client,
     check_peer, finish, notify_ready, notify_stopping, passed_listeners, raise_descriptor_limit,
 };
 pub(crate) const PICK_HELP: &str = "\
-The lease is for the parent of portlock. In PowerShell, $port = portlock pick is leased
-until that PowerShell ends. `for /f` of cmd.exe starts portlock by way of another cmd.exe,
-which ends right away: there, say --pid.";
-/// What names the calling shell in an argument.
-pub(crate) const OWN_PID: &str = "$PID";
+The lease is for the parent of portlock. Where that only waits for portlock and ends with
+it, portlock fails and asks for --pid.
 
-/// Returns the parent, as on macOS.
-///
-/// # Errors
-///
-/// It has ended: then its pid may be that of a process that has started after this one.
-pub(crate) fn caller() -> Result<Caller, String> {
-    let caller = parent().map(|pid| Caller {
-        pid,
-        is_certain: true,
-    });
-    caller.ok_or_else(|| "the process that started portlock has ended".to_owned())
-}
-
-fn parent() -> Option<u32> {
-    let own = process::id();
-    let mut list = HPROCESSLIST::CreateToolhelp32Snapshot(co::TH32CS::SNAPPROCESS, None).ok()?;
-    let mut processes = list.iter_processes().map_while(SysResult::ok);
-    let this = processes.find(|process| process.th32ProcessID == own)?;
-    let parent = this.th32ParentProcessID;
-    let rights = co::PROCESS::QUERY_LIMITED_INFORMATION;
-    let opened = HPROCESS::OpenProcess(rights, false, parent).ok()?;
-    (start(&opened)? <= start(&HPROCESS::GetCurrentProcess())?).then_some(parent)
-}
-
-/// When a process has started, in tenths of a microsecond.
-fn start(process: &HPROCESS) -> Option<u64> {
-    let (
-        FILETIME {
-            dwHighDateTime: high,
-            dwLowDateTime: low,
-        },
-        ..,
-    ) = process.GetProcessTimes().ok()?;
-    Some(u64::from(high) << 32 | u64::from(low))
-}
-
+  Called from                       The lease is for
+  $port = portlock pick in          that PowerShell
+    PowerShell
+  portlock pick >FILE in a batch    that cmd.exe
+    file, or at its prompt
+  for /f of a batch file            another cmd.exe, which ends right
+                                    away: say --pid
+  a subprocess of Python, Node.js   the interpreter
+  portlock run CMD, where CMD runs  CMD, if it starts portlock itself
+    portlock pick
+  P=$(portlock pick) in Git Bash,   nobody, an error: say
+    or any command there, also        --pid \"$(cat /proc/$$/winpid)\"
+    behind env, timeout or xargs
+  Cygwin, another Unix shell        nobody, an error: say --pid with
+                                    the shell's own Windows pid
+  a shim of Scoop or Chocolatey     nobody, an error: in PowerShell say
+    in portlock's place               --pid $PID, or call portlock by
+                                      the path of the program itself
+";
 /// Whether it is certain, before any port is looked at, that there is no such process.
 pub(crate) fn is_no_process(pid: u32) -> bool {
     let opened = HPROCESS::OpenProcess(co::PROCESS::QUERY_LIMITED_INFORMATION, false, pid);

@@ -300,7 +300,7 @@ pub struct PortAllocationStats {
 ///
 /// # Examples
 ///
-/// ```
+/// ```standalone_crate
 /// use portlock::compat::pysys::{TcpPortOwner, log_port_allocation_stats};
 ///
 /// let owners = [TcpPortOwner::new()?, TcpPortOwner::new()?];

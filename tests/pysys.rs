@@ -50,8 +50,9 @@ fn allocate(parent: &Parent) {
     assert!(!is_leased(port));
 
     // On another address than the one that is asked for, a port may be in use. macOS has one
-    // loopback address of each family.
-    let (other, family) = if cfg!(target_os = "macos") {
+    // loopback address of each family, and under Wine a bind of the wildcard address, which is
+    // tried on Windows, sees sockets of all addresses of its family.
+    let (other, family) = if cfg!(any(target_os = "macos", windows)) {
         ("::1", Family::V6)
     } else {
         ("127.0.0.2", Family::V4)

@@ -51,6 +51,8 @@ fn a_port_can_be_acquired_for_another_process_at_once() {
         id
     };
     let builder = builder.timeout(Duration::ZERO);
+    // Windows gives a pid to the next process right away, perhaps to another test's child.
+    let ended = if cfg!(windows) { 1 << 23 } else { ended };
     for nobody in [ended, 0, 1 << 23] {
         let error = builder.acquire_for(nobody).expect_err("no such process");
         assert_eq!(error.kind(), ErrorKind::Process, "{error}");

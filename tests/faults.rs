@@ -161,7 +161,7 @@ fn is_chosen(cell: &Cell) -> bool {
 }
 
 /// So often a run is made again where something came in between.
-const TRIES: usize = 5;
+const TRIES: usize = 20;
 
 fn try_cell(cell: Cell, clean: &Run, block: &Block) -> Result<char, String> {
     let Cell { place, fault, .. } = cell;

@@ -160,7 +160,7 @@ fn is_chosen(cell: &Cell) -> bool {
     stress(1) > 1 || always || rand::random_ratio(1, 3)
 }
 
-/// So often a run is made again where something came in between.
+/// Number of times that a run is repeated where something came in between.
 const TRIES: usize = 20;
 
 fn try_cell(cell: Cell, clean: &Run, block: &Block) -> Result<char, String> {

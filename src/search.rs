@@ -337,12 +337,7 @@ mod tests {
                 true,
                 "4 in TIME_WAIT or bound with SO_REUSEADDR",
             ),
-            (
-                Unavailable::NotPermitted,
-                5,
-                false,
-                "5 not permitted (ports below",
-            ),
+            (Unavailable::NotPermitted, 5, false, "5 not permitted ("),
             (Unavailable::NotEnough, 6, false, "6 free"),
         ];
         let exhausted = |reasons: &[(Unavailable, usize, bool, &str)]| -> Exhausted {

@@ -17,6 +17,7 @@ use crate::{
     pass::Request,
     ports::PortSet,
     process,
+    reservation::Reservation,
     search::TimeWait,
     system_ports::ephemeral_port_range,
     wait_status::{OnWait, WaitStatus},
@@ -50,6 +51,9 @@ pub struct Builder {
     endpoints: Endpoints,
     hold_socket: bool,
     prefer: Option<String>,
+    name: Option<String>,
+    root: Option<PathBuf>,
+    or_any: bool,
     timeout: Duration,
     lock_dir: Option<PathBuf>,
     label: Option<String>,
@@ -77,6 +81,9 @@ impl Builder {
             endpoints: Endpoints::default(),
             hold_socket: false,
             prefer: None,
+            name: None,
+            root: None,
+            or_any: false,
             timeout: DEFAULT_TIMEOUT,
             lock_dir: None,
             label: None,
@@ -267,6 +274,92 @@ impl Builder {
     pub fn prefer(mut self, name: impl Into<String>) -> Self {
         self.prefer = Some(name.into());
         self
+    }
+
+    /// Leases the port that is reserved for `name`, and reserves one first if none is.
+    ///
+    /// The same name in the same [`root`](Self::root) directory has the same port every day, whether it is
+    /// leased or not, and no other caller is leased that port. The reservation outlives every lease
+    /// of the port. It is kept until [`LockDir::unreserve`](crate::LockDir::unreserve) removes it, or
+    /// the root directory is gone, as after `git worktree remove`. A copy in the user's
+    /// state directory restores it after a restart of the machine.
+    ///
+    /// If the port is leased, the call waits for it. If another program has bound it without a lease, the call
+    /// waits for half a second, because a server may be about to end, and fails then, or with
+    /// [`or_any`](Self::or_any) leases another port. Closing connections, as in TIME_WAIT, do not count:
+    /// [`reuse_address`](Self::reuse_address) is `true`.
+    ///
+    /// A new reservation is made from the [`ports`](Self::ports) to choose from. It is
+    /// that port that [`prefer`](Self::prefer) chooses by the text `<root>/<name>`, if it is free and not
+    /// reserved, or else the next one. An existing reservation is used whatever the ports are.
+    ///
+    /// A name begins with a letter from `a` to `z` and has only these letters, digits, `_` and `-`,
+    /// 64 at most. It is one port: a call for several fails with
+    /// [`Unsupported`](ErrorKind::Unsupported).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use portlock::FreePort;
+    ///
+    /// let project = tempfile::tempdir()?;
+    /// let web = FreePort::builder().name("web").root(project.path());
+    /// # let locks = tempfile::tempdir()?;
+    /// # let web = web.lock_dir(locks.path());
+    /// let today = web.acquire()?.port();
+    /// let tomorrow = web.acquire()?.port();
+    /// assert_eq!(today, tomorrow);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Sets the root directory of the [`name`](Self::name), to which the reservation belongs; by default
+    /// [`Reservation::default_root`]. A relative path is resolved by this call, against the working
+    /// directory.
+    pub fn root(mut self, path: impl Into<PathBuf>) -> Self {
+        self.root = Some(lock_dir::absolute(path.into()));
+        self
+    }
+
+    /// Leases another one of the [`ports`](Self::ports), as without a [`name`](Self::name), if the
+    /// reserved port is bound by another program.
+    pub fn or_any(mut self) -> Self {
+        self.or_any = true;
+        self
+    }
+
+    /// Returns the reservation of the [`name`](Self::name), and reserves a port if there is none yet.
+    /// Nothing is leased.
+    ///
+    /// [`LockDir::reservation`](crate::LockDir::reservation) looks it up without reserving.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidName`](ErrorKind::InvalidName) if there is no name, or the name or the root cannot be
+    /// used; [`Exhausted`](ErrorKind::Exhausted) if a port is to be reserved and none is free, or if
+    /// the lock directory was lost and the port has been leased since; otherwise as for
+    /// [`acquire`](Self::acquire).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use portlock::FreePort;
+    ///
+    /// let project = tempfile::tempdir()?;
+    /// let web = FreePort::builder().name("web").root(project.path());
+    /// # let locks = tempfile::tempdir()?;
+    /// # let web = web.lock_dir(locks.path());
+    /// let reservation = web.reserve()?;
+    /// println!("{}={}", reservation.variable(), reservation.port);
+    /// assert_eq!(web.reserve()?, reservation);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn reserve(&self) -> Result<Reservation> {
+        let message = "reservations are not built yet";
+        Err(Error::new(ErrorKind::Unsupported, message))
     }
 
     /// How long to wait while no port is free; 30 seconds by default.

@@ -61,6 +61,8 @@ struct Inner {
 pub struct PortCounts {
     /// Leased by somebody.
     pub leased: u32,
+    /// Reserved for a name that the caller does not ask for.
+    pub reserved: u32,
     /// Bound by programs outside any lease.
     pub bound: u32,
     /// In TIME_WAIT, or bound with `SO_REUSEADDR` and not listening.
@@ -78,6 +80,9 @@ pub enum ErrorKind {
     /// The ports asked for are none at all: an empty or reversed range, or
     /// nothing but port 0.
     InvalidPorts,
+    /// The name or the root directory of a reservation cannot be used: the name is malformed, another
+    /// name of that root has the same variable, or the root is not a directory or too long.
+    InvalidName,
     /// Every port asked for is leased, bound by another program or not
     /// permitted, and the time to wait for one is over.
     Exhausted,
@@ -236,7 +241,7 @@ impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
         let cause = error.0.cause.as_ref().map(io::Error::kind);
         let kind = match error.kind() {
-            ErrorKind::InvalidPorts => io::ErrorKind::InvalidInput,
+            ErrorKind::InvalidName | ErrorKind::InvalidPorts => io::ErrorKind::InvalidInput,
             ErrorKind::Exhausted => io::ErrorKind::AddrInUse,
             ErrorKind::PermissionDenied => io::ErrorKind::PermissionDenied,
             ErrorKind::Timeout => io::ErrorKind::TimedOut,

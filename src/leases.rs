@@ -13,6 +13,7 @@ use crate::{
     mark,
     owner::{self, Kind, Owner},
     process, registry,
+    reservation::Reservation,
     unavailable::{Attempt, Failure},
     waiting,
 };
@@ -42,6 +43,8 @@ pub struct PortEntry {
     /// For an [inherited](EntryState::Inherited) lease, the process that has it now. `None` if that
     /// cannot be seen.
     pub heir: Option<Heir>,
+    /// The reservation of the port, leased or not.
+    pub reservation: Option<Reservation>,
 }
 
 /// A process that inherited a lease from one that has ended.
@@ -249,6 +252,7 @@ impl OpenDir {
             state,
             owner,
             heir,
+            reservation: None,
         })
     }
 

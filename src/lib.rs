@@ -296,6 +296,7 @@
 //! |---|---|
 //! | [`Exhausted`](ErrorKind::Exhausted) | the message says who has the ports; a wider range, or a longer [`timeout`](Builder::timeout) |
 //! | [`PermissionDenied`](ErrorKind::PermissionDenied) | ports from 1024 on |
+//! | [`InvalidName`](ErrorKind::InvalidName) | another name, or a root directory that exists |
 //! | [`InvalidPorts`](ErrorKind::InvalidPorts) | a range that has a port, and enough of them |
 //! | [`LockDir`](ErrorKind::LockDir), [`Lock`](ErrorKind::Lock) | the message says what is wrong with the directory or the file: its owner, its mode, a link, a full disk |
 //! | [`Probe`](ErrorKind::Probe) | most often no descriptors are left (EMFILE) |
@@ -380,6 +381,7 @@ mod lock;
 mod lock_dir;
 mod logging;
 mod mark;
+mod names;
 mod owner;
 mod pass;
 mod per_process;
@@ -388,6 +390,7 @@ mod portserver;
 mod process;
 mod readiness;
 mod registry;
+mod reservation;
 mod retry;
 mod search;
 mod system_ports;
@@ -406,6 +409,7 @@ pub use lock_dir::{LockDir, Origin};
 pub use owner::Owner;
 pub use ports::{PortSet, Ports};
 pub use readiness::wait_until_listening;
+pub use reservation::{Reservation, ReservationState};
 pub use system_ports::ephemeral_port_range;
 pub use wait_status::WaitStatus;
 

@@ -325,9 +325,13 @@ impl<const MAX: usize> Record<MAX> {
     }
 }
 
-/// Undoes the percent-encoding. What is not UTF-8 becomes U+FFFD, what is not
-/// an escape stays as it is.
+/// Undoes the percent-encoding. What is not UTF-8 becomes U+FFFD.
 fn decode(text: &str) -> String {
+    String::from_utf8_lossy(&decode_bytes(text)).into_owned()
+}
+
+/// Undoes the percent-encoding. What is not an escape stays as it is.
+pub(crate) fn decode_bytes(text: &str) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&byte, after)) = rest.split_first() {
@@ -344,7 +348,7 @@ fn decode(text: &str) -> String {
             }
         }
     }
-    String::from_utf8_lossy(&bytes).into_owned()
+    bytes
 }
 
 #[cfg(test)]

@@ -1,0 +1,418 @@
+//! A reservation: a port that belongs to a name in a root directory, whether it is leased or not.
+//!
+//! It is one line in the lock file of its port, behind the owner record:
+//!
+//! ```text
+//! reserved web /home/ada/shop 1311.1763683200123456789
+//! ```
+//!
+//! * the name;
+//! * the root directory, escaped as the texts of an owner record are;
+//! * what the directory above the root was recognized by when the port was reserved: its inode
+//!   and its creation time in nanoseconds after 1970.
+//!
+//! Without the newline at its end, the line was not written completely. Whatever is behind an owner
+//! record and cannot be read as such a line reserves the port all the same: it is better to
+//! withhold a port than to give it out twice.
+
+use std::{
+    env, fs, io,
+    path::{Path, PathBuf},
+    time::UNIX_EPOCH,
+};
+
+use crate::{
+    error::{Error, ErrorKind, Result},
+    owner,
+};
+
+#[cfg(unix)]
+mod unix;
+#[cfg(windows)]
+mod windows;
+
+#[cfg(unix)]
+use unix::inode;
+#[cfg(windows)]
+use windows::inode;
+
+/// Where the line begins in a lock file: behind the longest owner record.
+pub(crate) const OFFSET: usize = owner::LONG_LEN;
+
+/// The length of a lock file with the longest line. Within one page, a write is not cut short
+/// by the end of its process.
+pub(crate) const MAX_FILE_LEN: usize = 4096;
+
+/// The first word of a line.
+const WORD: &str = "reserved";
+
+const MAX_NAME_LEN: usize = 64;
+
+const UNKNOWN: &str = "-";
+
+/// A port that is reserved for a name in a root directory.
+///
+/// No other caller is leased the port, whether it is leased or not at the moment.
+/// [`Builder::name`](crate::Builder::name) leases it, and reserves it first if it is not reserved
+/// yet. The reservation ends with [`LockDir::unreserve`](crate::LockDir::unreserve) or when its root
+/// directory is proven to be gone.
+///
+/// # Examples
+///
+/// ```
+/// use portlock::FreePort;
+///
+/// let dir = tempfile::tempdir()?;
+/// let web = FreePort::builder().name("web").root(dir.path());
+/// # let locks = tempfile::tempdir()?;
+/// # let web = web.lock_dir(locks.path());
+/// let reservation = web.reserve()?;
+/// assert_eq!((&*reservation.name, &*reservation.variable()), ("web", "WEB_PORT"));
+/// let port = web.acquire()?;
+/// assert_eq!(port.port(), reservation.port);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Reservation {
+    /// The name; empty if the reservation is [unreadable](ReservationState::Unreadable).
+    pub name: String,
+    /// The root directory; empty if the reservation is [unreadable](ReservationState::Unreadable).
+    pub root: PathBuf,
+    /// The port.
+    pub port: u16,
+    /// Whether the reservation counts, and why.
+    pub state: ReservationState,
+}
+
+/// Whether a reservation counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ReservationState {
+    /// It counts: its root directory exists.
+    Present,
+    /// It counts: its root directory cannot be found and is not proven to be gone. It may be on a
+    /// disk that is not mounted, or hidden from this process.
+    RootNotFound,
+    /// It no longer counts: its root directory is gone, and the directory above it is still there.
+    /// The next caller can be leased the port.
+    RootGone,
+    /// It counts: something is written in its place that is not a complete reservation. The port is
+    /// withheld until that is removed.
+    Unreadable,
+}
+
+impl Reservation {
+    /// Returns the root directory that is used unless the caller names one: the root of the git
+    /// worktree that the current directory is in or, outside of any, the current directory.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidName`](ErrorKind::InvalidName) if the current directory cannot be determined.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// println!("{}", portlock::Reservation::default_root()?.display());
+    /// # Ok::<(), portlock::Error>(())
+    /// ```
+    pub fn default_root() -> Result<PathBuf> {
+        let current = env::current_dir().map_err(|error| {
+            let message = "cannot determine the current directory, which is the default root";
+            Error::with_cause(ErrorKind::InvalidName, message, error)
+        })?;
+        let worktree = current.ancestors().find(|dir| is_worktree(dir));
+        Ok(worktree.unwrap_or(&current).to_owned())
+    }
+
+    /// Returns the environment variable for the port: the name in upper case, with `_` instead of
+    /// `-`, and `_PORT`.
+    #[must_use]
+    pub fn variable(&self) -> String {
+        variable(&self.name)
+    }
+}
+
+pub(crate) fn variable(name: &str) -> String {
+    name.to_ascii_uppercase().replace('-', "_") + "_PORT"
+}
+
+/// Returns whether git takes this directory for the root of a worktree: it has a repository, or a
+/// file that says where it is. An empty `.git`, as sandboxes create, is passed over.
+fn is_worktree(dir: &Path) -> bool {
+    let git = dir.join(".git");
+    git.is_file() || fs::symlink_metadata(git.join("HEAD")).is_ok()
+}
+
+/// What a reservation is found by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Key {
+    pub(crate) name: String,
+    /// Absolute, without symbolic links.
+    pub(crate) root: String,
+}
+
+impl Key {
+    /// Returns the key of `name` in `root` or, without that, in the default root.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidName`](ErrorKind::InvalidName) if the name or the root cannot be used.
+    pub(crate) fn new(name: &str, root: Option<&Path>) -> Result<Self> {
+        let refuse = |why: String| Err(Error::new(ErrorKind::InvalidName, why));
+        if !is_name(name) {
+            return refuse(format!(
+                "{name:?} is not a name: it must begin with a lower-case letter, have only \
+                 lower-case letters, digits, `_` and `-`, and at most {MAX_NAME_LEN} of them"
+            ));
+        }
+        let default;
+        let root = match root {
+            Some(root) => root,
+            None => {
+                default = Reservation::default_root()?;
+                &default
+            }
+        };
+        // That of a root that no longer exists is looked up by its path as it is.
+        let found = match fs::canonicalize(root) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => std::path::absolute(root),
+            found => found,
+        };
+        let found = found.map_err(|error| cannot_use(root, error))?;
+        let Some(text) = found.to_str() else {
+            return refuse(format!("the root {} is not valid UTF-8", root.display()));
+        };
+        // What Windows puts before a canonical path with a drive letter says nothing.
+        let text = match text.strip_prefix(r"\\?\") {
+            Some(short) if short.as_bytes().get(1) == Some(&b':') => short,
+            _ => text,
+        };
+        Ok(Self {
+            name: name.to_owned(),
+            root: text.to_owned(),
+        })
+    }
+
+    /// Returns the text whose hash chooses the port.
+    pub(crate) fn preference(&self) -> String {
+        format!("{}/{}", self.root, self.name)
+    }
+}
+
+fn cannot_use(root: &Path, cause: io::Error) -> Error {
+    let message = format!("cannot reserve a port for the directory {}", root.display());
+    Error::with_cause(ErrorKind::InvalidName, message, cause)
+}
+
+fn is_name(name: &str) -> bool {
+    let is_rest = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-');
+    name.len() <= MAX_NAME_LEN
+        && name.as_bytes().first().is_some_and(u8::is_ascii_lowercase)
+        && name.bytes().all(is_rest)
+}
+
+/// A directory, and what the one above it is recognized by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Directory {
+    pub(crate) path: String,
+    parent: String,
+}
+
+/// Whether a directory is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Presence {
+    There,
+    NotFound,
+    Gone,
+}
+
+impl Directory {
+    /// Returns the directory at `path`, which exists.
+    pub(crate) fn existing(path: &str) -> io::Result<Self> {
+        if !fs::metadata(path)?.is_dir() {
+            return Err(io::ErrorKind::NotADirectory.into());
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            parent: identity(Path::new(path).parent()),
+        })
+    }
+
+    /// Returns whether it is there, or proven to be gone: nothing is at its path, while the
+    /// directory above it is the one that was recorded. Where a disk is not mounted, or another one is, that
+    /// directory is another one.
+    pub(crate) fn presence(&self) -> Presence {
+        let path = Path::new(&self.path);
+        let is_above = || !self.parent.contains(UNKNOWN) && identity(path.parent()) == self.parent;
+        // Before and after: it may be mounted in between.
+        let was_above = is_above();
+        match fs::symlink_metadata(path) {
+            Ok(_) => Presence::There,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && was_above && is_above() => {
+                Presence::Gone
+            }
+            Err(_) => Presence::NotFound,
+        }
+    }
+
+    /// Returns the words of a line: the path and what is above it.
+    pub(crate) fn words(&self) -> String {
+        format!("{} {}", encode(&self.path), self.parent)
+    }
+
+    /// Reads these words.
+    pub(crate) fn parse<'a>(words: &mut impl Iterator<Item = &'a str>) -> Option<Self> {
+        let path = String::from_utf8(owner::decode_bytes(words.next()?)).ok()?;
+        let parent = words.next()?.to_owned();
+        Path::new(&path)
+            .is_absolute()
+            .then_some(Self { path, parent })
+    }
+}
+
+/// Returns what a directory is recognized by, which no other one has at the same path. The creation
+/// time distinguishes the root directories of disks, which have the same inode.
+fn identity(dir: Option<&Path>) -> String {
+    let Some(Ok(metadata)) = dir.map(fs::metadata) else {
+        return UNKNOWN.to_owned();
+    };
+    let created = metadata.created().ok();
+    let created = created.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    match created {
+        Some(created) => format!("{}.{}", inode(&metadata), created.as_nanos()),
+        None => format!("{}.{UNKNOWN}", inode(&metadata)),
+    }
+}
+
+/// The line of a reservation, as it is in a lock file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Line {
+    name: String,
+    root: Directory,
+}
+
+/// What is behind the owner record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    Line(Line),
+    Unreadable,
+}
+
+impl Line {
+    /// Returns the line of a new reservation.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidName`](ErrorKind::InvalidName) if the root is not a directory, or too long.
+    pub(crate) fn new(key: &Key) -> Result<Self> {
+        let root = Path::new(&key.root);
+        let line = Self {
+            name: key.name.clone(),
+            root: Directory::existing(&key.root).map_err(|error| cannot_use(root, error))?,
+        };
+        if OFFSET + line.text().len() > MAX_FILE_LEN {
+            let message = format!("the path of the root {} is too long", root.display());
+            return Err(Error::new(ErrorKind::InvalidName, message));
+        }
+        Ok(line)
+    }
+
+    /// Returns the bytes that are written, newline included.
+    pub(crate) fn text(&self) -> String {
+        format!("{WORD} {} {}\n", self.name, self.root.words())
+    }
+
+    /// Reads the line that `bytes` begin with.
+    pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
+        let end = bytes.iter().position(|&byte| byte == b'\n')?;
+        let mut words = str::from_utf8(&bytes[..end]).ok()?.split_ascii_whitespace();
+        if words.next()? != WORD {
+            return None;
+        }
+        let name = words.next().filter(|name| is_name(name))?.to_owned();
+        let root = Directory::parse(&mut words)?;
+        Some(Self { name, root })
+    }
+
+    pub(crate) fn is_of(&self, key: &Key) -> bool {
+        self.name == key.name && self.root.path == key.root
+    }
+
+    /// Returns whether the two can not both be in the environment of a command.
+    pub(crate) fn shares_variable_with(&self, key: &Key) -> bool {
+        !self.is_of(key)
+            && self.root.path == key.root
+            && variable(&self.name) == variable(&key.name)
+    }
+
+    pub(crate) fn key(&self) -> Key {
+        Key {
+            name: self.name.clone(),
+            root: self.root.path.clone(),
+        }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns whether the reservation counts.
+    pub(crate) fn counts(&self) -> bool {
+        self.root.presence() != Presence::Gone
+    }
+}
+
+impl Found {
+    /// Reads what is in a lock file behind the owner record, or returns `None` if nothing is.
+    pub(crate) fn parse(file: &[u8]) -> Option<Self> {
+        let behind = file.get(OFFSET..).filter(|behind| !behind.is_empty())?;
+        Some(Line::parse(behind).map_or(Self::Unreadable, Self::Line))
+    }
+
+    pub(crate) fn counts(&self) -> bool {
+        match self {
+            Self::Line(line) => line.counts(),
+            Self::Unreadable => true,
+        }
+    }
+
+    pub(crate) fn is_of(&self, key: &Key) -> bool {
+        matches!(self, Self::Line(line) if line.is_of(key))
+    }
+
+    /// Returns the reservation of `port`.
+    pub(crate) fn reservation(self, port: u16) -> Reservation {
+        match self {
+            Self::Line(line) => Reservation {
+                state: match line.root.presence() {
+                    Presence::There => ReservationState::Present,
+                    Presence::NotFound => ReservationState::RootNotFound,
+                    Presence::Gone => ReservationState::RootGone,
+                },
+                name: line.name,
+                root: line.root.path.into(),
+                port,
+            },
+            Self::Unreadable => Reservation {
+                name: String::new(),
+                root: PathBuf::new(),
+                port,
+                state: ReservationState::Unreadable,
+            },
+        }
+    }
+}
+
+/// Escapes a path as the texts of an owner record are.
+fn encode(path: &str) -> String {
+    let mut encoded = String::with_capacity(path.len());
+    for byte in path.bytes() {
+        if byte.is_ascii_graphic() && byte != b'%' {
+            encoded.push(char::from(byte));
+        } else {
+            encoded += &format!("%{byte:02X}");
+        }
+    }
+    encoded
+}

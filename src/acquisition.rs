@@ -14,8 +14,10 @@ use crate::{
     freeport::FreePort,
     leases::{self, Doubt},
     lock::{PortLock, lock_file},
+    names::{Known, Names},
     pass::{Candidate, Pass, Request, Scope},
     ports::PortSet,
+    reservation::{Key, Line},
     search::Exhausted,
     unavailable::{Attempt, Failure},
     wait_status::{Calls, OnWait},
@@ -38,6 +40,10 @@ const DOUBT_PAUSES: [Duration; 4] = [
 
 /// The pause before each of [`lock_file::MAX_ENDING_RETRIES`].
 const ENDING_PAUSE: Duration = Duration::from_millis(16);
+
+/// How long a reserved port that is bound, and not leased, is waited for. Of a server that is killed, the lease
+/// may end before its socket is closed.
+const MAX_WAIT_FOR_BOUND: Duration = Duration::from_millis(500);
 
 /// A request, and how long it may take.
 #[derive(Debug)]
@@ -78,7 +84,34 @@ impl Acquisition<'_> {
     }
 
     fn no_free_port(&self) -> String {
-        format!("no free port in {}", self.ports().brief())
+        let ports = self.ports().brief();
+        match self.request.key {
+            Some(Key { name, root }) => {
+                format!("port {ports}, which is reserved as {name} in {root}, is not free")
+            }
+            None => format!("no free port in {ports}"),
+        }
+    }
+
+    /// Reserves one of the ports for `key`, unless one is reserved for it already.
+    pub(crate) fn reserve(&self, key: &Key) -> Result<Known> {
+        let ports = self.ports().brief();
+        let headline = || {
+            let Key { name, root } = key;
+            format!("no port to reserve as {name} in {root} is free in {ports}")
+        };
+        self.repeat(headline, |pass| {
+            let dir = pass.dir()?;
+            let names = Names::lock(dir)?;
+            if let Some(known) = names.find(key)? {
+                return Ok(known);
+            }
+            names.must_not_share_variable(key)?;
+            let line = Line::new(key)?;
+            let port = pass.reserve(&line)?;
+            names.copy(port, &line)?;
+            Ok(Known::Reserved(port))
+        })
     }
 
     /// Leases `n` ports or none.
@@ -224,9 +257,16 @@ impl Acquisition<'_> {
         let mut doubt_pauses = DOUBT_PAUSES.into_iter();
         let mut ending_pauses = iter::repeat_n(ENDING_PAUSE, lock_file::MAX_ENDING_RETRIES);
         let mut calls = self.on_wait.map(|callback| Calls::begin(callback, start));
+        let mut bound_since = None;
         loop {
             let waited = start.elapsed();
-            let left = self.timeout.saturating_sub(waited);
+            let mut left = self.timeout.saturating_sub(waited);
+            if self.request.key.is_some() && exhausted.counts().bound > 0 {
+                let since = bound_since.get_or_insert_with(Instant::now);
+                left = left.min(MAX_WAIT_FOR_BOUND.saturating_sub(since.elapsed()));
+            } else {
+                bound_since = None;
+            }
             let dir = self.request.open_dir(since_1970())?;
             let is_over = released.is_none() && (left.is_zero() || !exhausted.may_change());
             let mut handed = None;
@@ -243,8 +283,8 @@ impl Acquisition<'_> {
                             Duration::ZERO => String::new(),
                             _ => format!(" after {:.1} s", waited.as_secs_f64()),
                         };
-                        let holders = leases::holders(dir.as_ref(), exhausted.examples());
-                        return Err(exhausted.into_error(headline() + &waited, &holders));
+                        let examples = leases::explain(dir.as_ref(), exhausted.examples());
+                        return Err(exhausted.into_error(headline() + &waited, &examples));
                     }
                 }
                 Scope::All

@@ -20,7 +20,7 @@ use socket2::{Domain, Socket, Type};
 use crate::{
     error::{Error, ErrorKind, Result},
     ports::{Order, PortSet},
-    search::{TimeWait, search},
+    search::{Examples, TimeWait, search},
     unavailable::{Attempt, Failure, Unavailable},
 };
 
@@ -106,7 +106,7 @@ impl BindFreePort {
             Ok(probe) => Ok(Self { probe }),
             Err(Failure::Unavailable(exhausted)) => {
                 let headline = format!("no free port in {}", ports.brief());
-                Err(exhausted.into_error(headline, &[]))
+                Err(exhausted.into_error(headline, &Examples::default()))
             }
             Err(Failure::Error(error)) => Err(error),
         }
@@ -231,6 +231,15 @@ impl Endpoints {
             TimeWait::LastResort if !probe::SHOWS_CLOSING => TimeWait::Busy,
             time_wait => time_wait,
         }
+    }
+
+    /// Returns the same, with TIME_WAIT as free unless that was decided otherwise.
+    pub(crate) fn with_closing_as_free(&self) -> Self {
+        let mut endpoints = self.clone();
+        if endpoints.time_wait == TimeWait::LastResort {
+            endpoints.time_wait = TimeWait::Free;
+        }
+        endpoints
     }
 
     pub(crate) fn set_time_wait(&mut self, time_wait: TimeWait) {

@@ -5,26 +5,34 @@ use std::{
     net::{IpAddr, TcpListener},
     ops::ControlFlow,
     path::PathBuf,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::{
     acquisition::Acquisition,
     bindfree::{Endpoints, Protocol},
+    clock::since_1970,
     error::{Error, ErrorKind, Result},
     freeport::FreePort,
-    lock_dir,
+    leases,
+    lock_dir::{self, LockDir, OpenDir},
+    names::{self, Known},
     pass::Request,
     ports::PortSet,
     process,
-    reservation::Reservation,
-    search::TimeWait,
+    reservation::{Key, Reservation},
+    search::{Exhausted, TimeWait},
     system_ports::ephemeral_port_range,
+    unavailable::Unavailable,
     wait_status::{OnWait, WaitStatus},
 };
 
 /// How long a lease is waited for unless the builder is told otherwise.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Largest number of times that one call looks up a name again because its reservation was changed in
+/// between. Only a bound.
+const MAX_MOVES: u32 = 10;
 
 /// A lease to be acquired: which ports, on which addresses, and how long to wait.
 ///
@@ -358,8 +366,24 @@ impl Builder {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn reserve(&self) -> Result<Reservation> {
-        let message = "reservations are not built yet";
-        Err(Error::new(ErrorKind::Unsupported, message))
+        let Some(key) = self.key()? else {
+            let message = "a port is reserved for a name, and the builder has none";
+            return Err(Error::new(ErrorKind::InvalidName, message));
+        };
+        match self.find_or_reserve(&key, self.timeout)? {
+            Known::Reserved(port) => Ok(key.reservation(port)),
+            Known::Leased(port) => {
+                let headline = format!(
+                    "port {port}, which was reserved as {} in {} before the lock directory was lost, cannot be \
+                     reserved again",
+                    key.name, key.root
+                );
+                let dir = LockDir::located(self.lock_dir.as_deref())?;
+                let mut exhausted = Exhausted::from_iter([Unavailable::Leased(port)]);
+                let examples = leases::explain(dir.opened(), exhausted.examples());
+                Err(exhausted.into_error(headline, &examples))
+            }
+        }
     }
 
     /// How long to wait while no port is free; 30 seconds by default.
@@ -463,7 +487,7 @@ impl Builder {
     /// As for [`FreePort::new`], and as for [`PortSet::server_ports`] if no
     /// ports were given.
     pub fn acquire(&self) -> Result<FreePort> {
-        self.begin()?.one()
+        self.lease(self.timeout, |acquisition| acquisition.one())
     }
 
     /// Leases a free port if there is one now, whatever the timeout is.
@@ -472,9 +496,7 @@ impl Builder {
     ///
     /// As for [`acquire`](Self::acquire).
     pub fn try_acquire(&self) -> Result<FreePort> {
-        let mut acquisition = self.begin()?;
-        acquisition.timeout = Duration::ZERO;
-        acquisition.one()
+        self.lease(Duration::ZERO, |acquisition| acquisition.one())
     }
 
     /// Checks whether [`try_acquire`](Self::try_acquire) would find a port now, without leasing one.
@@ -498,10 +520,7 @@ impl Builder {
     /// # Ok::<(), portlock::Error>(())
     /// ```
     pub fn check(&self) -> Result<()> {
-        let mut acquisition = self.begin()?;
-        acquisition.timeout = Duration::ZERO;
-        acquisition.request.creates_dir = false;
-        acquisition.none()
+        self.check_within(Duration::ZERO)
     }
 
     /// Waits until a port could be leased, for as long as the [`timeout`](Self::timeout) allows,
@@ -523,9 +542,7 @@ impl Builder {
     /// # Ok::<(), portlock::Error>(())
     /// ```
     pub fn wait_until_free(&self) -> Result<()> {
-        let mut acquisition = self.begin()?;
-        acquisition.request.creates_dir = false;
-        acquisition.none()
+        self.check_within(self.timeout)
     }
 
     /// Leases a free port for the process `pid`: [`acquire`](Self::acquire) and
@@ -546,11 +563,12 @@ impl Builder {
     /// # Ok::<(), portlock::Error>(())
     /// ```
     pub fn acquire_for(&self, pid: u32) -> Result<u16> {
-        let mut acquisition = self.begin()?;
-        acquisition.request.hold_socket = false;
-        process::check(pid)?;
-        acquisition.request.delegate_to = Some(pid);
-        acquisition.one_delegated()
+        self.lease(self.timeout, |acquisition| {
+            acquisition.request.hold_socket = false;
+            process::check(pid)?;
+            acquisition.request.delegate_to = Some(pid);
+            acquisition.one_delegated()
+        })
     }
 
     /// Leases a free port and listens on it, without a gap: the socket that
@@ -576,7 +594,8 @@ impl Builder {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn listen(&self) -> Result<(FreePort, TcpListener)> {
-        self.begin_listening()?.one_listening()
+        self.must_be_listenable()?;
+        self.lease(self.timeout, |acquisition| acquisition.one_listening())
     }
 
     /// Leases `n` free ports at once, or none, and listens on each as
@@ -597,11 +616,11 @@ impl Builder {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn listen_many(&self, n: usize) -> Result<Vec<(FreePort, TcpListener)>> {
-        self.begin_listening()?.many_listening(n)
+        self.must_be_listenable()?;
+        self.begin_several()?.many_listening(n)
     }
 
-    fn begin_listening(&self) -> Result<Acquisition<'_>> {
-        let acquisition = self.begin()?;
+    fn must_be_listenable(&self) -> Result<()> {
         let hosts = self.endpoints.hosts();
         let protocol = self.endpoints.protocol;
         if hosts.len() > 1 || protocol != Protocol::Tcp {
@@ -611,7 +630,7 @@ impl Builder {
             );
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
-        Ok(acquisition)
+        Ok(())
     }
 
     /// Leases `n` free ports at once, or none.
@@ -636,7 +655,7 @@ impl Builder {
     /// # Ok::<(), portlock::Error>(())
     /// ```
     pub fn acquire_many(&self, n: usize) -> Result<Vec<FreePort>> {
-        self.begin()?.many(n)
+        self.begin_several()?.many(n)
     }
 
     /// Leases `n` free ports that follow each other, in ascending order, or none.
@@ -657,7 +676,7 @@ impl Builder {
     /// # Ok::<(), portlock::Error>(())
     /// ```
     pub fn acquire_block(&self, n: usize) -> Result<Vec<FreePort>> {
-        self.begin()?.block(n)
+        self.begin_several()?.block(n)
     }
 
     /// Leases, for one of the ports to choose from, the ports at all `offsets`
@@ -685,7 +704,7 @@ impl Builder {
     /// # Ok::<(), portlock::Error>(())
     /// ```
     pub fn acquire_offsets(&self, offsets: &[u16]) -> Result<Vec<FreePort>> {
-        self.begin()?.offsets(offsets)
+        self.begin_several()?.offsets(offsets)
     }
 
     /// Whether some of the ports to choose from are in the
@@ -718,23 +737,120 @@ impl Builder {
         }
     }
 
+    fn key(&self) -> Result<Option<Key>> {
+        let key = |name: &String| Key::new(name, self.root.as_deref());
+        self.name.as_ref().map(key).transpose()
+    }
+
+    /// Returns the port of `key`, and reserves one if none is reserved.
+    fn find_or_reserve(&self, key: &Key, timeout: Duration) -> Result<Known> {
+        let dir = OpenDir::locate_at(self.lock_dir.as_deref(), since_1970())?;
+        names::restore_once(&dir)?;
+        if let Some(port) = names::find(&dir, key)? {
+            return Ok(Known::Reserved(port));
+        }
+        let preference = key.preference();
+        let mut acquisition = self.begin()?;
+        acquisition.request.prefer = Some(&preference);
+        acquisition.timeout = timeout;
+        acquisition.reserve(key)
+    }
+
+    /// Leases one port by `run`: of the name, or any.
+    fn lease<T>(
+        &self,
+        timeout: Duration,
+        run: impl Fn(&mut Acquisition<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let start = Instant::now();
+        let any = |timeout| {
+            let mut acquisition = self.begin()?;
+            acquisition.timeout = timeout;
+            run(&mut acquisition)
+        };
+        let Some(key) = self.key()? else {
+            return any(timeout);
+        };
+        let endpoints = self.endpoints.with_closing_as_free();
+        let mut moves = 0;
+        loop {
+            let left = || timeout.saturating_sub(start.elapsed());
+            let (Known::Reserved(port) | Known::Leased(port)) =
+                self.find_or_reserve(&key, left())?;
+            let mut acquisition = self.begin_with(Cow::Owned(port.into()), &endpoints, Some(&key));
+            acquisition.timeout = left();
+            let outcome = run(&mut acquisition);
+            let why = outcome.as_ref().err().and_then(Error::counts);
+            match why {
+                // The reservation has been removed since, or can be restored now.
+                Some(why) if why.reserved > 0 && moves < MAX_MOVES => moves += 1,
+                Some(why) if why.bound > 0 && self.or_any => return any(left()),
+                _ => return outcome,
+            }
+        }
+    }
+
+    fn check_within(&self, timeout: Duration) -> Result<()> {
+        let endpoints = self.endpoints.with_closing_as_free();
+        let key = self.key()?;
+        let reserved = match &key {
+            Some(key) => {
+                let dir = LockDir::located(self.lock_dir.as_deref())?;
+                let port = dir.reserved(key)?.map(|reservation| reservation.port);
+                // Where its line has to be restored, the port is still like any other.
+                let has_line = |port| Ok((port, dir.has_line(key, port)?));
+                port.map(has_line).transpose()?
+            }
+            None => None,
+        };
+        let mut acquisition = match reserved {
+            Some((port, has_line)) => {
+                let key = key.as_ref().filter(|_| has_line);
+                self.begin_with(Cow::Owned(port.into()), &endpoints, key)
+            }
+            None => self.begin()?,
+        };
+        acquisition.timeout = timeout;
+        acquisition.request.creates_dir = false;
+        acquisition.none()
+    }
+
+    fn begin_several(&self) -> Result<Acquisition<'_>> {
+        if let Some(name) = &self.name {
+            let message =
+                format!("the name {name} is that of one port, and several were asked for");
+            return Err(Error::new(ErrorKind::Unsupported, message));
+        }
+        self.begin()
+    }
+
     fn begin(&self) -> Result<Acquisition<'_>> {
         let ports = self.ports_to_choose_from()?;
         ports.must_not_be_empty()?;
-        Ok(Acquisition {
+        Ok(self.begin_with(ports, &self.endpoints, None))
+    }
+
+    fn begin_with<'a>(
+        &'a self,
+        ports: Cow<'a, PortSet>,
+        endpoints: &'a Endpoints,
+        key: Option<&'a Key>,
+    ) -> Acquisition<'a> {
+        Acquisition {
             request: Request {
                 ports,
                 lock_dir: self.lock_dir.as_deref(),
-                endpoints: &self.endpoints,
+                endpoints,
                 label: self.label.as_deref(),
                 prefer: self.prefer.as_deref(),
+                key,
                 hold_socket: self.hold_socket,
                 delegate_to: None,
                 creates_dir: true,
             },
             timeout: self.timeout,
             on_wait: self.on_wait.as_ref(),
-        })
+        }
     }
 }
 

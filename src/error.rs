@@ -88,7 +88,8 @@ pub enum ErrorKind {
     Exhausted,
     /// The lock directory is missing, cannot be made, or cannot be trusted.
     LockDir,
-    /// A lock file could not be opened, made, locked, written or unlocked.
+    /// A lock file, or the copy of a reservation, could not be opened, made, locked, read, written,
+    /// unlocked or removed.
     Lock,
     /// A socket could not be made, bound or listened on, for another reason
     /// than that the port is in use.

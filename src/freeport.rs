@@ -184,7 +184,7 @@ impl FreePort {
     fn record(&self, kind: Kind, pid: u32) -> Result<()> {
         let process = process::find(pid)?;
         let record = || {
-            let owner = self.lock.read_owner()?;
+            let owner = self.lock.read()?.owner;
             let label = owner.as_ref().and_then(Owner::label);
             self.lock
                 .write_long(&owner::of_process(kind, &process, label))

@@ -7,13 +7,15 @@ use std::{
 };
 
 use crate::{
+    copies::Copies,
     error::{Error, ErrorKind, Result},
-    lock::{self, Access, PortLock, lock_file},
+    lock::{self, Access, Content, PortLock, lock_file},
     lock_dir::{LockDir, OpenDir},
     mark,
     owner::{self, Kind, Owner},
     process, registry,
-    reservation::Reservation,
+    reservation::{self, Found, Reservation, ReservationState},
+    search::{Examples, Explained},
     unavailable::{Attempt, Failure},
     waiting,
 };
@@ -196,7 +198,7 @@ impl LockDir {
 
 impl OpenDir {
     fn entry_by(&self, port: u16, listed: &mut ListedLocks) -> Result<PortEntry> {
-        let (owner, is_kept) = match lock::recorded_owner(self, port) {
+        let (content, is_kept) = match lock::recorded(self, port) {
             // Another user has closed it to others. Whether it is held, the kernel's list
             // shows; whether it may be delegated, its length.
             Err(error) if error.is_denied() => {
@@ -205,14 +207,15 @@ impl OpenDir {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
                     Err(error) => return Err(self.cannot_read(error)),
                 };
-                (None, owner::may_count(len))
+                (Content::default(), owner::may_count(len))
             }
-            owner => {
-                let owner = owner?;
-                let is_kept = lock::is_kept(self, port, owner.as_ref())?;
-                (owner, is_kept)
+            content => {
+                let content = content?;
+                let is_kept = lock::is_kept(self, port, content.owner.as_ref())?;
+                (content, is_kept)
             }
         };
+        let owner = content.owner;
         let has_passed = |owner: &Owner| owner.kind == Kind::Passed;
         let is_locked = if is_kept && !owner.as_ref().is_some_and(has_passed) {
             false
@@ -252,7 +255,7 @@ impl OpenDir {
             state,
             owner,
             heir,
-            reservation: None,
+            reservation: content.reservation.map(|found| found.reservation(port)),
         })
     }
 
@@ -290,7 +293,7 @@ impl OpenDir {
     }
 
     /// Returns who has a port that was found to be leased, for a message.
-    fn holder(&self, port: u16, listed: &mut ListedLocks) -> Option<String> {
+    pub(crate) fn holder(&self, port: u16, listed: &mut ListedLocks) -> Option<String> {
         let owner = lock::recorded_owner(self, port).ok()??;
         let holder = match owner.kind {
             // It has no lock, and where its process has ended, another one has.
@@ -356,11 +359,17 @@ impl PortEntry {
     }
 }
 
-/// Returns who has each of some leased ports, as far as that is known.
-pub(crate) fn holders(dir: Option<&OpenDir>, ports: Vec<u16>) -> Vec<(u16, Option<String>)> {
+/// Returns what is known of some ports that could not be leased: who has them, and for what they are
+/// reserved.
+pub(crate) fn explain(dir: Option<&OpenDir>, ports: Examples<u16>) -> Examples<Explained> {
     let mut listed = ListedLocks::new();
-    let mut holder = |port| dir.and_then(|dir| dir.holder(port, &mut listed));
-    ports.into_iter().map(|port| (port, holder(port))).collect()
+    let mut holder = |port| dir?.holder(port, &mut listed);
+    let mut leased = |port| (port, holder(port).map(|holder| format!("by {holder}")));
+    let reserved = |port| (port, dir.and_then(|dir| dir.reserved_for(port)));
+    Examples {
+        leased: ports.leased.into_iter().map(&mut leased).collect(),
+        reserved: ports.reserved.into_iter().map(reserved).collect(),
+    }
 }
 
 /// Largest number of leased ports for which it is determined whether they are really leased. Of more,
@@ -506,9 +515,9 @@ impl LockDir {
             });
         };
         let counts = |owner: &Owner| owner.kind != Kind::Held;
-        let owner = lock.read_owner();
-        let owner = owner.map_err(|failure| lock.needs_record(failure))?;
-        let Some(owner) = owner.filter(counts) else {
+        let content = lock.read();
+        let content = content.map_err(|failure| lock.needs_record(failure))?;
+        let Some(owner) = content.owner.filter(counts) else {
             return refuse("it is not leased".into());
         };
         if owner.kind == Kind::Passed && !lock::is_kept(dir, port, Some(&owner))? {
@@ -526,7 +535,8 @@ impl LockDir {
             .map_err(|failure| lock.needs_record(failure))
     }
 
-    /// Removes the lock files of ports that are not leased, and what waiters have left.
+    /// Removes the lock files of ports that are neither leased nor reserved, and what waiters have left.
+    /// A reservation counts until its root directory is proven to be gone.
     ///
     /// There is no need to: they do no harm. Each is removed with its lock held,
     /// so whoever is just about to lock it notices and makes a new one. For that
@@ -569,9 +579,9 @@ impl LockDir {
                 Err(Failure::Error(error)) => return Err(error),
             };
             // Without a lock a held lease has ended. Of the others, only what is proven to have
-            // ended is removed.
-            let owner = match lock.read_owner() {
-                Ok(owner) => owner,
+            // ended is removed, and so it is with a reservation.
+            let content = match lock.read() {
+                Ok(content) => content,
                 // Another program has it open.
                 Err(Failure::Unavailable(_)) => {
                     cleaned.kept += 1;
@@ -579,11 +589,19 @@ impl LockDir {
                 }
                 Err(Failure::Error(error)) => return Err(error),
             };
-            if let Some(owner) = owner.filter(|owner| owner.kind != Kind::Held)
-                && !lock::has_ended(dir, port, &owner)?
-            {
+            let owner = content.owner.filter(|owner| owner.kind != Kind::Held);
+            let is_kept = match owner {
+                Some(owner) => !lock::has_ended(dir, port, &owner)?,
+                None => false,
+            };
+            if is_kept || content.reservation.as_ref().is_some_and(Found::counts) {
                 cleaned.kept += 1;
                 continue;
+            }
+            if let Some(Found::Line(line)) = content.reservation
+                && let Some(copies) = Copies::of(dir.path())
+            {
+                copies.remove(&line.key())?;
             }
             let removed = lock_file::remove(dir.sys(), port, lock);
             dir.count_removal(removed, &mut cleaned, &port.to_string())?;
@@ -628,12 +646,31 @@ impl OpenDir {
         Ok(())
     }
 
+    /// Returns for what a port was found to be reserved, for a message.
+    fn reserved_for(&self, port: u16) -> Option<String> {
+        let found = lock::recorded(self, port).ok()?.reservation?;
+        let reservation = found.reservation(port);
+        Some(match reservation.state {
+            ReservationState::Unreadable => "for an unknown name".to_owned(),
+            _ => reservation.to_string(),
+        })
+    }
+
     /// Returns the ports that have a lock file, in ascending order. Anything else in the
     /// directory, under a port's name or not, is no lock file.
     fn ports(&self) -> Result<Vec<u16>> {
+        self.ports_with(|_| true)
+    }
+
+    /// Returns the ports whose lock files are so long that a reservation may be in them.
+    pub(crate) fn ports_with_reservations(&self) -> Result<Vec<u16>> {
+        self.ports_with(|metadata| metadata.len() > reservation::OFFSET as u64)
+    }
+
+    fn ports_with(&self, wants: impl Fn(&fs::Metadata) -> bool) -> Result<Vec<u16>> {
         let port = |(name, metadata): (String, fs::Metadata)| {
             let port = lock_file::port_of(&name)?;
-            lock_file::is_lock_file(&metadata).then_some(port)
+            (lock_file::is_lock_file(&metadata) && wants(&metadata)).then_some(port)
         };
         let mut ports: Vec<u16> = self.files()?.into_iter().filter_map(port).collect();
         ports.sort_unstable();

@@ -373,6 +373,7 @@ mod bindfree;
 mod builder;
 mod clock;
 pub mod compat;
+mod copies;
 mod error;
 mod freeport;
 mod jitter;

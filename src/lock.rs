@@ -22,6 +22,7 @@ use crate::{
     owner::{self, Owner, Record},
     process::Evidence,
     registry::Claim,
+    reservation::{self, Found, Key, Line},
     retry::retry,
     unavailable::{Attempt, Failure, Unavailable},
 };
@@ -85,19 +86,26 @@ pub(crate) struct PortLock {
     dir: OpenDir,
     /// Of the process that acquired it.
     mark: Mark,
-    /// The file is long enough for a record that counts without a lock.
-    is_long: bool,
+    /// The length of the file when it was locked.
+    len: usize,
+    /// A reservation is behind the record, and is to be kept.
+    is_reserved: bool,
+}
+
+/// What a lock file says.
+#[derive(Debug, Default)]
+pub(crate) struct Content {
+    /// Who has the port or had it last.
+    pub(crate) owner: Option<Owner>,
+    pub(crate) reservation: Option<Found>,
 }
 
 impl PortLock {
-    /// Locks the file of the claimed port, created if it is missing, without waiting.
-    pub(crate) fn try_acquire(dir: &OpenDir, claim: Claim) -> Attempt<Self> {
-        let (port, mark) = (claim.port(), claim.mark());
-        let open = || open_or_create(dir, port).map(Some);
-        let Some(lock) = Self::lock_with(try_lock, dir, port, mark, open)? else {
-            return Err(Unavailable::Leased(port).into());
-        };
-        lock.claimed(claim).unless_kept_by_its_record()
+    /// Locks the file of the claimed port, created if it is missing, without waiting. The port is
+    /// to be reserved by `key`, or not at all.
+    pub(crate) fn try_acquire(dir: &OpenDir, claim: Claim, key: Option<&Key>) -> Attempt<Self> {
+        let lock = Self::try_any(dir, claim.port(), claim.mark())?;
+        lock.claimed(claim).unless_kept(key)
     }
 
     /// Makes it the lock of a claimed port.
@@ -106,15 +114,27 @@ impl PortLock {
         self
     }
 
+    /// Locks the file of `port`, created if it is missing, without waiting, whatever it says.
+    pub(crate) fn try_any(dir: &OpenDir, port: u16, mark: Mark) -> Attempt<Self> {
+        let open = || open_or_create(dir, port).map(Some);
+        let lock = Self::lock_with(try_lock, dir, port, mark, open)?;
+        lock.ok_or(Unavailable::Leased(port).into())
+    }
+
     /// Locks the file of `port` without waiting, only to check whether it can be leased. Returns
     /// `None` if there is no file.
     ///
     /// A check claims nothing: a port that this process has claimed is one that it leases, or is about
     /// to.
-    pub(crate) fn try_check(dir: &OpenDir, port: u16, mark: Mark) -> Attempt<Option<Self>> {
+    pub(crate) fn try_check(
+        dir: &OpenDir,
+        port: u16,
+        mark: Mark,
+        key: Option<&Key>,
+    ) -> Attempt<Option<Self>> {
         let open = || open(dir, port, Access::Lock);
         let lock = Self::lock_with(try_lock, dir, port, mark, open)?;
-        lock.map(Self::unless_kept_by_its_record).transpose()
+        lock.map(|lock| lock.unless_kept(key)).transpose()
     }
 
     /// Locks the file of `port` if there is one, without waiting, whatever its record says.
@@ -152,7 +172,8 @@ impl PortLock {
                 port,
                 dir: dir.clone(),
                 mark,
-                is_long: false,
+                len: 0,
+                is_reserved: false,
             };
             if lock.is_current()? {
                 return Ok(Some(lock));
@@ -163,11 +184,45 @@ impl PortLock {
     }
 
     /// Ends the lock again if the record keeps the port leased, as that of a delegated lease does.
+    #[allow(dead_code, reason = "Linux reports that a file was closed")]
     pub(crate) fn unless_kept_by_its_record(self) -> Attempt<Self> {
-        // A shorter one cannot.
-        if self.is_long && is_kept(&self.dir, self.port, self.read_owner()?.as_ref())? {
+        let content = self.read_if_long()?;
+        if is_kept(&self.dir, self.port, content.owner.as_ref())? {
             return Err(Unavailable::Leased(self.port).into());
         }
+        Ok(self)
+    }
+
+    /// Reads the file unless it is too short for anything that counts.
+    fn read_if_long(&self) -> Attempt<Content> {
+        match owner::may_count(self.len) {
+            true => self.read(),
+            false => Ok(Content::default()),
+        }
+    }
+
+    /// Ends the lock again if the port is not reserved by `key`, or without a key if it is reserved; or
+    /// if the record keeps the port leased, as that of a delegated lease does.
+    pub(crate) fn unless_kept(mut self, key: Option<&Key>) -> Attempt<Self> {
+        let content = self.read_if_long()?;
+        // What the key is restored to may be leased without it.
+        if key.is_some() && is_kept(&self.dir, self.port, content.owner.as_ref())? {
+            return Err(Unavailable::Leased(self.port).into());
+        }
+        let is_ours = match (key, &content.reservation) {
+            (None, None) => true,
+            (None, Some(reservation)) => !reservation.counts(),
+            (Some(key), Some(reservation)) => reservation.is_of(key),
+            (Some(_), None) => false,
+        };
+        if !is_ours {
+            return Err(Unavailable::Reserved(self.port).into());
+        }
+        if key.is_none() && is_kept(&self.dir, self.port, content.owner.as_ref())? {
+            return Err(Unavailable::Leased(self.port).into());
+        }
+        // One that no longer counts goes with the record that is written next.
+        self.is_reserved = key.is_some();
         Ok(self)
     }
 
@@ -189,7 +244,8 @@ impl PortLock {
     fn is_current(&mut self) -> Result<bool> {
         match lock_file::status(self.dir.sys(), self.port, &self.file) {
             Ok(FileStatus::Current { record_len }) => {
-                self.is_long = owner::may_count(record_len);
+                self.len = record_len;
+                self.is_reserved = record_len > reservation::OFFSET;
                 Ok(true)
             }
             Ok(FileStatus::Replaced) => Ok(false),
@@ -205,26 +261,27 @@ impl PortLock {
         Error::new(ErrorKind::Lock, message)
     }
 
-    /// Who had the lock before, or has the port without one. The port is unavailable while another
-    /// program has opened the record for itself alone.
-    pub(crate) fn read_owner(&self) -> Attempt<Option<Owner>> {
-        read_owner(&self.dir, self.port, &self.file)
+    /// Reads who had the lock before, or has the port without one, and for whom it is reserved. The
+    /// port is unavailable while another program has opened the record for itself alone.
+    pub(crate) fn read(&self) -> Attempt<Content> {
+        read(&self.dir, self.port, &self.file)
     }
 
     /// Writes the record of a held lease, or of none, into the file.
     ///
     /// In place and always of the same length. Only where a longer record was, the
-    /// rest of it is cut off. The port is unavailable while another program has opened the record for
-    /// itself alone.
+    /// rest of it is cut off, unless a reservation is behind it. The port is unavailable while another
+    /// program has opened the record for itself alone.
     pub(crate) fn write_owner(&self, record: &Record<{ owner::LEN }>) -> Attempt<()> {
-        self.write(record.bytes(), self.is_long)
+        let cuts = owner::may_count(self.len) && !self.is_reserved;
+        self.write(record.bytes(), 0, cuts)
     }
 
     /// Does the same, but where a record that another program has open counts for nothing without
     /// the lock, that stays as it is: the record of a held lease only informs.
     pub(crate) fn inform(&self, record: &Record<{ owner::LEN }>) -> Attempt<()> {
         match self.write_owner(record) {
-            Err(Failure::Unavailable(_)) if !self.is_long => Ok(()),
+            Err(Failure::Unavailable(_)) if !owner::may_count(self.len) => Ok(()),
             written => written,
         }
     }
@@ -232,11 +289,13 @@ impl PortLock {
     /// Writes a record that counts without the lock: the longer file is what makes it one. The port
     /// is unavailable while another program has opened the record for itself alone.
     pub(crate) fn write_long(&self, record: &Record<{ owner::LONG_LEN }>) -> Attempt<()> {
-        self.write(record.bytes(), false)
+        let cuts = self.len > reservation::OFFSET && !self.is_reserved;
+        self.write(record.bytes(), 0, cuts)
     }
 
-    fn write(&self, record: &[u8], is_longer: bool) -> Attempt<()> {
-        lock_file::write_record(self.dir.sys(), self.port, &self.file, record, is_longer).map_err(
+    #[inline]
+    fn write(&self, text: &[u8], offset: usize, cuts: bool) -> Attempt<()> {
+        lock_file::write(self.dir.sys(), self.port, &self.file, text, offset, cuts).map_err(
             |failure| unless_in_use(failure, "write owner record to", &self.dir, self.port),
         )
     }
@@ -253,6 +312,22 @@ impl PortLock {
                 fail("use owner record of", &self.dir, self.port, cause)
             }
         }
+    }
+
+    /// Reserves the port, whatever the record says.
+    pub(crate) fn write_reservation(&self, line: &Line) -> Attempt<()> {
+        let written = self.write(line.text().as_bytes(), reservation::OFFSET, true);
+        if written.is_err() {
+            // A part of it would reserve the port for nobody.
+            let _ = self.write(b"", reservation::OFFSET, true);
+        }
+        written
+    }
+
+    /// Removes the reservation, and leaves the record of a lease that goes on.
+    pub(crate) fn remove_reservation(&self, goes_on: bool) -> Attempt<()> {
+        let len = if goes_on { owner::LONG_LEN } else { owner::LEN };
+        self.write(b"", len, true)
     }
 
     /// Ends the lock.
@@ -309,11 +384,16 @@ impl Drop for PortLock {
 
 /// What the file of `port` says of its holder, if there is one and it says anything.
 pub(crate) fn recorded_owner(dir: &OpenDir, port: u16) -> Result<Option<Owner>> {
-    let read = open(dir, port, Access::ReadRecord)
-        .and_then(|file| file.map_or(Ok(None), |file| read_owner(dir, port, &file)));
-    match read {
-        Ok(owner) => Ok(owner),
-        Err(Failure::Unavailable(_)) => Ok(None),
+    Ok(recorded(dir, port)?.owner)
+}
+
+/// What the file of `port` says, if there is one, without a lock.
+pub(crate) fn recorded(dir: &OpenDir, port: u16) -> Result<Content> {
+    let found = open(dir, port, Access::ReadRecord)
+        .and_then(|file| file.map_or(Ok(Content::default()), |file| read(dir, port, &file)));
+    match found {
+        Ok(content) => Ok(content),
+        Err(Failure::Unavailable(_)) => Ok(Content::default()),
         Err(Failure::Error(error)) => Err(error),
     }
 }
@@ -334,11 +414,15 @@ pub(crate) fn has_ended(dir: &OpenDir, port: u16, owner: &Owner) -> Result<bool>
     Ok(evidence == Evidence::Gone)
 }
 
-fn read_owner(dir: &OpenDir, port: u16, file: &File) -> Attempt<Option<Owner>> {
-    let mut record = [0; owner::LONG_LEN];
-    let len = lock_file::read_record(dir.sys(), port, file, &mut record)
+fn read(dir: &OpenDir, port: u16, file: &File) -> Attempt<Content> {
+    let mut text = [0; reservation::MAX_FILE_LEN];
+    let len = lock_file::read(dir.sys(), port, file, &mut text)
         .map_err(|failure| unless_in_use(failure, "read owner record of", dir, port))?;
-    Ok(Owner::parse(&record[..len]))
+    let text = &text[..len];
+    Ok(Content {
+        owner: Owner::parse(&text[..len.min(owner::LONG_LEN)]),
+        reservation: Found::parse(text),
+    })
 }
 
 /// A port whose record is in use may be leased, or is unavailable.

@@ -14,7 +14,10 @@
 use std::{
     env, fmt, io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -61,6 +64,8 @@ struct Inner {
     sys: system::Dir,
     /// Of `sys`, because to compute it for each lease would take an allocation.
     digest: u64,
+    /// The copies of reservations have been restored into it, as far as this process knows.
+    is_restored: AtomicBool,
 }
 
 /// The directory with one lock file per port, checked to be trustworthy.
@@ -113,6 +118,11 @@ pub enum Origin {
 }
 
 impl Origin {
+    /// Returns whether nobody named it, so that it is where it is until the rules change.
+    pub(crate) fn is_default(self) -> bool {
+        !matches!(self, Self::Given | Self::Variable)
+    }
+
     /// Returns whether its user creates it. Others are created by somebody who decides who
     /// shares them.
     pub(crate) fn is_created_by_its_user(self) -> bool {
@@ -260,6 +270,20 @@ impl OpenDir {
 
     pub(crate) fn path(&self) -> &Path {
         &self.dir.path
+    }
+
+    pub(crate) fn origin(&self) -> Origin {
+        self.dir.origin
+    }
+
+    /// Returns whether it is known that no reservation has to be restored into it.
+    #[inline]
+    pub(crate) fn is_restored(&self) -> bool {
+        self.dir.is_restored.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_restored(&self) {
+        self.dir.is_restored.store(true, Ordering::Relaxed);
     }
 
     /// Returns the error that it turned out to be removed; the next
@@ -449,6 +473,7 @@ fn open(path: &Path, missing: Missing, origin: Origin, user: system::User) -> Re
         origin,
         digest: sys.digest(),
         sys,
+        is_restored: AtomicBool::new(false),
     });
     Ok(Located::Open(OpenDir { dir }))
 }

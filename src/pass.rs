@@ -9,9 +9,11 @@ use crate::{
     lock::PortLock,
     lock_dir::{LockDir, OpenDir},
     mark::{self, Mark},
+    names,
     owner::{self, Kind},
     ports::{Order, PortSet},
     process, registry,
+    reservation::{Key, Line},
     search::{Exhausted, search},
     unavailable::{Attempt, Failure, Unavailable},
 };
@@ -24,6 +26,8 @@ pub(crate) struct Request<'a> {
     pub(crate) endpoints: &'a Endpoints,
     pub(crate) label: Option<&'a str>,
     pub(crate) prefer: Option<&'a str>,
+    /// What the ports are reserved for. Without it, reserved ports are passed over.
+    pub(crate) key: Option<&'a Key>,
     pub(crate) hold_socket: bool,
     /// The process that will have the lease, if not this one.
     pub(crate) delegate_to: Option<u32>,
@@ -70,7 +74,9 @@ impl Request<'_> {
     /// Returns the lock directory, or `None` if it does not exist and is not to be created.
     pub(crate) fn open_dir(&self, now: Duration) -> Result<Option<OpenDir>> {
         if self.creates_dir {
-            OpenDir::locate_at(self.lock_dir, now).map(Some)
+            let dir = OpenDir::locate_at(self.lock_dir, now)?;
+            names::restore_once(&dir)?;
+            Ok(Some(dir))
         } else {
             Ok(LockDir::located(self.lock_dir)?.opened().cloned())
         }
@@ -204,15 +210,30 @@ impl<'a> Pass<'a> {
         finish: impl FnOnce(Probe) -> Attempt<T>,
     ) -> Attempt<Candidate<T>> {
         let mark = mark::current();
-        let claim = registry::claim(port, mark).ok_or(Unavailable::Leased(port))?;
-        let lock = match self.handed(port) {
-            Some(lock) => lock.claimed(claim),
-            None => PortLock::try_acquire(self.dir()?, claim)?,
-        };
+        let lock = self.lock(port, mark, self.request.key)?;
         let probe = Probe::bind(port, self.request.endpoints, self.bind(closing))?;
         let socket = finish(probe)?;
         self.record(&lock, mark)?;
         Ok(Candidate { socket, lock })
+    }
+
+    /// Claims and locks a port that is reserved by `key`, or without one not reserved.
+    fn lock(&self, port: u16, mark: Mark, key: Option<&Key>) -> Attempt<PortLock> {
+        let claim = registry::claim(port, mark).ok_or(Unavailable::Leased(port))?;
+        match self.handed(port) {
+            Some(lock) => lock.claimed(claim).unless_kept(key),
+            None => PortLock::try_acquire(self.dir()?, claim, key),
+        }
+    }
+
+    /// Reserves one port that is neither leased nor reserved nor in use.
+    pub(crate) fn reserve(&self, line: &Line) -> Attempt<u16, Exhausted> {
+        self.search(self.ports(), |port, closing| {
+            let lock = self.lock(port, mark::current(), None)?;
+            self.probe(port, closing)?;
+            lock.write_reservation(line)?;
+            Ok(port)
+        })
     }
 
     /// Writes who has the port.
@@ -258,17 +279,17 @@ impl<'a> Pass<'a> {
     /// Locks a port that is not leased. Returns `None` if it has no lock file.
     fn lock_to_check(&self, port: u16) -> Attempt<Option<PortLock>> {
         if let Some(lock) = self.handed(port) {
-            return Ok(Some(lock));
+            return lock.unless_kept(self.request.key).map(Some);
         }
         let mark = mark::current();
         match &self.dir {
             _ if registry::is_claimed(port, mark) => Err(Unavailable::Leased(port).into()),
-            Some(dir) => PortLock::try_check(dir, port, mark),
+            Some(dir) => PortLock::try_check(dir, port, mark, self.request.key),
             None => Ok(None),
         }
     }
 
-    fn dir(&self) -> Result<&OpenDir> {
+    pub(crate) fn dir(&self) -> Result<&OpenDir> {
         if let Some(dir) = &self.dir {
             return Ok(dir);
         }

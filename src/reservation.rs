@@ -16,7 +16,7 @@
 //! withhold a port than to give it out twice.
 
 use std::{
-    env, fs, io,
+    env, fmt, fs, io,
     path::{Path, PathBuf},
     time::UNIX_EPOCH,
 };
@@ -131,6 +131,34 @@ impl Reservation {
     pub fn variable(&self) -> String {
         variable(&self.name)
     }
+
+    pub(crate) fn is_of(&self, key: &Key) -> bool {
+        self.name == key.name && self.root == Path::new(&key.root)
+    }
+
+    /// Returns its key, or `None` if it is unreadable.
+    pub(crate) fn key(&self) -> Option<Key> {
+        Some(Key {
+            name: Some(&self.name).filter(|name| !name.is_empty())?.clone(),
+            root: self.root.to_str()?.to_owned(),
+        })
+    }
+
+    /// Returns whether this is the reservation that was found.
+    pub(crate) fn is_read_from(&self, found: &Found) -> bool {
+        match found {
+            Found::Line(line) => self.key().is_some_and(|key| line.is_of(&key)),
+            Found::Unreadable => self.state == ReservationState::Unreadable,
+        }
+    }
+}
+
+/// Such as `as web in /home/ada/shop`. Nothing in it can drive a terminal.
+impl fmt::Display for Reservation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let root = self.root.to_string_lossy();
+        write!(f, "as {} in {}", self.name, root.escape_debug())
+    }
 }
 
 pub(crate) fn variable(name: &str) -> String {
@@ -194,6 +222,16 @@ impl Key {
         })
     }
 
+    /// Returns the reservation of `port`, whose root is there.
+    pub(crate) fn reservation(&self, port: u16) -> Reservation {
+        Reservation {
+            name: self.name.clone(),
+            root: (&self.root).into(),
+            port,
+            state: ReservationState::Present,
+        }
+    }
+
     /// Returns the text whose hash chooses the port.
     pub(crate) fn preference(&self) -> String {
         format!("{}/{}", self.root, self.name)
@@ -237,6 +275,14 @@ impl Directory {
             path: path.to_owned(),
             parent: identity(Path::new(path).parent()),
         })
+    }
+
+    /// Returns the directory at `path`, of which nothing will prove that it is gone.
+    pub(crate) fn never_gone(path: &str) -> Self {
+        Self {
+            path: path.to_owned(),
+            parent: UNKNOWN.to_owned(),
+        }
     }
 
     /// Returns whether it is there, or proven to be gone: nothing is at its path, while the

@@ -83,9 +83,31 @@ pub(crate) struct Exhausted {
     counts: PortCounts,
     /// The leased ports, each as often as it was tried.
     leased: Vec<u16>,
+    reserved: Vec<u16>,
 }
 
-/// Number of holders named in a message.
+/// Some of the ports of which a message says more, and what it says.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Examples<T> {
+    /// Who has them.
+    pub(crate) leased: Vec<T>,
+    /// For what they are reserved.
+    pub(crate) reserved: Vec<T>,
+}
+
+impl Examples<u16> {
+    pub(crate) fn of_leased(port: u16) -> Self {
+        Self {
+            leased: vec![port],
+            reserved: Vec::new(),
+        }
+    }
+}
+
+/// A port, and what is known of it.
+pub(crate) type Explained = (u16, Option<String>);
+
+/// Number of holders, and of reservations, named in a message.
 const EXAMPLES: usize = 4;
 
 impl FromIterator<Unavailable> for Exhausted {
@@ -105,6 +127,10 @@ impl Exhausted {
                 self.counts.leased += 1;
                 self.leased.push(port);
             }
+            Unavailable::Reserved(port) => {
+                self.counts.reserved += 1;
+                self.reserved.push(port);
+            }
             Unavailable::Bound => self.counts.bound += 1,
             Unavailable::Lingering => self.counts.lingering += 1,
             Unavailable::NotPermitted => self.counts.not_permitted += 1,
@@ -112,7 +138,8 @@ impl Exhausted {
         }
     }
 
-    /// Whether a later pass may find what this one did not.
+    /// Whether a later pass may find what this one did not. A reservation is not waited for: it may last
+    /// for years.
     pub(crate) fn may_change(&self) -> bool {
         self.counts.leased + self.counts.bound + self.counts.lingering > 0
     }
@@ -122,11 +149,17 @@ impl Exhausted {
         &self.leased
     }
 
-    /// The first few of them, whose holders a message names.
-    pub(crate) fn examples(&mut self) -> Vec<u16> {
-        self.leased.sort_unstable();
-        self.leased.dedup();
-        self.leased.iter().copied().take(EXAMPLES).collect()
+    /// The first few ports of which a message says more.
+    pub(crate) fn examples(&mut self) -> Examples<u16> {
+        let first = |ports: &mut Vec<u16>| {
+            ports.sort_unstable();
+            ports.dedup();
+            ports.iter().copied().take(EXAMPLES).collect()
+        };
+        Examples {
+            leased: first(&mut self.leased),
+            reserved: first(&mut self.reserved),
+        }
     }
 
     /// How many ports were missed, by reason.
@@ -135,39 +168,47 @@ impl Exhausted {
     }
 
     /// The error that says so, after a `headline` that says what was looked for
-    /// and how long, and with the `holders` that are known of some leased ports.
-    pub(crate) fn into_error(self, headline: String, holders: &[(u16, Option<String>)]) -> Error {
-        let kind = if self.may_change() || self.counts.not_enough > 0 {
+    /// and how long, and with what is known of some ports.
+    pub(crate) fn into_error(self, headline: String, examples: &Examples<Explained>) -> Error {
+        let counts = self.counts;
+        let kind = if self.may_change() || counts.reserved + counts.not_enough > 0 {
             ErrorKind::Exhausted
         } else {
             ErrorKind::PermissionDenied
         };
-        Error::new(kind, self.counts.message(headline, holders)).with_counts(self.counts)
+        Error::new(kind, counts.message(headline, examples)).with_counts(counts)
     }
 }
 
 impl PortCounts {
     /// Returns the message of an error with these counts.
-    pub(crate) fn message(self, headline: String, holders: &[(u16, Option<String>)]) -> String {
+    pub(crate) fn message(self, headline: String, examples: &Examples<Explained>) -> String {
         let counts = self;
         let mut reasons = Vec::new();
-        if counts.leased > 0 {
-            let mut leased = format!("{} leased", counts.leased);
+        let kinds = [
+            ("leased", counts.leased, &examples.leased),
+            ("reserved", counts.reserved, &examples.reserved),
+        ];
+        for (kind, count, examples) in kinds {
+            if count == 0 {
+                continue;
+            }
+            let mut reason = format!("{count} {kind}");
             let mut separator = " (";
-            for (port, holder) in holders {
+            for (port, explanation) in examples {
                 // Without a record it is still leased: the holder may be just
                 // about to write it, or another tool that writes none.
-                let _ = match holder {
-                    Some(holder) => write!(leased, "{separator}{port} by {holder}"),
-                    None => write!(leased, "{separator}{port}"),
+                let _ = match explanation {
+                    Some(explanation) => write!(reason, "{separator}{port} {explanation}"),
+                    None => write!(reason, "{separator}{port}"),
                 };
                 separator = ", ";
             }
-            if counts.leased as usize > holders.len() {
-                leased.push_str(", …");
+            if count as usize > examples.len() {
+                reason.push_str(", …");
             }
-            leased.push(')');
-            reasons.push(leased);
+            reason.push(')');
+            reasons.push(reason);
         }
         match counts.bound {
             0 => {}
@@ -206,11 +247,16 @@ mod tests {
     fn message(mut exhausted: Exhausted) -> String {
         let holder_of = |port| match port {
             4001 => None,
-            4003 => Some("pid 812 \"orders-test\" (api)".to_owned()),
-            _ => Some("pid 812 \"orders-test\"".to_owned()),
+            4003 => Some("by pid 812 \"orders-test\" (api)".to_owned()),
+            _ => Some("by pid 812 \"orders-test\"".to_owned()),
         };
-        let holders = exhausted.examples().into_iter();
-        let holders: Vec<_> = holders.map(|port| (port, holder_of(port))).collect();
+        let examples = exhausted.examples();
+        let leased = examples.leased.into_iter();
+        let reserved = examples.reserved.into_iter();
+        let holders = Examples {
+            leased: leased.map(|port| (port, holder_of(port))).collect(),
+            reserved: reserved.map(|port| (port, None)).collect(),
+        };
         let headline = "no free port in 4000-4009".to_owned();
         exhausted.into_error(headline, &holders).to_string()
     }
@@ -255,6 +301,21 @@ mod tests {
             "no free port in 4000-4009: 3 leased (4000 by pid 812 \"orders-test\", 4001, 4003 by \
              pid 812 \"orders-test\" (api))"
         );
+    }
+
+    #[test]
+    fn a_reserved_port_is_named_and_not_waited_for() {
+        let mut exhausted = Exhausted::default();
+        exhausted.count(Unavailable::Reserved(4002));
+        assert!(!exhausted.may_change());
+        assert_eq!(
+            message(exhausted),
+            "no free port in 4000-4009: 1 reserved (4002)"
+        );
+        let mut exhausted = Exhausted::default();
+        exhausted.count(Unavailable::Reserved(4002));
+        let error = exhausted.into_error(String::new(), &Examples::default());
+        assert_eq!(error.kind(), ErrorKind::Exhausted);
     }
 
     #[test]
@@ -380,7 +441,7 @@ mod tests {
     fn nothing_permitted_is_a_kind_of_its_own() {
         let mut exhausted = Exhausted::default();
         exhausted.count(Unavailable::NotPermitted);
-        let error = exhausted.into_error("no free port in 80".to_owned(), &[]);
+        let error = exhausted.into_error("no free port in 80".to_owned(), &Examples::default());
         assert_eq!(error.kind(), ErrorKind::PermissionDenied);
         assert!(error.to_string().contains("80"), "{error}");
     }

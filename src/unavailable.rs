@@ -9,6 +9,9 @@ use crate::error::Error;
 pub(crate) enum Unavailable {
     /// Another caller holds a lease on it, or on this other port that is wanted with it.
     Leased(u16),
+    /// It is reserved for a name that the caller does not ask for or, if it asks for a name, not
+    /// reserved for that one.
+    Reserved(u16),
     /// Another program has bound it.
     Bound,
     /// No socket listens on it or has bound it strictly, and still a strict bind fails: because

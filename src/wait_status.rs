@@ -11,7 +11,7 @@ use crate::{
     error::{Error, ErrorKind, PortCounts, Result},
     leases,
     lock_dir::OpenDir,
-    search::Exhausted,
+    search::{Examples, Exhausted},
 };
 
 /// The shortest time between two calls of a callback.
@@ -75,9 +75,9 @@ pub(crate) struct Calls<'a> {
     callback: &'a OnWait,
     start: Instant,
     due: Instant,
-    /// Of the last rescan of all ports: the counts, and leased ports whose holders are named.
+    /// Of the last rescan of all ports: the counts, and ports of which the message says more.
     counts: PortCounts,
-    leased: Vec<u16>,
+    examples: Examples<u16>,
 }
 
 impl<'a> Calls<'a> {
@@ -87,7 +87,7 @@ impl<'a> Calls<'a> {
             start,
             due: start,
             counts: PortCounts::default(),
-            leased: Vec::new(),
+            examples: Examples::default(),
         }
     }
 
@@ -99,7 +99,7 @@ impl<'a> Calls<'a> {
     /// Notes the outcome of a rescan of all ports.
     pub(crate) fn update(&mut self, exhausted: &mut Exhausted) {
         self.counts = exhausted.counts();
-        self.leased = exhausted.examples();
+        self.examples = exhausted.examples();
     }
 
     /// Calls the callback if that is due. The holders are read anew for each call: they may have
@@ -118,11 +118,11 @@ impl<'a> Calls<'a> {
         }
         let elapsed = self.start.elapsed();
         let headline = format!("{} after {:.1} s", headline(), elapsed.as_secs_f64());
-        let holders = leases::holders(dir, self.leased.clone());
+        let examples = leases::explain(dir, self.examples.clone());
         let status = WaitStatus {
             elapsed,
             counts: self.counts,
-            message: self.counts.message(headline, &holders),
+            message: self.counts.message(headline, &examples),
         };
         let answer = (self.callback.0)(&status);
         // From its end: a slow callback must leave time for the ports.

@@ -268,7 +268,7 @@ mod tests {
 
     fn hold(dir: &OpenDir, port: u16) -> PortLock {
         let claim = registry::claim(port, mark::current()).expect("of this test alone");
-        PortLock::try_acquire(dir, claim).expect("our own directory, and not locked")
+        PortLock::try_acquire(dir, claim, None).expect("our own directory, and not locked")
     }
 
     /// Returns a waiter that watches, and does not rescan by itself.
@@ -311,7 +311,7 @@ mod tests {
         drop(hold(&dir, 14));
         let ports = PortSet::from(14..=14);
         let mut waiting = watcher(&dir, &ports);
-        let check = PortLock::try_check(&dir, 14, mark::current()).expect("our own");
+        let check = PortLock::try_check(&dir, 14, mark::current(), None).expect("our own");
         drop(check.expect("not removed"));
         drop(PortLock::try_existing(&dir, 14, Access::Lock).expect("our own"));
         let woken = waiting.wait(Duration::ZERO, Duration::from_millis(20), None);

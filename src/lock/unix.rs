@@ -200,37 +200,39 @@ pub(crate) fn status(dir: &Dir, port: u16, file: &File) -> io::Result<FileStatus
     })
 }
 
-/// Reads the record of `port`, as much of it as there is room for.
-pub(crate) fn read_record(
+/// Reads the file of `port`, as much of it as there is room for.
+pub(crate) fn read(
     _: &Dir,
     _: u16,
     file: &File,
-    record: &mut [u8],
+    text: &mut [u8],
 ) -> Result<usize, RecordFailure> {
-    Ok(retry(|| file.read_at(record, 0))?)
+    Ok(retry(|| file.read_at(text, 0))?)
 }
 
-/// Writes the record of `port`, in place: truncating would cost more than writing, and
-/// could fail for want of space where overwriting cannot. Of one that is longer, the
-/// rest is cut off.
+/// Writes into the file of `port`, in place: truncating would cost more than writing, and
+/// could fail for want of space where overwriting cannot. If `cuts`, what is behind `text` is cut
+/// off.
 #[inline]
-pub(crate) fn write_record(
+pub(crate) fn write(
     _: &Dir,
     _: u16,
     file: &File,
-    record: &[u8],
-    is_longer: bool,
+    text: &[u8],
+    offset: usize,
+    cuts: bool,
 ) -> Result<(), RecordFailure> {
-    check_size_limit(record.len() as u64)?;
-    write_all(file, record)?;
-    if is_longer {
+    let end = (offset + text.len()) as u64;
+    check_size_limit(end)?;
+    write_all(file, text, offset)?;
+    if cuts {
         // Not by `set_len`, which makes an interrupted call again without a bound.
-        retry(|| Ok(rustix::fs::ftruncate(file, record.len() as u64)?))?;
+        retry(|| Ok(rustix::fs::ftruncate(file, end)?))?;
     }
     Ok(())
 }
 
-/// Fails if this process may not write `len` bytes at the beginning of a file. The kernel
+/// Fails if this process may not write the first `len` bytes of a file. The kernel
 /// would kill it, by SIGXFSZ (setrlimit(2)).
 ///
 /// A limit that is high enough is read once per process: to read it each time would cost
@@ -255,10 +257,11 @@ fn check_size_limit(len: u64) -> io::Result<()> {
 }
 
 /// As `write_all_at`, which makes interrupted calls again without a bound.
-fn write_all(file: &File, record: &[u8]) -> io::Result<()> {
+fn write_all(file: &File, text: &[u8], offset: usize) -> io::Result<()> {
     let mut written = 0;
-    while written < record.len() {
-        written += match retry(|| file.write_at(&record[written..], written as u64))? {
+    while written < text.len() {
+        let at = (offset + written) as u64;
+        written += match retry(|| file.write_at(&text[written..], at))? {
             0 => return Err(io::ErrorKind::WriteZero.into()),
             len => len,
         };

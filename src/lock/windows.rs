@@ -150,17 +150,17 @@ pub(crate) fn status(dir: &Dir, port: u16, file: &File) -> io::Result<FileStatus
     Ok(FileStatus::Current { record_len })
 }
 
-/// Reads the record of `port`, as much of it as there is room for.
-pub(crate) fn read_record(
+/// Reads the record of `port` and what is behind it, as much as there is room for.
+pub(crate) fn read(
     dir: &Dir,
     port: u16,
     _: &File,
-    record: &mut [u8],
+    text: &mut [u8],
 ) -> Result<usize, RecordFailure> {
     let path = record_path(dir, port);
     let mut read = || match open_soon(|| record_options().open(&path), may_be_removed) {
         Ok(file) if is_link(&file.metadata()?) => Ok(0),
-        Ok(file) => file.seek_read(record, 0),
+        Ok(file) => file.seek_read(text, 0),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
         Err(error) => Err(error),
     };
@@ -184,33 +184,34 @@ fn may_be_removed(error: &io::Error) -> bool {
     may_be_going(error) || is(error, ERROR_SHARING_VIOLATION)
 }
 
-/// Writes the record of `port`, in place. Of one that is longer, the rest is cut off.
-pub(crate) fn write_record(
+/// Writes into the record file of `port`, in place. If `cuts`, what is behind `text` is cut off.
+pub(crate) fn write(
     dir: &Dir,
     port: u16,
     _: &File,
-    record: &[u8],
-    is_longer: bool,
+    text: &[u8],
+    offset: usize,
+    cuts: bool,
 ) -> Result<(), RecordFailure> {
     let path = record_path(dir, port);
-    write_in_place(&path, record, is_longer).map_err(|error| unless_in_use(error, &path))
+    write_in_place(&path, text, offset, cuts).map_err(|error| unless_in_use(error, &path))
 }
 
-fn write_in_place(path: &Path, record: &[u8], is_longer: bool) -> io::Result<()> {
+fn write_in_place(path: &Path, text: &[u8], offset: usize, cuts: bool) -> io::Result<()> {
     let open = || {
         let mut options = record_options();
         options.write(true).create(true).truncate(false).open(path)
     };
     let file = open_soon(open, may_be_removed)?;
     let mut written = 0;
-    while written < record.len() {
-        written += match file.seek_write(&record[written..], written as u64)? {
+    while written < text.len() {
+        written += match file.seek_write(&text[written..], (offset + written) as u64)? {
             0 => return Err(io::ErrorKind::WriteZero.into()),
             len => len,
         };
     }
-    if is_longer {
-        file.set_len(record.len() as u64)?;
+    if cuts {
+        file.set_len((offset + text.len()) as u64)?;
     }
     Ok(())
 }
@@ -337,23 +338,23 @@ mod tests {
     fn the_record_stands_beside_the_lock_file() {
         let (_parent, dir) = dir();
         let file = created(&dir);
-        let read = || {
+        let content = || {
             let mut record = [0; 8];
-            let len = read_record(&dir, PORT, &file, &mut record).expect("our own");
+            let len = read(&dir, PORT, &file, &mut record).expect("our own");
             record[..len].to_vec()
         };
-        let write = |record, is_longer| {
-            write_record(&dir, PORT, &file, record, is_longer).expect("our own");
+        let write = |record, cuts| {
+            write(&dir, PORT, &file, record, 0, cuts).expect("our own");
         };
         let len = || match status(&dir, PORT, &file).expect("our own") {
             FileStatus::Current { record_len } => record_len,
             other => panic!("{other:?}"),
         };
-        assert_eq!((read(), len()), (Vec::new(), 0));
+        assert_eq!((content(), len()), (Vec::new(), 0));
         write(b"delegated", false);
-        assert_eq!((read(), len()), (b"delegate".to_vec(), 9));
+        assert_eq!((content(), len()), (b"delegate".to_vec(), 9));
         write(b"held", true);
-        assert_eq!((read(), len()), (b"held".to_vec(), 4));
+        assert_eq!((content(), len()), (b"held".to_vec(), 4));
         assert_eq!(file.metadata().expect("our own").len(), 0);
         assert_eq!(port_of("4000.owner"), Some(PORT));
         assert_eq!(port_of("04000"), None);

@@ -27,21 +27,29 @@
 //! removed by root alone. What is above the directory is not checked.
 
 use std::{
+    fs::{self, File},
     io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::FileExt as _,
+    },
     path::Path,
+    process,
 };
 
+use rand::{Rng as _, rngs::SmallRng};
 use rustix::{
-    fs::{AtFlags, CWD, Dev, FileType, Mode, OFlags, Stat},
+    fs::{AtFlags, CWD, Dev, FileType, Mode, OFlags, RenameFlags, Stat},
     io::Errno,
     process::{Uid, geteuid},
 };
 
 use super::{KEPT, Missing, Origin, cannot, is_local, is_unmapped, refuse};
 use crate::{
+    copies::{self, Copies},
     error::{Error, Result, USE_VARIABLE},
     ports::fnv1a,
+    reservation,
 };
 
 /// The user of the directory.
@@ -146,11 +154,65 @@ pub(crate) fn find(
 ) -> Result<Option<Checked>> {
     let found = match (rustix::fs::lstat(path), missing) {
         (Err(Errno::NOENT), Missing::Allow) => return Ok(None),
-        (Err(Errno::NOENT), Missing::Create) => make_private(path, user)?,
+        (Err(Errno::NOENT), Missing::Create) => {
+            make_restored(path, user)?;
+            make_private(path, user)?
+        }
         (Ok(found), Missing::Create) if is_unfinished(&found, user) => make_private(path, user)?,
         (found, _) => found.map_err(|error| fail("use", path, error))?,
     };
     check(path, &found, origin, user).map(Some)
+}
+
+/// Creates the directory at `path` with the reservations that it had, if this user has copies of any.
+///
+/// It is created under another name, and renamed when all are in it: nobody finds it without them. If
+/// another process is faster, or the file system cannot rename without replacing, they have to be
+/// restored into the directory that is there.
+fn make_restored(path: &Path, us: Uid) -> Result<()> {
+    let Some(copies) = Copies::of(path) else {
+        return Ok(());
+    };
+    let copies: Vec<_> = copies.all()?;
+    let counting: Vec<_> = copies.iter().filter(|copy| copy.line.counts()).collect();
+    let Some(name) = path.file_name().filter(|_| !counting.is_empty()) else {
+        return Ok(());
+    };
+    let random = rand::make_rng::<SmallRng>().next_u32();
+    let stray = format!(".{}.new.{}.{random:08x}", name.display(), process::id());
+    let stray = path.with_file_name(stray);
+    make_private(&stray, us)?;
+    let restore = || {
+        for copy in counting {
+            let mode = Mode::RUSR | Mode::WUSR | KEPT;
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+            let file = stray.join(copy.port.to_string());
+            let file = File::from(rustix::fs::openat(CWD, file, flags, mode)?);
+            // The umask may take permissions, and a file system may refuse the sticky bit.
+            rustix::fs::fchmod(&file, mode)
+                .or_else(|_| rustix::fs::fchmod(&file, mode.difference(KEPT)))?;
+            file.write_all_at(copy.line.text().as_bytes(), reservation::OFFSET as u64)?;
+        }
+        Ok(())
+    };
+    let restored = restore()
+        .map_err(|error| cannot("restore the reservations in", path, error))
+        .and_then(|()| copies::set_mark(&stray))
+        .and_then(|()| rename(&stray, path));
+    if !matches!(restored, Ok(true)) {
+        // It is this process's alone.
+        let _ = fs::remove_dir_all(&stray);
+    }
+    restored.map(|_| ())
+}
+
+/// Renames a directory unless something is at `path`. Returns whether it was renamed.
+fn rename(stray: &Path, path: &Path) -> Result<bool> {
+    match rustix::fs::renameat_with(CWD, stray, CWD, path, RenameFlags::NOREPLACE) {
+        Ok(()) => Ok(true),
+        Err(Errno::EXIST | Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => Ok(false),
+        Err(error) => Err(fail("create", path, error)),
+    }
 }
 
 /// Creates the directory at `path` with mode 0700, or finds that another process has just

@@ -292,7 +292,7 @@ mod tests {
 
     fn hold(dir: &OpenDir, port: u16) -> PortLock {
         let claim = registry::claim(port, mark::current()).expect("of this test alone");
-        PortLock::try_acquire(dir, claim).expect("our own directory, and not locked")
+        PortLock::try_acquire(dir, claim, None).expect("our own directory, and not locked")
     }
 
     /// Holds a port as another process would.

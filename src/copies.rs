@@ -1,0 +1,284 @@
+//! The copies of reservations, in the user's state directory.
+//!
+//! The default lock directory does not survive a restart of the machine. So a copy of each
+//! reservation that this user makes is in a directory of its own for each lock directory,
+//! `portlock/<hash of its path>` in the state directory:
+//!
+//! * a file for each reservation, named by the hash of root and name, with the port and the line
+//!   that is in the lock file;
+//! * `lock-dir`, the path of the lock directory.
+//!
+//! Each file is written under another name and renamed, so that it is complete or not there. A
+//! mark in the lock directory says that the copies have been restored into it: without one, they
+//! have to be.
+//!
+//! A state directory that does not exist, that this process may not use or that belongs to another user, as
+//! after su(1), is none: then there are no copies.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use rand::{Rng as _, rngs::SmallRng};
+
+use crate::{
+    error::{Error, ErrorKind, Result},
+    logging::warn,
+    ports::fnv1a,
+    reservation::{Directory, Key, Line, Presence},
+};
+
+#[cfg(unix)]
+mod unix;
+#[cfg(windows)]
+mod windows;
+
+#[cfg(unix)]
+use unix as system;
+#[cfg(windows)]
+use windows as system;
+
+/// The file that names the lock directory.
+const LOCK_DIR: &str = "lock-dir";
+
+/// The beginning of the name of a file that is being written.
+const STRAY_PREFIX: &str = ".new.";
+
+/// Largest number of times that a file is written because its directory was removed as soon as
+/// it was created. Only a bound.
+const MAX_TRIES: usize = 10;
+
+/// The copies of the reservations in one lock directory.
+#[derive(Debug)]
+pub(crate) struct Copies {
+    dir: PathBuf,
+    lock_dir: PathBuf,
+}
+
+/// The copy of one reservation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Copy {
+    pub(crate) port: u16,
+    pub(crate) line: Line,
+}
+
+impl Copy {
+    fn text(&self) -> String {
+        format!("{} {}", self.port, self.line.text())
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let (port, line) = text.split_once(' ')?;
+        Some(Self {
+            port: port.parse().ok().filter(|&port| port > 0)?,
+            line: Line::parse(line.as_bytes())?,
+        })
+    }
+}
+
+impl Copies {
+    /// Returns the copies of the reservations in the lock directory at `path`, or `None` if this user has no
+    /// state directory.
+    pub(crate) fn of(path: &Path) -> Option<Self> {
+        let hash = fnv1a(path.to_string_lossy().as_bytes());
+        Some(Self {
+            dir: all()?.join(format!("{hash:016x}")),
+            lock_dir: path.to_owned(),
+        })
+    }
+
+    /// Returns the copy of the reservation of `key`.
+    pub(crate) fn get(&self, key: &Key) -> Result<Option<Copy>> {
+        let copy = read(&self.path(key))?.and_then(|text| Copy::parse(&text));
+        Ok(copy.filter(|copy| copy.line.is_of(key)))
+    }
+
+    /// Returns all copies.
+    pub(crate) fn all(&self) -> Result<Vec<Copy>> {
+        let mut copies = Vec::new();
+        for path in entries(&self.dir)? {
+            if is_copy(&path) {
+                copies.extend(read(&path)?.and_then(|text| Copy::parse(&text)));
+            }
+        }
+        copies.sort_unstable_by_key(|copy| copy.port);
+        Ok(copies)
+    }
+
+    /// Writes a copy. Where that is not permitted, as in a sandbox, the reservation has none.
+    ///
+    /// # Errors
+    ///
+    /// Another reason keeps it from being written.
+    pub(crate) fn put(&self, copy: &Copy, is_default: bool) -> Result<()> {
+        let path = self.path(&copy.line.key());
+        let put = || {
+            let marker = self.dir.join(LOCK_DIR);
+            if !marker.exists() {
+                write(&marker, &self.lock_dir_text(is_default))?;
+            }
+            write(&path, &copy.text())
+        };
+        let mut tries = 0;
+        let written = loop {
+            match system::create_private(&self.dir).and_then(|()| put()) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && tries < MAX_TRIES => {
+                    tries += 1;
+                }
+                written => break written,
+            }
+        };
+        match written {
+            Err(error) if is_none(&error) || error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+                warn!("no copy of a reservation in {}: {error}", path.display());
+                Ok(())
+            }
+            written => written.map_err(|error| fail("write", &path, error)),
+        }
+    }
+
+    /// Returns the line that names the lock directory. A default one is created again after
+    /// each restart, so nothing proves that it is gone for good.
+    fn lock_dir_text(&self, is_default: bool) -> String {
+        let path = self.lock_dir.to_string_lossy();
+        let directory = match Directory::existing(&path) {
+            Ok(directory) if !is_default => directory,
+            _ => Directory::never_gone(&path),
+        };
+        directory.words() + "\n"
+    }
+
+    /// Removes the copy of the reservation of `key`.
+    pub(crate) fn remove(&self, key: &Key) -> Result<()> {
+        remove(&self.path(key))?;
+        remove_if_empty(&self.dir)
+    }
+
+    fn path(&self, key: &Key) -> PathBuf {
+        self.dir.join(format!("{:016x}", fnv1a(key.preference().as_bytes())))
+    }
+}
+
+/// Removes the copies whose root directory or lock directory is proven to be gone, for all lock
+/// directories, and returns how many there were.
+pub(crate) fn clean() -> Result<usize> {
+    let mut removed = 0;
+    let Some(all) = all() else {
+        return Ok(removed);
+    };
+    for dir in entries(&all)? {
+        let lock_dir = read(&dir.join(LOCK_DIR))?;
+        let lock_dir =
+            lock_dir.and_then(|text| Directory::parse(&mut text.split_ascii_whitespace()));
+        let is_gone = lock_dir.is_some_and(|dir| dir.presence() == Presence::Gone);
+        for path in entries(&dir)? {
+            if !is_copy(&path) {
+                continue;
+            }
+            let copy = read(&path)?.and_then(|text| Copy::parse(&text));
+            // One that cannot be read says nothing.
+            if is_gone || copy.is_none_or(|copy| !copy.line.counts()) {
+                remove(&path)?;
+                removed += 1;
+            }
+        }
+        remove_if_empty(&dir)?;
+    }
+    Ok(removed)
+}
+
+/// Removes the directory of the copies for one lock directory if it has none.
+fn remove_if_empty(dir: &Path) -> Result<()> {
+    if entries(dir)?.iter().any(|path| is_copy(path)) {
+        return Ok(());
+    }
+    remove(&dir.join(LOCK_DIR))?;
+    // With the file of a process that was killed, or that is adding a copy, it stays.
+    let _ = fs::remove_dir(dir);
+    Ok(())
+}
+
+/// Returns whether this user's copies have been restored into the lock directory at `path`.
+pub(crate) fn is_marked(path: &Path) -> Result<bool> {
+    let mark = path.join(system::mark());
+    match fs::symlink_metadata(&mark) {
+        // Others can create it too in a directory that they share.
+        Ok(metadata) => Ok(system::is_own(&metadata)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(fail("inspect", &mark, error)),
+    }
+}
+
+/// Marks that this user's copies have been restored into the lock directory at `path`.
+pub(crate) fn set_mark(path: &Path) -> Result<()> {
+    let mark = path.join(system::mark());
+    match system::create_mark(&mark) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(fail("create", &mark, error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Returns where the copies for all lock directories are.
+fn all() -> Option<PathBuf> {
+    let state = dirs::state_dir().or_else(dirs::data_local_dir)?;
+    let base = state.join("portlock").join("reservations");
+    // What of it exists already.
+    let existing = base.ancestors().find_map(|dir| fs::metadata(dir).ok())?;
+    system::is_own(&existing).then_some(base)
+}
+
+/// Returns whether the error says that there is nothing that this process may use.
+fn is_none(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::PermissionDenied
+    )
+}
+
+fn is_copy(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str());
+    name.is_some_and(|name| name.len() == 16 && name.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
+fn read(path: &Path) -> Result<Option<String>> {
+    match fs::read(path) {
+        Ok(text) => Ok(String::from_utf8(text).ok()),
+        Err(error) if is_none(&error) => Ok(None),
+        Err(error) => Err(fail("read", path, error)),
+    }
+}
+
+fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
+    let read = || fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect();
+    match read() {
+        Err(error) if is_none(&error) => Ok(Vec::new()),
+        entries => entries.map_err(|error: io::Error| fail("read", dir, error)),
+    }
+}
+
+/// Writes a file that is complete when others find it.
+fn write(path: &Path, text: &str) -> io::Result<()> {
+    let random = rand::make_rng::<SmallRng>().next_u64();
+    let stray = path.with_file_name(format!("{STRAY_PREFIX}{random:016x}"));
+    let written = fs::write(&stray, text).and_then(|()| fs::rename(&stray, path));
+    if written.is_err() {
+        let _ = fs::remove_file(&stray);
+    }
+    written
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if !is_none(&error) => Err(fail("remove", path, error)),
+        _ => Ok(()),
+    }
+}
+
+#[cold]
+fn fail(operation: &str, path: &Path, cause: io::Error) -> Error {
+    let message = format!("cannot {operation} {}", path.display());
+    Error::with_cause(ErrorKind::Lock, message, cause)
+}

@@ -796,10 +796,11 @@ impl Builder {
         let reserved = match &key {
             Some(key) => {
                 let dir = LockDir::located(self.lock_dir.as_deref())?;
-                let port = dir.reserved(key)?.map(|reservation| reservation.port);
-                // Where its line has to be restored, the port is still like any other.
-                let has_line = |port| Ok((port, dir.has_line(key, port)?));
-                port.map(has_line).transpose()?
+                match dir.reserved(key)? {
+                    // Where its line has to be restored, the port is still like any other.
+                    Some(found) => Some((found.port, dir.has_line(key, found.port)?)),
+                    None => None,
+                }
             }
             None => None,
         };

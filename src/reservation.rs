@@ -11,9 +11,9 @@
 //! * what the directory above the root was recognized by when the port was reserved: its inode
 //!   and its creation time in nanoseconds after 1970.
 //!
-//! Without the newline at its end, the line was not written completely. Whatever is behind an owner
-//! record and cannot be read as such a line reserves the port all the same: it is better to
-//! withhold a port than to give it out twice.
+//! Without the newline at its end, the line was not written completely. What begins like such a
+//! line and cannot be read reserves the port all the same: it is better to withhold a port than to
+//! give it out twice.
 
 use std::{
     env, fmt, fs, io,
@@ -45,6 +45,7 @@ pub(crate) const MAX_FILE_LEN: usize = 4096;
 
 /// The first word of a line.
 const WORD: &str = "reserved";
+const BEGINNING: &[u8] = b"reserved ";
 
 const MAX_NAME_LEN: usize = 64;
 
@@ -97,8 +98,7 @@ pub enum ReservationState {
     /// It no longer counts: its root directory is gone, and the directory above it is still there.
     /// The next caller can be leased the port.
     RootGone,
-    /// It counts: something is written in its place that is not a complete reservation. The port is
-    /// withheld until that is removed.
+    /// It counts: its line in the lock file is not complete. The port is withheld until the line is removed.
     Unreadable,
 }
 
@@ -413,7 +413,8 @@ impl Found {
     /// Reads what is in a lock file behind the owner record, or returns `None` if nothing is.
     pub(crate) fn parse(file: &[u8]) -> Option<Self> {
         let behind = file.get(OFFSET..).filter(|behind| !behind.is_empty())?;
-        Some(Line::parse(behind).map_or(Self::Unreadable, Self::Line))
+        let is_line = behind.starts_with(BEGINNING) || BEGINNING.starts_with(behind);
+        is_line.then(|| Line::parse(behind).map_or(Self::Unreadable, Self::Line))
     }
 
     pub(crate) fn counts(&self) -> bool {
@@ -461,4 +462,95 @@ fn encode(path: &str) -> String {
         }
     }
     encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(behind: &[u8]) -> Vec<u8> {
+        [&[b' '; OFFSET][..], behind].concat()
+    }
+
+    #[test]
+    fn a_line_is_read_as_it_was_written() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        for name in ["shop", "a b", "100%", "größe", "line\nbreak"] {
+            let root = dir.path().join(name);
+            if fs::create_dir(&root).is_err() {
+                continue; // Not a name on this system.
+            }
+            let key = Key::new("web", Some(&root)).expect("a directory");
+            let line = Line::new(&key).expect("a directory");
+            let text = line.text();
+            assert!(text.is_ascii() && text.ends_with('\n'), "{text}");
+            assert_eq!(text.split(' ').count(), 4, "{text}");
+            let found = Found::parse(&file(text.as_bytes())).expect("a line");
+            assert_eq!(found, Found::Line(line));
+            assert!(found.is_of(&key) && found.counts());
+            fs::remove_dir(&root).expect("our own");
+            assert!(!found.counts());
+            for torn in 1..text.len() {
+                let found = Found::parse(&file(&text.as_bytes()[..torn]));
+                assert_eq!(found, Some(Found::Unreadable), "{torn}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_line_reserves_nothing_and_a_broken_line_does() {
+        for nothing in [
+            &b""[..],
+            b"\0\0\0",
+            b"held 812 1 - 1 a b\n",
+            b"reservedly\n",
+            b"%%%%",
+        ] {
+            assert_eq!(Found::parse(&file(nothing)), None, "{nothing:?}");
+        }
+        assert_eq!(Found::parse(b"reserved web /x 1.2\n"), None, "too near");
+        for broken in [
+            &b"reserved \n"[..],
+            b"reserved Web /x 1.2\n",
+            b"reserved web x 1.2\n",
+            b"reserved web /x\n",
+            b"reserved web /%FF 1.2\n",
+            b"reserved web /x 1.2",
+        ] {
+            let found = Found::parse(&file(broken)).expect("it begins like one");
+            assert_eq!(found, Found::Unreadable, "{broken:?}");
+            assert!(found.counts());
+        }
+    }
+
+    #[test]
+    fn nothing_but_the_directory_above_proves_that_a_root_is_gone() {
+        let parent = tempfile::tempdir().expect("a temporary directory");
+        let root = parent.path().join("shop");
+        fs::create_dir(&root).expect("our own");
+        let text = root.to_str().expect("UTF-8");
+        let there = Directory::existing(text).expect("a directory");
+        assert_eq!(there.presence(), Presence::There);
+        let with = |parent: &str| Directory {
+            path: text.to_owned(),
+            parent: parent.to_owned(),
+        };
+        fs::remove_dir(&root).expect("our own");
+        assert_eq!(there.presence(), Presence::Gone);
+        for unknown in ["-", "-.-", "1.-", "1.2", ""] {
+            assert_eq!(with(unknown).presence(), Presence::NotFound, "{unknown}");
+        }
+        // Where the system tells no creation time, nothing is proven.
+        let inode_alone = there.parent.split('.').next().expect("a word").to_owned() + ".-";
+        assert_eq!(with(&inode_alone).presence(), Presence::NotFound);
+        // Another directory at the same path, as on another disk.
+        let elsewhere = parent.path().with_extension("elsewhere");
+        fs::rename(parent.path(), &elsewhere).expect("our own");
+        assert_eq!(there.presence(), Presence::NotFound);
+        fs::create_dir(parent.path()).expect("our own");
+        assert_eq!(there.presence(), Presence::NotFound);
+        fs::remove_dir(parent.path()).expect("our own");
+        fs::rename(&elsewhere, parent.path()).expect("our own");
+        assert_eq!(there.presence(), Presence::Gone);
+    }
 }

@@ -25,6 +25,7 @@ inline reclaim(p, n)
         port[p].lock[n] = NOBODY;
         port[p].record[n] = NONE;
         port[p].extended[n] = false;
+        NAMED(port[p].line[n] = NONE;)
 #ifdef FORK
         for (a : 0 .. PROCESSES - 1) {
             for (b : 0 .. PROCESSES - 1) {
@@ -73,6 +74,8 @@ inline detach(p)
     port[p].record[AT_PATH] = NONE;
     port[p].extended[inode] = port[p].extended[AT_PATH];
     port[p].extended[AT_PATH] = false;
+    NAMED(port[p].line[inode] = port[p].line[AT_PATH];)
+    NAMED(port[p].line[AT_PATH] = NONE;)
     port[p].exists = false;
     reclaim(p, inode)
 }

@@ -31,6 +31,10 @@
                                                      record alone, it is PASSED_TO(q) */
 #define BY_DESCRIPTOR (3 + 4 * PROCESSES)         /* that of all who have the descriptor */
 
+/* A line reserves the port, or the root directory of the reservation is gone. */
+#define COUNTS 1
+#define GONE_ROOT 2
+
 #define IS(kind, v) (kind(0) <= (v) && (v) < kind(PROCESSES))
 #define IS_DELEGATED(v) (IS(DELEGATED_TO, v) || (v) == DELEGATED_TO_THE_DEAD)
 #define IS_PASSED(v) (IS(PASSED_TO, v) || (v) == PASSED_TO_THE_DEAD)
@@ -53,7 +57,10 @@ typedef Port {
     FORKING(byte left[PROCESSES];) /* the inode of the description LEFT_TO each, or 0 */
     FORKING(bit orphaned[PROCESSES];) /* and whether that was without a release */
     FORKING(bit copy[PROCESSES];) /* a copy of the parent's FreePort is there too */
+    /* Only where ports are reserved: the line behind the record, by inode */
+    NAMED(byte line[INODES + 1];)
     /* What users were promised. No process ever reads these. */
+    NAMED(bit reserved;)
     byte lease;
     byte alone;                /* the process whose attempt no other has interfered with */
 }
@@ -70,6 +77,8 @@ typedef Process {
     byte on;                   /* at which port */
     bit is_long;               /* what it has seen of the file: its length, */
     byte seen;                 /* and its record */
+    NAMED(bit by_name;)        /* it asks for the name that the port is reserved for */
+    NAMED(byte line;)          /* what it has seen behind the record */
 }
 
 Port port[PORTS];
@@ -95,13 +104,28 @@ Process proc[PROCESSES];
  * its process is known to be alive; otherwise the free lock decides. */
 #define KEEPS_THE_PORT(evidence) (IS_DELEGATED(me.seen) && !GONE(evidence) || \
                                   IS_PASSED(me.seen) && ALIVE(evidence))
+/* A port is for a caller that asks for its name or, if it is not reserved, for one that asks for none.
+ * A root that cannot be found counts, unless it is proven to be gone. */
+#ifdef NAMES
+#define IS_FOR_ME(evidence) (me.by_name -> me.line != NONE : \
+                             me.line == NONE || me.line == GONE_ROOT && evidence == DETERMINED)
+/* A reservation is not cut off. Release leaves every line; an attempt removes one that does not count. */
+#define KEEPS_THE_LINE (me.line != NONE && (me.task == VISIT || me.by_name))
+#define MAY_REMOVE_LINE (me.line != COUNTS)
+#define BY_NAME me.by_name
+#else
+#define IS_FOR_ME(evidence) true
+#define KEEPS_THE_LINE false
+#define MAY_REMOVE_LINE true
+#define BY_NAME false
+#endif
 /* Clean removes a file, and release ends a lease, only if its process is proven gone. */
 #define MAY_REMOVE(evidence) (me.seen == NONE || GONE(evidence))
 #define MAY_RELEASE(evidence) GONE(evidence)
 
 /* An attempt does not read the record of a short file. So a record that counts by itself
  * makes the file long. */
-#define READ_OR_PROBE (me.task == ACQUIRE && !me.is_long -> PROBE : READ)
+#define READ_OR_PROBE (me.task == ACQUIRE && !me.is_long && !BY_NAME -> PROBE : READ)
 
 /* --------------------------------------------------------------------- steps */
 
@@ -111,6 +135,8 @@ inline rest()
     me.task = NOTHING;
     me.on = 0;
     me.is_long = false;
+    NAMED(me.by_name = false;)
+    NAMED(me.line = NONE;)
     me.seen = NONE
 }
 
@@ -119,6 +145,8 @@ inline let_go()
 {
     me.task = NOTHING;
     me.is_long = false;
+    NAMED(me.by_name = false;)
+    NAMED(me.line = NONE;)
     me.seen = NONE;
     me.next = UNLOCK
 }
@@ -135,6 +163,15 @@ inline acquire(p)
     task_begins(p, ACQUIRE);
     open_step()
 }
+
+#ifdef NAMES
+inline acquire_by_name(p)
+{
+    me.by_name = true;
+    task_begins(p, ACQUIRE);
+    open_step()
+}
+#endif
 
 /* Cleans up, or ends a lease that is not held by a lock. */
 inline visit(p)
@@ -228,12 +265,14 @@ inline replaced()
     SAY("%c sees that it is not at the path any more\n");
     I3(here.alone != OF(_pid));
     me.is_long = false;
+    NAMED(me.line = NONE;)
     me.seen = NONE;
     me.next = UNLOCK
 }
 
 inline read_step()
 {
+    NAMED(me.line = here.line[mine];)
     me.seen = (here.extended[mine] -> here.record[mine] : NONE);
     me.next = JUDGE;
     if
@@ -259,7 +298,11 @@ inline judge_step(evidence)
     :: else -> SAY("%c cannot determine whether that process is alive\n")
     fi;
     if
-    :: KEEPS_THE_PORT(evidence) ->
+    :: !IS_FOR_ME(evidence) ->
+        SAY("%c takes the port for reserved\n");
+        here.alone = NOBODY;
+        let_go()
+    :: IS_FOR_ME(evidence) && KEEPS_THE_PORT(evidence) ->
         SAY("%c takes the port for leased\n");
         if
         :: LIMIT_OF_I3(evidence) -> here.alone = NOBODY
@@ -330,7 +373,7 @@ inline record_step()
     unseen_lease_ends();
     write_record(me.on, NONE, false);
     if
-    :: me.is_long ->
+    :: me.is_long && !KEEPS_THE_LINE ->
         me.next = CUT;
         SAY("%c writes the record\n")
     :: else ->
@@ -354,6 +397,7 @@ inline record_for(x)
 inline cut_step()
 {
     here.extended[mine] = false;
+    NAMED(here.line[mine] = NONE;)
     if
     :: me.task == ACQUIRE ->
         SAY_AT("%c truncates the file, and has leased port %d\n", me.on);
@@ -386,10 +430,48 @@ inline erase_step()
     fi;
     me.seen = NONE;
     if
-    :: me.is_long -> me.next = CUT
+    :: me.is_long && !KEEPS_THE_LINE -> me.next = CUT
     :: else -> let_go()
     fi
 }
+
+#ifdef NAMES
+/* The attempt was one to reserve the port. */
+inline reserve_step()
+{
+    SAY_AT("%c writes the line, and has reserved port %d\n", me.on);
+    here.line[mine] = COUNTS;
+    here.extended[mine] = true;
+    here.reserved = true;
+    here.alone = NOBODY;
+    let_go()
+}
+
+/* Of a record that keeps the port, all of it stays. */
+inline judge_to_unreserve(evidence)
+{
+    SAY_AT("%c removes the reservation of port %d\n", me.on);
+    here.extended[mine] = KEEPS_THE_PORT(evidence);
+    here.line[mine] = NONE;
+    here.reserved = false;
+    let_go()
+}
+
+inline root_goes(p)
+{
+    SAY_AT("%c removes the root directory of the reservation of port %d\n", p);
+    port[p].reserved = false;
+    for (a : 1 .. INODES) {
+        port[p].line[a] = (port[p].line[a] == COUNTS -> GONE_ROOT : port[p].line[a])
+    }
+    for (a : 0 .. PROCESSES - 1) {
+        if
+        :: proc[a].on == p && proc[a].line == COUNTS -> proc[a].line = GONE_ROOT
+        :: else
+        fi
+    }
+}
+#endif
 
 /* Where processes do not fork, no process notices that a file is closed that is not
  * locked. */
@@ -488,6 +570,11 @@ inline execute()
      (port[p].lease == BY_DESCRIPTOR || IS(HELD_TWICE, port[p].lease)))
 #define LIVES(x) (proc[x].next != DEAD)
 #define JUDGES(what) (me.next == JUDGE && me.task == what)
+#ifdef NAMES
+#define MATTERS_WHETHER_SEEN (me.seen != NONE || me.line != NONE)
+#else
+#define MATTERS_WHETHER_SEEN (me.seen != NONE)
+#endif
 /* On whatever evidence. */
 #define MAY(decision) (decision(DETERMINED) || decision(UNDETERMINED))
 
@@ -503,6 +590,9 @@ inline execute()
     EACH_PROCESS(PASS_TO, p) \
     STEP(close_descriptor, HAS_DESCRIPTOR(p), close_descriptor(p)) \
     EACH_PROCESS(DELEGATE, p)
+#define NAME_TASKS(p) \
+    STEP(acquire_by_name, CAN_BEGIN(p), acquire_by_name(p)) \
+    STEP(root_goes, port[p].reserved, root_goes(p))
 #define FORK_TASKS(p) \
     STEP(end_copy, port[p].copy[_pid], end_copy(p)) \
     STEP(into_descriptor, HAS_LEASE(p), into_descriptor(p))
@@ -519,8 +609,8 @@ active [PROCESSES] proctype process()
     STEP(stat, me.next == STAT, stat_step())
     STEP(read, me.next == READ, read_step())
     STEP(judge, JUDGES(ACQUIRE), judge_step(DETERMINED))
-    STEP(judge_unseen, JUDGES(ACQUIRE) && me.seen != NONE, judge_step(UNDETERMINED))
-    STEP(judge_to_clean, JUDGES(VISIT) && MAY(MAY_REMOVE), judge_to_clean())
+    STEP(judge_unseen, JUDGES(ACQUIRE) && MATTERS_WHETHER_SEEN, judge_step(UNDETERMINED))
+    STEP(judge_to_clean, JUDGES(VISIT) && MAY(MAY_REMOVE) && MAY_REMOVE_LINE, judge_to_clean())
     STEP(judge_to_release, JUDGES(VISIT) && me.seen != NONE && MAY(MAY_RELEASE), judge_to_release())
     STEP(judge_to_force, JUDGES(VISIT) && me.seen != NONE, judge_to_force())
     STEP(let_go, JUDGES(VISIT), let_go())
@@ -531,6 +621,8 @@ active [PROCESSES] proctype process()
     STEP(record, me.next == RECORD, record_step())
     EACH_PROCESS(RECORD_FOR, me.on)
     STEP(cut, me.next == CUT, cut_step())
+    NAMED(STEP(reserve, me.next == RECORD && !me.by_name, reserve_step()))
+    NAMED(STEP(judge_to_unreserve, JUDGES(VISIT) && me.line != NONE, judge_to_unreserve(DETERMINED)))
     STEP(unlink, me.next == UNLINK, unlink_step())
     STEP(erase, me.next == ERASE, erase_step())
     STEP(unlock, me.next == UNLOCK, unlock_step())
@@ -541,5 +633,6 @@ active [PROCESSES] proctype process()
     FORKING(EACH_PROCESS(FORKED, 0))
     FORKING(STEP(execute, me.next != DEAD && HAS_ANY(_pid), execute()))
     FORKING(EACH_PORT(FORK_TASKS))
+    NAMED(EACH_PORT(NAME_TASKS))
     od
 }

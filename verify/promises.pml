@@ -17,6 +17,7 @@ bit I2_not_probed_while_leased = 1;
 bit I3_free_after_death = 1;
 bit I4_free_after_release = 1;
 bit I5_copy_ends_nothing = 1;
+bit I9_reservation_is_kept = 1;
 bit there_are_enough_inodes = 1;
 
 #define CHECK(number, name, holds) \
@@ -29,6 +30,7 @@ bit there_are_enough_inodes = 1;
 #define I3(holds) CHECK(3, I3_free_after_death, holds)
 #define I4(holds) CHECK(4, I4_free_after_release, holds)
 #define I5(holds) CHECK(5, I5_copy_ends_nothing, holds)
+#define I9(holds) CHECK(9, I9_reservation_is_kept, holds)
 
 /* I1: when a lease begins, there is no other.
  * I2: nor has any other process the port still bound. */
@@ -38,9 +40,20 @@ inline lease_begins(whose)
     for (a : 0 .. PROCESSES - 1) {
         I2(a == _pid || proc[a].next != UNPROBE || proc[a].on != me.on)
     }
+    NAMED(I9(!here.reserved || me.by_name);)
     here.lease = whose;
     here.alone = NOBODY
 }
+
+#ifdef NAMES
+/* I9: after each step, the line of a reserved port is in the file at its path. */
+inline check_reservations()
+{
+    for (c : 0 .. PORTS - 1) {
+        I9(!port[c].reserved || (port[c].exists && port[c].line[AT_PATH] == COUNTS))
+    }
+}
+#endif
 
 /* The attempt writes its record. The process that it could not see has then lost its own
  * record, and with it the lease, even if the attempt is killed before its lease begins. */

@@ -4,6 +4,7 @@
  *   PORTS      number of ports, 1 or 2
  *   FORK       processes also fork, execute programs and pass descriptors on
  *   NO_PASSING processes do not pass leases to processes that they record
+ *   NAMES      processes also reserve ports by name
  *   SYMMETRY   explore only one of several states that differ only in which process is
  *              which; the names in a trail are then meaningless
  *   PROMISE    number of the only promise to check; all are checked without it
@@ -38,6 +39,13 @@
 #else
 #define FORKING(text)
 #define NOT_FORKING(text) text
+#endif
+
+/* What there is only where ports are reserved. */
+#ifdef NAMES
+#define NAMED(text) text
+#else
+#define NAMED(text)
 #endif
 
 #ifdef NO_PASSING

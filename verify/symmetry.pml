@@ -4,11 +4,11 @@
  */
 
 #ifndef SYMMETRY
-#define DONE clear()
+#define DONE NAMED(check_reservations();) clear()
 #else
 /* Which process is which makes no difference: they are sorted by their state, as far as
  * that is possible without comparing which processes they refer to. */
-#define DONE sort(); clear()
+#define DONE NAMED(check_reservations();) sort(); clear()
 
 /* Which of OF, LEFT_TO, DELEGATED_TO and so on; 0 and 5 or more name no process. */
 #define KIND(v) (((v) + PROCESSES - 1) / PROCESSES)
@@ -17,6 +17,7 @@
 inline rank(order, q)
 {
     order = ((proc[q].next * 5 + proc[q].task) * 2 + proc[q].on) * 7 + KIND(proc[q].seen);
+    NAMED(order = (order * 2 + proc[q].by_name) * 3 + proc[q].line;)
     for (c : 0 .. PORTS - 1) {
         order = (order * 5 + port[c].fd[q]) * 3 +
                 (port[c].record[AT_PATH] == DELEGATED_TO(q) -> 1 :
@@ -42,6 +43,8 @@ inline exchange(q, r)
     EXCHANGE(proc[q].on, proc[r].on);
     EXCHANGE(proc[q].is_long, proc[r].is_long);
     EXCHANGE(proc[q].seen, proc[r].seen);
+    NAMED(EXCHANGE(proc[q].by_name, proc[r].by_name);)
+    NAMED(EXCHANGE(proc[q].line, proc[r].line);)
     for (b : 0 .. PROCESSES - 1) {
         RENAME(proc[b].seen, q, r)
     }

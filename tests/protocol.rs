@@ -13,11 +13,12 @@
 )]
 
 use std::{
+    env,
     ffi::OsStr,
     fs,
     net::TcpListener,
     os::unix::{ffi::OsStrExt, fs::symlink},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::OnceLock,
     thread,
@@ -25,8 +26,8 @@ use std::{
 
 use portlock::{Builder, EntryState, ErrorKind, FreePort, LockDir, PortSet};
 use portlock_testkit::{
-    Block, LONG, Oracle, Parent, Peer, Process, bind_strictly, cat, listen_strictly, lock_dir,
-    run_child, stress, text,
+    Block, LONG, Oracle, Parent, Peer, Process, bind_strictly, cat, command, listen_strictly,
+    lock_dir, run_child, stress, text,
 };
 use serial_test::serial;
 
@@ -39,6 +40,7 @@ fn child() {
         ("lease and bind", lease_and_bind),
         ("clean", clean),
         ("lease", lease),
+        ("reserve", reserve),
     ]);
 }
 
@@ -548,6 +550,59 @@ fn thirty_lines_take_a_delegated_port_for_leased() {
     assert_eq!((listed.port, listed.state), (port, EntryState::Held));
     let owner = listed.owner.as_ref().expect("a record");
     assert_eq!((owner.pid(), owner.since()), (python.peer.id(), None));
+}
+
+/// Arguments: lock directory, root directory, port. Reserves it.
+fn reserve(parent: &Parent) {
+    let reserved = builder(&parent.argument::<PathBuf>(0), parent.argument(2))
+        .name("web")
+        .root(parent.argument::<PathBuf>(1))
+        .reserve();
+    parent.say(reserved.expect("a free port").port);
+    parent.hear();
+}
+
+#[test]
+#[serial]
+fn a_reservation_outlives_its_lease_and_is_passed_over() {
+    let (dir, state, parent, block) = (lock_dir(), lock_dir(), lock_dir(), Block::new(2));
+    let port = block.first();
+    let root = fs::canonicalize(parent.path())
+        .expect("our own")
+        .join("a (shop)");
+    fs::create_dir(&root).expect("our own");
+    let binary = env::current_exe().expect("this test binary");
+    let arguments = [text(dir.path()), text(&root), &port.to_string()];
+    let mut command = command(&[], &binary, "reserve", &arguments);
+    command.env("XDG_STATE_HOME", state.path());
+    assert_eq!(Peer::start_command(command).hear(), port.to_string());
+    let path = dir.path().join(port.to_string());
+    let line = || fs::read(&path).expect("its file").split_off(512);
+    let before = line();
+    let Some(mut thirty) = Python::start(dir.path()) else {
+        return;
+    };
+    thirty.must_not_lease(port, "leased or in use");
+    let mut python = Python::start_whole(dir.path()).expect("as before");
+    let builder = builder(dir.path(), port);
+    let order = format!(
+        "reserved web {}",
+        root.display().to_string().replace(' ', "%20")
+    );
+    for _ in 0..2 {
+        python.must_not_lease(port, "leased or in use");
+        assert_eq!(python.peer.ask(&order), format!("leased {port}"));
+        let listed = &leases(dir.path())[0];
+        assert_eq!((listed.port, listed.state), (port, EntryState::Held));
+        assert!(must_be_leased(&builder).contains("client.py"));
+        assert_eq!(python.peer.ask("release"), "released");
+        let error = builder.try_acquire().expect_err("reserved");
+        assert_eq!(error.exhaustion().expect("that is why").reserved, 1);
+        assert_eq!(line(), before);
+    }
+    fs::remove_dir(&root).expect("our own");
+    builder.try_acquire().map(drop).expect("its root is gone");
+    thirty.must_lease(port);
 }
 
 #[test]

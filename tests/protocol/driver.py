@@ -100,6 +100,10 @@ while words := hear():
     match words:
         case ["lease", first, last]:
             attempt(range(int(first), int(last) + 1))
+        case ["reserved", name, root]:
+            port, line = reserved(directory, name, unquote(root))
+            port, held = lease(directory, [port], *whole, line)
+            say(f"leased {port}")
         case ["pause"]:
             fcntl.flock = pausing(fcntl.flock)
             say("ready")

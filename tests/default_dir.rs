@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use portlock::{EntryState, ErrorKind, FreePort, LockDir};
+use portlock::{EntryState, ErrorKind, FreePort, LockDir, Reservation};
 use portlock_testkit::{
     Block, LONG, NOBODY, Parent, Peer, am_root, cat, command, have_strace, lock_dir, open_copy,
     run_child, set_mode, start_in_namespace, text,
@@ -33,6 +33,9 @@ fn child() {
         ("working directory", working_directory),
         ("unmapped owner", unmapped_owner),
         ("unmapped defaults", unmapped_defaults),
+        ("lost reservations", lost_reservations),
+        ("reserve", reserve),
+        ("look", look),
     ]);
 }
 
@@ -569,4 +572,131 @@ fn lock_files_have_the_sticky_bit_and_lines_have_not() {
     let mut modes: Vec<_> = modes.collect();
     modes.sort_unstable();
     assert_eq!(modes, [(false, 0o1600), (true, 0o600)]);
+}
+
+// ---------------------------------------------------------------------------
+// Reservations in a directory that is lost.
+
+/// Arguments: port. Reserves it.
+fn reserve(parent: &Parent) {
+    let port: u16 = parent.argument(0);
+    let web = FreePort::builder().ports(port).name("web").root(ROOT);
+    let reserved = web.reserve();
+    parent.say(reserved.expect("a free port").port);
+    parent.hear();
+}
+
+const STATE: &str = "/run/state";
+const ROOT: &str = "/run/shop";
+
+/// Starts a caller whose state directory is `state`.
+fn start_with_state(role: &str, port: u16, state: &str) -> Peer {
+    let binary = env::current_exe().expect("this test binary");
+    let mut command = command(&[], &binary, role, &[&port.to_string()]);
+    command
+        .env("PORTLOCK_DIR", "")
+        .env("XDG_STATE_HOME", state)
+        .env("HOME", state);
+    Peer::start_command(command)
+}
+
+/// Arguments: two ports.
+fn lost_reservations(parent: &Parent) {
+    let [web, other] = [0, 1].map(|index| parent.argument::<u16>(index));
+    fs::create_dir(ROOT).expect("our own");
+    fs::create_dir(STATE).expect("our own");
+    assert_eq!(
+        start_with_state("reserve", web, STATE).hear(),
+        web.to_string()
+    );
+    let lock_file = own_dir().join(web.to_string());
+    let reserved = fs::read(&lock_file).expect("reserved").split_off(512);
+    let reboot = || fs::remove_dir_all(own_dir()).expect("our own");
+    let others = || fs::read_dir("/tmp").expect("our own").count() - 1;
+
+    // Whoever finds the new directory finds the reservation in it.
+    for _ in 0..20 {
+        reboot();
+        let finder = thread::spawn({
+            let lock_file = lock_file.clone();
+            move || {
+                let end = Instant::now() + LONG;
+                while !own_dir().exists() && Instant::now() < end {}
+                lock_file.exists()
+            }
+        });
+        let caller = start_with_state("caller", web, STATE);
+        assert_refuses(&caller.hear(), ErrorKind::Exhausted, &["1 reserved"]);
+        assert!(
+            finder.join().expect("it ends"),
+            "found without its reservation"
+        );
+        let restored = fs::read(&lock_file).expect("restored");
+        assert_eq!(restored[512..], reserved);
+        let mode = |path: &Path| fs::metadata(path).expect("ours").mode() & 0o7777;
+        assert_eq!((mode(&own_dir()), mode(&lock_file)), (0o700, 0o1600));
+        assert_eq!(others(), 0, "nothing is left over");
+    }
+
+    // A directory that a caller without a state directory has created.
+    reboot();
+    let homeless = start_with_state("caller", other, "/dev/null/none");
+    assert!(homeless.hear().starts_with("Tmp "));
+    assert!(!lock_file.exists());
+    let caller = start_with_state("caller", web, STATE);
+    assert_refuses(&caller.hear(), ErrorKind::Exhausted, &["1 reserved"]);
+    let refused = start_with_state("caller", other, STATE).hear();
+    assert_refuses(&refused, ErrorKind::Exhausted, &["1 leased"]);
+    assert_eq!(
+        start_with_state("reserve", web, STATE).hear(),
+        web.to_string()
+    );
+
+    // Looking creates and restores nothing, and shows what is reserved.
+    reboot();
+    let mut looks = start_with_state("look", web, STATE);
+    assert_eq!(looks.ask("list"), format!("{web} web"));
+    assert!(!own_dir().exists());
+
+    // A default directory that is missing is not gone for good.
+    assert_eq!(looks.ask("clean-copies"), "0");
+    assert_eq!(
+        start_with_state("reserve", web, STATE).hear(),
+        web.to_string()
+    );
+    // Its user's root is: nothing is restored.
+    fs::remove_dir(ROOT).expect("our own");
+    reboot();
+    let caller = start_with_state("caller", web, STATE);
+    assert!(caller.hear().starts_with("Tmp "));
+    assert_eq!(looks.ask("clean-copies"), "1");
+    parent.say("done");
+}
+
+/// Lists the reservations, or removes copies.
+fn look(parent: &Parent) {
+    loop {
+        parent.say(match &*parent.hear() {
+            "list" => {
+                let all = LockDir::locate()
+                    .expect("one")
+                    .reservations()
+                    .expect("readable");
+                let one = |web: &Reservation| format!("{} {}", web.port, web.name);
+                all.iter().map(one).collect::<Vec<_>>().join(", ")
+            }
+            _ => LockDir::clean_copies().expect("our own").to_string(),
+        });
+    }
+}
+
+#[test]
+fn a_lost_directory_is_created_again_with_its_reservations() {
+    let block = Block::new(2);
+    let ports = block.ports.clone().map(|port| port.to_string());
+    let ports: Vec<String> = ports.collect();
+    let arguments: Vec<&str> = ports.iter().map(String::as_str).collect();
+    if let Some(peer) = start(FRESH, "lost reservations", &arguments) {
+        peer.finish_well();
+    }
 }

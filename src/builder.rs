@@ -317,6 +317,7 @@ impl Builder {
     /// let today = web.acquire()?.port();
     /// let tomorrow = web.acquire()?.port();
     /// assert_eq!(today, tomorrow);
+    /// # portlock::LockDir::open(locks.path())?.unreserve(&web.reserve()?)?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn name(mut self, name: impl Into<String>) -> Self {
@@ -363,6 +364,7 @@ impl Builder {
     /// let reservation = web.reserve()?;
     /// println!("{}={}", reservation.variable(), reservation.port);
     /// assert_eq!(web.reserve()?, reservation);
+    /// # portlock::LockDir::open(locks.path())?.unreserve(&reservation)?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn reserve(&self) -> Result<Reservation> {

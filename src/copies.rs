@@ -12,8 +12,9 @@
 //! mark in the lock directory says that the copies have been restored into it: without one, they
 //! have to be.
 //!
-//! A state directory that does not exist, that this process may not use or that belongs to another user, as
-//! after su(1), is none: then there are no copies.
+//! A state directory that does not exist or that this process may not use is none: then there are no
+//! copies. Nothing is written into one that belongs to another user, as after su(1): that user
+//! could not write there afterwards.
 
 use std::{
     fs, io,
@@ -27,6 +28,7 @@ use crate::{
     logging::warn,
     ports::fnv1a,
     reservation::{Directory, Key, Line, Presence},
+    retry::retry,
 };
 
 #[cfg(unix)]
@@ -113,6 +115,13 @@ impl Copies {
     /// Another reason keeps it from being written.
     pub(crate) fn put(&self, copy: &Copy, is_default: bool) -> Result<()> {
         let path = self.path(&copy.line.key());
+        if !is_own(&self.dir).map_err(|error| fail("use", &self.dir, error))? {
+            warn!(
+                "no copy of a reservation in {}: it is another user's",
+                path.display()
+            );
+            return Ok(());
+        }
         let put = || {
             let marker = self.dir.join(LOCK_DIR);
             if !marker.exists() {
@@ -224,10 +233,19 @@ pub(crate) fn set_mark(path: &Path) -> Result<()> {
 /// Returns where the copies for all lock directories are.
 fn all() -> Option<PathBuf> {
     let state = dirs::state_dir().or_else(dirs::data_local_dir)?;
-    let base = state.join("portlock").join("reservations");
-    // What of it exists already.
-    let existing = base.ancestors().find_map(|dir| fs::metadata(dir).ok())?;
-    system::is_own(&existing).then_some(base)
+    Some(state.join("portlock").join("reservations"))
+}
+
+/// Returns whether what exists of the path is this user's.
+fn is_own(dir: &Path) -> io::Result<bool> {
+    for dir in dir.ancestors() {
+        match fs::metadata(dir) {
+            Ok(metadata) => return Ok(system::is_own(&metadata)),
+            Err(error) if is_none(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(false)
 }
 
 /// Returns whether the error says that there is nothing that this process may use.
@@ -244,7 +262,7 @@ fn is_copy(path: &Path) -> bool {
 }
 
 fn read(path: &Path) -> Result<Option<String>> {
-    match fs::read(path) {
+    match retry(|| fs::read(path)) {
         Ok(text) => Ok(String::from_utf8(text).ok()),
         Err(error) if is_none(&error) => Ok(None),
         Err(error) => Err(fail("read", path, error)),
@@ -253,7 +271,7 @@ fn read(path: &Path) -> Result<Option<String>> {
 
 fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
     let read = || fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect();
-    match read() {
+    match retry(read) {
         Err(error) if is_none(&error) => Ok(Vec::new()),
         entries => entries.map_err(|error: io::Error| fail("read", dir, error)),
     }

@@ -99,8 +99,32 @@
 //! that closes connections leaves them in TIME_WAIT on its port for a minute. Such a port is
 //! leased only if no other port is free, and only servers that set `SO_REUSEADDR` can bind it;
 //! [`reuse_address`](Builder::reuse_address) changes that. If you need the ephemeral range, on Linux
-//! [`hold_socket`](Builder::hold_socket) keeps the port bound. To get the same port every day, as for a
-//! server that is in a bookmark, use [`prefer`](Builder::prefer).
+//! [`hold_socket`](Builder::hold_socket) keeps the port bound.
+//!
+//! # The same port every day
+//!
+//! A port can be **reserved** for a name in a directory, such as a git worktree. That name then has the
+//! same port every day, in every process, and no other caller is leased it, whether the server
+//! runs or not. The reservation lasts until it is removed, or the directory is gone.
+//!
+//! ```
+//! use portlock::FreePort;
+//!
+//! # let (project, locks) = (tempfile::tempdir()?, tempfile::tempdir()?);
+//! # let builder = || FreePort::builder().lock_dir(locks.path()).root(project.path());
+//! # let _ = stringify!(
+//! let web = FreePort::builder().name("web"); // in the git worktree that this runs in
+//! # );
+//! # let web = builder().name("web");
+//! let reservation = web.reserve()?; // if it is not reserved yet
+//! println!("{}={}", reservation.variable(), reservation.port); // WEB_PORT=23117
+//!
+//! let port = web.acquire()?; // waits while another process has it
+//! assert_eq!(port.port(), reservation.port);
+//! # drop(port);
+//! # portlock::LockDir::open(locks.path())?.unreserve(&reservation)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 //!
 //! # Several ports
 //!
@@ -322,7 +346,8 @@
 //! * at most one live lease exists per port number;
 //! * no caller ever binds a port that someone else has leased, not even to check it;
 //! * a lease dies with its holder, and nothing that is left behind ever blocks
-//!   a port;
+//!   a port, but a reservation;
+//! * a port that is reserved for a name is leased only to callers that ask for that name;
 //! * when `release` or drop returns, any other process can lease that port;
 //! * when a lease is granted, a bind of that port without `SO_REUSEADDR`, on
 //!   every address asked for, would have succeeded; or, if no such port was left, nothing but
@@ -353,6 +378,7 @@
 //! | waiters are woken by a release | yes | yes, of 4 ports at a time | yes, of 4 ports at a time |
 //! | [`Builder::hold_socket`] | yes | [`Unsupported`](ErrorKind::Unsupported) | [`Unsupported`](ErrorKind::Unsupported) |
 //! | `FreePort::into_fd` | yes | yes | no |
+//! | copies of reservations | `~/.local/state` | `~/Library/Application Support` | the user's local application data |
 //! | port server | socket, also abstract | socket | named pipe |
 //!
 //! macOS sets the close-on-exec flag of a socket by a second system call, so a child that another

@@ -261,13 +261,10 @@ impl LockDir {
     /// ```
     /// use portlock::LockDir;
     ///
-    /// # let locks = tempfile::tempdir()?;
-    /// # let (located, dir) = (LockDir::locate()?, LockDir::open(locks.path())?);
-    /// # let dir = match located.reservations() { Ok(_) => dir, Err(error) => return Err(error.into()) };
-    /// for reservation in dir.reservations()? {
+    /// for reservation in LockDir::locate()?.reservations()? {
     ///     println!("{} is reserved {reservation}", reservation.port);
     /// }
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # Ok::<(), portlock::Error>(())
     /// ```
     pub fn reservations(&self) -> Result<Vec<Reservation>> {
         let mut all = match self.opened() {
@@ -302,16 +299,11 @@ impl LockDir {
     /// ```
     /// use portlock::{LockDir, Reservation};
     ///
-    /// # let locks = tempfile::tempdir()?;
-    /// # let dir = LockDir::open(locks.path())?;
-    /// # let _ = stringify!(
-    /// let dir = LockDir::locate()?;
-    /// # );
-    /// match dir.reservation("web", Reservation::default_root()?)? {
+    /// match LockDir::locate()?.reservation("web", Reservation::default_root()?)? {
     ///     Some(web) => println!("{}={}", web.variable(), web.port),
     ///     None => println!("no port is reserved as web here"),
     /// }
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # Ok::<(), portlock::Error>(())
     /// ```
     pub fn reservation(&self, name: &str, root: impl AsRef<Path>) -> Result<Option<Reservation>> {
         let key = Key::new(name, Some(root.as_ref()))?;

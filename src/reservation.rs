@@ -71,6 +71,8 @@ const UNKNOWN: &str = "-";
 /// assert_eq!((&*reservation.name, &*reservation.variable()), ("web", "WEB_PORT"));
 /// let port = web.acquire()?;
 /// assert_eq!(port.port(), reservation.port);
+/// # drop(port);
+/// # portlock::LockDir::open(locks.path())?.unreserve(&reservation)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -156,6 +156,12 @@ pub(crate) fn expected(scenario: Scenario, call: &Call, fault: Fault) -> Option<
             Fails(ErrorKind::Lock, &["create"])
         }
 
+        ("statx", Mark, _) => Fails(ErrorKind::Lock, &["inspect"]),
+        // As without a state directory.
+        (_, Copies, "EACCES") => Works,
+        ("openat", Copies, "EINTR") => Works,
+        (_, Copies, _) => Fails(ErrorKind::Lock, &["read"]),
+
         ("bind", Socket, "EACCES") => Missed,
         ("socket" | "bind" | "setsockopt IPV6_V6ONLY", Socket, _) => {
             Fails(ErrorKind::Probe, &["bind"])

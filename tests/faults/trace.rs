@@ -29,6 +29,10 @@ pub(crate) enum Object {
     Line,
     /// A line that is not yet at its path.
     LineStray,
+    /// It says that reservations have been restored.
+    Mark,
+    /// Copies of reservations.
+    Copies,
     /// By which the kernel tells who is first in line what is released,
     Watch,
     /// and those behind when it is their turn.
@@ -56,6 +60,8 @@ impl fmt::Display for Object {
             Stray => "new lock file",
             Line => "line",
             LineStray => "new line",
+            Mark => "mark",
+            Copies => "copies",
             Watch => "watch",
             Bell => "bell",
             Machine => "/run/portlock",
@@ -257,6 +263,10 @@ fn object(name: &str, arguments: &str, dir: &Path) -> Object {
         Line
     } else if is_in_dir && named.starts_with(".new.") {
         Stray
+    } else if is_in_dir && named.starts_with(".restored.") {
+        Mark
+    } else if path.to_string_lossy().contains("/portlock/reservations") {
+        Copies
     } else if is_in_dir && is_number {
         LockFile
     } else if path == Path::new("/run/portlock") {

@@ -165,7 +165,8 @@ impl Copies {
     }
 
     fn path(&self, key: &Key) -> PathBuf {
-        self.dir.join(format!("{:016x}", fnv1a(key.preference().as_bytes())))
+        self.dir
+            .join(format!("{:016x}", fnv1a(key.preference().as_bytes())))
     }
 }
 

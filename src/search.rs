@@ -400,6 +400,12 @@ mod tests {
             ),
             (Unavailable::NotPermitted, 5, false, "5 not permitted ("),
             (Unavailable::NotEnough, 6, false, "6 free"),
+            (
+                Unavailable::Reserved(4001),
+                7,
+                false,
+                "7 reserved (4001, …)",
+            ),
         ];
         let exhausted = |reasons: &[(Unavailable, usize, bool, &str)]| -> Exhausted {
             let each = |&(why, n, ..): &(Unavailable, usize, bool, &str)| vec![why; n];
@@ -422,10 +428,11 @@ mod tests {
         let all = exhausted(&reasons);
         assert_eq!(all.leased(), [4000, 4000]);
         let of_all = all.counts();
-        let error = all.into_error(String::new(), &[]);
+        let error = all.into_error(String::new(), &Examples::default());
         assert_eq!(error.kind(), ErrorKind::Exhausted);
         let counts = PortCounts {
             leased: 2,
+            reserved: 7,
             bound: 3,
             lingering: 4,
             not_permitted: 5,
@@ -433,7 +440,7 @@ mod tests {
         };
         assert_eq!((error.counts(), of_all), (Some(counts), counts));
         // Others are free, though not enough of them.
-        let error = exhausted(&reasons[3..]).into_error(String::new(), &[]);
+        let error = exhausted(&reasons[3..5]).into_error(String::new(), &Examples::default());
         assert_eq!(error.kind(), ErrorKind::Exhausted);
     }
 

@@ -597,7 +597,7 @@ fn a_reservation_outlives_its_lease_and_is_passed_over() {
         assert!(must_be_leased(&builder).contains("client.py"));
         assert_eq!(python.peer.ask("release"), "released");
         let error = builder.try_acquire().expect_err("reserved");
-        assert_eq!(error.exhaustion().expect("that is why").reserved, 1);
+        assert_eq!(error.counts().expect("that is why").reserved, 1);
         assert_eq!(line(), before);
     }
     fs::remove_dir(&root).expect("our own");

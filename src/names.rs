@@ -113,8 +113,6 @@ impl<'a> Names<'a> {
         if copies.get(&line.key())?.as_ref() == Some(&copy) {
             return Ok(());
         }
-        // The first copy marks the directory too: nothing is to be restored into it.
-        self.restore_all()?;
         copies.put(&copy, self.dir.origin().is_default())
     }
 

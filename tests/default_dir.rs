@@ -615,7 +615,7 @@ fn lost_reservations(parent: &Parent) {
     let others = || fs::read_dir("/tmp").expect("our own").count() - 1;
 
     // Whoever finds the new directory finds the reservation in it.
-    for _ in 0..20 {
+    for _ in 0..40 {
         reboot();
         let finder = thread::spawn({
             let lock_file = lock_file.clone();

@@ -671,7 +671,8 @@ fn namer(parent: &Parent) {
     }
     let many: usize = many.parse().expect("a number");
     let mut random: SmallRng = rand::make_rng();
-    let offset = random.random_range(0..many);
+    // Most ask for the same name at the same time.
+    let offset = random.random_range(0..2);
     for index in 0..many {
         let name = format!("name-{}", (index + offset) % many);
         let named = all.clone().name(&name);

@@ -19,6 +19,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use rand::{Rng as _, rngs::SmallRng};
@@ -46,6 +47,9 @@ const LOCK_DIR: &str = "lock-dir";
 
 /// The beginning of the name of a file that is being written.
 const STRAY_PREFIX: &str = ".new.";
+
+/// How old it must be before it is removed. Writing one takes microseconds.
+const STRAY_MIN_AGE: Duration = Duration::from_secs(3600);
 
 /// Largest number of times that a file is written because its directory was removed as soon as
 /// it was created. Only a bound.
@@ -183,6 +187,9 @@ pub(crate) fn clean() -> Result<usize> {
             lock_dir.and_then(|text| Directory::parse(&mut text.split_ascii_whitespace()));
         let is_gone = lock_dir.is_some_and(|dir| dir.presence() == Presence::Gone);
         for path in entries(&dir)? {
+            if is_old_stray(&path) {
+                remove(&path)?;
+            }
             if !is_copy(&path) {
                 continue;
             }
@@ -260,6 +267,18 @@ fn is_none(error: &io::Error) -> bool {
 fn is_copy(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str());
     name.is_some_and(|name| name.len() == 16 && name.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
+/// Returns whether a process that was killed has left the file when it was writing it.
+fn is_old_stray(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str());
+    let age = || {
+        fs::symlink_metadata(path)?
+            .modified()
+            .map(|time| time.elapsed())
+    };
+    name.is_some_and(|name| name.starts_with(STRAY_PREFIX))
+        && matches!(age(), Ok(Ok(age)) if age > STRAY_MIN_AGE)
 }
 
 fn read(path: &Path) -> Result<Option<String>> {

@@ -89,7 +89,11 @@ impl Project {
         let all = self.state.path().join("portlock").join("reservations");
         let dirs = fs::read_dir(all).into_iter().flatten().flatten();
         dirs.flat_map(|dir| fs::read_dir(dir.path()).into_iter().flatten())
-            .filter(|file| file.as_ref().expect("our own").file_name() != "lock-dir")
+            .filter(|file| {
+                let name = file.as_ref().expect("our own").file_name();
+                // What a process that was killed was about to write is no copy.
+                name != "lock-dir" && !text(name.as_ref()).starts_with(".new.")
+            })
             .count()
     }
 }
@@ -772,4 +776,133 @@ fn many_processes_reserve_the_same_names_and_some_are_killed() {
     }
     assert_eq!(&caller.ask("reserve name-0"), &ports["name-0"]);
     assert_eq!(&caller.ask("list").split(", ").count(), &names);
+}
+
+// ---------------------------------------------------------------------------
+// Killed at any call.
+
+/// The calls that another process can notice.
+#[cfg(target_os = "linux")]
+const CALLS: [&str; 12] = [
+    "openat",
+    "close",
+    "flock",
+    "pwrite64",
+    "ftruncate",
+    "fchmod",
+    "renameat2",
+    "unlinkat",
+    "mkdir",
+    "write",
+    "rename",
+    "unlink",
+];
+
+#[cfg(target_os = "linux")]
+impl Project {
+    fn traced_caller(&self, options: &[&str]) -> Peer {
+        let strace = ["strace", "-f", "-qq"];
+        let binary = env::current_exe().expect("this test binary");
+        let plain = self.command("caller", &[]);
+        let mut command = command(&[&strace[..], options].concat(), &binary, "", &[]);
+        let variables = plain
+            .get_envs()
+            .filter_map(|(name, value)| Some((name, value?)));
+        command.envs(variables);
+        Peer::start_command(command)
+    }
+
+    /// Returns the calls that a caller makes when it is told to do something, each with how many
+    /// of its name there were before.
+    fn calls_of(&self, order: &str, check: impl FnOnce(String)) -> Vec<(String, usize)> {
+        let trace = self.parent.path().join("trace");
+        let mut caller = self.traced_caller(&["-o", text(&trace)]);
+        check(caller.ask(order));
+        caller.say("bye");
+        assert!(caller.finish().success());
+        let text = fs::read_to_string(&trace).expect("strace has ended");
+        let mut counts = BTreeMap::<String, usize>::new();
+        let mut calls = Vec::new();
+        // Before that, it starts.
+        let mut has_begun = false;
+        for line in text.lines() {
+            let Some((name, rest)) = line.split_once('(') else {
+                continue;
+            };
+            let name = name.split_whitespace().last().unwrap_or_default();
+            has_begun |= rest.contains(self.locks.path().to_str().expect("UTF-8"));
+            let count = counts.entry(name.to_owned()).or_default();
+            *count += 1;
+            if has_begun && CALLS.contains(&name) {
+                calls.push((name.to_owned(), *count));
+            }
+        }
+        calls
+    }
+}
+
+/// Whatever the caller was about to do, there is one port, and no other is lost.
+#[cfg(target_os = "linux")]
+fn must_be_whole(project: &Project, what: &str) {
+    let mut caller = project.caller();
+    let web = caller.ask("reserve web");
+    assert!(web.parse::<u16>().is_ok(), "{what}: {web}");
+    assert_eq!(caller.ask("list"), format!("{web} web Present"), "{what}");
+    assert_eq!(project.copies(), 1, "{what}");
+    let others = project.ports.ports.len() - 1;
+    for _ in 0..others {
+        port(caller.ask("any"));
+    }
+    assert_says(
+        &caller.ask("any"),
+        &[&format!("{others} leased"), "1 reserved"],
+    );
+    assert_eq!(caller.ask("lease web"), web, "{what}");
+    assert_eq!(caller.ask("end"), "done");
+    project.reboot();
+    assert_eq!(project.caller().ask("reserve web"), web, "{what}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_caller_that_is_killed_at_any_call_loses_nothing() {
+    if !portlock_testkit::have_strace() {
+        return;
+    }
+    // A new name; one that is restored into a directory that was lost; and one that is removed.
+    for order in ["reserve web", "reserve web again", "unreserve web"] {
+        let prepare = |project: &Project| match order {
+            "reserve web" => {}
+            "unreserve web" => drop(port(project.caller().ask("reserve web"))),
+            _ => {
+                port(project.caller().ask("reserve web"));
+                project.reboot();
+            }
+        };
+        let (ask, is_removed) = match order {
+            "unreserve web" => ("unreserve web", true),
+            _ => ("reserve web", false),
+        };
+        let first = Project::new(3);
+        prepare(&first);
+        let calls = match is_removed {
+            true => first.calls_of(ask, |said| assert_eq!(said, "done")),
+            false => first.calls_of(ask, |said| drop(port(said))),
+        };
+        assert!(calls.len() > 10, "{calls:?}");
+        for (name, nth) in calls {
+            if stress(1) == 1 && !rand::random_ratio(1, 3) {
+                continue;
+            }
+            let project = Project::new(3);
+            prepare(&project);
+            let inject = format!("inject={name}:signal=SIGKILL:when={nth}");
+            let mut caller = project.traced_caller(&["-o", "/dev/null", "-e", &inject]);
+            caller.say(ask);
+            // It may be killed when it has answered.
+            let _ = caller.hear_last();
+            caller.kill();
+            must_be_whole(&project, &format!("{order}: killed at {name} {nth}"));
+        }
+    }
 }

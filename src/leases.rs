@@ -215,7 +215,8 @@ impl OpenDir {
                 (content, is_kept)
             }
         };
-        let owner = content.owner;
+        let Content { owner, reservation } = content;
+        let reservation = reservation.map(|found| found.reservation(port));
         let has_passed = |owner: &Owner| owner.kind == Kind::Passed;
         let is_locked = if is_kept && !owner.as_ref().is_some_and(has_passed) {
             false
@@ -231,6 +232,7 @@ impl OpenDir {
                             state: EntryState::Unknown,
                             owner,
                             heir: None,
+                            reservation,
                         });
                     }
                     Err(Failure::Error(error)) => return Err(error),
@@ -255,7 +257,7 @@ impl OpenDir {
             state,
             owner,
             heir,
-            reservation: content.reservation.map(|found| found.reservation(port)),
+            reservation,
         })
     }
 

@@ -549,9 +549,12 @@ mod tests {
         let elsewhere = parent.path().with_extension("elsewhere");
         fs::rename(parent.path(), &elsewhere).expect("our own");
         assert_eq!(there.presence(), Presence::NotFound);
-        fs::create_dir(parent.path()).expect("our own");
-        assert_eq!(there.presence(), Presence::NotFound);
-        fs::remove_dir(parent.path()).expect("our own");
+        // NTFS gives a directory of the same name the creation time of the former, for some seconds.
+        if cfg!(unix) {
+            fs::create_dir(parent.path()).expect("our own");
+            assert_eq!(there.presence(), Presence::NotFound);
+            fs::remove_dir(parent.path()).expect("our own");
+        }
         fs::rename(&elsewhere, parent.path()).expect("our own");
         assert_eq!(there.presence(), Presence::Gone);
     }

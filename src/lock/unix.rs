@@ -201,12 +201,7 @@ pub(crate) fn status(dir: &Dir, port: u16, file: &File) -> io::Result<FileStatus
 }
 
 /// Reads the file of `port`, as much of it as there is room for.
-pub(crate) fn read(
-    _: &Dir,
-    _: u16,
-    file: &File,
-    text: &mut [u8],
-) -> Result<usize, RecordFailure> {
+pub(crate) fn read(_: &Dir, _: u16, file: &File, text: &mut [u8]) -> Result<usize, RecordFailure> {
     Ok(retry(|| file.read_at(text, 0))?)
 }
 

@@ -14,7 +14,6 @@
 //! prove nothing either, because containers are given boot ids of their own.
 
 use std::{
-    collections::HashSet,
     ffi::OsStr,
     fs::{self, File},
     io::{self, Read as _},
@@ -22,6 +21,7 @@ use std::{
     path::Path,
     process, str,
     sync::atomic::{AtomicU32, Ordering},
+    thread,
 };
 
 use rustix::{
@@ -514,37 +514,41 @@ impl Stat {
         })
     }
 
-    /// Whether the process in this entry, whose first thread this is, has ended or is just ending.
+    /// Whether the process in this entry, whose first thread this is, has ended.
     ///
     /// A killed process closes its files, and so ends its locks, a moment before the last of its
-    /// threads is gone. A process whose first thread alone has ended lives.
+    /// threads is gone: that moment is waited for. A process whose first thread alone has ended lives.
+    ///
+    /// Only the first thread's entry proves the end, by a count of one thread: the kernel shows both
+    /// together. Two lists of threads prove nothing, because a process that executes one program after
+    /// the other has another first thread each time, and the old one shows as ended.
     fn has_ended(&self, process: &str) -> io::Result<bool> {
-        if !self.is_ending || self.threads == 1 {
-            return Ok(self.is_ending);
-        }
-        let Some(threads) = if_shown(threads_of(process))? else {
-            return Ok(false);
-        };
-        for thread in &threads {
-            match Self::read(&format!("{process}/task/{thread}")) {
-                Ok(stat) if stat.is_ending => {}
-                Ok(_) => return Ok(false),
-                Err(error) if is_end(&error) => {}
-                Err(error) => return if_shown::<()>(Err(error)).map(|_| false),
+        let (mut is_ending, mut threads) = (self.is_ending, self.threads);
+        for _ in 0..TRIES {
+            if !is_ending || threads == 1 {
+                return Ok(is_ending);
             }
+            let others = if_shown(threads_of(process))?.unwrap_or_default();
+            for thread in &others {
+                match Self::read(&format!("{process}/task/{thread}")) {
+                    Ok(stat) if stat.is_ending => {}
+                    Ok(_) => return Ok(false),
+                    Err(error) if is_end(&error) => {}
+                    Err(error) => return if_shown::<()>(Err(error)).map(|_| false),
+                }
+            }
+            thread::yield_now();
+            let Some(first) = if_shown(Self::read(process))? else {
+                return Ok(true);
+            };
+            (is_ending, threads) = (first.is_ending, first.threads);
         }
-        // One that started another one and ended meanwhile would have that one in a second list. One
-        // that executed a program is the first thread now.
-        let Some(again) = if_shown(threads_of(process))? else {
-            return Ok(true);
-        };
-        Ok(again.is_subset(&threads)
-            && if_shown(Self::read(process))?.is_none_or(|first| first.is_ending))
+        Ok(false)
     }
 }
 
 /// The threads of a process, by their names in its directory.
-fn threads_of(process: &str) -> io::Result<HashSet<String>> {
+fn threads_of(process: &str) -> io::Result<Vec<String>> {
     let threads = fs::read_dir(format!("/proc/{process}/task"))?;
     threads
         .map(|thread| Ok(thread?.file_name().to_string_lossy().into_owned()))
@@ -567,7 +571,7 @@ mod tests {
         assert!(is_process(process::id()));
         let (says, hears) = std::sync::mpsc::channel();
         let (end, ends) = std::sync::mpsc::channel::<()>();
-        let thread = std::thread::spawn(move || {
+        let thread = thread::spawn(move || {
             says.send(rustix::thread::gettid()).expect("received below");
             let _ = ends.recv();
         });

@@ -656,6 +656,94 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_shown_is_told_from_what_the_system_fails_to_show() {
+        const SHOWN: u32 = 812;
+        assert_eq!(if_shown(Ok(SHOWN)).expect("shown"), Some(SHOWN));
+        for (error, has_ended) in [
+            (Errno::NOENT.into(), true),
+            (Errno::SRCH.into(), true),
+            (Errno::ACCESS.into(), false),
+            (Errno::PERM.into(), false),
+            (io::ErrorKind::InvalidData.into(), false),
+        ] {
+            assert_eq!(is_end(&error), has_ended, "{error}");
+            let shown = if_shown::<u32>(Err(error));
+            assert_eq!(shown.expect("not shown"), None);
+        }
+        for error in [Errno::MFILE, Errno::NOMEM, Errno::IO] {
+            assert!(!is_end(&error.into()), "{error}");
+            if_shown::<u32>(Err(error.into())).expect_err("it may be there");
+        }
+    }
+
+    #[test]
+    fn a_program_is_called_by_its_first_argument_or_by_its_own_name() {
+        let own = std::env::args_os().next().expect("cargo gives one");
+        assert_eq!(program_of(process::id()), file_name(&own));
+        // One that was not waited for has no arguments left.
+        let mut child = process::Command::new("true").spawn().expect("installed");
+        let has_ended = || {
+            let stat = Stat::read(&child.id().to_string()).expect("not waited for");
+            stat.is_ending
+        };
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while !has_ended() {
+            assert!(std::time::Instant::now() < deadline);
+            std::thread::yield_now();
+        }
+        assert_eq!(program_of(child.id()), b"true");
+        let pid = child.id();
+        child.wait().expect("our own child");
+        assert_ne!(program_of(pid), b"true");
+    }
+
+    #[test]
+    fn processes_and_namespaces_are_told_by_their_names_in_proc() {
+        for (name, is) in [("1", true), ("812", true), ("self", false), ("8a", false)] {
+            assert_eq!(is_number(name), is, "{name}");
+        }
+        let inode = |link: &str| inode_of(Path::new(link), "pid");
+        assert_eq!(inode("pid:[4026531836]"), Some(4_026_531_836));
+        for other in ["time:[4026531836]", "pid:4026531836", "pid:[-]", "pid"] {
+            assert_eq!(inode(other), None, "{other}");
+        }
+        let own = fs::metadata("/proc/self/ns/pid").expect("Linux has it");
+        assert_eq!(namespace("self", "pid").expect("seen"), Some(own.ino()));
+        assert_eq!(namespace("8388608", "pid").expect("seen"), None);
+
+        let pids = |status: &[u8]| parse_pids(status);
+        assert_eq!(
+            pids(b"Name:\ta\nNSpid:\t812\t7\nNSpgid:\t1\n"),
+            Some(vec![812, 7])
+        );
+        // Before Linux 4.1; and what no kernel says.
+        for none in [
+            &b"Name:\ta\nPid:\t812\n"[..],
+            b"NSpid:\n",
+            b"NSpid:\ta\n",
+            b"",
+        ] {
+            assert_eq!(pids(none), None);
+        }
+        assert_eq!(
+            pids_of("self").expect("seen"),
+            pids_of(&process::id().to_string()).expect("seen")
+        );
+    }
+
+    #[test]
+    fn a_process_of_an_unknown_namespace_cannot_be_recorded() {
+        let this = this_process().0.clone();
+        assert_eq!(can_be_recorded(&this), Ok(()));
+        let of_unknown = Identity {
+            namespace: None,
+            ..this
+        };
+        let why = can_be_recorded(&of_unknown).expect_err("nobody could tell when it ends");
+        assert!(why.contains("pid namespace"), "{why}");
+    }
+
+    #[test]
     fn the_offset_of_a_time_namespace_is_in_ticks() {
         let parse = |text: &str| TimeOffset::parse(text, 100).map(|offset| offset.ticks);
         let text = |boottime: &str| format!("monotonic        7         0\nboottime {boottime}\n");
@@ -664,6 +752,7 @@ mod tests {
         assert_eq!(parse(&text("-10 990000000")), Some(-901));
         assert_eq!(parse(&text("1")), None);
         assert_eq!(parse("monotonic 1 0"), None);
+        assert_eq!(TimeOffset::parse("boottime 1 0", 0), None);
         assert_eq!(TimeOffset { ticks: 100 }.remove_from(142), 42);
         assert_eq!(TimeOffset { ticks: -100 }.remove_from(142), 242);
     }
@@ -708,6 +797,12 @@ mod tests {
         let is_proof = View::take().expect("seen").is_of_first_namespace()
             && shows_every_process().expect("seen");
         assert_eq!(evidence == Evidence::Gone, is_proof, "{evidence:?}");
+        // The process here that has its pid is another one, whenever it started.
+        let of_unknown_start = Identity {
+            start: None,
+            ..of_nowhere.clone()
+        };
+        assert_eq!(of_unknown_start.evidence().expect("seen"), evidence);
         let of_unknown = Identity {
             namespace: None,
             ..of_nowhere

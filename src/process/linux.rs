@@ -732,6 +732,45 @@ mod tests {
     }
 
     #[test]
+    fn a_view_is_of_one_namespace_and_only_if_proc_is_its_own() {
+        let this = this_process().0.clone();
+        let of = |namespace| Identity {
+            namespace,
+            ..this.clone()
+        };
+        let view = |namespace, is_ours| View { namespace, is_ours };
+        assert!(view(Some(7), true).is_of(&of(Some(7))));
+        for (view, process) in [
+            (view(Some(7), false), of(Some(7))),
+            (view(Some(7), true), of(Some(8))),
+            (view(Some(7), true), of(None)),
+            (view(None, true), of(None)),
+            (view(None, false), of(None)),
+        ] {
+            assert!(!view.is_of(&process), "{process:?}");
+        }
+        assert!(view(Some(FIRST_PID_NAMESPACE), true).is_of_first_namespace());
+        for other in [
+            view(Some(FIRST_PID_NAMESPACE), false),
+            view(Some(7), true),
+            view(None, true),
+        ] {
+            assert!(!other.is_of_first_namespace());
+        }
+        let here = View::take().expect("seen");
+        assert_eq!(here.namespace, this.namespace);
+        assert_eq!(here.is_of(&this), here.is_ours);
+    }
+
+    #[test]
+    fn the_offset_that_is_read_once_is_that_of_each_reading() {
+        let offset = TimeOffset::read().expect("seen");
+        for _ in 0..2 {
+            assert_eq!(TimeOffset::read_once().expect("seen"), offset);
+        }
+    }
+
+    #[test]
     fn a_process_of_an_unknown_namespace_cannot_be_recorded() {
         let this = this_process().0.clone();
         assert_eq!(can_be_recorded(&this), Ok(()));

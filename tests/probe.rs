@@ -298,8 +298,15 @@ fn time_wait_is_a_last_resort_and_counts_as_free_or_busy_if_asked_for() {
     drop(listener);
     leave_in_time_wait(strictly_free);
     let busy = builder(strictly_free..=strictly_free);
-    for builder in [busy.clone(), busy.reuse_address(true)] {
+    let busy = [busy.clone(), busy.reuse_address(true)];
+    for builder in &busy {
         builder.try_acquire().expect_err("there is a connection");
+    }
+    // Nor is one that is shut down, while its program has it.
+    let shut_down = connection.shutdown(std::net::Shutdown::Write);
+    shut_down.expect("connected");
+    for builder in &busy {
+        builder.try_acquire().expect_err("it can still read");
     }
     drop((client, connection));
 }

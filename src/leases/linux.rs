@@ -398,6 +398,38 @@ mod tests {
     }
 
     #[test]
+    fn an_heir_has_the_lock_on_the_file_itself_or_the_only_one_of_its_inode_number() {
+        let (_dir, dir) = lock_dir();
+        let (_lock, _) = hold(&dir, 35);
+        let file = stat(&dir, 35).expect("it was just made");
+        let here = device(file.st_dev);
+        let (there, beyond) = ((here.0, here.1 + 1), (here.0, here.1 + 2));
+        let heir_of = |locks: &[((u32, u32), u64, u32)]| {
+            let heir = |&(device, inode, pid): &((u32, u32), u64, u32)| {
+                let taker = 1;
+                let lock = Flock {
+                    device,
+                    inode,
+                    taker,
+                };
+                (lock, pid)
+            };
+            let mut listed = ListedLocks::new();
+            listed.heirs = Some(locks.iter().map(heir).collect());
+            listed.heir(&dir, 35).map(|heir| heir.pid)
+        };
+        let (ours, other) = (file.st_ino, file.st_ino + 1);
+        let (one, two) = (NOBODY, NOBODY + 1);
+        assert_eq!(heir_of(&[(here, ours, one), (there, ours, two)]), Some(one));
+        assert_eq!(
+            heir_of(&[(there, ours, one), (here, other, two)]),
+            Some(one)
+        );
+        assert_eq!(heir_of(&[(there, ours, one), (beyond, ours, two)]), None);
+        assert_eq!(heir_of(&[(here, other, one)]), None);
+    }
+
+    #[test]
     fn a_lock_of_nobody_known_is_searched_in_several_readings() {
         let (_dir, dir) = lock_dir();
         let (lock, owner) = hold(&dir, 32);

@@ -651,6 +651,8 @@ mod tests {
         assert_eq!(parse(rest(17)), stat(false, 2));
         assert_eq!(parse(rest(0)), stat(false, 2));
         assert!(parse(rest(-1)).is_some_and(|stat| !stat.leads));
+        // The old first thread, after another one has executed a program.
+        assert_eq!(parse(text("(a)", "Z", 0x40_0000, 0)), None);
         assert_eq!(parse("7 (a) S 1".into()), None);
         assert_eq!(parse(String::new()), None);
     }
@@ -760,6 +762,31 @@ mod tests {
         let here = View::take().expect("seen");
         assert_eq!(here.namespace, this.namespace);
         assert_eq!(here.is_of(&this), here.is_ours);
+    }
+
+    #[test]
+    fn a_process_ends_with_its_last_thread() {
+        let own = process::id().to_string();
+        assert!(threads_of(&own).expect("seen").contains(&own));
+        let stat = |is_ending, threads| Stat {
+            start: 1,
+            is_ending,
+            threads,
+            leads: true,
+        };
+        for (stat, has_ended) in [
+            (stat(false, 1), false),
+            (stat(false, 2), false),
+            (stat(true, 1), true),
+            // The others live: this thread, for one.
+            (stat(true, 2), false),
+        ] {
+            assert_eq!(stat.has_ended(&own).expect("seen"), has_ended, "{stat:?}");
+        }
+        // Nothing shows that the others have ended too.
+        assert!(!stat(true, 2).has_ended("8388608").expect("not seen"));
+        let is_recordable = can_be_recorded(&this_process().0).is_ok();
+        assert_eq!(crate::process::is_recordable(), is_recordable);
     }
 
     #[test]

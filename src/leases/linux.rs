@@ -389,6 +389,22 @@ mod tests {
         });
         assert!(matches!(taker, Taker::Unknown), "{taker:?}");
 
+        // A lock of another process on a file of the same number is no proof.
+        let file = stat(&dir, 31).expect("it was just made");
+        let by_takers = |takers: &[u32]| {
+            let mut listed = incomplete();
+            listed.add(takers.iter().map(|&taker| Flock {
+                device: device(file.st_dev),
+                inode: file.st_ino,
+                taker,
+            }));
+            listed.taker(&dir, 31, &owner.process)
+        };
+        assert!(matches!(by_takers(&[NOBODY]), Taker::Another));
+        for takers in [[NOBODY, pid], [pid, NOBODY]] {
+            assert!(matches!(by_takers(&takers), Taker::Recorded));
+        }
+
         drop(lock);
         let mut listed = ListedLocks::new();
         assert_eq!(listed.has(&dir, 31, Some(&owner)), Some(false));

@@ -528,7 +528,9 @@ impl Stat {
             if !is_ending || threads == 1 {
                 return Ok(is_ending);
             }
-            let others = if_shown(threads_of(process))?.unwrap_or_default();
+            let Some(others) = if_shown(threads_of(process))? else {
+                return Ok(false);
+            };
             for thread in &others {
                 match Self::read(&format!("{process}/task/{thread}")) {
                     Ok(stat) if stat.is_ending => {}
@@ -691,7 +693,7 @@ mod tests {
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
         while !has_ended() {
             assert!(std::time::Instant::now() < deadline);
-            std::thread::yield_now();
+            thread::yield_now();
         }
         assert_eq!(program_of(child.id()), b"true");
         let pid = child.id();

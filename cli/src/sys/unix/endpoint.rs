@@ -29,7 +29,8 @@ use super::{super::Wish, system};
 pub(crate) const SERVE_HELP: &str = "\
 A client names a process by its pid, without proof: it gets ports for processes of
 its own user only, unless it is root. A client in another pid namespace, such as a
-container's, is refused, because its pids mean other processes here.
+container's, is refused, because its pids mean other processes here, unless it names
+itself by its pid here.
 
 SIGUSR1 prints statistics. SIGTERM and SIGINT end the server; SIGHUP does nothing.
 Sockets that a service manager passes (LISTEN_FDS; sd_listen_fds(3)) are served instead of

@@ -19,7 +19,7 @@ pub(crate) fn ignore_time_wait(socket: &Socket) -> io::Result<()> {
     socket.set_reuse_address(true)
 }
 
-/// Makes what may outlive the closing of a bound socket harmless. See
+/// Keeps a copy of a bound socket that outlives it from being in the way of servers. See
 /// `Probe::neutralize`.
 #[inline]
 pub(crate) fn neutralize(socket: &Socket) -> io::Result<()> {

@@ -27,8 +27,7 @@ use std::{
 
 use command_fds::{CommandFdExt, FdMapping};
 use portlock::{
-    EntryState, ErrorKind, FreePort, LockDir, PortSet, Protocol,
-    compat::portpicker::get_port_from_port_server,
+    ErrorKind, FreePort, LockDir, PortSet, Protocol, compat::portpicker::get_port_from_port_server,
 };
 use portlock_testkit::{
     FAILED, LONG, NOBODY, Parent, Peer, Ports, Process, am_root, as_user, command, is_installed,
@@ -1429,7 +1428,7 @@ fn a_client_in_another_pid_namespace_may_name_itself_by_its_pid_here() {
     assert_ne!(port, 0);
     let entries = LockDir::open(dir.path()).expect("our own");
     let entry = entries.entry(port).expect("our own").expect("its file");
-    assert_eq!(entry.state, EntryState::Delegated);
+    assert_eq!(entry.state, portlock::EntryState::Delegated);
     assert_eq!(entry.owner.expect("written").pid(), pid);
 }
 

@@ -44,7 +44,7 @@ use rustix::{
     process::{Uid, geteuid},
 };
 
-use super::{KEPT, IfMissing, Origin, cannot, is_local, is_unmapped, refuse};
+use super::{IfMissing, KEPT, Origin, cannot, is_local, is_unmapped, refuse};
 use crate::{
     copies::{self, Copies},
     error::{Error, Result, USE_VARIABLE},

@@ -5,7 +5,7 @@ use std::{ffi::OsStr, io, os::unix::ffi::OsStrExt as _, process};
 use proc_pidinfo::{Pid, ProcBSDInfo, proc_pidinfo};
 use rustix::io::Errno;
 
-use super::{Evidence, ProcessInfo, Identity, NamedProcess, file_name};
+use super::{Evidence, Identity, NamedProcess, ProcessInfo, file_name};
 
 pub(crate) use super::unix::{exists, no_such_process};
 

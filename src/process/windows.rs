@@ -4,7 +4,7 @@ use std::{ffi::OsStr, io, process};
 
 use winsafe::{FILETIME, HPROCESS, SysResult, co, guard::CloseHandleGuard};
 
-use super::{Evidence, ProcessInfo, Identity, NamedProcess, file_name};
+use super::{Evidence, Identity, NamedProcess, ProcessInfo, file_name};
 
 /// Where a process is to be seen: its pid.
 pub(crate) type Place = u32;

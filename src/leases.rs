@@ -13,6 +13,7 @@ use crate::{
     mark,
     owner::{self, Kind, Owner},
     process, registry,
+    server::Process,
     unavailable::{Attempt, Failure},
     waiting,
 };
@@ -327,6 +328,31 @@ impl PortEntry {
     #[must_use]
     pub fn is_leased(&self) -> bool {
         !matches!(self.state, EntryState::Stale | EntryState::Unknown)
+    }
+
+    /// Returns the process that has the lease, with the program that it runs now. The record names the one
+    /// that it ran when it leased the port, which calls exec in `portlock run`, for example. `None` if the
+    /// port is not leased or the process cannot be seen.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use portlock::{FreePort, LockDir};
+    ///
+    /// let port = FreePort::new(4000..=6000)?;
+    /// let entry = LockDir::locate()?.entry(port.port())?.expect("its lock file");
+    /// let process = entry.process().expect("this one");
+    /// assert_eq!(process.pid, std::process::id());
+    /// # Ok::<(), portlock::Error>(())
+    /// ```
+    #[must_use]
+    pub fn process(&self) -> Option<Process> {
+        let pid = match (self.state, &self.owner) {
+            (EntryState::Held | EntryState::Delegated, Some(owner)) => owner.process.pid_here().ok()??,
+            (EntryState::Inherited, _) => self.heir.as_ref()?.pid,
+            _ => return None,
+        };
+        Some(process::describe(pid))
     }
 
     /// Describes who has the lease, or had it last, such as `pid 812 "orders-test" (api tests)`, or

@@ -373,6 +373,7 @@ mod builder;
 mod clock;
 pub mod compat;
 mod error;
+mod family;
 mod freeport;
 mod jitter;
 mod leases;
@@ -390,6 +391,8 @@ mod readiness;
 mod registry;
 mod retry;
 mod search;
+mod server;
+mod sockets;
 mod system_ports;
 mod unavailable;
 #[cfg(not(any(target_os = "linux", target_os = "macos", windows)))]
@@ -406,6 +409,7 @@ pub use lock_dir::{LockDir, Origin};
 pub use owner::Owner;
 pub use ports::{PortSet, Ports};
 pub use readiness::wait_until_listening;
+pub use server::{BelongsTo, Process, Server};
 pub use system_ports::ephemeral_port_range;
 pub use wait_status::WaitStatus;
 

@@ -17,6 +17,7 @@ use crate::{
     pass::{Candidate, Pass, Request, Scope},
     ports::PortSet,
     search::Exhausted,
+    sockets,
     unavailable::{Attempt, Failure},
     wait_status::{Calls, OnWait},
     waiting::{Waiting, Woken},
@@ -244,7 +245,13 @@ impl Acquisition<'_> {
                             _ => format!(" after {:.1} s", waited.as_secs_f64()),
                         };
                         let holders = leases::holders(dir.as_ref(), exhausted.examples());
-                        return Err(exhausted.into_error(headline() + &waited, &holders));
+                        // A check is often one of many, in a loop until the port is free.
+                        let servers = match self.request.creates_dir {
+                            true => sockets::examples(exhausted.bound()),
+                            false => Vec::new(),
+                        };
+                        let headline = headline() + &waited;
+                        return Err(exhausted.into_error(headline, &holders, &servers));
                     }
                 }
                 Scope::All

@@ -106,7 +106,7 @@ impl BindFreePort {
             Ok(probe) => Ok(Self { probe }),
             Err(Failure::Unavailable(exhausted)) => {
                 let headline = format!("no free port in {}", ports.brief());
-                Err(exhausted.into_error(headline, &[]))
+                Err(exhausted.into_error(headline, &[], &[]))
             }
             Err(Failure::Error(error)) => Err(error),
         }

@@ -97,7 +97,9 @@ impl Family {
         let here = process.map_or(Ok(None), Identity::pid_here);
         let file = lease.map_or(Ok(None), |(dir, port, _)| LockFile::find(dir, port));
         Ok(Self {
-            holder: here.map_err(cannot_see)?.map_or(Holder::Gone, Holder::Alive),
+            holder: here
+                .map_err(cannot_see)?
+                .map_or(Holder::Gone, Holder::Alive),
             file: file.map_err(cannot_see)?,
             except: Some(id()).filter(|&own| own != pid),
             since: lease.and_then(|(.., since)| since),

@@ -348,7 +348,9 @@ impl PortEntry {
     #[must_use]
     pub fn process(&self) -> Option<Process> {
         let pid = match (self.state, &self.owner) {
-            (EntryState::Held | EntryState::Delegated, Some(owner)) => owner.process.pid_here().ok()??,
+            (EntryState::Held | EntryState::Delegated, Some(owner)) => {
+                owner.process.pid_here().ok()??
+            }
             (EntryState::Inherited, _) => self.heir.as_ref()?.pid,
             _ => return None,
         };

@@ -172,7 +172,7 @@ impl<'a> Pass<'a> {
             Ok(all)
         });
         found.map_err(|failure| match failure {
-            Failure::Unavailable(_) => Failure::Unavailable(unavailable.into_values().collect()),
+            Failure::Unavailable(_) => Failure::Unavailable(unavailable.into_iter().collect()),
             error => error,
         })
     }

@@ -6,6 +6,7 @@ use std::{fmt::Write as _, mem, thread, time::Duration};
 use crate::{
     error::{Error, ErrorKind, PortCounts},
     ports::{Order, PortSet},
+    server::Process,
     system_ports::PRIVILEGE,
     unavailable::{Attempt, Failure, Unavailable},
 };
@@ -51,7 +52,7 @@ pub(crate) fn search<T>(
         match attempt(port, time_wait == TimeWait::Free) {
             Ok(found) => return Ok(found),
             Err(Failure::Unavailable(Unavailable::Lingering)) => lingering.push(port),
-            Err(Failure::Unavailable(why)) => exhausted.count(why),
+            Err(Failure::Unavailable(why)) => exhausted.count(port, why),
             Err(Failure::Error(error)) => return Err(error.into()),
         }
     }
@@ -66,13 +67,13 @@ pub(crate) fn search<T>(
             match attempt(port, closing_is_free) {
                 Ok(found) => return Ok(found),
                 Err(Failure::Unavailable(Unavailable::Lingering)) => lingering.push(port),
-                Err(Failure::Unavailable(why)) => exhausted.count(why),
+                Err(Failure::Unavailable(why)) => exhausted.count(port, why),
                 Err(Failure::Error(error)) => return Err(error.into()),
             }
         }
     }
-    for _ in lingering {
-        exhausted.count(Unavailable::Lingering);
+    for port in lingering {
+        exhausted.count(port, Unavailable::Lingering);
     }
     Err(Failure::Unavailable(exhausted))
 }
@@ -83,29 +84,34 @@ pub(crate) struct Exhausted {
     counts: PortCounts,
     /// The leased ports, each as often as it was tried.
     leased: Vec<u16>,
+    /// The ports that other programs have bound.
+    bound: Vec<u16>,
 }
 
 /// Number of holders named in a message.
 const EXAMPLES: usize = 4;
 
-impl FromIterator<Unavailable> for Exhausted {
-    fn from_iter<I: IntoIterator<Item = Unavailable>>(reasons: I) -> Self {
+impl FromIterator<(u16, Unavailable)> for Exhausted {
+    fn from_iter<I: IntoIterator<Item = (u16, Unavailable)>>(reasons: I) -> Self {
         let mut exhausted = Self::default();
-        for why in reasons {
-            exhausted.count(why);
+        for (port, why) in reasons {
+            exhausted.count(port, why);
         }
         exhausted
     }
 }
 
 impl Exhausted {
-    fn count(&mut self, why: Unavailable) {
+    fn count(&mut self, port: u16, why: Unavailable) {
         match why {
             Unavailable::Leased(port) => {
                 self.counts.leased += 1;
                 self.leased.push(port);
             }
-            Unavailable::Bound => self.counts.bound += 1,
+            Unavailable::Bound => {
+                self.counts.bound += 1;
+                self.bound.push(port);
+            }
             Unavailable::Lingering => self.counts.lingering += 1,
             Unavailable::NotPermitted => self.counts.not_permitted += 1,
             Unavailable::NotEnough => self.counts.not_enough += 1,
@@ -129,26 +135,42 @@ impl Exhausted {
         self.leased.iter().copied().take(EXAMPLES).collect()
     }
 
+    /// The ports that other programs have bound.
+    pub(crate) fn bound(&self) -> &[u16] {
+        &self.bound
+    }
+
     /// How many ports were missed, by reason.
     pub(crate) fn counts(&self) -> PortCounts {
         self.counts
     }
 
     /// The error that says so, after a `headline` that says what was looked for
-    /// and how long, and with the `holders` that are known of some leased ports.
-    pub(crate) fn into_error(self, headline: String, holders: &[(u16, Option<String>)]) -> Error {
+    /// and how long, and with the `holders` that are known of some leased ports and the `servers` of some
+    /// bound ones.
+    pub(crate) fn into_error(
+        self,
+        headline: String,
+        holders: &[(u16, Option<String>)],
+        servers: &[(u16, Process)],
+    ) -> Error {
         let kind = if self.may_change() || self.counts.not_enough > 0 {
             ErrorKind::Exhausted
         } else {
             ErrorKind::PermissionDenied
         };
-        Error::new(kind, self.counts.message(headline, holders)).with_counts(self.counts)
+        Error::new(kind, self.counts.message(headline, holders, servers)).with_counts(self.counts)
     }
 }
 
 impl PortCounts {
     /// Returns the message of an error with these counts.
-    pub(crate) fn message(self, headline: String, holders: &[(u16, Option<String>)]) -> String {
+    pub(crate) fn message(
+        self,
+        headline: String,
+        holders: &[(u16, Option<String>)],
+        servers: &[(u16, Process)],
+    ) -> String {
         let counts = self;
         let mut reasons = Vec::new();
         if counts.leased > 0 {
@@ -169,10 +191,8 @@ impl PortCounts {
             leased.push(')');
             reasons.push(leased);
         }
-        match counts.bound {
-            0 => {}
-            1 => reasons.push("1 bound by another program".to_owned()),
-            bound => reasons.push(format!("{bound} bound by other programs")),
+        if counts.bound > 0 {
+            reasons.push(counts.bound_by(servers));
         }
         if counts.lingering > 0 {
             let lingering = counts.lingering;
@@ -190,6 +210,35 @@ impl PortCounts {
             reasons.push(format!("{} free", counts.not_enough));
         }
         format!("{headline}: {}", reasons.join(", "))
+    }
+
+    fn bound_by(self, servers: &[(u16, Process)]) -> String {
+        let only = Self {
+            bound: 1,
+            ..Self::default()
+        };
+        if let [(_, process)] = servers
+            && self == only
+        {
+            return format!("bound by {process}");
+        }
+        let mut text = match self.bound {
+            1 => "1 bound by another program".to_owned(),
+            bound => format!("{bound} bound by other programs"),
+        };
+        let names: Vec<String> = servers
+            .iter()
+            .map(|(port, process)| format!("{port} by {process}"))
+            .collect();
+        if !names.is_empty() {
+            let others = if (self.bound as usize) > names.len() {
+                ", …"
+            } else {
+                ""
+            };
+            let _ = write!(text, " ({}{others})", names.join(", "));
+        }
+        text
     }
 }
 
@@ -212,7 +261,7 @@ mod tests {
         let holders = exhausted.examples().into_iter();
         let holders: Vec<_> = holders.map(|port| (port, holder_of(port))).collect();
         let headline = "no free port in 4000-4009".to_owned();
-        exhausted.into_error(headline, &holders).to_string()
+        exhausted.into_error(headline, &holders, &[]).to_string()
     }
 
     #[test]
@@ -248,12 +297,50 @@ mod tests {
     fn holders_are_named_in_order_and_without_record_only_counted() {
         let mut exhausted = Exhausted::default();
         for port in [4003, 4001, 4000] {
-            exhausted.count(Unavailable::Leased(port));
+            exhausted.count(port, Unavailable::Leased(port));
         }
         assert_eq!(
             message(exhausted),
             "no free port in 4000-4009: 3 leased (4000 by pid 812 \"orders-test\", 4001, 4003 by \
              pid 812 \"orders-test\" (api))"
+        );
+    }
+
+    #[test]
+    fn the_processes_of_bound_ports_are_named() {
+        let server = |port| {
+            let process = Process {
+                pid: 812,
+                program: "postgres".to_owned(),
+                user_id: None,
+            };
+            (port, process)
+        };
+        let message = |reasons: &[(u16, Unavailable)], servers: &[(u16, Process)]| {
+            let exhausted: Exhausted = reasons.iter().copied().collect();
+            let error = exhausted.into_error("no free port in 5432".to_owned(), &[], servers);
+            error.to_string()
+        };
+        let bound = |port| (port, Unavailable::Bound);
+        assert_eq!(
+            message(&[bound(5432)], &[server(5432)]),
+            "no free port in 5432: bound by pid 812 (postgres)"
+        );
+        assert_eq!(
+            message(&[bound(5432)], &[]),
+            "no free port in 5432: 1 bound by another program"
+        );
+        assert_eq!(
+            message(
+                &[bound(5432), (5433, Unavailable::Lingering)],
+                &[server(5432)]
+            ),
+            "no free port in 5432: 1 bound by another program (5432 by pid 812 (postgres)), 1 in \
+             TIME_WAIT or bound with SO_REUSEADDR"
+        );
+        assert_eq!(
+            message(&[bound(5432), bound(5433)], &[server(5433)]),
+            "no free port in 5432: 2 bound by other programs (5433 by pid 812 (postgres), …)"
         );
     }
 
@@ -379,8 +466,8 @@ mod tests {
     #[test]
     fn nothing_permitted_is_a_kind_of_its_own() {
         let mut exhausted = Exhausted::default();
-        exhausted.count(Unavailable::NotPermitted);
-        let error = exhausted.into_error("no free port in 80".to_owned(), &[]);
+        exhausted.count(80, Unavailable::NotPermitted);
+        let error = exhausted.into_error("no free port in 80".to_owned(), &[], &[]);
         assert_eq!(error.kind(), ErrorKind::PermissionDenied);
         assert!(error.to_string().contains("80"), "{error}");
     }

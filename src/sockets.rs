@@ -6,7 +6,11 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::{
+    error::{Error, ErrorKind, Result},
+    process,
+    server::Process,
+};
 
 #[cfg(target_os = "linux")]
 mod linux;
@@ -133,23 +137,26 @@ pub(crate) fn cannot_see(cause: io::Error) -> Error {
     Error::with_cause(ErrorKind::Process, message, cause)
 }
 
-/// Returns the lowest few of some ports that are bound, each with a process that serves it, if that can be
-/// seen, for a message. What goes wrong is left out of the message.
-pub(crate) fn examples(mut ports: Vec<u16>) -> Vec<(u16, Option<u32>)> {
-    ports.sort_unstable();
-    ports.dedup();
-    ports.truncate(EXAMPLES);
+/// Returns the processes that serve some ports, as far as they can be seen, for a message: of a few ports.
+/// What goes wrong is left out of the message.
+pub(crate) fn examples(ports: &[u16]) -> Vec<(u16, Process)> {
     if ports.is_empty() {
         return Vec::new();
     }
+    let mut ports = ports.to_vec();
+    ports.sort_unstable();
+    ports.dedup();
+    ports.truncate(EXAMPLES);
     let by_port = by_port(all().unwrap_or_default());
     let of = |port: &u16| by_port.get(port).map_or(&[][..], |sockets| &sockets[..]);
-    let processes = Processes::of(ports.iter().flat_map(of));
-    let first = |port| {
-        let processes = processes.as_ref().ok()?;
-        processes.having(of(&port)).first().copied()
+    let Ok(processes) = Processes::of(ports.iter().flat_map(of)) else {
+        return Vec::new();
     };
-    ports.into_iter().map(|port| (port, first(port))).collect()
+    let named = ports.iter().filter_map(|port| {
+        let pid = *processes.having(of(port)).first()?;
+        Some((*port, process::describe(pid)))
+    });
+    named.collect()
 }
 
 #[cfg(test)]

@@ -122,7 +122,7 @@ impl<'a> Calls<'a> {
         let status = WaitStatus {
             elapsed,
             counts: self.counts,
-            message: self.counts.message(headline, &holders),
+            message: self.counts.message(headline, &holders, &[]),
         };
         let answer = (self.callback.0)(&status);
         // From its end: a slow callback must leave time for the ports.

@@ -515,7 +515,11 @@ impl Lineage {
         let Some(uptime) = if_shown(fs::read_to_string("/proc/uptime"))? else {
             return Ok(false);
         };
-        let Some(uptime) = uptime.split(' ').next().and_then(|word| word.parse::<f64>().ok()) else {
+        let Some(uptime) = uptime
+            .split(' ')
+            .next()
+            .and_then(|word| word.parse::<f64>().ok())
+        else {
             return Ok(false);
         };
         let tick = 1.0 / rustix::param::clock_ticks_per_second() as f64;

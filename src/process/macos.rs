@@ -120,7 +120,9 @@ impl Lineage {
     /// Returns whether the process is proven to have started before `time`.
     pub(crate) fn started_before(&self, time: SystemTime) -> io::Result<bool> {
         let time = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-        Ok(self.start.is_some_and(|start| u128::from(start) < time.as_micros()))
+        Ok(self
+            .start
+            .is_some_and(|start| u128::from(start) < time.as_micros()))
     }
 
     /// There are no pid namespaces.

@@ -247,7 +247,7 @@ impl Acquisition<'_> {
                         let holders = leases::holders(dir.as_ref(), exhausted.examples());
                         // A check is often one of many, in a loop until the port is free.
                         let servers = match self.request.creates_dir {
-                            true => sockets::examples(exhausted.bound()),
+                            true => sockets::examples(exhausted.bound(), self.request.endpoints),
                             false => Vec::new(),
                         };
                         let headline = headline() + &waited;

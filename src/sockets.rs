@@ -7,6 +7,7 @@ use std::{
 };
 
 use crate::{
+    bindfree::{Endpoints, Protocol},
     error::{Error, ErrorKind, Result},
     process,
     server::Process,
@@ -62,6 +63,20 @@ impl Socket {
             (IpAddr::V6(own), IpAddr::V4(_)) if own.is_unspecified() => Some(2),
             _ => None,
         }
+    }
+
+    /// Returns whether the socket keeps its port from being bound there.
+    fn blocks(&self, endpoints: &Endpoints) -> bool {
+        let other = match self.transport {
+            Transport::Tcp => Protocol::Udp,
+            Transport::Udp => Protocol::Tcp,
+        };
+        let own = self.address.ip();
+        let overlaps = |host: &IpAddr| {
+            own.is_unspecified() || host.is_unspecified() || host.to_canonical() == own
+        };
+        let hosts = endpoints.hosts();
+        endpoints.protocol != other && (hosts.is_empty() || hosts.iter().any(overlaps))
     }
 }
 
@@ -137,9 +152,9 @@ pub(crate) fn cannot_see(cause: io::Error) -> Error {
     Error::with_cause(ErrorKind::Process, message, cause)
 }
 
-/// Returns the processes that serve some ports, as far as they can be seen, for a message: of a few ports.
-/// What goes wrong is left out of the message.
-pub(crate) fn examples(ports: &[u16]) -> Vec<(u16, Process)> {
+/// Returns the processes that serve some ports and are in the way of these endpoints, as far as they can be
+/// seen, for a message: of a few ports. What goes wrong is left out of the message.
+pub(crate) fn examples(ports: &[u16], endpoints: &Endpoints) -> Vec<(u16, Process)> {
     if ports.is_empty() {
         return Vec::new();
     }
@@ -147,13 +162,14 @@ pub(crate) fn examples(ports: &[u16]) -> Vec<(u16, Process)> {
     ports.sort_unstable();
     ports.dedup();
     ports.truncate(EXAMPLES);
-    let by_port = by_port(all().unwrap_or_default());
-    let of = |port: &u16| by_port.get(port).map_or(&[][..], |sockets| &sockets[..]);
-    let Ok(processes) = Processes::of(ports.iter().flat_map(of)) else {
+    let mut in_the_way = all().unwrap_or_default();
+    in_the_way.retain(|socket| ports.contains(&socket.address.port()) && socket.blocks(endpoints));
+    let Ok(processes) = Processes::of(&in_the_way) else {
         return Vec::new();
     };
+    let by_port = by_port(in_the_way);
     let named = ports.iter().filter_map(|port| {
-        let pid = *processes.having(of(port)).first()?;
+        let pid = *processes.having(by_port.get(port)?).first()?;
         Some((*port, process::describe(pid)))
     });
     named.collect()

@@ -222,6 +222,7 @@ fn the_server_that_the_address_leads_to_decides() {
         block.first(),
         stranger.id()
     );
+    // Not this process, which listens on another address.
     assert!(error.to_string().starts_with(&named), "{error}");
 }
 

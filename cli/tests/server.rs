@@ -1,9 +1,6 @@
 //! `portlock wait`, `check` and `list`: whose server answers.
 
-use std::{
-    net::TcpListener,
-    process::{Command, id},
-};
+use std::{net::TcpListener, process::id};
 
 use portlock_testkit::{BOUND, Said, Scene, TIMED_OUT, cat_program};
 #[cfg(target_os = "linux")]
@@ -118,7 +115,7 @@ const PYTHON: &str = "import socket, sys\n\
 
 #[cfg(target_os = "linux")]
 fn run_server(scene: &Scene, script: &str) -> Running {
-    let mut command: Command = scene.program(["run", "sh", "-c", script, "sh", PYTHON, "{port}"]);
+    let mut command = scene.program(["run", "sh", "-c", script, "sh", PYTHON, "{port}"]);
     command.stdin(std::process::Stdio::piped());
     let server = Running::start(command);
     assert_eq!(server.hear(), "listens");

@@ -20,15 +20,24 @@ use serial_test::serial;
 
 use super::{assert_found, assert_other, builder, found, server_at, wait_for_holder};
 
-pub(super) const ROLES: [(&str, Role); 3] = [
+pub(super) const ROLES: [(&str, Role); 5] = [
     ("whose", whose),
+    ("be first", be_first),
+    ("serve with worker", serve_with_worker),
     ("adopt", adopt),
     ("start leader", start_leader),
 ];
 
-/// Arguments: a lock directory and a port. For each line, says what is known of the port's server.
+/// Arguments: a lock directory, a port, and whether a child serves the port. For each line, says what is
+/// known of the port's server.
 fn whose(parent: &Parent) {
     let (dir, port): (String, u16) = (parent.argument(0), parent.argument(1));
+    let serves: bool = parent.argument(2);
+    let _server = serves.then(|| {
+        let server = Peer::start("serve", &[&format!("127.0.0.1:{port}"), "false"]);
+        server.hear();
+        server
+    });
     parent.say("started");
     loop {
         parent.hear();
@@ -41,15 +50,60 @@ fn whose(parent: &Parent) {
     }
 }
 
+/// Arguments: a lock directory and a port. As process 1 of a container, in one session with all others,
+/// adopts a server, and says whose it is.
+fn be_first(parent: &Parent) {
+    let (dir, port): (String, u16) = (parent.argument(0), parent.argument(1));
+    let holder = cat();
+    let lease = builder(Path::new(&dir), port).acquire_for(holder.id());
+    lease.expect("free");
+    let server = Peer::start_command(orphan(&format!("127.0.0.1:{port}"), "false", false));
+    let server = pid(&server.hear());
+    portlock_testkit::until("the server is adopted", || {
+        (parent_of(server) == id()).then_some(())
+    });
+    let found = found(Path::new(&dir), port).expect("there is one");
+    parent.say(format!("{} {:?}", id(), found.belongs_to));
+}
+
+/// Arguments: an address. Listens as `serve` does, with a worker.
+fn serve_with_worker(parent: &Parent) {
+    let address: String = parent.argument(0);
+    let listener = TcpListener::bind(address).expect("free");
+    let _worker = sleep(OwnedFd::from(listener.try_clone().expect("a descriptor")));
+    parent.say(id());
+    loop {
+        parent.hear();
+    }
+}
+
+/// Starts a process that only has the socket.
+fn sleep(socket: OwnedFd) -> Process {
+    let mut sleep = Command::new("sleep");
+    sleep.arg("600").stdin(socket);
+    Process::start(sleep)
+}
+
+fn parent_of(pid: u32) -> u32 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it lives");
+    let (_, after_name) = stat.rsplit_once(") ").expect("a name");
+    let parent = after_name.split(' ').nth(1).expect("a parent");
+    parent.parse().expect("a pid")
+}
+
 /// Starts a server, as `serve` does, whose parent ends immediately, in a session of its own or not.
 fn orphan(address: &str, waits: &str, session: bool) -> Command {
+    orphan_as("serve", &[address, waits], session)
+}
+
+fn orphan_as(role: &str, arguments: &[&str], session: bool) -> Command {
     // A shell takes the input from what it starts in the background.
     let start = match session {
         true => "exec 3<&0; setsid \"$0\" \"$@\" <&3 &",
         false => "exec 3<&0; \"$0\" \"$@\" <&3 &",
     };
     let binary = env::current_exe().expect("this test binary");
-    command(&["sh", "-c", start], &binary, "serve", &[address, waits])
+    command(&["sh", "-c", start], &binary, role, arguments)
 }
 
 /// Arguments: an address. Becomes a subreaper, starts a process that will be a holder, and adopts a server.
@@ -110,11 +164,6 @@ fn any_process_that_shares_a_socket_is_enough() {
     let lease = builder(dir.path(), block.first()).acquire().expect("free");
     let listener = TcpListener::bind(lease.addr()).expect("leased to us");
     let share = || OwnedFd::from(listener.try_clone().expect("a descriptor"));
-    let sleep = |stdin: OwnedFd| {
-        let mut sleep = Command::new("sleep");
-        sleep.arg("600").stdin(stdin);
-        Process::start(sleep)
-    };
     // As process 1 and other services of systemd have it, and as a server that forks has it.
     let (stranger, worker) = (sleep(share()), sleep(share()));
     for pid in [stranger.id(), worker.id()] {
@@ -149,9 +198,7 @@ fn sockets_that_share_a_port_are_one_server() {
         socket
     };
     let (ours, others) = (listen(), listen());
-    let mut sleep = Command::new("sleep");
-    sleep.arg("600").stdin(OwnedFd::from(others));
-    let worker = Process::start(sleep);
+    let worker = sleep(OwnedFd::from(others));
     for pid in [worker.id(), id()] {
         let server = lease
             .wait_for_server(pid, LONG)
@@ -173,9 +220,7 @@ fn a_server_that_daemonized_is_unknown() {
         let daemon = Peer::start_command(orphan(&format!("127.0.0.1:{port}"), "false", session));
         let daemon_pid = pid(&daemon.hear());
         let is_adopted_elsewhere = portlock_testkit::until("its parent ends", || {
-            let stat = fs::read_to_string(format!("/proc/{daemon_pid}/stat")).expect("it lives");
-            let (_, after_name) = stat.rsplit_once(") ").expect("a name");
-            let parent: u32 = after_name.split(' ').nth(1)?.parse().ok()?;
+            let parent = parent_of(daemon_pid);
             (parent != daemon.id()).then_some(parent != 1)
         });
         if is_adopted_elsewhere && !session {
@@ -186,6 +231,34 @@ fn a_server_that_daemonized_is_unknown() {
         let server = wait_for_holder(dir.path(), port, LONG).expect("it may be the holder's");
         assert_eq!(server.belongs_to, Some(BelongsTo::Unknown));
     }
+}
+
+#[test]
+#[serial]
+fn a_server_that_daemonized_is_unknown_where_process_1_is_in_its_session() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let arguments = [text(dir.path()), &block.first().to_string()];
+    let options = "--pid --fork --mount-proc";
+    if let Some(first) = start_in_namespace(options, "true", "be first", &arguments) {
+        assert_eq!(first.hear(), "1 Some(Unknown)");
+    }
+}
+
+#[test]
+#[serial]
+fn the_workers_of_a_server_that_daemonized_are_unknown_too() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let (holder, port) = (cat(), block.first());
+    builder(dir.path(), port)
+        .acquire_for(holder.id())
+        .expect("free");
+    let arguments = [&format!("127.0.0.1:{port}")[..]];
+    let daemon = Peer::start_command(orphan_as("serve with worker", &arguments, true));
+    let daemon_pid = pid(&daemon.hear());
+    portlock_testkit::until("its parent ends", || {
+        (parent_of(daemon_pid) != daemon.id()).then_some(())
+    });
+    assert_found(dir.path(), port, BelongsTo::Unknown, daemon_pid);
 }
 
 #[test]
@@ -203,9 +276,7 @@ fn a_server_that_a_subreaper_adopted_is_unknown() {
     let (holder, server) = said.split_once(' ').expect("two pids");
     let (holder, server) = (pid(holder), pid(server));
     portlock_testkit::until("the server is adopted", || {
-        let stat = fs::read_to_string(format!("/proc/{server}/stat")).expect("it lives");
-        stat.contains(&format!(") S {} ", subreaper.id()))
-            .then_some(())
+        (parent_of(server) == subreaper.id()).then_some(())
     });
     let dir_of = LockDir::open(dir.path()).expect("ours");
     let address = format!("127.0.0.1:{port}");
@@ -264,7 +335,7 @@ fn the_server_of_another_user_cannot_be_seen() {
         .expect("free");
     let server = server_at(&format!("127.0.0.1:{port}"));
     assert_found(dir.path(), port, BelongsTo::Other, server.id());
-    let arguments = [text(dir.path()), &port.to_string()];
+    let arguments = [text(dir.path()), &port.to_string(), "false"];
     let mut reader = start_unprivileged("whose", &arguments);
     assert_eq!(reader.ask("?"), "Some(Unknown) None Some(0)");
 }
@@ -279,7 +350,7 @@ fn processes_of_other_pid_namespaces_are_unknown() {
         .expect("free");
     let address = format!("127.0.0.1:{port}");
     let server = server_at(&address);
-    let arguments = [text(dir.path()), &port.to_string()];
+    let arguments = [text(dir.path()), &port.to_string(), "false"];
     for (kind, is_mounted) in [("--pid --fork --mount-proc", true), ("--pid --fork", false)] {
         let Some(mut reader) = start_in_namespace(kind, "true", "whose", &arguments) else {
             return;
@@ -291,6 +362,15 @@ fn processes_of_other_pid_namespaces_are_unknown() {
         assert!(user.is_some(), "{said}, {is_mounted}");
     }
     drop(server);
+    // What is seen there may be the holder's, which is not seen.
+    let arguments = [text(dir.path()), &port.to_string(), "true"];
+    let kind = "--pid --fork --mount-proc";
+    let reader = start_in_namespace(kind, "true", "whose", &arguments);
+    let mut reader = reader.expect("permitted");
+    assert_eq!(reader.hear(), "started");
+    let said = reader.ask("?");
+    assert!(said.starts_with("Some(Unknown) Some("), "{said}");
+    drop(reader);
     let inside = start_in_namespace("--pid --fork", "true", "serve", &[&address, "false"]);
     let inside = inside.expect("permitted");
     assert_eq!(inside.hear(), "1", "its pid in the namespace");

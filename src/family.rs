@@ -151,11 +151,17 @@ impl Family {
             if self.has(at)? {
                 return Ok(Some(BelongsTo::Holder));
             }
-            let Ancestor::Seen(next) = ancestor(&lineage)? else {
-                break;
-            };
-            at = lineage.parent;
-            lineage = next;
+            match ancestor(&lineage)? {
+                Ancestor::Seen(next) => {
+                    at = lineage.parent;
+                    lineage = next;
+                }
+                // Its pid is known even where the holder itself is hidden.
+                Ancestor::NotSeen if self.holder == Holder::Alive(lineage.parent) => {
+                    return Ok(Some(BelongsTo::Holder));
+                }
+                Ancestor::NotSeen | Ancestor::None => break,
+            }
             parent.get_or_insert_with(|| lineage.clone());
         }
         if self.holder == Holder::Unknown || server.is_elsewhere()? {

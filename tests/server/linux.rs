@@ -13,14 +13,16 @@ use std::{
 
 use portlock::{BelongsTo, EntryState, LockDir};
 use portlock_testkit::{
-    Block, LONG, Parent, Peer, Process, Role, am_root, cat, command, is_installed, lock_dir,
-    set_mode, start_in_namespace, start_unprivileged, text,
+    Block, LONG, NOBODY, Parent, Peer, Process, Role, am_root, as_user, cat, command, is_installed,
+    lock_dir, open_copy, set_mode, start_in_namespace, start_unprivileged, text,
 };
 use serial_test::serial;
 
 use super::{assert_found, assert_other, builder, found, server_at, wait_for_holder};
 
-pub(super) const ROLES: [(&str, Role); 5] = [
+pub(super) const ROLES: [(&str, Role); 7] = [
+    ("hide", hide),
+    ("start unprivileged", start_unprivileged_server),
     ("whose", whose),
     ("be first", be_first),
     ("serve with worker", serve_with_worker),
@@ -66,11 +68,47 @@ fn be_first(parent: &Parent) {
     parent.say(format!("{} {:?}", id(), found.belongs_to));
 }
 
+/// Arguments: a lock directory and a port. Leases the port, and starts a server of another user below a
+/// process that this user may not see. Says whose server that user takes it for.
+fn hide(parent: &Parent) {
+    let (dir, port): (String, u16) = (parent.argument(0), parent.argument(1));
+    let _lease = builder(Path::new(&dir), port).acquire().expect("free");
+    let arguments = [&dir[..], &port.to_string(), "false"];
+    let ask = || start_unprivileged("whose", &arguments).ask("?");
+    {
+        let (_dir, copy) = open_copy();
+        let _server = start_server_as_nobody(&copy, port);
+        parent.say(ask());
+    }
+    let hidden = Peer::start("start unprivileged", &[&port.to_string()]);
+    hidden.hear();
+    parent.say(ask());
+}
+
+/// Arguments: a port. Starts a process of another user that starts a server, and stays its parent.
+fn start_unprivileged_server(parent: &Parent) {
+    let (_dir, copy) = open_copy();
+    let _server = start_server_as_nobody(&copy, parent.argument(0));
+    parent.say("started");
+    loop {
+        parent.hear();
+    }
+}
+
+fn start_server_as_nobody(binary: &Path, port: u16) -> Peer {
+    let address = format!("127.0.0.1:{port}");
+    let mut server = command(&[], binary, "start server", &[&address]);
+    as_user(NOBODY, &mut server);
+    let server = Peer::start_command(server);
+    server.hear();
+    server
+}
+
 /// Arguments: an address. Listens as `serve` does, with a worker.
 fn serve_with_worker(parent: &Parent) {
     let address: String = parent.argument(0);
     let listener = TcpListener::bind(address).expect("free");
-    let _worker = sleep(OwnedFd::from(listener.try_clone().expect("a descriptor")));
+    let _worker = worker(OwnedFd::from(listener.try_clone().expect("a descriptor")));
     parent.say(id());
     loop {
         parent.hear();
@@ -78,10 +116,11 @@ fn serve_with_worker(parent: &Parent) {
 }
 
 /// Starts a process that only has the socket.
-fn sleep(socket: OwnedFd) -> Process {
-    let mut sleep = Command::new("sleep");
-    sleep.arg("600").stdin(socket);
-    Process::start(sleep)
+fn worker(socket: OwnedFd) -> Process {
+    let binary = env::current_exe().expect("this test binary");
+    let mut worker = command(&[], &binary, "cat", &[]);
+    worker.stderr(socket);
+    Process::start(worker)
 }
 
 fn parent_of(pid: u32) -> u32 {
@@ -165,8 +204,8 @@ fn any_process_that_shares_a_socket_is_enough() {
     let listener = TcpListener::bind(lease.addr()).expect("leased to us");
     let share = || OwnedFd::from(listener.try_clone().expect("a descriptor"));
     // As process 1 and other services of systemd have it, and as a server that forks has it.
-    let (stranger, worker) = (sleep(share()), sleep(share()));
-    for pid in [stranger.id(), worker.id()] {
+    let (stranger, own) = (worker(share()), worker(share()));
+    for pid in [stranger.id(), own.id()] {
         let server = lease.wait_for_server(pid, LONG).expect("it has the socket");
         assert_eq!(server.belongs_to, Some(BelongsTo::Holder));
         assert_eq!(server.process.expect("seen").pid, pid);
@@ -177,7 +216,7 @@ fn any_process_that_shares_a_socket_is_enough() {
     let error = error.expect_err("another process's");
     let named = error.server().and_then(|server| server.process.as_ref());
     let named = named.expect("it is seen").pid;
-    assert!([stranger.id(), worker.id(), id()].contains(&named));
+    assert!([stranger.id(), own.id(), id()].contains(&named));
     // The workers go on when what has started them has closed the socket.
     drop(listener);
     let server = lease.wait_for_server(id(), LONG).expect("a child has it");
@@ -198,8 +237,8 @@ fn sockets_that_share_a_port_are_one_server() {
         socket
     };
     let (ours, others) = (listen(), listen());
-    let worker = sleep(OwnedFd::from(others));
-    for pid in [worker.id(), id()] {
+    let sibling = worker(OwnedFd::from(others));
+    for pid in [sibling.id(), id()] {
         let server = lease
             .wait_for_server(pid, LONG)
             .expect("one of its sockets");
@@ -380,6 +419,26 @@ fn processes_of_other_pid_namespaces_are_unknown() {
     let dir_of = LockDir::open(dir.path()).expect("ours");
     let found = dir_of.wait_for_server(&address[..], Some(inside.id()), LONG);
     assert_eq!(found.expect("a child").belongs_to, Some(BelongsTo::Holder));
+}
+
+#[test]
+#[serial]
+fn a_server_below_a_process_that_is_hidden_is_unknown() {
+    if !am_root() {
+        eprintln!("left out: only root can be another user");
+        return;
+    }
+    let (dir, block) = (lock_dir(), Block::new(1));
+    set_mode(dir.path(), 0o1777);
+    let arguments = [text(dir.path()), &block.first().to_string()];
+    let script = "mount -t proc -o hidepid=2 proc /proc";
+    let hider = start_in_namespace("--mount --pid --fork", script, "hide", &arguments);
+    let Some(hider) = hider else { return };
+    // The holder itself is hidden too, but for its pid.
+    let said = hider.hear();
+    assert!(said.starts_with("Some(Holder) Some("), "{said}");
+    let said = hider.hear();
+    assert!(said.starts_with("Some(Unknown) Some("), "{said}");
 }
 
 #[test]

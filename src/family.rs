@@ -61,9 +61,9 @@ enum Holder {
 }
 
 impl Family {
-    /// Returns the family of a lease, or `None` if the port is not leased.
+    /// Returns the family of a lease, or `None` if the port is not leased. It may be where that is unknown.
     fn of_entry(dir: &OpenDir, entry: &PortEntry) -> Result<Option<Self>> {
-        if !entry.is_leased() {
+        if entry.state == EntryState::Stale {
             return Ok(None);
         }
         let file = LockFile::find(dir, entry.port).map_err(cannot_see)?;

@@ -115,7 +115,9 @@ fn connect(address: SocketAddr, left: Duration) -> io::Result<Accepted> {
     // For the wildcard address, the loopback address is connected to.
     let address = stream.peer_addr().unwrap_or(address);
     // To itself, a machine sends from the address that it sends to.
-    let from_itself = stream.local_addr().is_ok_and(|own| own.ip() == address.ip());
+    let from_itself = stream
+        .local_addr()
+        .is_ok_and(|own| own.ip() == address.ip());
     Ok(Accepted {
         address,
         is_local: address.ip().to_canonical().is_loopback() || from_itself,

@@ -428,7 +428,7 @@ mod tests {
             (Unavailable::NotEnough, 6, false, "6 free"),
         ];
         let exhausted = |reasons: &[(Unavailable, usize, bool, &str)]| -> Exhausted {
-            let each = |&(why, n, ..): &(Unavailable, usize, bool, &str)| vec![why; n];
+            let each = |&(why, n, ..): &(Unavailable, usize, bool, &str)| vec![(4000, why); n];
             reasons.iter().flat_map(each).collect()
         };
         for reason in &reasons {
@@ -440,7 +440,7 @@ mod tests {
         }
         assert!(!exhausted(&[]).may_change());
         // As many of one kind as of another.
-        let pair: Exhausted = [Unavailable::Bound, Unavailable::Lingering]
+        let pair: Exhausted = [(4000, Unavailable::Bound), (4001, Unavailable::Lingering)]
             .into_iter()
             .collect();
         assert!(pair.may_change());
@@ -448,7 +448,7 @@ mod tests {
         let all = exhausted(&reasons);
         assert_eq!(all.leased(), [4000, 4000]);
         let of_all = all.counts();
-        let error = all.into_error(String::new(), &[]);
+        let error = all.into_error(String::new(), &[], &[]);
         assert_eq!(error.kind(), ErrorKind::Exhausted);
         let counts = PortCounts {
             leased: 2,
@@ -459,7 +459,7 @@ mod tests {
         };
         assert_eq!((error.counts(), of_all), (Some(counts), counts));
         // Others are free, though not enough of them.
-        let error = exhausted(&reasons[3..]).into_error(String::new(), &[]);
+        let error = exhausted(&reasons[3..]).into_error(String::new(), &[], &[]);
         assert_eq!(error.kind(), ErrorKind::Exhausted);
     }
 

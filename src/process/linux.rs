@@ -739,8 +739,8 @@ mod tests {
                 threads,
                 leads: true,
                 parent: 1,
-                group: 1,
-                session: 1,
+                group: 2,
+                session: 3,
             })
         };
         assert_eq!(parse(text("(a) b (c)", "S", 0x40_0000, 1)), stat(false, 1));

@@ -214,6 +214,17 @@ fn the_server_that_the_address_leads_to_decides() {
     let _listener = TcpListener::bind(port.addr()).expect("leased to us");
     let server = port.wait_for_server(id(), LONG).expect("ours");
     assert_eq!(server.process.expect("seen").pid, id());
+    let locks = LockDir::open(dir.path()).expect("the test's own");
+    let child = cat();
+    for (address, pid) in [
+        (&port.addr().to_string(), id()),
+        (&other_address, stranger.id()),
+    ] {
+        let other = locks.wait_for_server(&address[..], Some(child.id()), LONG);
+        assert_other(other, pid);
+        let own = locks.wait_for_server(&address[..], Some(stranger.id()), LONG);
+        assert_eq!(own.is_ok(), pid == stranger.id(), "{own:?}");
+    }
     let there = builder(dir.path(), port.port()).host([127, 0, 0, 2]);
     drop(port);
     let error = there.try_acquire().expect_err("bound");

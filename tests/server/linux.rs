@@ -36,7 +36,7 @@ fn whose(parent: &Parent) {
     let (dir, port): (String, u16) = (parent.argument(0), parent.argument(1));
     let serves: bool = parent.argument(2);
     let _server = serves.then(|| {
-        let server = Peer::start("serve", &[&format!("127.0.0.1:{port}"), "false"]);
+        let server = Peer::start("start server", &[&format!("127.0.0.1:{port}")]);
         server.hear();
         server
     });
@@ -298,6 +298,22 @@ fn the_workers_of_a_server_that_daemonized_are_unknown_too() {
         (parent_of(daemon_pid) != daemon.id()).then_some(())
     });
     assert_found(dir.path(), port, BelongsTo::Unknown, daemon_pid);
+    drop(daemon);
+
+    // In whatever order they have started.
+    let listener = portlock_testkit::until("the socket is closed", || {
+        TcpListener::bind(("127.0.0.1", port)).ok()
+    });
+    let share = || OwnedFd::from(listener.try_clone().expect("a descriptor"));
+    let _child = worker(share());
+    let mut orphan = orphan_as("cat", &[], true);
+    orphan.stderr(share());
+    let orphan = Peer::start_command(orphan);
+    orphan.hear();
+    portlock_testkit::until("its parent ends", || {
+        let found = found(dir.path(), port).expect("there is one");
+        (found.belongs_to == Some(BelongsTo::Unknown)).then_some(())
+    });
 }
 
 #[test]
@@ -410,6 +426,9 @@ fn processes_of_other_pid_namespaces_are_unknown() {
     let said = reader.ask("?");
     assert!(said.starts_with("Some(Unknown) Some("), "{said}");
     drop(reader);
+    portlock_testkit::until("its server ends", || {
+        TcpListener::bind(&address).ok().map(drop)
+    });
     let inside = start_in_namespace("--pid --fork", "true", "serve", &[&address, "false"]);
     let inside = inside.expect("permitted");
     assert_eq!(inside.hear(), "1", "its pid in the namespace");

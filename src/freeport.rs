@@ -14,6 +14,7 @@ use crate::{
     owner::{self, Kind, Owner},
     process, readiness,
     server::Server,
+    unavailable::Failure,
 };
 
 #[cfg(unix)]
@@ -262,7 +263,13 @@ impl FreePort {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn wait_for_server(&self, pid: u32, timeout: Duration) -> Result<Server> {
-        let since = self.lock.read_owner()?.and_then(|owner| owner.since());
+        let owner = match self.lock.read_owner() {
+            Ok(owner) => owner,
+            // Another program has the record open for itself alone: the start of the lease is not known.
+            Err(Failure::Unavailable(_)) => None,
+            Err(Failure::Error(error)) => return Err(error),
+        };
+        let since = owner.and_then(|owner| owner.since());
         let lease = Some((self.lock.dir(), self.port, since));
         let server = family::wait_for_process(&self.addresses()[..], pid, lease, timeout);
         server.map_err(|error| match error.kind() {

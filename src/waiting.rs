@@ -315,7 +315,7 @@ mod tests {
         drop(check.expect("not removed"));
         drop(PortLock::try_existing(&dir, 14, Access::Lock).expect("our own"));
         let woken = waiting.wait(Duration::ZERO, Duration::from_millis(20), None);
-        assert_eq!(released(&woken), []);
+        assert_eq!(released(&woken), [0_u16; 0]);
     }
 
     #[test]

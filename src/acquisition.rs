@@ -20,7 +20,7 @@ use crate::{
     sockets,
     unavailable::{Attempt, Failure},
     wait_status::{Calls, OnWait},
-    waiting::{Waiting, Woken},
+    waiting::{Wait, WakeReason},
 };
 
 /// Largest number of times that one call continues in a lock directory that was created again after
@@ -220,7 +220,7 @@ impl Acquisition<'_> {
     ) -> Result<T> {
         let start = Instant::now();
         let mut pass_took = Duration::ZERO;
-        let mut waiting: Option<Waiting<'_>> = None;
+        let mut waiting: Option<Wait<'_>> = None;
         let mut released = None;
         let mut doubt_pauses = DOUBT_PAUSES.into_iter();
         let mut ending_pauses = iter::repeat_n(ENDING_PAUSE, lock_file::MAX_ENDING_RETRIES);
@@ -264,21 +264,21 @@ impl Acquisition<'_> {
                 }
                 let queued = match waiting.take() {
                     Some(waiting) if waiting.is_in(dir.as_ref()) => waiting,
-                    _ => Waiting::new(dir.as_ref(), self.ports()),
+                    _ => Wait::new(dir.as_ref(), self.ports()),
                 };
                 let interrupt = calls.as_ref().map(Calls::due);
                 let queued = waiting.insert(queued);
                 queued.watch_for(exhausted.leased());
                 released = match queued.wait(pass_took, left, interrupt) {
-                    Woken::Released(ports) => Some(ports),
-                    Woken::Locked(lock) => {
+                    WakeReason::Released(ports) => Some(ports),
+                    WakeReason::Locked(lock) => {
                         let port = lock.port();
                         handed = Some(lock);
                         Some(PortSet::from(port..=port))
                     }
-                    Woken::Due => None,
-                    Woken::Interrupted if start.elapsed() < self.timeout => continue,
-                    Woken::Interrupted => None,
+                    WakeReason::Due => None,
+                    WakeReason::Interrupted if start.elapsed() < self.timeout => continue,
+                    WakeReason::Interrupted => None,
                 };
                 released
                     .as_ref()

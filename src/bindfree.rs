@@ -94,7 +94,7 @@ impl BindFreePort {
         ports.must_not_be_empty()?;
         let endpoints = Endpoints::default();
         let order = Order::random();
-        let closing = Closing::default();
+        let closing = ClosingPorts::default();
         let bind = |port, closing_is_free| {
             let bind = match closing_is_free {
                 true => Bind::StrictOrClosing(&closing),
@@ -180,7 +180,7 @@ pub(crate) enum Bind<'a> {
     /// Without `SO_REUSEADDR`.
     Strict,
     /// Without it, or with it where nothing but closing connections are in the way.
-    StrictOrClosing(&'a Closing),
+    StrictOrClosing(&'a ClosingPorts),
     /// With `SO_REUSEADDR`.
     Shared,
 }
@@ -189,9 +189,9 @@ pub(crate) enum Bind<'a> {
 /// addresses of these: the system's table of sockets, read when it is first needed, because that takes
 /// some milliseconds.
 #[derive(Debug, Default)]
-pub(crate) struct Closing(OnceCell<HashMap<u16, Vec<IpAddr>>>);
+pub(crate) struct ClosingPorts(OnceCell<HashMap<u16, Vec<IpAddr>>>);
 
-impl Closing {
+impl ClosingPorts {
     /// Whether closing connections, and nothing else that is known, kept the address from being bound
     /// strictly. The caller has just bound it with `SO_REUSEADDR`.
     fn is_all_there_is(&self, host: IpAddr, port: u16) -> io::Result<bool> {

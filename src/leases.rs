@@ -100,7 +100,7 @@ enum Holder {
 /// What [`LockDir::clean`] did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Cleaned {
+pub struct CleanCounts {
     /// How many files were removed.
     pub removed: usize,
     /// How many are in use, or not this user's to remove.
@@ -573,8 +573,8 @@ impl LockDir {
     /// assert_eq!((cleaned.removed, cleaned.kept), (1, 0));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn clean(&self) -> Result<Cleaned> {
-        let mut cleaned = Cleaned::default();
+    pub fn clean(&self) -> Result<CleanCounts> {
+        let mut cleaned = CleanCounts::default();
         let Some(dir) = self.opened() else {
             return Ok(cleaned);
         };
@@ -632,7 +632,7 @@ impl OpenDir {
     fn count_removal(
         &self,
         removed: io::Result<()>,
-        cleaned: &mut Cleaned,
+        cleaned: &mut CleanCounts,
         name: &str,
     ) -> Result<()> {
         match removed {

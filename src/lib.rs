@@ -406,7 +406,7 @@ pub use bindfree::{BindFreePort, Protocol};
 pub use builder::Builder;
 pub use error::{Error, ErrorKind, PortCounts, Result};
 pub use freeport::FreePort;
-pub use leases::{Cleaned, EntryState, Heir, PortEntry};
+pub use leases::{CleanCounts, EntryState, Heir, PortEntry};
 pub use lock_dir::{LockDir, Origin};
 pub use owner::Owner;
 pub use ports::{PortSet, Ports};

@@ -179,13 +179,13 @@ impl LockDir {
 
     /// Returns the directory at `chosen` if that is named, else the one to use without.
     pub(crate) fn located(chosen: Option<&Path>) -> Result<Self> {
-        Ok(match locate(chosen, since_1970(), Missing::Allow)? {
-            Located::Open(open) => Self {
+        Ok(match locate(chosen, since_1970(), IfMissing::Allow)? {
+            Location::Open(open) => Self {
                 path: open.dir.path.clone(),
                 origin: open.dir.origin,
                 open: Some(open),
             },
-            Located::Missing { path, origin } => Self {
+            Location::Missing { path, origin } => Self {
                 path,
                 origin,
                 open: None,
@@ -251,10 +251,10 @@ impl OpenDir {
     /// Returns the directory to lease from, by the rules of [`LockDir`], for a caller
     /// that knows what time it is, after 1970. A default directory that is missing is created.
     pub(crate) fn locate_at(chosen: Option<&Path>, now: Duration) -> Result<Self> {
-        match locate(chosen, now, Missing::Create)? {
-            Located::Open(open) => Ok(open),
+        match locate(chosen, now, IfMissing::Create)? {
+            Location::Open(open) => Ok(open),
             // Another process removed it as soon as it was created.
-            Located::Missing { path, .. } => Err(removed(&path)),
+            Location::Missing { path, .. } => Err(removed(&path)),
         }
     }
 
@@ -275,7 +275,7 @@ impl OpenDir {
     pub(crate) fn is_removed(&self) -> bool {
         let found = system::find(
             &self.dir.path,
-            Missing::Allow,
+            IfMissing::Allow,
             self.dir.origin,
             system::user(),
         );
@@ -310,7 +310,7 @@ fn removed(path: &Path) -> Error {
 }
 
 /// Outcome of [`locate`].
-enum Located {
+enum Location {
     Open(OpenDir),
     Missing { path: PathBuf, origin: Origin },
 }
@@ -324,7 +324,7 @@ pub(crate) fn absolute(path: PathBuf) -> PathBuf {
     std::path::absolute(&path).unwrap_or(path)
 }
 
-fn locate(chosen: Option<&Path>, now: Duration, default: Missing) -> Result<Located> {
+fn locate(chosen: Option<&Path>, now: Duration, default: IfMissing) -> Result<Location> {
     let user = system::user();
     let was_relative;
     let chosen = match chosen {
@@ -348,7 +348,7 @@ fn locate(chosen: Option<&Path>, now: Duration, default: Missing) -> Result<Loca
         && let Some(last) = &*last
         && last.is_good_for(named, user, now)
     {
-        return Ok(Located::Open(last.open.clone()));
+        return Ok(Location::Open(last.open.clone()));
     }
     let located = match named {
         Some((Origin::Variable, path)) if path.is_relative() => {
@@ -359,19 +359,19 @@ fn locate(chosen: Option<&Path>, now: Duration, default: Missing) -> Result<Loca
         // A directory that was named must exist. To create it would need a guess
         // at its kind, and a misspelt path would give its caller an empty
         // directory of its own, in which every port is free.
-        Some((origin, path)) => open(path, Missing::Refuse, origin, user)?,
+        Some((origin, path)) => open(path, IfMissing::Refuse, origin, user)?,
         None => {
             let (path, origin) = default_dir(user)?;
             // Root may just have removed the one of all users, which is not ours to create.
             let missing = if origin.is_created_by_its_user() {
                 default
             } else {
-                Missing::Refuse
+                IfMissing::Refuse
             };
             open(&path, missing, origin, user)?
         }
     };
-    if let Located::Open(open) = &located
+    if let Location::Open(open) = &located
         && let Some(mut last) = LAST_USED.lock()
     {
         *last = Some(LastUsed {
@@ -386,7 +386,7 @@ fn locate(chosen: Option<&Path>, now: Duration, default: Missing) -> Result<Loca
 
 /// What to do when there is nothing at the path.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Missing {
+pub(crate) enum IfMissing {
     Create,
     Allow,
     Refuse,
@@ -427,12 +427,12 @@ impl LastUsed {
 
 /// Opens the directory at `path` and checks it, or only checks it again if it
 /// is still the one used last.
-fn open(path: &Path, missing: Missing, origin: Origin, user: system::User) -> Result<Located> {
+fn open(path: &Path, missing: IfMissing, origin: Origin, user: system::User) -> Result<Location> {
     // Without a trailing slash, with which a symbolic link would be followed
     // in spite of lstat and O_NOFOLLOW (path_resolution(7)).
     let path: PathBuf = path.components().collect();
     let Some(found) = system::find(&path, missing, origin, user)? else {
-        return Ok(Located::Missing { path, origin });
+        return Ok(Location::Missing { path, origin });
     };
     let last = LAST_USED
         .lock()
@@ -441,7 +441,7 @@ fn open(path: &Path, missing: Missing, origin: Origin, user: system::User) -> Re
         (&dir.path, dir.origin) == (&path, origin) && dir.sys.is_still(&found)
     };
     if let Some(last) = last.filter(is_it) {
-        return Ok(Located::Open(last));
+        return Ok(Location::Open(last));
     }
     let sys = system::Dir::open(&path, origin, user)?;
     let dir = Arc::new(Inner {
@@ -450,7 +450,7 @@ fn open(path: &Path, missing: Missing, origin: Origin, user: system::User) -> Re
         digest: sys.digest(),
         sys,
     });
-    Ok(Located::Open(OpenDir { dir }))
+    Ok(Location::Open(OpenDir { dir }))
 }
 
 pub(crate) fn cannot(operation: &str, path: &Path, cause: io::Error) -> Error {
@@ -476,15 +476,15 @@ mod tests {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("our own directory");
     }
 
-    fn opened(path: &Path, missing: Missing) -> OpenDir {
+    fn opened(path: &Path, missing: IfMissing) -> OpenDir {
         match open(path, missing, Origin::Given, geteuid()).expect("trusted") {
-            Located::Open(open) => open,
-            Located::Missing { path, .. } => panic!("{} is missing", path.display()),
+            Location::Open(open) => open,
+            Location::Missing { path, .. } => panic!("{} is missing", path.display()),
         }
     }
 
     fn refused(path: &Path) -> Error {
-        let outcome = open(path, Missing::Refuse, Origin::Given, geteuid());
+        let outcome = open(path, IfMissing::Refuse, Origin::Given, geteuid());
         outcome.err().expect("not to be trusted")
     }
 
@@ -493,13 +493,13 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory");
         for private in [0o700, 0o755, 0o1700] {
             mode(dir.path(), private);
-            let dir = opened(dir.path(), Missing::Refuse);
+            let dir = opened(dir.path(), IfMissing::Refuse);
             assert_eq!(dir.sys().permissions().as_raw_mode(), 0o600, "{private:o}");
             assert!(!dir.sys().is_shared());
         }
         for shared in [0o1777, 0o1770] {
             mode(dir.path(), shared);
-            let dir = opened(dir.path(), Missing::Refuse);
+            let dir = opened(dir.path(), IfMissing::Refuse);
             assert_eq!(dir.sys().permissions().as_raw_mode(), 0o666, "{shared:o}");
             assert!(dir.sys().is_shared());
         }
@@ -519,7 +519,7 @@ mod tests {
         // As with an emptyDir of Kubernetes, whose users may not change its mode.
         mode(dir.path(), 0o2777);
         let other = rustix::process::Uid::from_raw(geteuid().as_raw() + 1);
-        let error = open(dir.path(), Missing::Refuse, Origin::Given, other);
+        let error = open(dir.path(), IfMissing::Refuse, Origin::Given, other);
         let error = error.err().expect("not sticky").to_string();
         let what_to_do = format!("mkdir -m 1777 {}/portlock", dir.path().display());
         assert!(
@@ -532,12 +532,12 @@ mod tests {
     fn a_directory_that_was_replaced_is_opened_again() {
         let parent = tempfile::tempdir().expect("a temporary directory");
         let path = parent.path().join("locks");
-        let first = opened(&path, Missing::Create);
+        let first = opened(&path, IfMissing::Create);
         fs::rename(&path, parent.path().join("elsewhere")).expect("our own directory");
-        let second = opened(&path, Missing::Create);
+        let second = opened(&path, IfMissing::Create);
         assert!(!first.is(&second));
-        assert!(second.is(&opened(&path, Missing::Refuse)));
-        let found = system::find(&path, Missing::Refuse, Origin::Given, geteuid());
+        assert!(second.is(&opened(&path, IfMissing::Refuse)));
+        let found = system::find(&path, IfMissing::Refuse, Origin::Given, geteuid());
         let found = found.expect("trusted").expect("created");
         assert!(second.sys().is_still(&found) && !first.sys().is_still(&found));
     }
@@ -566,7 +566,7 @@ mod tests {
             named: named.map(|origin| (origin, path.to_owned())),
             user,
             checked,
-            open: opened(path, Missing::Refuse),
+            open: opened(path, IfMissing::Refuse),
         };
         let (own, given) = (last(None), last(Some(Origin::Given)));
         let this = Some((Origin::Given, path));
@@ -592,7 +592,7 @@ mod tests {
     fn what_replaces_a_directory_after_the_check_is_not_opened() {
         let parent = tempfile::tempdir().expect("a temporary directory");
         let [target, link, file] = ["target", "link", "file"].map(|name| parent.path().join(name));
-        let target = opened(&target, Missing::Create);
+        let target = opened(&target, IfMissing::Create);
         std::os::unix::fs::symlink(target.path(), &link).expect("our own directory");
         fs::write(&file, "").expect("our own directory");
         for path in [&link, &file] {
@@ -609,8 +609,8 @@ mod tests {
     fn a_missing_directory_is_not_created_to_look_at_it() {
         let parent = tempfile::tempdir().expect("a temporary directory");
         let path = parent.path().join("locks");
-        let located = open(&path, Missing::Allow, Origin::Given, geteuid());
-        assert!(matches!(located, Ok(Located::Missing { .. })));
+        let located = open(&path, IfMissing::Allow, Origin::Given, geteuid());
+        assert!(matches!(located, Ok(Location::Missing { .. })));
         assert!(!path.exists());
     }
 
@@ -620,7 +620,7 @@ mod tests {
         let path = parent.path().join("locks");
         let named = refused(&path).to_string();
         assert!(named.contains("mkdir -m 700"), "{named}");
-        let default = open(&path.join("below"), Missing::Create, Origin::Tmp, geteuid());
+        let default = open(&path.join("below"), IfMissing::Create, Origin::Tmp, geteuid());
         let default = default.err().expect("its parent is missing").to_string();
         assert!(default.contains("set PORTLOCK_DIR"), "{default}");
     }
@@ -631,7 +631,7 @@ mod tests {
         let path = parent.path().join("locks");
         fs::write(&path, "").expect("our own directory");
         mode(&path, 0o400);
-        let outcome = open(&path, Missing::Create, Origin::Tmp, geteuid());
+        let outcome = open(&path, IfMissing::Create, Origin::Tmp, geteuid());
         let error = outcome.err().expect("no directory").to_string();
         assert!(error.contains("not a directory"), "{error}");
         let kept = fs::metadata(&path).expect("there").permissions();
@@ -645,17 +645,17 @@ mod tests {
         fs::create_dir(&path).expect("our own directory");
         // As under an umask of 0777.
         mode(&path, 0);
-        opened(&path, Missing::Create);
+        opened(&path, IfMissing::Create);
         let finished = fs::metadata(&path).expect("made").permissions();
         assert_eq!(finished.mode() & 0o7777, 0o700);
         // One that can be used keeps its mode.
         mode(&path, 0o755);
-        opened(&path, Missing::Create);
+        opened(&path, IfMissing::Create);
         let usable = fs::metadata(&path).expect("made").permissions();
         assert_eq!(usable.mode() & 0o7777, 0o755);
         // But not one that somebody has named.
         mode(&path, 0o500);
-        opened(&path, Missing::Refuse);
+        opened(&path, IfMissing::Refuse);
         let named = fs::metadata(&path).expect("made").permissions();
         assert_eq!(named.mode() & 0o7777, 0o500);
     }
@@ -664,7 +664,7 @@ mod tests {
     fn a_trailing_slash_does_not_let_a_symbolic_link_through() {
         let parent = tempfile::tempdir().expect("a temporary directory");
         let target = parent.path().join("target");
-        opened(&target, Missing::Create);
+        opened(&target, IfMissing::Create);
         let link = parent.path().join("link");
         std::os::unix::fs::symlink(&target, &link).expect("our own directory");
         for path in [link.clone(), link.join(""), link.join(".")] {

@@ -47,7 +47,7 @@ use std::{
 use crate::{
     clock::since_1970,
     mark::Mark,
-    process::{self, Evidence, Identity, Named},
+    process::{self, Evidence, Identity, NamedProcess},
 };
 
 /// The length of the record of a held lease in bytes, newline included.
@@ -237,7 +237,7 @@ pub(crate) fn with_held<T>(
 /// lock as its kind does.
 pub(crate) fn of_process(
     kind: Kind,
-    (identity, program): &Named,
+    (identity, program): &NamedProcess,
     label: Option<&str>,
 ) -> Record<LONG_LEN> {
     let since = since_1970().as_secs();
@@ -396,7 +396,7 @@ mod tests {
     #[test]
     fn a_record_counts_without_a_lock_as_its_kind_does() {
         let keeps = |record: &[u8]| owner(record).keeps_the_port().expect("seen");
-        let this = Named::clone(&process::this());
+        let this = NamedProcess::clone(&process::this());
         assert!(!keeps(&held_now(None)));
         for kind in [Kind::Passed, Kind::Delegated] {
             let ours = owner(of_process(kind, &this, Some("x")).bytes());

@@ -3,7 +3,7 @@
 use std::{borrow::Cow, cell::RefCell, collections::BTreeMap, mem, path::Path, time::Duration};
 
 use crate::{
-    bindfree::{Bind, Closing, Endpoints, Probe},
+    bindfree::{Bind, ClosingPorts, Endpoints, Probe},
     clock::since_1970,
     error::{Error, ErrorKind, Result},
     lock::PortLock,
@@ -52,7 +52,7 @@ pub(crate) struct Pass<'a> {
     /// When it began, after 1970.
     now: Duration,
     order: Order,
-    closing: Closing,
+    closing: ClosingPorts,
     /// The lock of one of the ports, which the watch of a waiter has taken, until an attempt on that port
     /// uses it.
     handed: RefCell<Option<PortLock>>,
@@ -107,7 +107,7 @@ impl<'a> Pass<'a> {
             dir,
             now,
             order,
-            closing: Closing::default(),
+            closing: ClosingPorts::default(),
             handed: RefCell::new(handed),
         })
     }

@@ -71,31 +71,31 @@ pub(crate) enum Evidence {
 }
 
 /// A process, with the name of its program.
-pub(crate) type Named = (Identity, Vec<u8>);
+pub(crate) type NamedProcess = (Identity, Vec<u8>);
 
 /// The process that has a pid now.
-pub(crate) struct Found {
+pub(crate) struct ProcessInfo {
     pub(crate) start: Option<u64>,
     pub(crate) program: Vec<u8>,
 }
 
 /// This process, as far as the system shows it.
-pub(crate) fn this() -> Arc<Named> {
+pub(crate) fn this() -> Arc<NamedProcess> {
     this_as(mark::current())
 }
 
 /// The same for a caller that knows its own mark.
-pub(crate) fn this_as(mark: Mark) -> Arc<Named> {
+pub(crate) fn this_as(mark: Mark) -> Arc<NamedProcess> {
     read_once(mark).0
 }
 
 /// This process, and what kept the system from showing all of it. Read until that
 /// has succeeded once: it would cost more than the rest of a lease. A forked
 /// child, which has another mark, reads its own.
-fn read_once(mark: Mark) -> (Arc<Named>, io::Result<()>) {
+fn read_once(mark: Mark) -> (Arc<NamedProcess>, io::Result<()>) {
     // Never waited for: a forked child would wait for ever for a lock that another thread of
     // its parent held at the fork. It reads the same again instead.
-    static FIRST: RwLock<Option<(Mark, Arc<Named>)>> = RwLock::new(None);
+    static FIRST: RwLock<Option<(Mark, Arc<NamedProcess>)>> = RwLock::new(None);
     if let Ok(first) = FIRST.try_read()
         && let Some((of, first)) = &*first
         && *of == mark
@@ -124,15 +124,15 @@ pub(crate) fn file_name(path: &OsStr) -> Vec<u8> {
 ///
 /// There is no such process, or the system does not show what a record must say so that
 /// others can prove that it has ended.
-pub(crate) fn find(pid: u32) -> Result<Named> {
+pub(crate) fn find(pid: u32) -> Result<NamedProcess> {
     let (this, outcome) = read_once(mark::current());
     outcome.map_err(|error| not_found(pid, error))?;
     if pid == this.0.pid {
         system::can_be_recorded(&this.0).map_err(|why| cannot_record(pid, why))?;
-        return Ok(Named::clone(&this));
+        return Ok(NamedProcess::clone(&this));
     }
     let found = system::find(pid, &this.0).map_err(|error| not_found(pid, error))?;
-    let Found { start, program } = found.ok_or_else(|| no_such(pid))?;
+    let ProcessInfo { start, program } = found.ok_or_else(|| no_such(pid))?;
     let identity = Identity {
         pid,
         start,

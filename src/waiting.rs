@@ -1,4 +1,4 @@
-//! Waiting for a port: in a wait queue, and woken by the kernel.
+//! Wait for a port: in a wait queue, and woken by the kernel.
 //!
 //! Of all who wait for the same ports, threads or processes, only the leader watches; the
 //! others wait behind it in the wait queue. So a hundred waiters cost hardly more than one
@@ -57,7 +57,7 @@ const MAX_WAIT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// What is to be scanned after a wait.
 #[derive(Debug)]
-pub(crate) enum Woken {
+pub(crate) enum WakeReason {
     /// These ports were released, or tried by another caller.
     Released(PortSet),
     /// The port with this lock, which was released.
@@ -82,7 +82,7 @@ enum Event {
 
 /// One caller's wait for some ports.
 #[derive(Debug)]
-pub(crate) struct Waiting<'a> {
+pub(crate) struct Wait<'a> {
     /// `None` if it does not exist: then nothing is leased, and nobody can be woken.
     dir: Option<OpenDir>,
     ports: &'a PortSet,
@@ -99,7 +99,7 @@ pub(crate) struct Waiting<'a> {
     was_interrupted: bool,
 }
 
-impl<'a> Waiting<'a> {
+impl<'a> Wait<'a> {
     pub(crate) fn new(dir: Option<&OpenDir>, ports: &'a PortSet) -> Self {
         let queue = dir.map(|dir| WaitQueue::join(dir, ports.digest()));
         let queue = queue.and_then(|queue| {
@@ -143,7 +143,7 @@ impl<'a> Waiting<'a> {
         scan: Duration,
         left: Duration,
         interrupt: Option<Instant>,
-    ) -> Woken {
+    ) -> WakeReason {
         let now = Instant::now();
         let end = now + left.min(MAX_WAIT);
         let until = interrupt.map_or(end, |interrupt| interrupt.min(end));
@@ -151,7 +151,7 @@ impl<'a> Waiting<'a> {
         if !self.is_ahead {
             if let Some(queue) = &mut self.queue {
                 match queue.wait_for_leadership(until) {
-                    Ok(()) if !queue.is_leader() && is_interrupted() => return Woken::Interrupted,
+                    Ok(()) if !queue.is_leader() && is_interrupted() => return WakeReason::Interrupted,
                     Ok(()) => {}
                     Err(error) => debug!(
                         "not waiting in the queue for {}: {error}",
@@ -165,7 +165,7 @@ impl<'a> Waiting<'a> {
                     .inspect_err(|error| debug!("no watch on {}: {error}", dir.path().display()))
                     .ok()
             });
-            return Woken::Due;
+            return WakeReason::Due;
         }
         // Only the leader sends heartbeats. Were one sent on behalf of a leader that is stopped, the
         // waiters behind it would believe that it is awake, and keep waiting after this one leaves,
@@ -189,11 +189,11 @@ impl<'a> Waiting<'a> {
             thread::sleep(self.quiet_until.min(until).saturating_duration_since(now));
         }
         let woken = self.watch_until(self.due.min(until));
-        let is_due = matches!(woken, Woken::Due);
+        let is_due = matches!(woken, WakeReason::Due);
         let next = self.due.max(self.quiet_until);
         if is_due && is_interrupted() && Instant::now() < next {
             self.was_interrupted = true;
-            return Woken::Interrupted;
+            return WakeReason::Interrupted;
         }
         self.was_event = !is_due;
         woken
@@ -201,29 +201,29 @@ impl<'a> Waiting<'a> {
 
     /// Returns those of the ports that were released, or that all are to be scanned, if there were none
     /// until `end` or the kernel does not report them.
-    fn watch_until(&mut self, end: Instant) -> Woken {
+    fn watch_until(&mut self, end: Instant) -> WakeReason {
         loop {
             let left = end.saturating_duration_since(Instant::now());
             let Some(watch) = &mut self.watch else {
                 thread::sleep(left);
-                return Woken::Due;
+                return WakeReason::Due;
             };
             if left.is_zero() {
-                return Woken::Due;
+                return WakeReason::Due;
             }
             match watch.wait(left) {
                 Ok(None) => {}
-                Ok(Some(Event::Overflow)) => return Woken::Due,
+                Ok(Some(Event::Overflow)) => return WakeReason::Due,
                 Ok(Some(Event::Closed(ports))) => {
                     let released: PortSet = ports
                         .into_iter()
                         .filter(|&port| self.ports.contains(port))
                         .collect();
                     if !released.is_empty() {
-                        return Woken::Released(released);
+                        return WakeReason::Released(released);
                     }
                 }
-                Ok(Some(Event::Locked(lock))) => return Woken::Locked(lock),
+                Ok(Some(Event::Locked(lock))) => return WakeReason::Locked(lock),
                 Err(error) => {
                     debug!("no watch for {} any more: {error}", self.ports.brief());
                     self.watch = None;
@@ -272,21 +272,21 @@ mod tests {
     }
 
     /// Returns a waiter that watches, and does not rescan by itself.
-    fn watcher<'a>(dir: &OpenDir, ports: &'a PortSet) -> Waiting<'a> {
-        let mut waiting = Waiting::new(Some(dir), ports);
+    fn watcher<'a>(dir: &OpenDir, ports: &'a PortSet) -> Wait<'a> {
+        let mut waiting = Wait::new(Some(dir), ports);
         assert!(matches!(
             waiting.wait(Duration::ZERO, LONG, None),
-            Woken::Due
+            WakeReason::Due
         ));
         assert!(waiting.is_ahead && waiting.watch.is_some());
         waiting.rescan_interval = LONG * 2;
         waiting
     }
 
-    fn released(woken: &Woken) -> Vec<u16> {
+    fn released(woken: &WakeReason) -> Vec<u16> {
         match woken {
-            Woken::Released(ports) => ports.iter().collect(),
-            Woken::Locked(_) | Woken::Due | Woken::Interrupted => Vec::new(),
+            WakeReason::Released(ports) => ports.iter().collect(),
+            WakeReason::Locked(_) | WakeReason::Due | WakeReason::Interrupted => Vec::new(),
         }
     }
 
@@ -327,7 +327,7 @@ mod tests {
         thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    let mut waiting = Waiting::new(Some(&dir), &ports);
+                    let mut waiting = Wait::new(Some(&dir), &ports);
                     waiting.wait(Duration::ZERO, LONG, None);
                     let is_leader = waiting.queue.as_ref().is_some_and(|queue| queue.is_leader);
                     sender.send(is_leader).expect("received below");
@@ -393,7 +393,7 @@ mod tests {
             .fifo
             .set_modified(now - 10 * LEADER_STALE_AFTER)
             .expect("our own");
-        let mut ahead = Waiting::new(Some(&locks), &ports);
+        let mut ahead = Wait::new(Some(&locks), &ports);
         for _ in 0..2 {
             ahead.wait(Duration::ZERO, LONG, None);
         }
@@ -421,10 +421,10 @@ mod tests {
         let (_dir, dir) = lock_dir();
         let ports = PortSet::from(23..=23);
         let held = hold(&dir, 23);
-        let mut waiting = Waiting::new(Some(&dir), &ports);
+        let mut waiting = Wait::new(Some(&dir), &ports);
         assert!(matches!(
             waiting.wait(Duration::ZERO, Duration::MAX, None),
-            Woken::Due
+            WakeReason::Due
         ));
         // On a crowded machine the first rescan is due before the event is read.
         waiting.rescan_interval = LONG * 2;
@@ -475,13 +475,13 @@ mod tests {
         let ports = PortSet::from(24);
         let held = hold(&dir, 24);
         let mut leader = watcher(&dir, &ports);
-        let mut behind = Waiting::new(Some(&dir), &ports);
+        let mut behind = Wait::new(Some(&dir), &ports);
         let soon = || Some(Instant::now() + Duration::from_millis(20));
         for _ in 0..2 {
             // In the queue, and at the watch.
             for waiting in [&mut behind, &mut leader] {
                 let woken = waiting.wait(Duration::ZERO, LONG, soon());
-                assert!(matches!(woken, Woken::Interrupted));
+                assert!(matches!(woken, WakeReason::Interrupted));
             }
         }
         drop(held);
@@ -490,14 +490,14 @@ mod tests {
         leader.due = Instant::now();
         let start = Instant::now();
         let woken = leader.wait(LONG, LONG, soon());
-        assert!(matches!(woken, Woken::Interrupted));
+        assert!(matches!(woken, WakeReason::Interrupted));
         assert!(start.elapsed() < LONG / 2);
         // What ends the wait is no interruption.
         let end = Duration::from_millis(20);
         let late = Some(Instant::now() + LONG);
-        assert!(matches!(leader.wait(LONG, end, late), Woken::Due));
+        assert!(matches!(leader.wait(LONG, end, late), WakeReason::Due));
         drop(leader);
         let woken = behind.wait(Duration::ZERO, LONG, late);
-        assert!(matches!(woken, Woken::Due) && behind.is_ahead);
+        assert!(matches!(woken, WakeReason::Due) && behind.is_ahead);
     }
 }

@@ -17,7 +17,7 @@ use std::{
 };
 
 use portlock::{
-    BindFreePort, Builder, Cleaned, EntryState, Error, ErrorKind, FreePort, Heir, LockDir, Origin,
+    BindFreePort, Builder, CleanCounts, EntryState, Error, ErrorKind, FreePort, Heir, LockDir, Origin,
     Owner, PortCounts, PortEntry, PortSet, Ports, Protocol, Result, WaitStatus,
     ephemeral_port_range, wait_until_listening,
 };
@@ -31,7 +31,7 @@ fn is_shared_between_threads<T: Debug + Send + Sync>() {}
 fn everything_can_be_kept_and_shared() {
     is_shared_between_threads::<Kept<'_>>();
     is_shared_between_threads::<(Error, ErrorKind, PortCounts, WaitStatus, Protocol)>();
-    is_shared_between_threads::<(Origin, Owner, PortEntry, EntryState, Heir, Cleaned)>();
+    is_shared_between_threads::<(Origin, Owner, PortEntry, EntryState, Heir, CleanCounts)>();
     let owned: Ports<'static> = PortSet::from(4000).into_iter();
     assert_eq!(owned.len(), 1);
 }
@@ -168,7 +168,7 @@ fn a_lock_directory_has_an_entry_for_each_port() {
         dir.force_release(port).expect_err("not leased").kind(),
         ErrorKind::Lock
     );
-    let cleaned: Cleaned = dir.clean().expect("our own");
+    let cleaned: CleanCounts = dir.clean().expect("our own");
     assert_eq!((cleaned.removed, cleaned.kept), (1, 0));
 
     let _ = || -> Result<PathBuf> { Ok(LockDir::locate()?.path().to_owned()) };

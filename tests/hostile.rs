@@ -513,7 +513,7 @@ fn entries_that_are_no_lock_files() {
             let listed = victim.ask("list");
             assert!(!listed.contains(&format!("port: {port},")), "{listed}");
             assert!(listed.contains(&format!("port: {other},")), "{listed}");
-            assert_says(&victim.ask("clean"), "Cleaned", &[]);
+            assert_says(&victim.ask("clean"), "CleanCounts", &[]);
             assert_eq!(look(&file), planted, "{why}");
         }
         assert_eq!(look_at_all(scene.outside.path()), outside, "{why}");
@@ -541,7 +541,7 @@ fn files_that_are_closed_to_others() {
         listed.contains(&format!("port: {port}, state: Stale")),
         "{listed}"
     );
-    assert_eq!(victim.ask("clean"), "Cleaned { removed: 1, kept: 1 }");
+    assert_eq!(victim.ask("clean"), "CleanCounts { removed: 1, kept: 1 }");
     assert!(file.exists());
     // By its length it may be delegated.
     let len = |len| {
@@ -615,7 +615,7 @@ fn records_that_claim_ports_for_others() {
         for victim in &mut victims {
             let by = format!("by pid {pid}");
             assert_says(&victim.ask(format!("try {port}")), "Exhausted", &[&by]);
-            assert_eq!(victim.ask("clean"), "Cleaned { removed: 0, kept: 1 }");
+            assert_eq!(victim.ask("clean"), "CleanCounts { removed: 0, kept: 1 }");
         }
         locks.force_release(port).expect("whoever may write may");
         for victim in &mut victims {
@@ -812,7 +812,7 @@ fn lines_that_are_none() {
                 assert_eq!(now.1[..4], planted.1[..4], "{what}");
             } else {
                 assert_eq!(now, planted, "{what}");
-                assert_says(&waiters[0].ask("clean"), "Cleaned", &[]);
+                assert_says(&waiters[0].ask("clean"), "CleanCounts", &[]);
                 assert_eq!(look(&line), planted, "{what}");
                 assert_eq!(look_at_all(scene.outside.path()), outside, "{what}");
             }
@@ -1126,7 +1126,7 @@ fn a_lock_file_that_is_replaced_while_its_lease_is_held() {
     leased(&mut other);
 
     // A cleaner leaves it alone; who removes it without its lock does harm.
-    assert_says(&other.ask("clean"), "Cleaned", &["removed: 0"]);
+    assert_says(&other.ask("clean"), "CleanCounts", &["removed: 0"]);
     remove(&file);
     assert_eq!(other.ask(format!("hold {port}")), "held");
     assert_eq!(holder.ask(format!("release {port}")), "released");

@@ -180,7 +180,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        bindfree::{BindFreePort, Closing, Endpoints, Probe, Protocol},
+        bindfree::{BindFreePort, ClosingPorts, Endpoints, Probe, Protocol},
         error::ErrorKind,
         unavailable::Failure,
     };
@@ -281,7 +281,7 @@ mod tests {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let address = listener.local_addr().expect("bound");
         let earlier = HashMap::from([(address.port(), vec![address.ip()])]);
-        let closing = Closing(earlier.into());
+        let closing = ClosingPorts(earlier.into());
         let outcome = closing.is_all_there_is(address.ip(), address.port());
         assert!(!outcome.expect("readable"), "somebody listens now");
     }

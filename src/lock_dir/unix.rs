@@ -38,7 +38,7 @@ use rustix::{
     process::{Uid, geteuid},
 };
 
-use super::{KEPT, Missing, Origin, cannot, is_local, is_unmapped, refuse};
+use super::{KEPT, IfMissing, Origin, cannot, is_local, is_unmapped, refuse};
 use crate::{
     error::{Error, Result, USE_VARIABLE},
     ports::fnv1a,
@@ -57,13 +57,13 @@ pub(crate) fn user() -> User {
 #[derive(Debug)]
 pub(crate) struct Dir {
     fd: OwnedFd,
-    checked: Checked,
+    checked: DirStatus,
     local: bool,
 }
 
 /// What a check has found.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Checked {
+pub(crate) struct DirStatus {
     identity: Identity,
     shared: bool,
 }
@@ -82,7 +82,7 @@ impl Dir {
     }
 
     /// Returns whether it is still what has just been found.
-    pub(crate) fn is_still(&self, found: &Checked) -> bool {
+    pub(crate) fn is_still(&self, found: &DirStatus) -> bool {
         self.checked == *found
     }
 
@@ -140,14 +140,14 @@ impl Dir {
 /// so; returns `None` if it is missing and may be.
 pub(crate) fn find(
     path: &Path,
-    missing: Missing,
+    missing: IfMissing,
     origin: Origin,
     user: User,
-) -> Result<Option<Checked>> {
+) -> Result<Option<DirStatus>> {
     let found = match (rustix::fs::lstat(path), missing) {
-        (Err(Errno::NOENT), Missing::Allow) => return Ok(None),
-        (Err(Errno::NOENT), Missing::Create) => make_private(path, user)?,
-        (Ok(found), Missing::Create) if is_unfinished(&found, user) => make_private(path, user)?,
+        (Err(Errno::NOENT), IfMissing::Allow) => return Ok(None),
+        (Err(Errno::NOENT), IfMissing::Create) => make_private(path, user)?,
+        (Ok(found), IfMissing::Create) if is_unfinished(&found, user) => make_private(path, user)?,
         (found, _) => found.map_err(|error| fail("use", path, error))?,
     };
     check(path, &found, origin, user).map(Some)
@@ -180,7 +180,7 @@ fn is_unfinished(stat: &Stat, us: Uid) -> bool {
 }
 
 /// Refuses the directory unless it is of one of the two kinds; returns what was found.
-fn check(path: &Path, stat: &Stat, origin: Origin, us: Uid) -> Result<Checked> {
+fn check(path: &Path, stat: &Stat, origin: Origin, us: Uid) -> Result<DirStatus> {
     let refuse = |why: String| Err(refuse(path, &why));
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::Directory => {}
@@ -227,7 +227,7 @@ fn check(path: &Path, stat: &Stat, origin: Origin, us: Uid) -> Result<Checked> {
         return Err(self::refuse(path, &message).with_hint(USE_VARIABLE));
     }
     let identity = identity(stat);
-    Ok(Checked { identity, shared })
+    Ok(DirStatus { identity, shared })
 }
 
 fn is_dir(stat: &Stat) -> bool {

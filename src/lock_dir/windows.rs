@@ -17,7 +17,7 @@ use std::{
 
 use windows_sys::Win32::Storage::FileSystem::FILE_ATTRIBUTE_REPARSE_POINT;
 
-use super::{Missing, Origin, cannot, refuse};
+use super::{IfMissing, Origin, cannot, refuse};
 use crate::{
     error::{Error, ErrorKind, Result, USE_VARIABLE},
     ports::fnv1a,
@@ -39,7 +39,7 @@ pub(crate) struct Dir {
 }
 
 /// The result of a check that succeeded.
-pub(crate) struct Checked;
+pub(crate) struct DirStatus;
 
 impl Dir {
     /// Returns the directory, which has just been found.
@@ -49,7 +49,7 @@ impl Dir {
     }
 
     /// Returns whether it is still what has just been found: by its path, it is.
-    pub(crate) fn is_still(&self, _: &Checked) -> bool {
+    pub(crate) fn is_still(&self, _: &DirStatus) -> bool {
         true
     }
 
@@ -80,12 +80,12 @@ impl Dir {
 
 /// Checks the directory at `path`. Creates it first if it is missing and `missing` says
 /// so; returns `None` if it is missing and may be.
-pub(crate) fn find(path: &Path, missing: Missing, _: Origin, _: User) -> Result<Option<Checked>> {
+pub(crate) fn find(path: &Path, missing: IfMissing, _: Origin, _: User) -> Result<Option<DirStatus>> {
     let found = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => match missing {
-            Missing::Allow => return Ok(None),
-            Missing::Refuse => Err(error),
-            Missing::Create => {
+            IfMissing::Allow => return Ok(None),
+            IfMissing::Refuse => Err(error),
+            IfMissing::Create => {
                 match fs::create_dir(path) {
                     Ok(()) => {}
                     Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -106,7 +106,7 @@ pub(crate) fn find(path: &Path, missing: Missing, _: Origin, _: User) -> Result<
     if !found.is_dir() {
         return Err(refuse(path, "it is not a directory"));
     }
-    Ok(Some(Checked))
+    Ok(Some(DirStatus))
 }
 
 /// Returns `.portlock` in the user's profile, which no environment variable moves
@@ -142,14 +142,14 @@ mod tests {
         let parent = tempfile::tempdir().expect("a temporary directory");
         let path = parent.path().join("locks");
         let find = |path: &Path, missing| find(path, missing, Origin::Home, User);
-        assert!(find(&path, Missing::Refuse).is_err());
-        assert!(matches!(find(&path, Missing::Allow), Ok(None)));
+        assert!(find(&path, IfMissing::Refuse).is_err());
+        assert!(matches!(find(&path, IfMissing::Allow), Ok(None)));
         for _ in 0..2 {
-            find(&path, Missing::Create).expect("created once");
+            find(&path, IfMissing::Create).expect("created once");
         }
         let file = parent.path().join("file");
         fs::write(&file, "").expect("our own directory");
-        let error = find(&file, Missing::Create).err().expect("a file");
+        let error = find(&file, IfMissing::Create).err().expect("a file");
         assert!(error.to_string().contains("not a directory"), "{error}");
     }
 }

@@ -30,7 +30,7 @@ use rustix::{
     process::{Pid, PidfdFlags, pidfd_open},
 };
 
-use super::{Evidence, Found, Identity, Named, file_name};
+use super::{Evidence, ProcessInfo, Identity, NamedProcess, file_name};
 use crate::mark;
 
 pub(crate) use super::unix::{exists, no_such_process};
@@ -52,7 +52,7 @@ const FIRST_TIME_NAMESPACE: u64 = 0xEFFF_FFFA;
 const TRIES: usize = 100;
 
 /// This process, and what kept the system from showing all of it.
-pub(crate) fn this() -> (Named, io::Result<()>) {
+pub(crate) fn this() -> (NamedProcess, io::Result<()>) {
     let namespace = namespace("self", "pid");
     let start = start_of_self();
     let identity = Identity {
@@ -77,11 +77,11 @@ fn start_of_self() -> io::Result<Option<u64>> {
 ///
 /// `us` is this process. In the first pid namespace, where it was once found in /proc, that is taken to
 /// be so still: a port server asks for each of its clients.
-pub(crate) fn find(pid: u32, us: &Identity) -> io::Result<Option<Found>> {
+pub(crate) fn find(pid: u32, us: &Identity) -> io::Result<Option<ProcessInfo>> {
     // In another namespace's /proc, the pid is another process.
     let is_ours = us.namespace == Some(FIRST_PID_NAMESPACE) || View::take()?.is_ours;
     if !is_ours {
-        let unseen = Found {
+        let unseen = ProcessInfo {
             start: None,
             program: Vec::new(),
         };
@@ -96,7 +96,7 @@ pub(crate) fn find(pid: u32, us: &Identity) -> io::Result<Option<Found>> {
         None => None,
     };
     let program = program_of(pid);
-    Ok(Some(Found { start, program }))
+    Ok(Some(ProcessInfo { start, program }))
 }
 
 /// Whether the number is that of a process, and not of a thread other than its first one. kill(2)

@@ -11,7 +11,7 @@ use std::{
 use proc_pidinfo::{Pid, ProcBSDInfo, ProcBSDShortInfo, proc_pidinfo};
 use rustix::io::Errno;
 
-use super::{Evidence, Found, Identity, Named, file_name};
+use super::{Evidence, ProcessInfo, Identity, NamedProcess, file_name};
 
 pub(crate) use super::unix::{exists, no_such_process};
 
@@ -22,7 +22,7 @@ pub(crate) type Place = Option<u32>;
 const ZOMBIE: u32 = 5;
 
 /// This process, and what kept the system from telling all of it.
-pub(crate) fn this() -> (Named, io::Result<()>) {
+pub(crate) fn this() -> (NamedProcess, io::Result<()>) {
     let shown = show(process::id());
     let identity = Identity {
         pid: process::id(),
@@ -34,17 +34,17 @@ pub(crate) fn this() -> (Named, io::Result<()>) {
 }
 
 /// The process that has `pid`, or `None` if there is none, or it has ended and was not waited for.
-pub(crate) fn find(pid: u32, _: &Identity) -> io::Result<Option<Found>> {
+pub(crate) fn find(pid: u32, _: &Identity) -> io::Result<Option<ProcessInfo>> {
     if !exists(pid) {
         return Ok(None);
     }
     Ok(match show(pid)? {
         Shown::Ended => None,
-        Shown::Hidden => Some(Found {
+        Shown::Hidden => Some(ProcessInfo {
             start: None,
             program: Vec::new(),
         }),
-        Shown::Process(info) => Some(Found {
+        Shown::Process(info) => Some(ProcessInfo {
             start: Some(start(&info)),
             program: program(&info),
         }),

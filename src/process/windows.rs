@@ -8,13 +8,13 @@ use std::{
 
 use winsafe::{FILETIME, HPROCESS, HPROCESSLIST, SysResult, co, guard::CloseHandleGuard};
 
-use super::{Evidence, Found, Identity, Named, file_name};
+use super::{Evidence, ProcessInfo, Identity, NamedProcess, file_name};
 
 /// Where a process is to be seen: its pid.
 pub(crate) type Place = u32;
 
 /// This process, and what kept the system from telling all of it.
-pub(crate) fn this() -> (Named, io::Result<()>) {
+pub(crate) fn this() -> (NamedProcess, io::Result<()>) {
     let start = start(&HPROCESS::GetCurrentProcess());
     let identity = Identity {
         pid: process::id(),
@@ -28,7 +28,7 @@ pub(crate) fn this() -> (Named, io::Result<()>) {
 /// Whether there is a process that has `pid`, one that has ended, but of which
 /// somebody has a handle, included.
 pub(crate) fn exists(pid: u32) -> bool {
-    !matches!(open(pid), Ok(Opened::Nobody))
+    !matches!(open(pid), Ok(PidOwner::Nobody))
 }
 
 /// The error that nobody has a pid. The system's own names a wrong parameter.
@@ -37,15 +37,15 @@ pub(crate) fn no_such_process() -> io::Error {
 }
 
 /// The process that has `pid`, or `None` if there is none, or it has ended.
-pub(crate) fn find(pid: u32, _: &Identity) -> io::Result<Option<Found>> {
+pub(crate) fn find(pid: u32, _: &Identity) -> io::Result<Option<ProcessInfo>> {
     Ok(match open(pid)? {
-        Opened::Nobody => None,
-        Opened::Hidden => Some(Found {
+        PidOwner::Nobody => None,
+        PidOwner::Hidden => Some(ProcessInfo {
             start: None,
             program: Vec::new(),
         }),
-        Opened::Process(process) if has_ended(&process)? => None,
-        Opened::Process(process) => Some(Found {
+        PidOwner::Process(process) if has_ended(&process)? => None,
+        PidOwner::Process(process) => Some(ProcessInfo {
             start: Some(start(&process)?),
             program: program(&process),
         }),
@@ -60,9 +60,9 @@ pub(crate) fn can_be_recorded(_: &Identity) -> Result<(), &'static str> {
 /// What can be determined about a process.
 pub(crate) fn evidence(process: &Identity, _: &Identity) -> io::Result<Evidence> {
     Ok(match open(process.pid)? {
-        Opened::Nobody => Evidence::Gone,
-        Opened::Hidden => Evidence::Alive(process.pid),
-        Opened::Process(found) => {
+        PidOwner::Nobody => Evidence::Gone,
+        PidOwner::Hidden => Evidence::Alive(process.pid),
+        PidOwner::Process(found) => {
             let started = start(&found)?;
             let is_another = process.start.is_some_and(|start| start != started);
             if is_another || has_ended(&found)? {
@@ -98,7 +98,7 @@ pub(crate) struct Lineage {
 impl Lineage {
     /// Returns `None` if there is no such process, it has ended, or it may not be seen.
     pub(crate) fn read(pid: u32) -> io::Result<Option<Self>> {
-        let Opened::Process(process) = open(pid)? else {
+        let PidOwner::Process(process) = open(pid)? else {
             return Ok(None);
         };
         if has_ended(&process)? {
@@ -155,26 +155,26 @@ pub(crate) fn user_of(_: u32) -> Option<u32> {
 /// Returns the file name of a process's program, empty if it may not be seen.
 pub(crate) fn program_of(pid: u32) -> Vec<u8> {
     match open(pid) {
-        Ok(Opened::Process(process)) => program(&process),
+        Ok(PidOwner::Process(process)) => program(&process),
         _ => Vec::new(),
     }
 }
 
-enum Opened {
+enum PidOwner {
     Process(CloseHandleGuard<HPROCESS>),
     /// It exists and may not be inspected.
     Hidden,
     Nobody,
 }
 
-fn open(pid: u32) -> io::Result<Opened> {
+fn open(pid: u32) -> io::Result<PidOwner> {
     match HPROCESS::OpenProcess(co::PROCESS::QUERY_LIMITED_INFORMATION, false, pid) {
         // The two lowest bits of the pid are ignored, which is not documented.
-        Ok(process) if process.GetProcessId().map_err(io_error)? != pid => Ok(Opened::Nobody),
-        Ok(process) => Ok(Opened::Process(process)),
+        Ok(process) if process.GetProcessId().map_err(io_error)? != pid => Ok(PidOwner::Nobody),
+        Ok(process) => Ok(PidOwner::Process(process)),
         // A pid that nobody has, or 0, which is no process.
-        Err(co::ERROR::INVALID_PARAMETER) => Ok(Opened::Nobody),
-        Err(co::ERROR::ACCESS_DENIED) => Ok(Opened::Hidden),
+        Err(co::ERROR::INVALID_PARAMETER) => Ok(PidOwner::Nobody),
+        Err(co::ERROR::ACCESS_DENIED) => Ok(PidOwner::Hidden),
         Err(error) => Err(io_error(error)),
     }
 }

@@ -1,4 +1,4 @@
-//! Waiting on Linux: a FIFO as the wait queue, and inotify(7) as the watch.
+//! Wait on Linux: a FIFO as the wait queue, and inotify(7) as the watch.
 
 pub(super) mod wait_queue;
 mod watch;

@@ -75,7 +75,7 @@ enum State {
     /// It scans, pauses or has left. No lock is kept for it meanwhile.
     #[default]
     Away,
-    Waiting,
+    Wait,
     Handed(PortLock),
 }
 
@@ -120,7 +120,7 @@ impl Watch {
         }
         let mark = mark::current();
         // Before the threads are looked for: one that finds nobody who waits ends.
-        *self.waiter.state() = State::Waiting;
+        *self.waiter.state() = State::Wait;
         let found = self.wanted.iter().find_map(|&port| self.watch(port, mark));
         let lock = match found {
             Some(lock) => {
@@ -241,7 +241,7 @@ impl Waiter {
     /// Returns the lock if this waiter does not wait.
     fn take(&self, lock: PortLock) -> Result<(), PortLock> {
         let mut state = self.state();
-        if !matches!(*state, State::Waiting) {
+        if !matches!(*state, State::Wait) {
             return Err(lock);
         }
         *state = State::Handed(lock);
@@ -251,12 +251,12 @@ impl Waiter {
 
     /// Waits for a lock, and then for none.
     fn leave(&self, at_most: Duration) -> Option<PortLock> {
-        let waits = |state: &mut State| matches!(state, State::Waiting);
+        let waits = |state: &mut State| matches!(state, State::Wait);
         let waited = self.handed.wait_timeout_while(self.state(), at_most, waits);
         let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         match mem::take(&mut *state) {
             State::Handed(lock) => Some(lock),
-            State::Away | State::Waiting => None,
+            State::Away | State::Wait => None,
         }
     }
 }

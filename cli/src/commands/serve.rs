@@ -171,7 +171,7 @@ fn ports(args: &Serve) -> Result<PortSet, Failure> {
 async fn run(
     server: &Arc<Server>,
     address: Option<&str>,
-    passed: sys::Passed,
+    passed: sys::PassedListeners,
 ) -> Result<(), Failure> {
     let fail = |what: &'static str, where_to: &str| {
         let name = where_to.to_owned();

@@ -10,10 +10,10 @@ const PAUSE: Duration = Duration::from_secs(10);
 
 /// One kind of message.
 #[derive(Debug, Default)]
-pub(crate) struct Seldom(Mutex<Printed>);
+pub(crate) struct Seldom(Mutex<State>);
 
 #[derive(Debug, Default)]
-struct Printed {
+struct State {
     last: Option<Instant>,
     suppressed: u64,
 }

@@ -39,13 +39,13 @@ sd_notify(3)).";
 pub(crate) type Connection = UnixStream;
 
 /// Sockets that a service manager has passed.
-pub(crate) type Passed = Vec<std_net::UnixListener>;
+pub(crate) type PassedListeners = Vec<std_net::UnixListener>;
 
 /// Takes the sockets that a service manager has passed, if any.
 ///
 /// It removes their variables from the environment, so it must be called before there is a
 /// second thread.
-pub(crate) fn passed_listeners() -> io::Result<Passed> {
+pub(crate) fn passed_listeners() -> io::Result<PassedListeners> {
     /// More than any unit has, and few enough to be listed.
     const MOST: usize = 64;
     let number = env::var("LISTEN_FDS").ok();
@@ -73,7 +73,7 @@ pub(crate) struct Endpoint {
 impl Endpoint {
     /// Listens on the sockets that were passed, or if there are none, on an abstract
     /// address, `@name`, or a path.
-    pub(crate) fn listen(address: &str, passed: Passed) -> io::Result<Self> {
+    pub(crate) fn listen(address: &str, passed: PassedListeners) -> io::Result<Self> {
         let mut own_path = None;
         let (listeners, name) = match address.strip_prefix('@') {
             _ if !passed.is_empty() => {

@@ -21,7 +21,7 @@ use super::macos as system;
 
 pub(crate) use command::{PASSES_LISTENERS, RUN_HELP, execute, program};
 pub(crate) use endpoint::{
-    Connection, Endpoint, Passed, SERVE_HELP, Wishes, check_client, check_peer, finish,
+    Connection, Endpoint, PassedListeners, SERVE_HELP, Wishes, check_client, check_peer, finish,
     notify_ready, notify_stopping, passed_listeners, raise_descriptor_limit,
 };
 pub(crate) use system::{PICK_HELP, caller};

@@ -26,16 +26,16 @@ const BUFFER: u32 = 64;
 pub(crate) type Connection = NamedPipeServer;
 
 /// Pipes that a service manager has passed: none does so.
-pub(crate) struct Passed;
+pub(crate) struct PassedListeners;
 
-impl Passed {
+impl PassedListeners {
     pub(crate) fn is_empty(&self) -> bool {
         true
     }
 }
 
-pub(crate) fn passed_listeners() -> io::Result<Passed> {
-    Ok(Passed)
+pub(crate) fn passed_listeners() -> io::Result<PassedListeners> {
+    Ok(PassedListeners)
 }
 
 /// Where the server listens.
@@ -51,7 +51,7 @@ impl Endpoint {
     ///
     /// By default only its owner, administrators and the system may write to a pipe
     /// (Named Pipe Security and Access Rights); clients of other machines are refused.
-    pub(crate) fn listen(address: &str, _: Passed) -> io::Result<Self> {
+    pub(crate) fn listen(address: &str, _: PassedListeners) -> io::Result<Self> {
         let path = match address.strip_prefix('@') {
             Some(name) => format!(r"\\.\pipe\{name}"),
             None => address.to_owned(),

@@ -311,3 +311,77 @@ impl Acquisition<'_> {
         self.request.endpoints.hosts().first().copied()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{borrow::Cow, path::Path};
+
+    use super::*;
+    use crate::{bindfree::Endpoints, unavailable::Unavailable};
+
+    fn acquisition<'a>(
+        dir: &'a Path,
+        endpoints: &'a Endpoints,
+        timeout: Duration,
+    ) -> Acquisition<'a> {
+        Acquisition {
+            request: Request {
+                ports: Cow::Owned(PortSet::from(1)),
+                lock_dir: Some(dir),
+                endpoints,
+                label: None,
+                prefer: None,
+                hold_socket: false,
+                delegate_to: None,
+                creates_dir: true,
+            },
+            timeout,
+            on_wait: None,
+        }
+    }
+
+    #[test]
+    fn a_lock_directory_that_is_removed_again_and_again_ends_the_call() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let endpoints = Endpoints::default();
+        let acquisition = acquisition(dir.path(), &endpoints, Duration::ZERO);
+        let passes_until = |last: u32, kind| {
+            let mut passes = 0;
+            let mut find = |_: &Pass<'_>| -> Attempt<(), Exhausted> {
+                passes += 1;
+                match passes == last {
+                    true => Ok(()),
+                    false => Err(Error::new(kind, "removed").into()),
+                }
+            };
+            let outcome = acquisition.pass(&mut find, Scope::All, None);
+            (outcome.is_ok(), passes)
+        };
+        // Only a bound of this test.
+        const FAR_BEYOND: u32 = 10 * MAX_REMOVALS;
+        let removed = ErrorKind::LockDir;
+        assert_eq!(passes_until(FAR_BEYOND, removed), (false, 1 + MAX_REMOVALS));
+        assert_eq!(
+            passes_until(1 + MAX_REMOVALS, removed),
+            (true, 1 + MAX_REMOVALS)
+        );
+        assert_eq!(passes_until(FAR_BEYOND, ErrorKind::Lock), (false, 1));
+    }
+
+    #[test]
+    fn a_call_that_waits_makes_few_passes() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let endpoints = Endpoints::default();
+        let timeout = Duration::from_millis(300);
+        let mut passes = 0;
+        let outcome = acquisition(dir.path(), &endpoints, timeout).repeat(String::new, |_| {
+            passes += 1;
+            let leased = [Unavailable::Leased(1)];
+            Err::<(), _>(Failure::Unavailable(leased.into_iter().collect()))
+        });
+        let error = outcome.expect_err("leased");
+        assert_eq!(error.kind(), ErrorKind::Exhausted);
+        // The pauses double from a millisecond up to a tenth of a second.
+        assert!((2..60).contains(&passes), "{passes} passes");
+    }
+}

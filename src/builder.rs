@@ -671,7 +671,7 @@ impl FreePort {
     /// * [`LockDir`](crate::ErrorKind::LockDir), [`Lock`](crate::ErrorKind::Lock),
     ///   [`Probe`](crate::ErrorKind::Probe): the directory is not to be trusted, or the
     ///   system failed at a lock file or socket, for example for want of file
-    ///   descriptors. Such an error ends the call at once.
+    ///   descriptors. Such an error ends the call.
     ///
     /// # Examples
     ///

@@ -620,7 +620,12 @@ mod tests {
         let path = parent.path().join("locks");
         let named = refused(&path).to_string();
         assert!(named.contains("mkdir -m 700"), "{named}");
-        let default = open(&path.join("below"), IfMissing::Create, Origin::Tmp, geteuid());
+        let default = open(
+            &path.join("below"),
+            IfMissing::Create,
+            Origin::Tmp,
+            geteuid(),
+        );
         let default = default.err().expect("its parent is missing").to_string();
         assert!(default.contains("set PORTLOCK_DIR"), "{default}");
     }

@@ -345,3 +345,62 @@ fn note<T>(
     }
     outcome
 }
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::{mem::MaybeUninit, net::TcpListener};
+
+    use rustix::{
+        fs::inotify::{self, CreateFlags, WatchFlags},
+        io::Errno,
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_waiter_whose_port_stays_bound_wakes_no_other() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let server = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+        let port = server.local_addr().expect("bound").port();
+        let (ports, endpoints) = (PortSet::from(port), Endpoints::default());
+        let request = Request {
+            ports: Cow::Borrowed(&ports),
+            lock_dir: Some(dir.path()),
+            endpoints: &endpoints,
+            label: None,
+            prefer: None,
+            hold_socket: false,
+            delegate_to: None,
+            creates_dir: true,
+        };
+        let try_all_ways = |scope| {
+            let pass = Pass::begin(&request, scope, None).expect("our own directory");
+            let settle = |probe| request.settle(probe);
+            for outcome in [
+                pass.one(settle).map(drop),
+                pass.many(1, settle).map(drop),
+                pass.group(&ports, &[0]).map(drop),
+            ] {
+                assert!(
+                    matches!(outcome, Err(Failure::Unavailable(_))),
+                    "{outcome:?}"
+                );
+            }
+        };
+        // The first one creates the lock file.
+        try_all_ways(Scope::All);
+        // As in the watch of a waiter.
+        let watch = inotify::init(CreateFlags::NONBLOCK).expect("descriptors left");
+        inotify::add_watch(&watch, dir.path(), WatchFlags::CLOSE_WRITE).expect("our own");
+        let is_woken = || {
+            let mut buffer = [MaybeUninit::uninit(); 4096];
+            let mut events = inotify::Reader::new(&watch, &mut buffer);
+            events.next().map(drop) != Err(Errno::AGAIN)
+        };
+        try_all_ways(Scope::AllAfterCheck);
+        try_all_ways(Scope::Released(&ports));
+        assert!(!is_woken());
+        try_all_ways(Scope::All);
+        assert!(is_woken(), "by one that does not check first");
+    }
+}

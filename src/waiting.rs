@@ -151,7 +151,9 @@ impl<'a> Wait<'a> {
         if !self.is_ahead {
             if let Some(queue) = &mut self.queue {
                 match queue.wait_for_leadership(until) {
-                    Ok(()) if !queue.is_leader() && is_interrupted() => return WakeReason::Interrupted,
+                    Ok(()) if !queue.is_leader() && is_interrupted() => {
+                        return WakeReason::Interrupted;
+                    }
                     Ok(()) => {}
                     Err(error) => debug!(
                         "not waiting in the queue for {}: {error}",
@@ -315,7 +317,7 @@ mod tests {
         drop(check.expect("not removed"));
         drop(PortLock::try_existing(&dir, 14, Access::Lock).expect("our own"));
         let woken = waiting.wait(Duration::ZERO, Duration::from_millis(20), None);
-        assert_eq!(released(&woken), [0_u16; 0]);
+        assert!(released(&woken).is_empty());
     }
 
     #[test]

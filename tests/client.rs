@@ -17,8 +17,8 @@ use std::{
 };
 
 use portlock::{
-    BindFreePort, Builder, CleanCounts, EntryState, Error, ErrorKind, FreePort, Heir, LockDir, Origin,
-    Owner, PortCounts, PortEntry, PortSet, Ports, Protocol, Result, WaitStatus,
+    BindFreePort, Builder, CleanCounts, EntryState, Error, ErrorKind, FreePort, Heir, LockDir,
+    Origin, Owner, PortCounts, PortEntry, PortSet, Ports, Protocol, Result, WaitStatus,
     ephemeral_port_range, wait_until_listening,
 };
 

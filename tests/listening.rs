@@ -83,6 +83,25 @@ fn a_lease_without_a_host_has_its_server_on_either_loopback_address() {
 
 #[test]
 #[serial]
+fn several_listeners_are_those_of_their_leases() {
+    let (dir, block) = (lock_dir(), Block::new(4));
+    let builder = FreePort::builder()
+        .ports(block.ports.clone())
+        .lock_dir(dir.path());
+    let all = builder.listen_many(3).expect("free");
+    assert_eq!(all.len(), 3);
+    for (port, listener) in &all {
+        let address = listener.local_addr().expect("bound");
+        assert_eq!(address.port(), port.port());
+        port.wait_until_listening(LONG).expect("it listens");
+    }
+    let none = builder.clone().timeout(Duration::ZERO).listen_many(2);
+    assert_error(none, ErrorKind::Exhausted, &["3 leased"]);
+    assert!(builder.listen_many(0).expect("nothing to lease").is_empty());
+}
+
+#[test]
+#[serial]
 fn a_name_stands_for_all_its_addresses() {
     let block = Block::new(1);
     let name = ("localhost", block.first());

@@ -187,6 +187,23 @@ fn a_given_port_can_be_bound_strictly_wherever_it_was_asked_for() {
 }
 
 #[test]
+fn a_port_that_this_process_leases_is_leased_in_every_directory() {
+    let (dir, used, unused, block) = (lock_dir(), lock_dir(), lock_dir(), Block::new(1));
+    let leave_lock_file = builder(&used, &block).try_acquire().expect("free");
+    drop(leave_lock_file);
+    let lease = builder(&dir, &block).try_acquire().expect("free");
+    for elsewhere in [&used, &unused].map(|dir| builder(dir, &block)) {
+        for outcome in [elsewhere.check(), elsewhere.try_acquire().map(drop)] {
+            let error = outcome.expect_err("leased, though not bound");
+            assert_eq!(error.kind(), ErrorKind::Exhausted);
+            assert!(error.to_string().contains("1 leased"), "{error}");
+        }
+    }
+    drop(lease);
+    builder(&unused, &block).check().expect("free");
+}
+
+#[test]
 fn a_probe_occupies_its_port_until_released() {
     let block = Block::new(2);
     let probe = BindFreePort::new(block.ports.clone()).expect("free");
@@ -281,8 +298,15 @@ fn time_wait_is_a_last_resort_and_counts_as_free_or_busy_if_asked_for() {
     drop(listener);
     leave_in_time_wait(strictly_free);
     let busy = builder(strictly_free..=strictly_free);
-    for builder in [busy.clone(), busy.reuse_address(true)] {
+    let busy = [busy.clone(), busy.reuse_address(true)];
+    for builder in &busy {
         builder.try_acquire().expect_err("there is a connection");
+    }
+    // Nor is one that is shut down, while its program has it.
+    let shut_down = connection.shutdown(std::net::Shutdown::Write);
+    shut_down.expect("connected");
+    for builder in &busy {
+        builder.try_acquire().expect_err("it can still read");
     }
     drop((client, connection));
 }

@@ -254,7 +254,7 @@ fn child() {
     run_child(&[("ask", ask), ("ask-until", ask_until), ("lease", lease)]);
 }
 
-/// Asks for the pids that it is told, as long as it is told any. Arguments: address.
+/// Asks for ports for the pids in its input, until that ends. Arguments: address.
 fn ask(parent: &Parent) {
     let address: String = parent.argument(0);
     loop {
@@ -1403,6 +1403,33 @@ fn a_client_in_another_pid_namespace_is_refused() {
     let pid = format!("a client that asked for process {}", process::id());
     assert!(warnings[0].contains(&pid), "{log:#?}");
     assert!(warnings[0].contains(" WARN "), "{log:#?}");
+}
+
+/// The kernel says by which pid the server sees its client. A client that names that one means itself.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_client_in_another_pid_namespace_may_name_itself_by_its_pid_here() {
+    let (dir, ports) = (lock_dir(), Ports::new(4));
+    let server = Server::start_quiet(dir.path(), &own_address("nested-self"), &ports);
+    let binary = env::current_exe().expect("this test binary");
+    let Some(nested) = in_pid_namespace(&command(&[], &binary, "ask", &[&server.address])) else {
+        return;
+    };
+    let mut nested = Peer::start_command(nested);
+    let id = nested.id();
+    // A neighbor is not itself. And after its answer, there is a process.
+    nested.say(&id.to_string());
+    assert_eq!(nested.hear(), "0");
+    let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children"));
+    let children = children.expect("our own child");
+    let pid: u32 = children.trim().parse().expect("the one that asks");
+    nested.say(&pid.to_string());
+    let port: u16 = nested.hear().parse().expect("a number");
+    assert_ne!(port, 0);
+    let entries = LockDir::open(dir.path()).expect("our own");
+    let entry = entries.entry(port).expect("our own").expect("its file");
+    assert_eq!(entry.state, portlock::EntryState::Delegated);
+    assert_eq!(entry.owner.expect("written").pid(), pid);
 }
 
 /// The number of leased ports.

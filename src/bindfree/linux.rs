@@ -328,5 +328,13 @@ mod tests {
         assert_eq!(line(&v4), Some((Ipv4Addr::LOCALHOST.into(), 8080)));
         let v6 = number([0; 4]).repeat(3) + &number([0, 0, 0, 1]);
         assert_eq!(line(&v6), Some((Ipv6Addr::LOCALHOST.into(), 8080)));
+        let address: Ipv6Addr = "2001:db8:1:2:3:4:5:6".parse().expect("an address");
+        let groups = address.octets();
+        let groups = groups
+            .chunks_exact(4)
+            .map(|group| group.try_into().expect("4"));
+        let v6: String = groups.map(number).collect();
+        assert_eq!(line(&v6), Some((address.into(), 8080)));
+        assert_eq!(line(&v6[..24]), None);
     }
 }

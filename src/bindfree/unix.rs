@@ -19,7 +19,7 @@ pub(crate) fn ignore_time_wait(socket: &Socket) -> io::Result<()> {
     socket.set_reuse_address(true)
 }
 
-/// Makes what may outlive the closing of a bound socket harmless. See
+/// Keeps a copy of a bound socket that outlives it from being in the way of servers. See
 /// `Probe::neutralize`.
 #[inline]
 pub(crate) fn neutralize(socket: &Socket) -> io::Result<()> {
@@ -46,4 +46,48 @@ pub(crate) fn is_not_permitted(error: &io::Error) -> bool {
 
 fn is(error: &io::Error, errno: Errno) -> bool {
     error.raw_os_error() == Some(errno.raw_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use socket2::{Domain, Type};
+
+    use super::*;
+
+    #[test]
+    fn what_a_failed_bind_says_is_told_by_its_number() {
+        for (errno, in_use, not_permitted) in [
+            (Errno::ADDRINUSE, true, false),
+            (Errno::ACCESS, false, true),
+            (Errno::PERM, false, true),
+            (Errno::ADDRNOTAVAIL, false, false),
+        ] {
+            let error = io::Error::from(errno);
+            assert_eq!(is_in_use(&error), in_use, "{error}");
+            assert_eq!(is_not_permitted(&error), not_permitted, "{error}");
+        }
+        // Without a number it is not the system's.
+        assert!(!is_in_use(&io::ErrorKind::AddrInUse.into()));
+    }
+
+    #[test]
+    fn a_socket_has_the_sharing_options_that_were_set() {
+        let options = |socket: &Socket| {
+            sharing_options(socket).map(|(name, is_set)| (name, is_set.expect("our own socket")))
+        };
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        make_strict(&socket).expect("our own socket");
+        let strict = [("SO_REUSEADDR", false), ("SO_REUSEPORT", false)];
+        assert_eq!(options(&socket), strict);
+        for share in [ignore_time_wait, neutralize] {
+            socket.set_reuse_address(false).expect("our own socket");
+            share(&socket).expect("our own socket");
+            let shared = [("SO_REUSEADDR", true), ("SO_REUSEPORT", false)];
+            assert_eq!(options(&socket), shared);
+        }
+        socket.set_reuse_address(false).expect("our own socket");
+        socket.set_reuse_port(true).expect("our own socket");
+        let shared = [("SO_REUSEADDR", false), ("SO_REUSEPORT", true)];
+        assert_eq!(options(&socket), shared);
+    }
 }

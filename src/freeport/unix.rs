@@ -58,7 +58,7 @@ impl FreePort {
         self.into_fd()
     }
 
-    /// The descriptor that holds the lease, for a process that shall inherit it.
+    /// Returns the descriptor that holds the lease, for a process to inherit.
     ///
     /// The lease then lives until the last duplicate of that descriptor is
     /// closed: in this process and in every one that inherits it, and in what

@@ -268,7 +268,42 @@ fn all_heirs() -> HashMap<Flock, u32> {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        process,
+        sync::atomic::{AtomicBool, Ordering},
+        thread,
+    };
+
+    use rustix::fs::makedev;
+    use tempfile::TempDir;
+
     use super::*;
+    use crate::{
+        clock::since_1970,
+        lock::{self, PortLock},
+        mark, owner, registry,
+    };
+
+    // Nothing here binds: the ports are only numbers, each used by one test alone.
+
+    fn lock_dir() -> (TempDir, OpenDir) {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let locks = OpenDir::locate_at(Some(dir.path()), since_1970()).expect("our own");
+        (dir, locks)
+    }
+
+    /// Leases a port, as far as the lock and the record go.
+    fn hold(dir: &OpenDir, port: u16) -> (PortLock, Owner) {
+        let claim = registry::claim(port, mark::current()).expect("of this test alone");
+        let lock = PortLock::try_acquire(dir, claim).expect("our own directory, and not locked");
+        owner::with_held(mark::current(), 0, None, |record| lock.write_owner(record))
+            .expect("our own");
+        let owner = lock::recorded_owner(dir, port).expect("our own");
+        (lock, owner.expect("just written"))
+    }
+
+    /// A pid beyond the largest that Linux gives (PID_MAX_LIMIT).
+    const NOBODY: u32 = 1 << 23;
 
     #[test]
     fn the_kernels_list_is_read() {
@@ -285,5 +320,175 @@ mod tests {
         ] {
             assert!(parse(other).is_none(), "{other}");
         }
+    }
+
+    #[test]
+    fn a_listed_lock_is_on_the_file_of_its_numbers_or_of_the_process_in_the_record() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let file = rustix::fs::stat(dir.path()).expect("our own");
+        assert_eq!(device(makedev(254, 3)), (254, 3));
+        let here = device(file.st_dev);
+        let elsewhere = (here.0, here.1 + 1);
+        let is_on = |device, inode, recorded| {
+            let taker = 812;
+            let lock = Flock {
+                device,
+                inode,
+                taker,
+            };
+            lock.is_on(&file, recorded)
+        };
+        for recorded in [None, Some(811), Some(812)] {
+            assert!(is_on(here, file.st_ino, recorded));
+            assert!(!is_on(here, file.st_ino + 1, recorded));
+            assert_eq!(
+                is_on(elsewhere, file.st_ino, recorded),
+                recorded == Some(812)
+            );
+        }
+    }
+
+    #[test]
+    fn a_lock_is_listed_until_it_ends() {
+        let (_dir, dir) = lock_dir();
+        let (lock, owner) = hold(&dir, 31);
+        let pid = process::id();
+        let mut listed = ListedLocks::new();
+        assert_eq!(listed.has(&dir, 31, Some(&owner)), Some(true));
+        let taker = listed.taker(&dir, 31, &owner.process);
+        assert!(matches!(taker, Taker::Recorded), "{taker:?}");
+        let heir = listed.heir(&dir, 31).expect("this process has it");
+        assert_eq!(heir.pid, pid);
+        assert!(!heir.program.is_empty());
+
+        // The list leaves some out under load. That of the process in the record does not.
+        let incomplete = || {
+            let mut listed = ListedLocks::new();
+            listed.read().expect("our own /proc");
+            listed.locks.clear();
+            listed
+        };
+        assert_eq!(incomplete().has(&dir, 31, Some(&owner)), Some(true));
+        let taker = incomplete().taker(&dir, 31, &owner.process);
+        assert!(matches!(taker, Taker::Recorded), "{taker:?}");
+
+        let by = |process: Identity| ListedLocks::new().taker(&dir, 31, &process);
+        let other = Identity {
+            pid: NOBODY,
+            ..owner.process.clone()
+        };
+        // The device numbers may differ, and then nothing is found.
+        let taker = by(other);
+        assert!(
+            matches!(taker, Taker::Another | Taker::Unlisted),
+            "{taker:?}"
+        );
+        let taker = by(Identity {
+            namespace: None,
+            ..owner.process.clone()
+        });
+        assert!(matches!(taker, Taker::Unknown), "{taker:?}");
+
+        // A lock of another process on a file of the same number is no proof.
+        let file = stat(&dir, 31).expect("it was just made");
+        let by_takers = |takers: &[u32]| {
+            let mut listed = incomplete();
+            listed.add(takers.iter().map(|&taker| Flock {
+                device: device(file.st_dev),
+                inode: file.st_ino,
+                taker,
+            }));
+            listed.taker(&dir, 31, &owner.process)
+        };
+        assert!(matches!(by_takers(&[NOBODY]), Taker::Another));
+        for takers in [[NOBODY, pid], [pid, NOBODY]] {
+            assert!(matches!(by_takers(&takers), Taker::Recorded));
+        }
+
+        drop(lock);
+        let mut listed = ListedLocks::new();
+        assert_eq!(listed.has(&dir, 31, Some(&owner)), Some(false));
+        let taker = listed.taker(&dir, 31, &owner.process);
+        assert!(matches!(taker, Taker::Unlisted), "{taker:?}");
+        assert_eq!(listed.heir(&dir, 31), None);
+    }
+
+    #[test]
+    fn an_heir_has_the_lock_on_the_file_itself_or_the_only_one_of_its_inode_number() {
+        let (_dir, dir) = lock_dir();
+        let (_lock, _) = hold(&dir, 35);
+        let file = stat(&dir, 35).expect("it was just made");
+        let here = device(file.st_dev);
+        let (there, beyond) = ((here.0, here.1 + 1), (here.0, here.1 + 2));
+        let heir_of = |locks: &[((u32, u32), u64, u32)]| {
+            let heir = |&(device, inode, pid): &((u32, u32), u64, u32)| {
+                let taker = 1;
+                let lock = Flock {
+                    device,
+                    inode,
+                    taker,
+                };
+                (lock, pid)
+            };
+            let mut listed = ListedLocks::new();
+            listed.heirs = Some(locks.iter().map(heir).collect());
+            listed.heir(&dir, 35).map(|heir| heir.pid)
+        };
+        let (ours, other) = (file.st_ino, file.st_ino + 1);
+        let (one, two) = (NOBODY, NOBODY + 1);
+        assert_eq!(heir_of(&[(here, ours, one), (there, ours, two)]), Some(one));
+        assert_eq!(
+            heir_of(&[(there, ours, one), (here, other, two)]),
+            Some(one)
+        );
+        assert_eq!(heir_of(&[(there, ours, one), (beyond, ours, two)]), None);
+        assert_eq!(heir_of(&[(here, other, one)]), None);
+    }
+
+    #[test]
+    fn a_lock_of_nobody_known_is_searched_in_several_readings() {
+        let (_dir, dir) = lock_dir();
+        let (lock, owner) = hold(&dir, 32);
+        drop(lock);
+        let mut ended = owner;
+        ended.process.pid = NOBODY;
+        let is_first = View::take().expect("seen").is_of_first_namespace();
+        for owner in [None, Some(&ended)] {
+            let mut listed = ListedLocks::new();
+            // In another namespace a process that has inherited it may have it.
+            assert_eq!(listed.has(&dir, 32, owner), is_first.then_some(false));
+            assert_eq!(listed.reads, if is_first { MAX_READS } else { 1 });
+        }
+        let mut of_another_namespace = ended;
+        of_another_namespace.process.namespace = Some(1);
+        let has = ListedLocks::new().has(&dir, 32, Some(&of_another_namespace));
+        assert_eq!(has, None, "its locks are not listed");
+        assert_eq!(ListedLocks::new().has(&dir, 33, None), None, "no file");
+    }
+
+    #[test]
+    fn descriptors_that_are_closed_meanwhile_hide_no_lock() {
+        let (_dir, dir) = lock_dir();
+        let (_lock, _) = hold(&dir, 34);
+        let inode = stat(&dir, 34).expect("it was just made").st_ino;
+        let is_over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    let files = [(); 16].map(|()| fs::File::open("/dev/null"));
+                    drop(files);
+                }
+            });
+            for _ in 0..500 {
+                let locks = locks_of(process::id());
+                let is_listed = locks.map(|locks| locks.iter().any(|lock| lock.inode == inode));
+                if !matches!(is_listed, Ok(true)) {
+                    is_over.store(true, Ordering::Relaxed);
+                    panic!("{is_listed:?}");
+                }
+            }
+            is_over.store(true, Ordering::Relaxed);
+        });
+        assert!(locks_of(NOBODY).expect("it has ended").is_empty());
     }
 }

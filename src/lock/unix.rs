@@ -322,3 +322,131 @@ impl PortLock {
         Ok(file)
     }
 }
+
+// Where rustix can make a FIFO.
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use rustix::fs::{CWD, mknodat};
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::lock_dir::{Origin, unix::user};
+
+    const PORT: u16 = 4000;
+
+    fn lock_dir() -> (TempDir, Dir) {
+        let path = tempfile::tempdir().expect("a temporary directory");
+        let dir = Dir::open(path.path(), Origin::Given, user()).expect("our own");
+        (path, dir)
+    }
+
+    fn made(dir: &Dir) -> File {
+        create(dir, PORT, 1).expect("our own directory")
+    }
+
+    fn opened(dir: &Dir) -> Option<File> {
+        open(dir, PORT, Access::Write).expect("our own directory")
+    }
+
+    #[test]
+    fn only_a_port_as_it_is_written_names_a_lock_file() {
+        assert_eq!(port_of("1"), Some(1));
+        assert_eq!(port_of("65535"), Some(65_535));
+        for other in ["", "0", "04000", "+4000", "65536", "4000 ", ".new.4000"] {
+            assert_eq!(port_of(other), None, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn lock_files_and_those_that_were_being_made_are_told_from_others() {
+        let path = tempfile::tempdir().expect("a temporary directory");
+        let at = |name: &str| path.path().join(name);
+        let found = |name: &str| fs::symlink_metadata(at(name)).expect("it was just made");
+        fs::write(at("file"), "").expect("our own");
+        fs::create_dir(at("directory")).expect("our own");
+        std::os::unix::fs::symlink("file", at("link")).expect("our own");
+        mknodat(CWD, at("fifo"), FileType::Fifo, Mode::RUSR, 0).expect("our own");
+
+        let is_stray_file = |kind: &str| is_stray(&stray_name(PORT, 812), &found(kind));
+        assert!(is_lock_file(&found("file")));
+        for other in ["directory", "link", "fifo"] {
+            assert!(!is_lock_file(&found(other)), "{other}");
+        }
+        for (kind, is_made) in [
+            ("file", true),
+            ("fifo", true),
+            ("directory", false),
+            ("link", false),
+        ] {
+            assert_eq!(is_stray_file(kind), is_made, "{kind}");
+            assert!(!is_stray("4000", &found(kind)), "{kind}");
+        }
+        fs::hard_link(at("file"), at("second")).expect("our own");
+        assert!(!is_lock_file(&found("file")));
+
+        let name = stray_name(PORT, 812);
+        assert!(name.starts_with(".new.4000.812."), "{name}");
+        assert_ne!(name, stray_name(PORT, 812));
+    }
+
+    #[test]
+    fn a_record_is_written_in_place_and_cut_only_where_it_is_shorter() {
+        let (_path, dir) = lock_dir();
+        let file = made(&dir);
+        let write = |record: &[u8], is_longer| {
+            write_record(&dir, PORT, &file, record, is_longer).expect("our own");
+            let mut read = [0; 16];
+            let len = read_record(&dir, PORT, &file, &mut read).expect("our own");
+            read[..len].to_vec()
+        };
+        assert_eq!(write(b"a long one", false), b"a long one");
+        assert_eq!(write(b"short", false), b"shortg one");
+        assert_eq!(write(b"short", true), b"short");
+        let mut few = [0; 3];
+        let len = read_record(&dir, PORT, &file, &mut few).expect("our own");
+        assert_eq!((len, &few), (3, b"sho"));
+    }
+
+    #[test]
+    fn a_file_is_current_only_with_its_one_name() {
+        let (path, dir) = lock_dir();
+        assert!(opened(&dir).is_none());
+        let file = made(&dir);
+        assert_eq!(file.metadata().expect("open").mode() & 0o777, 0o600);
+        let exists = create(&dir, PORT, 1).expect_err("it exists");
+        assert_eq!(exists.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read_dir(path.path()).expect("our own").count(), 1);
+        write_all(&file, b"record").expect("our own");
+        let status = |file| status(&dir, PORT, file).expect("our own");
+        assert!(matches!(
+            status(&file),
+            FileStatus::Current { record_len: 6 }
+        ));
+
+        let (name, second) = (path.path().join("4000"), path.path().join("second"));
+        fs::hard_link(&name, &second).expect("our own");
+        let FileStatus::Refused(why) = status(&file) else {
+            panic!("it could be any file");
+        };
+        assert!(why.contains("second hard link"), "{why}");
+        fs::remove_file(second).expect("our own");
+        assert!(matches!(status(&file), FileStatus::Current { .. }));
+
+        remove(&dir, PORT, ()).expect("our own");
+        assert!(opened(&dir).is_none());
+        assert!(matches!(status(&file), FileStatus::Replaced));
+        let none = remove(&dir, PORT, ()).expect_err("it was removed");
+        assert_eq!(none.kind(), io::ErrorKind::NotFound);
+
+        std::os::unix::fs::symlink("elsewhere", &name).expect("our own");
+        let link = open(&dir, PORT, Access::Write);
+        assert!(link.is_err(), "{link:?}");
+        fs::remove_file(&name).expect("our own");
+        mknodat(CWD, &name, FileType::Fifo, Mode::RWXU, 0).expect("our own");
+        let fifo = opened(&dir).expect("both ends");
+        let FileStatus::Refused(why) = status(&fifo) else {
+            panic!("it is no file to write to");
+        };
+        assert_eq!(why, "it is not a regular file");
+    }
+}

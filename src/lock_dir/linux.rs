@@ -174,4 +174,15 @@ mod tests {
         let procfs = Dir::open(Path::new("/proc/self/fd"), Origin::Given, user());
         assert!(!procfs.expect("only this user's").is_local());
     }
+
+    #[test]
+    fn every_place_of_a_default_directory_is_named_once() {
+        let us = user();
+        let dirs = default_dirs(us);
+        let by_uid = format!("/run/user/{}/{NAME}", us.as_raw());
+        for place in [MACHINE.into(), in_tmp(us), by_uid.into()] {
+            let times = dirs.iter().filter(|dir| **dir == place).count();
+            assert_eq!(times, 1, "{} in {dirs:?}", place.display());
+        }
+    }
 }

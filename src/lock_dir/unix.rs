@@ -38,7 +38,7 @@ use rustix::{
     process::{Uid, geteuid},
 };
 
-use super::{KEPT, IfMissing, Origin, cannot, is_local, is_unmapped, refuse};
+use super::{IfMissing, KEPT, Origin, cannot, is_local, is_unmapped, refuse};
 use crate::{
     error::{Error, Result, USE_VARIABLE},
     ports::fnv1a,

@@ -80,7 +80,12 @@ impl Dir {
 
 /// Checks the directory at `path`. Creates it first if it is missing and `missing` says
 /// so; returns `None` if it is missing and may be.
-pub(crate) fn find(path: &Path, missing: IfMissing, _: Origin, _: User) -> Result<Option<DirStatus>> {
+pub(crate) fn find(
+    path: &Path,
+    missing: IfMissing,
+    _: Origin,
+    _: User,
+) -> Result<Option<DirStatus>> {
     let found = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => match missing {
             IfMissing::Allow => return Ok(None),

@@ -14,7 +14,6 @@
 //! prove nothing either, because containers are given boot ids of their own.
 
 use std::{
-    collections::HashSet,
     ffi::OsStr,
     fs::{self, File},
     io::{self, Read as _},
@@ -22,6 +21,7 @@ use std::{
     path::Path,
     process, str,
     sync::atomic::{AtomicU32, Ordering},
+    thread,
     time::SystemTime,
 };
 
@@ -30,7 +30,7 @@ use rustix::{
     process::{Pid, PidfdFlags, pidfd_open},
 };
 
-use super::{Evidence, ProcessInfo, Identity, NamedProcess, file_name};
+use super::{Evidence, Identity, NamedProcess, ProcessInfo, file_name};
 use crate::mark;
 
 pub(crate) use super::unix::{exists, no_such_process};
@@ -618,37 +618,43 @@ impl Stat {
         })
     }
 
-    /// Whether the process in this entry, whose first thread this is, has ended or is just ending.
+    /// Whether the process in this entry, whose first thread this is, has ended.
     ///
     /// A killed process closes its files, and so ends its locks, a moment before the last of its
-    /// threads is gone. A process whose first thread alone has ended lives.
+    /// threads is gone: that moment is waited for. A process whose first thread alone has ended lives.
+    ///
+    /// Only the first thread's entry proves the end, by a count of one thread: the kernel shows both
+    /// together. Two lists of threads prove nothing, because a process that executes one program after
+    /// the other has another first thread each time, and the old one shows as ended.
     fn has_ended(&self, process: &str) -> io::Result<bool> {
-        if !self.is_ending || self.threads == 1 {
-            return Ok(self.is_ending);
-        }
-        let Some(threads) = if_shown(threads_of(process))? else {
-            return Ok(false);
-        };
-        for thread in &threads {
-            match Self::read(&format!("{process}/task/{thread}")) {
-                Ok(stat) if stat.is_ending => {}
-                Ok(_) => return Ok(false),
-                Err(error) if is_end(&error) => {}
-                Err(error) => return if_shown::<()>(Err(error)).map(|_| false),
+        let (mut is_ending, mut threads) = (self.is_ending, self.threads);
+        for _ in 0..TRIES {
+            if !is_ending || threads == 1 {
+                return Ok(is_ending);
             }
+            let Some(others) = if_shown(threads_of(process))? else {
+                return Ok(false);
+            };
+            for thread in &others {
+                match Self::read(&format!("{process}/task/{thread}")) {
+                    Ok(stat) if stat.is_ending => {}
+                    Ok(_) => return Ok(false),
+                    Err(error) if is_end(&error) => {}
+                    Err(error) => return if_shown::<()>(Err(error)).map(|_| false),
+                }
+            }
+            thread::yield_now();
+            let Some(first) = if_shown(Self::read(process))? else {
+                return Ok(true);
+            };
+            (is_ending, threads) = (first.is_ending, first.threads);
         }
-        // One that started another one and ended meanwhile would have that one in a second list. One
-        // that executed a program is the first thread now.
-        let Some(again) = if_shown(threads_of(process))? else {
-            return Ok(true);
-        };
-        Ok(again.is_subset(&threads)
-            && if_shown(Self::read(process))?.is_none_or(|first| first.is_ending))
+        Ok(false)
     }
 }
 
 /// The threads of a process, by their names in its directory.
-fn threads_of(process: &str) -> io::Result<HashSet<String>> {
+fn threads_of(process: &str) -> io::Result<Vec<String>> {
     let threads = fs::read_dir(format!("/proc/{process}/task"))?;
     threads
         .map(|thread| Ok(thread?.file_name().to_string_lossy().into_owned()))
@@ -671,7 +677,7 @@ mod tests {
         assert!(is_process(process::id()));
         let (says, hears) = std::sync::mpsc::channel();
         let (end, ends) = std::sync::mpsc::channel::<()>();
-        let thread = std::thread::spawn(move || {
+        let thread = thread::spawn(move || {
             says.send(rustix::thread::gettid()).expect("received below");
             let _ = ends.recv();
         });
@@ -754,8 +760,162 @@ mod tests {
         assert_eq!(parse(rest(17)), stat(false, 2));
         assert_eq!(parse(rest(0)), stat(false, 2));
         assert!(parse(rest(-1)).is_some_and(|stat| !stat.leads));
+        // The old first thread, after another one has executed a program.
+        assert_eq!(parse(text("(a)", "Z", 0x40_0000, 0)), None);
         assert_eq!(parse("7 (a) S 1".into()), None);
         assert_eq!(parse(String::new()), None);
+    }
+
+    #[test]
+    fn what_is_not_shown_is_told_from_what_the_system_fails_to_show() {
+        const SHOWN: u32 = 812;
+        assert_eq!(if_shown(Ok(SHOWN)).expect("shown"), Some(SHOWN));
+        for (error, has_ended) in [
+            (Errno::NOENT.into(), true),
+            (Errno::SRCH.into(), true),
+            (Errno::ACCESS.into(), false),
+            (Errno::PERM.into(), false),
+            (io::ErrorKind::InvalidData.into(), false),
+        ] {
+            assert_eq!(is_end(&error), has_ended, "{error}");
+            let shown = if_shown::<u32>(Err(error));
+            assert_eq!(shown.expect("not shown"), None);
+        }
+        for error in [Errno::MFILE, Errno::NOMEM, Errno::IO] {
+            assert!(!is_end(&error.into()), "{error}");
+            if_shown::<u32>(Err(error.into())).expect_err("it may be there");
+        }
+    }
+
+    #[test]
+    fn a_program_is_called_by_its_first_argument_or_by_its_own_name() {
+        let own = std::env::args_os().next().expect("cargo gives one");
+        assert_eq!(program_of(process::id()), file_name(&own));
+        // One that was not waited for has no arguments left.
+        let mut child = process::Command::new("true").spawn().expect("installed");
+        let has_ended = || {
+            let stat = Stat::read(&child.id().to_string()).expect("not waited for");
+            stat.is_ending
+        };
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while !has_ended() {
+            assert!(std::time::Instant::now() < deadline);
+            thread::yield_now();
+        }
+        assert_eq!(program_of(child.id()), b"true");
+        let pid = child.id();
+        child.wait().expect("our own child");
+        assert_ne!(program_of(pid), b"true");
+    }
+
+    #[test]
+    fn processes_and_namespaces_are_told_by_their_names_in_proc() {
+        for (name, is) in [("1", true), ("812", true), ("self", false), ("8a", false)] {
+            assert_eq!(is_number(name), is, "{name}");
+        }
+        let inode = |link: &str| inode_of(Path::new(link), "pid");
+        assert_eq!(inode("pid:[4026531836]"), Some(4_026_531_836));
+        for other in ["time:[4026531836]", "pid:4026531836", "pid:[-]", "pid"] {
+            assert_eq!(inode(other), None, "{other}");
+        }
+        let own = fs::metadata("/proc/self/ns/pid").expect("Linux has it");
+        assert_eq!(namespace("self", "pid").expect("seen"), Some(own.ino()));
+        assert_eq!(namespace("8388608", "pid").expect("seen"), None);
+
+        let pids = |status: &[u8]| parse_pids(status);
+        assert_eq!(
+            pids(b"Name:\ta\nNSpid:\t812\t7\nNSpgid:\t1\n"),
+            Some(vec![812, 7])
+        );
+        // Before Linux 4.1; and what no kernel says.
+        for none in [
+            &b"Name:\ta\nPid:\t812\n"[..],
+            b"NSpid:\n",
+            b"NSpid:\ta\n",
+            b"",
+        ] {
+            assert_eq!(pids(none), None);
+        }
+        assert_eq!(
+            pids_of("self").expect("seen"),
+            pids_of(&process::id().to_string()).expect("seen")
+        );
+    }
+
+    #[test]
+    fn a_view_is_of_one_namespace_and_only_if_proc_is_its_own() {
+        let this = this_process().0.clone();
+        let of = |namespace| Identity {
+            namespace,
+            ..this.clone()
+        };
+        let view = |namespace, is_ours| View { namespace, is_ours };
+        assert!(view(Some(7), true).is_of(&of(Some(7))));
+        for (view, process) in [
+            (view(Some(7), false), of(Some(7))),
+            (view(Some(7), true), of(Some(8))),
+            (view(Some(7), true), of(None)),
+            (view(None, true), of(None)),
+            (view(None, false), of(None)),
+        ] {
+            assert!(!view.is_of(&process), "{process:?}");
+        }
+        assert!(view(Some(FIRST_PID_NAMESPACE), true).is_of_first_namespace());
+        for other in [
+            view(Some(FIRST_PID_NAMESPACE), false),
+            view(Some(7), true),
+            view(None, true),
+        ] {
+            assert!(!other.is_of_first_namespace());
+        }
+        let here = View::take().expect("seen");
+        assert_eq!(here.namespace, this.namespace);
+        assert_eq!(here.is_of(&this), here.is_ours);
+    }
+
+    #[test]
+    fn a_process_ends_with_its_last_thread() {
+        let own = process::id().to_string();
+        assert!(threads_of(&own).expect("seen").contains(&own));
+        let stat = |is_ending, threads| Stat {
+            start: 1,
+            is_ending,
+            threads,
+            leads: true,
+        };
+        for (stat, has_ended) in [
+            (stat(false, 1), false),
+            (stat(false, 2), false),
+            (stat(true, 1), true),
+            // The others live: this thread, for one.
+            (stat(true, 2), false),
+        ] {
+            assert_eq!(stat.has_ended(&own).expect("seen"), has_ended, "{stat:?}");
+        }
+        // Nothing shows that the others have ended too.
+        assert!(!stat(true, 2).has_ended("8388608").expect("not seen"));
+        let is_recordable = can_be_recorded(&this_process().0).is_ok();
+        assert_eq!(crate::process::is_recordable(), is_recordable);
+    }
+
+    #[test]
+    fn the_offset_that_is_read_once_is_that_of_each_reading() {
+        let offset = TimeOffset::read().expect("seen");
+        for _ in 0..2 {
+            assert_eq!(TimeOffset::read_once().expect("seen"), offset);
+        }
+    }
+
+    #[test]
+    fn a_process_of_an_unknown_namespace_cannot_be_recorded() {
+        let this = this_process().0.clone();
+        assert_eq!(can_be_recorded(&this), Ok(()));
+        let of_unknown = Identity {
+            namespace: None,
+            ..this
+        };
+        let why = can_be_recorded(&of_unknown).expect_err("nobody could tell when it ends");
+        assert!(why.contains("pid namespace"), "{why}");
     }
 
     #[test]
@@ -767,6 +927,7 @@ mod tests {
         assert_eq!(parse(&text("-10 990000000")), Some(-901));
         assert_eq!(parse(&text("1")), None);
         assert_eq!(parse("monotonic 1 0"), None);
+        assert_eq!(TimeOffset::parse("boottime 1 0", 0), None);
         assert_eq!(TimeOffset { ticks: 100 }.remove_from(142), 42);
         assert_eq!(TimeOffset { ticks: -100 }.remove_from(142), 242);
     }
@@ -811,6 +972,12 @@ mod tests {
         let is_proof = View::take().expect("seen").is_of_first_namespace()
             && shows_every_process().expect("seen");
         assert_eq!(evidence == Evidence::Gone, is_proof, "{evidence:?}");
+        // The process here that has its pid is another one, whenever it started.
+        let of_unknown_start = Identity {
+            start: None,
+            ..of_nowhere.clone()
+        };
+        assert_eq!(of_unknown_start.evidence().expect("seen"), evidence);
         let of_unknown = Identity {
             namespace: None,
             ..of_nowhere

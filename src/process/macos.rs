@@ -11,7 +11,7 @@ use std::{
 use proc_pidinfo::{Pid, ProcBSDInfo, ProcBSDShortInfo, proc_pidinfo};
 use rustix::io::Errno;
 
-use super::{Evidence, ProcessInfo, Identity, NamedProcess, file_name};
+use super::{Evidence, Identity, NamedProcess, ProcessInfo, file_name};
 
 pub(crate) use super::unix::{exists, no_such_process};
 

@@ -8,7 +8,7 @@ use std::{
 
 use winsafe::{FILETIME, HPROCESS, HPROCESSLIST, SysResult, co, guard::CloseHandleGuard};
 
-use super::{Evidence, ProcessInfo, Identity, NamedProcess, file_name};
+use super::{Evidence, Identity, NamedProcess, ProcessInfo, file_name};
 
 /// Where a process is to be seen: its pid.
 pub(crate) type Place = u32;

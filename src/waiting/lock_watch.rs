@@ -1,18 +1,17 @@
 //! The watch where nothing reports that a file was closed: threads that wait for the locks of
 //! leased ports.
 //!
-//! Each of these threads waits for one lock, as flock(2) and LockFileEx do unless they are told not
-//! to. The system gives a lock that ends to one of those who wait for it, in whatever process, so that
-//! a release wakes one waiter. The thread hands the lock on to a waiter, still locked, and a waiter
-//! that cannot use it ends it, which wakes the next.
+//! Each of these threads blocks in flock(2) or LockFileEx until it has one lock. When a lock ends, the
+//! system passes it to one of the threads that wait for it, in any process, so that a release wakes one
+//! waiter. The thread hands the file, still locked, to a waiter of its process. A waiter that cannot use
+//! the lock ends it, which wakes the next thread.
 //!
-//! Nothing ends the wait of such a thread but the lock: a waiter that leaves, leaves its threads behind.
-//! There is at most one for each port, which serves all waiters of this process, and at most
-//! [`MAX_WATCHED`] in all. One that gets a lock and finds nobody who waits for it ends the lock, and
-//! itself. For that moment the port counts as leased, as it does for a check.
+//! Only the lock ends the wait of such a thread: when a waiter leaves, its threads remain. There is at
+//! most one for each port, which serves all waiters of this process, and at most [`MAX_WATCHED`] in all.
+//! A thread that gets a lock for which no waiter is left ends the lock and then itself. For that moment
+//! the port counts as leased, as it does for a check.
 //!
-//! A process that is stopped (SIGSTOP, a debugger) can be given a lock too, and has it until it
-//! goes on.
+//! A process that is stopped (SIGSTOP, a debugger) can get a lock too, and has it until it continues.
 
 use std::{
     io, mem,

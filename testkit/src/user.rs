@@ -62,7 +62,7 @@ pub fn open_copy_of(program: &Path) -> (TempDir, PathBuf) {
     (dir, copy)
 }
 
-/// Starts a child that is an ordinary user, whoever runs the tests. It must say "started".
+/// Starts a child that is an ordinary user, whichever user runs the tests. It must say "started".
 pub fn start_unprivileged(role: &str, arguments: &[&str]) -> Peer {
     start_as(NOBODY, role, arguments)
 }
@@ -78,7 +78,7 @@ pub fn start_as(uid: u32, role: &str, arguments: &[&str]) -> Peer {
     peer
 }
 
-/// A user without privileges, whoever runs the tests, with a copy of the program.
+/// A user without privileges, whichever user runs the tests, with a copy of the program.
 pub struct OrdinaryUser {
     _dir: TempDir,
     copy: PathBuf,

@@ -68,7 +68,9 @@ fn a_process_in_a_namespace_below_is_found_by_its_pid_there() {
     let port = block.first().to_string();
     let arguments = [text(dir.path()), &port];
     let kind = "--pid --fork --kill-child --mount-proc";
-    let Some(mut peer) = start_in_namespace(kind, "true", "delegate within", &arguments) else {
+    // In one further below, at another depth, is a process that is none of those.
+    let deeper = "{ unshare --pid --fork sleep 1000 & }";
+    let Some(mut peer) = start_in_namespace(kind, deeper, "delegate within", &arguments) else {
         return;
     };
     let builder = builder(dir.path(), block.first());

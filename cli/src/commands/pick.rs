@@ -43,7 +43,7 @@ pub(crate) fn pick(args: &Pick, dir: Option<&Path>) -> Result<ExitStatus, Failur
         print_to_somebody(&text).map_err(|error| unprintable(&error))
     });
     if printed.is_err() {
-        // All or none; and of what nobody is told, nobody can make use.
+        // All or none: the caller did not get the numbers, so nothing can use these ports.
         let dir = lock_dir(dir)?;
         for port in ports {
             dir.force_release(port)?;

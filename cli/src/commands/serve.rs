@@ -327,7 +327,7 @@ fn client(server: &Server, pid: i64, connection: &Connection) -> Result<u32, Str
         Ok(1) => return Err("init".to_owned()),
         Ok(pid) => pid,
     };
-    sys::check_peer(connection).map_err(|why| {
+    sys::check_peer(pid, connection).map_err(|why| {
         warn_seldom(&server.warnings.refused_peer, || {
             format!("Refused a client that asked for process {pid}: {why}")
         });

@@ -29,7 +29,8 @@ use super::{super::Wish, system};
 pub(crate) const SERVE_HELP: &str = "\
 A client names a process by its pid, without proof: it gets ports for processes of
 its own user only, unless it is root. A client in another pid namespace, such as a
-container's, is refused, because its pids mean other processes here.
+container's, is refused, because its pids mean other processes here, unless it names
+itself by its pid here.
 
 SIGUSR1 prints statistics. SIGTERM and SIGINT end the server; SIGHUP does nothing.
 Sockets that a service manager passes (LISTEN_FDS; sd_listen_fds(3)) are served instead of
@@ -216,12 +217,16 @@ fn remove_dead_socket(path: &Path) -> io::Result<()> {
 /// Checks that a client means the same processes by pids as this server.
 ///
 /// The kernel tells which process has connected (SO_PEERCRED, unix(7)), by its pid in this
-/// server's pid namespace.
-pub(crate) fn check_peer(connection: &Connection) -> Result<(), String> {
+/// server's pid namespace. If that is the pid that the client names, the port is for the client
+/// itself, in whatever namespace it is.
+pub(crate) fn check_peer(pid: u32, connection: &Connection) -> Result<(), String> {
     let peer = connection
         .peer_cred()
         .map_err(|error| format!("the system does not tell which process it is: {error}"))?;
-    system::check_namespace(peer.pid().and_then(|pid| u32::try_from(pid).ok()))
+    match peer.pid().and_then(|pid| u32::try_from(pid).ok()) {
+        Some(peer) if peer == pid => Ok(()),
+        peer => system::check_namespace(peer),
+    }
 }
 
 /// Checks that the client may have a port for the process that it names.

@@ -129,7 +129,7 @@ pub(crate) async fn finish(connection: Connection) {
 }
 
 /// There are no pid namespaces.
-pub(crate) fn check_peer(_: &Connection) -> Result<(), String> {
+pub(crate) fn check_peer(_: u32, _: &Connection) -> Result<(), String> {
     Ok(())
 }
 

@@ -14,8 +14,9 @@ use winsafe::{HPROCESS, co};
 pub(crate) use caller::{caller, own_pid};
 pub(crate) use command::{PASSES_LISTENERS, RUN_HELP, execute, program};
 pub(crate) use endpoint::{
-    ADDRESS_HELP, Connection, DEFAULT_ADDRESS, Endpoint, PassedListeners, SERVE_HELP, Wishes, check_client,
-    check_peer, finish, notify_ready, notify_stopping, passed_listeners, raise_descriptor_limit,
+    ADDRESS_HELP, Connection, DEFAULT_ADDRESS, Endpoint, PassedListeners, SERVE_HELP, Wishes,
+    check_client, check_peer, finish, notify_ready, notify_stopping, passed_listeners,
+    raise_descriptor_limit,
 };
 pub(crate) const PICK_HELP: &str = "\
 The lease is for the parent of portlock. Where that only waits for portlock and ends with

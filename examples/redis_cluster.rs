@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use portlock::{Builder, FreePort};
+use portlock::{Builder, ErrorKind, FreePort};
 use tempfile::TempDir;
 
 type Result<T, E = Box<dyn Error + Send + Sync>> = std::result::Result<T, E>;
@@ -110,12 +110,13 @@ impl Node {
         self.ports[0].addr()
     }
 
-    /// Waits in short steps, to notice at once if the server ends instead.
+    /// Waits for this server, and no other one, in short steps, to notice soon if it ends instead.
     fn wait_until_ready(&mut self) -> Result<()> {
         let deadline = Instant::now() + START;
-        while let Err(error) = self.ports[0].wait_until_listening(PAUSE) {
+        while let Err(error) = self.ports[0].wait_for_server(self.server.id(), PAUSE) {
             let ended = self.has_ended()?;
-            if ended || Instant::now() > deadline {
+            let is_over = error.kind() != ErrorKind::Timeout || Instant::now() > deadline;
+            if ended || is_over {
                 let log = fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
                 return Err(format!("{error}; ended: {ended}\n{log}").into());
             }

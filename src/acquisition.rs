@@ -283,7 +283,10 @@ impl Acquisition<'_> {
                             Duration::ZERO => String::new(),
                             _ => format!(" after {:.1} s", waited.as_secs_f64()),
                         };
-                        let examples = leases::explain(dir.as_ref(), exhausted.examples());
+                        // A check is often one of many, in a loop until the port is free.
+                        let endpoints = self.request.creates_dir.then_some(self.request.endpoints);
+                        let examples =
+                            leases::explain(dir.as_ref(), exhausted.examples(), endpoints);
                         return Err(exhausted.into_error(headline() + &waited, &examples));
                     }
                 }
@@ -364,6 +367,7 @@ mod tests {
                 endpoints,
                 label: None,
                 prefer: None,
+                key: None,
                 hold_socket: false,
                 delegate_to: None,
                 creates_dir: true,
@@ -409,7 +413,7 @@ mod tests {
         let mut passes = 0;
         let outcome = acquisition(dir.path(), &endpoints, timeout).repeat(String::new, |_| {
             passes += 1;
-            let leased = [Unavailable::Leased(1)];
+            let leased = [(1, Unavailable::Leased(1))];
             Err::<(), _>(Failure::Unavailable(leased.into_iter().collect()))
         });
         let error = outcome.expect_err("leased");

@@ -20,7 +20,7 @@ use socket2::{Domain, Socket, Type};
 use crate::{
     error::{Error, ErrorKind, Result},
     ports::{Order, PortSet},
-    search::{Examples, TimeWait, search},
+    search::{ByReason, TimeWait, search},
     unavailable::{Attempt, Failure, Unavailable},
 };
 
@@ -106,7 +106,7 @@ impl BindFreePort {
             Ok(probe) => Ok(Self { probe }),
             Err(Failure::Unavailable(exhausted)) => {
                 let headline = format!("no free port in {}", ports.brief());
-                Err(exhausted.into_error(headline, &Examples::default()))
+                Err(exhausted.into_error(headline, &ByReason::default()))
             }
             Err(Failure::Error(error)) => Err(error),
         }

@@ -293,9 +293,9 @@ impl Builder {
     /// state directory restores it after a restart of the machine.
     ///
     /// If the port is leased, the call waits for it. If another program has bound it without a lease, the call
-    /// waits for half a second, because a server may be about to end, and fails then, or with
-    /// [`or_any`](Self::or_any) leases another port. Closing connections, as in TIME_WAIT, do not count:
-    /// [`reuse_address`](Self::reuse_address) is `true`.
+    /// waits for half a second, because a server may be about to end. Then it fails with an error that names
+    /// the process, or with [`or_any`](Self::or_any) leases another port. Closing connections, as in
+    /// TIME_WAIT, do not count: [`reuse_address`](Self::reuse_address) is `true`.
     ///
     /// A new reservation is made from the [`ports`](Self::ports) to choose from. It is
     /// that port that [`prefer`](Self::prefer) chooses by the text `<root>/<name>`, if it is free and not
@@ -381,8 +381,8 @@ impl Builder {
                     key.name, key.root
                 );
                 let dir = LockDir::located(self.lock_dir.as_deref())?;
-                let mut exhausted = Exhausted::from_iter([Unavailable::Leased(port)]);
-                let examples = leases::explain(dir.opened(), exhausted.examples());
+                let mut exhausted = Exhausted::from_iter([(port, Unavailable::Leased(port))]);
+                let examples = leases::explain(dir.opened(), exhausted.examples(), None);
                 Err(exhausted.into_error(headline, &examples))
             }
         }
@@ -782,7 +782,9 @@ impl Builder {
             let mut acquisition = self.begin_with(Cow::Owned(port.into()), &endpoints, Some(&key));
             acquisition.timeout = left();
             let outcome = run(&mut acquisition);
-            let why = outcome.as_ref().err().and_then(Error::counts);
+            let is_busy = |error: &&Error| error.is_busy();
+            let why = outcome.as_ref().err().filter(is_busy);
+            let why = why.and_then(Error::counts);
             match why {
                 // The reservation has been removed since, or can be restored now.
                 Some(why) if why.reserved > 0 && moves < MAX_MOVES => moves += 1,

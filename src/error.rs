@@ -2,6 +2,8 @@
 
 use std::{fmt, io};
 
+use crate::server::Server;
+
 /// What to do where the lock directory cannot be used.
 pub(crate) const USE_VARIABLE: &str = "set PORTLOCK_DIR to a directory that can be written to";
 
@@ -37,6 +39,7 @@ struct Inner {
     /// What to do about it, where that is known.
     hint: &'static str,
     counts: Option<PortCounts>,
+    server: Option<Server>,
 }
 
 /// How many ports could not be leased, by reason: [`Error::counts`].
@@ -98,6 +101,9 @@ pub enum ErrorKind {
     PortServer,
     /// What was waited for did not happen in time.
     Timeout,
+    /// The server that answers is another process's than the one that was waited for:
+    /// [`Error::server`] says which.
+    OtherServer,
     /// The callback of [`Builder::on_wait`](crate::Builder::on_wait) stopped the wait.
     Stopped,
     /// The process that a lease should belong to does not exist, or the system fails
@@ -119,6 +125,7 @@ impl Error {
             cause: None,
             hint: "",
             counts: None,
+            server: None,
         }))
     }
 
@@ -145,6 +152,7 @@ impl Error {
             cause: Some(cause),
             hint,
             counts: None,
+            server: None,
         }))
     }
 
@@ -199,6 +207,18 @@ impl Error {
         self.0.counts
     }
 
+    pub(crate) fn with_server(mut self, server: Server) -> Self {
+        self.0.server = Some(server);
+        self
+    }
+
+    /// Returns the server that answered, where it is another process's than the one that was waited for:
+    /// [`OtherServer`](ErrorKind::OtherServer).
+    #[must_use]
+    pub fn server(&self) -> Option<&Server> {
+        self.0.server.as_ref()
+    }
+
     /// Whether the cause was that this process may not.
     pub(crate) fn is_denied(&self) -> bool {
         let cause = self.0.cause.as_ref().map(io::Error::kind);
@@ -245,6 +265,7 @@ impl From<Error> for io::Error {
             ErrorKind::InvalidName | ErrorKind::InvalidPorts => io::ErrorKind::InvalidInput,
             ErrorKind::Exhausted => io::ErrorKind::AddrInUse,
             ErrorKind::PermissionDenied => io::ErrorKind::PermissionDenied,
+            ErrorKind::OtherServer => io::ErrorKind::AddrInUse,
             ErrorKind::Timeout => io::ErrorKind::TimedOut,
             ErrorKind::Unsupported => io::ErrorKind::Unsupported,
             // Not `Interrupted`: what gets that from the standard library tries again.

@@ -8,10 +8,13 @@ use std::{
 
 use crate::{
     bindfree::Probe,
-    error::Result,
+    error::{ErrorKind, Result},
+    family,
     lock::PortLock,
     owner::{self, Kind, Owner},
     process, readiness,
+    server::Server,
+    unavailable::Failure,
 };
 
 #[cfg(unix)]
@@ -196,6 +199,9 @@ impl FreePort {
     /// named no host, at the loopback address of either family, as
     /// [`wait_until_listening`](crate::wait_until_listening) does.
     ///
+    /// That may be any server: if yours has failed to start, because another program has taken the port,
+    /// the other program's. [`wait_for_server`](Self::wait_for_server) distinguishes them.
+    ///
     /// # Errors
     ///
     /// [`Timeout`](crate::ErrorKind::Timeout) if none does within `timeout`;
@@ -215,14 +221,70 @@ impl FreePort {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn wait_until_listening(&self, timeout: Duration) -> Result<()> {
-        let address = self.addr();
-        match self.host {
-            Some(_) => readiness::wait_until_listening(address, timeout),
-            None => {
-                let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, self.port));
-                readiness::wait_until_listening(&[address, v6][..], timeout)
-            }
+        readiness::wait_until_listening(&self.addresses()[..], timeout)
+    }
+
+    /// Waits until the server of the process `pid` accepts connections where
+    /// [`wait_until_listening`](Self::wait_until_listening) would connect, and returns it. For a server in
+    /// this process, that is [`std::process::id`].
+    ///
+    /// The server is that of `pid` if its process is `pid` or a descendant of it, or has inherited this
+    /// lease's descriptor. Of several processes that share a socket, such as the workers of a server, any
+    /// one is enough. A server of which [nobody can tell](crate::BelongsTo::Unknown) is accepted:
+    /// one that cannot be seen, or that daemonized. [`Server::belongs_to`] distinguishes them.
+    ///
+    /// # Platform-specific behavior
+    ///
+    /// Only the sockets of the caller's own network namespace are seen, and of them only the processes that
+    /// the caller may inspect: on Linux and macOS, without privileges, those of the same user. On macOS and
+    /// Windows, descriptors are not seen.
+    ///
+    /// # Errors
+    ///
+    /// [`OtherServer`](crate::ErrorKind::OtherServer) as soon as a server answers that is another
+    /// process's; [`Timeout`](crate::ErrorKind::Timeout) if none answers within `timeout`, with a note if
+    /// `pid` has ended; [`Probe`](crate::ErrorKind::Probe) if connecting fails for a reason that does not
+    /// pass, or the system fails to list its sockets; [`Process`](crate::ErrorKind::Process) if it fails
+    /// to show processes.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::{process::Command, time::Duration};
+    ///
+    /// # if Command::new("redis-server").arg("--version").output().is_err() { return Ok(()) }
+    /// let port = portlock::FreePort::new(4000..=6000)?;
+    /// let mut server = Command::new("redis-server")
+    ///     .args(["--save", "", "--port", &port.to_string()])
+    ///     .spawn()?;
+    /// port.wait_for_server(server.id(), Duration::from_secs(10))?;
+    /// # server.kill()?;
+    /// # server.wait()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn wait_for_server(&self, pid: u32, timeout: Duration) -> Result<Server> {
+        let owner = match self.lock.read() {
+            Ok(content) => content.owner,
+            // Another program has the record open for itself alone: the start of the lease is not known.
+            Err(Failure::Unavailable(_)) => None,
+            Err(Failure::Error(error)) => return Err(error),
+        };
+        let since = owner.and_then(|owner| owner.since());
+        let lease = Some((self.lock.dir(), self.port, since));
+        let server = family::wait_for_process(&self.addresses()[..], pid, lease, timeout);
+        server.map_err(|error| match error.kind() {
+            ErrorKind::OtherServer => error.with_hint("wait_until_listening accepts any server"),
+            _ => error,
+        })
+    }
+
+    /// Where a server on this port may be reached.
+    fn addresses(&self) -> Vec<SocketAddr> {
+        let mut addresses = vec![self.addr()];
+        if self.host.is_none() {
+            addresses.push((Ipv6Addr::LOCALHOST, self.port).into());
         }
+        addresses
     }
 }
 

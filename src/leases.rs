@@ -7,6 +7,7 @@ use std::{
 };
 
 use crate::{
+    bindfree::Endpoints,
     copies::Copies,
     error::{Error, ErrorKind, Result},
     lock::{self, Access, Content, PortLock, lock_file},
@@ -15,7 +16,9 @@ use crate::{
     owner::{self, Kind, Owner},
     process, registry,
     reservation::{self, Found, Reservation, ReservationState},
-    search::{Examples, Explained},
+    search::{ByReason, Explained},
+    server::Process,
+    sockets,
     unavailable::{Attempt, Failure},
     waiting,
 };
@@ -338,6 +341,33 @@ impl PortEntry {
         !matches!(self.state, EntryState::Stale | EntryState::Unknown)
     }
 
+    /// Returns the process that has the lease, with the program that it runs now. The record names the one
+    /// that it ran when it leased the port, which calls exec in `portlock run`, for example. `None` if the
+    /// port is not leased or the process cannot be seen.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use portlock::{FreePort, LockDir};
+    ///
+    /// let port = FreePort::new(4000..=6000)?;
+    /// let entry = LockDir::locate()?.entry(port.port())?.expect("its lock file");
+    /// let process = entry.process().expect("this one");
+    /// assert_eq!(process.pid, std::process::id());
+    /// # Ok::<(), portlock::Error>(())
+    /// ```
+    #[must_use]
+    pub fn process(&self) -> Option<Process> {
+        let pid = match (self.state, &self.owner) {
+            (EntryState::Held | EntryState::Delegated, Some(owner)) => {
+                owner.process.pid_here().ok()??
+            }
+            (EntryState::Inherited, _) => self.heir.as_ref()?.pid,
+            _ => return None,
+        };
+        Some(process::describe(pid))
+    }
+
     /// Describes who has the lease, or had it last, such as `pid 812 "orders-test" (api tests)`, or
     /// `None` if that is not known. Nothing in it can drive a terminal.
     ///
@@ -362,15 +392,23 @@ impl PortEntry {
 }
 
 /// Returns what is known of some ports that could not be leased: who has them, and for what they are
-/// reserved.
-pub(crate) fn explain(dir: Option<&OpenDir>, ports: Examples<u16>) -> Examples<Explained> {
+/// reserved. Which processes have bound them there is determined only for `endpoints` that are given:
+/// it takes some milliseconds.
+pub(crate) fn explain(
+    dir: Option<&OpenDir>,
+    ports: ByReason<u16>,
+    endpoints: Option<&Endpoints>,
+) -> ByReason<Explained> {
     let mut listed = ListedLocks::new();
     let mut holder = |port| dir?.holder(port, &mut listed);
     let mut leased = |port| (port, holder(port).map(|holder| format!("by {holder}")));
     let reserved = |port| (port, dir.and_then(|dir| dir.reserved_for(port)));
-    Examples {
+    let servers = endpoints.map(|endpoints| sockets::servers(&ports.bound, endpoints));
+    let bound = |(port, process)| (port, Some(format!("by {process}")));
+    ByReason {
         leased: ports.leased.into_iter().map(&mut leased).collect(),
         reserved: ports.reserved.into_iter().map(reserved).collect(),
+        bound: servers.into_iter().flatten().map(bound).collect(),
     }
 }
 

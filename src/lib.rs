@@ -197,8 +197,10 @@
 //!
 //! A child that has been started does not listen yet.
 //! [`FreePort::wait_until_listening`] connects again and again until something accepts. The
-//! function [`wait_until_listening`] does the same for any address or name. Neither can
-//! tell whether that is *your* server. A server that could not bind has ended, so check that:
+//! function [`wait_until_listening`] does the same for any address or name. Neither asks
+//! whether that is *your* server: if yours could not bind its port, because another program has
+//! taken it, the other program's server answers. [`FreePort::wait_for_server`] finds out which
+//! process answers, and fails if it is another one than yours or a descendant of it:
 //!
 //! ```
 //! use std::{io, process::{Child, Command}, time::Duration};
@@ -217,12 +219,9 @@
 //!             .args(["--bind", "127.0.0.1", "--save", "", "--port", &port.to_string()])
 //!             .spawn()?;
 //!         // From here on, whatever fails, `drop` ends the server.
-//!         let mut server = Self { child, port };
-//!         server.port.wait_until_listening(Duration::from_secs(10))?;
-//!         match server.child.try_wait()? {
-//!             None => Ok(server),
-//!             Some(status) => Err(io::Error::other(format!("the server has ended: {status}"))),
-//!         }
+//!         let server = Self { child, port };
+//!         server.port.wait_for_server(server.child.id(), Duration::from_secs(10))?;
+//!         Ok(server)
 //!     }
 //! }
 //!
@@ -326,6 +325,7 @@
 //! | [`Probe`](ErrorKind::Probe) | most often no descriptors are left (EMFILE) |
 //! | [`Process`](ErrorKind::Process) | the child has ended before the lease could be given to it |
 //! | [`Timeout`](ErrorKind::Timeout) | what the server says on its standard error |
+//! | [`OtherServer`](ErrorKind::OtherServer) | the message says which process answers; if it is the right one, [`wait_until_listening`] accepts it |
 //! | [`Stopped`](ErrorKind::Stopped) | nothing: your own callback stopped the wait |
 //! | [`PortServer`](ErrorKind::PortServer) | the server that was named, by `PORTSERVER_ADDRESS` or in the call |
 //! | [`Unsupported`](ErrorKind::Unsupported) | not on this system, or not together |
@@ -379,6 +379,8 @@
 //! | [`Builder::hold_socket`] | yes | [`Unsupported`](ErrorKind::Unsupported) | [`Unsupported`](ErrorKind::Unsupported) |
 //! | `FreePort::into_fd` | yes | yes | no |
 //! | copies of reservations | `~/.local/state` | `~/Library/Application Support` | the user's local application data |
+//! | [servers](LockDir::servers) that are seen | of everybody, and their processes if they run as this user | of this user | of everybody, each with the process that created the socket |
+//! | a server is the holder's by | descent, or the lease's descriptor | descent | descent |
 //! | port server | socket, also abstract | socket | named pipe |
 //!
 //! macOS sets the close-on-exec flag of a socket by a second system call, so a child that another
@@ -401,6 +403,7 @@ mod clock;
 pub mod compat;
 mod copies;
 mod error;
+mod family;
 mod freeport;
 mod jitter;
 mod leases;
@@ -420,6 +423,8 @@ mod registry;
 mod reservation;
 mod retry;
 mod search;
+mod server;
+mod sockets;
 mod system_ports;
 mod unavailable;
 #[cfg(not(any(target_os = "linux", target_os = "macos", windows)))]
@@ -437,6 +442,7 @@ pub use owner::Owner;
 pub use ports::{PortSet, Ports};
 pub use readiness::wait_until_listening;
 pub use reservation::{Reservation, ReservationState};
+pub use server::{BelongsTo, Process, Server};
 pub use system_ports::ephemeral_port_range;
 pub use wait_status::WaitStatus;
 

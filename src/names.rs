@@ -19,7 +19,7 @@ use crate::{
     lock_dir::{LockDir, OpenDir},
     mark,
     reservation::{Found, Key, Line, Reservation, variable},
-    search::Examples,
+    search::ByReason,
     unavailable::{Attempt, Failure},
 };
 
@@ -373,7 +373,11 @@ impl LockDir {
                 return Ok(());
             }
             Err(Failure::Unavailable(_)) => {
-                let holder = leases::explain(Some(dir), Examples::of_leased(port)).leased;
+                let leased = ByReason {
+                    leased: vec![port],
+                    ..ByReason::default()
+                };
+                let holder = leases::explain(Some(dir), leased, None).leased;
                 let holder = holder.into_iter().find_map(|(_, holder)| holder);
                 let message = format!(
                     "cannot remove the reservation of port {port}: it is leased{}, and that lease has to \

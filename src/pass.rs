@@ -178,7 +178,7 @@ impl<'a> Pass<'a> {
             Ok(all)
         });
         found.map_err(|failure| match failure {
-            Failure::Unavailable(_) => Failure::Unavailable(unavailable.into_values().collect()),
+            Failure::Unavailable(_) => Failure::Unavailable(unavailable.into_iter().collect()),
             error => error,
         })
     }
@@ -390,6 +390,7 @@ mod tests {
             endpoints: &endpoints,
             label: None,
             prefer: None,
+            key: None,
             hold_socket: false,
             delegate_to: None,
             creates_dir: true,

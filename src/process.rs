@@ -20,6 +20,7 @@ use std::{
 use crate::{
     error::{Error, ErrorKind, Result},
     mark::{self, Mark},
+    server::Process,
 };
 
 #[cfg(target_os = "linux")]
@@ -39,6 +40,8 @@ use macos as system;
 pub(crate) use unix::is_recordable;
 #[cfg(windows)]
 use windows as system;
+
+pub(crate) use system::{ADOPTS, Lineage};
 
 /// What is written of a process where something is not known.
 pub(crate) const UNKNOWN: &str = "-";
@@ -139,6 +142,25 @@ pub(crate) fn find(pid: u32) -> Result<NamedProcess> {
     Ok((identity, program))
 }
 
+/// Returns whether no process has `pid`, or only one that has ended and was not waited for.
+pub(crate) fn has_ended(pid: u32) -> bool {
+    let any = Identity {
+        pid,
+        start: None,
+        namespace: this().0.namespace,
+    };
+    matches!(any.evidence(), Ok(Evidence::Gone))
+}
+
+/// Returns what can be seen of the process that has `pid` here.
+pub(crate) fn describe(pid: u32) -> Process {
+    Process {
+        pid,
+        program: String::from_utf8_lossy(&system::program_of(pid)).into_owned(),
+        user_id: system::user_of(pid),
+    }
+}
+
 /// Whether there is a process that has `pid`, without asking what it is.
 ///
 /// # Errors
@@ -187,6 +209,18 @@ impl Identity {
             Evidence::Gone => Ok(true),
             Evidence::Undetermined => Ok(false),
             Evidence::Alive(place) => system::is_of_this_user(&place),
+        }
+    }
+
+    /// Returns the pid that the process has here, or `None` if it is not seen to live.
+    ///
+    /// # Errors
+    ///
+    /// As for [`evidence`](Self::evidence).
+    pub(crate) fn pid_here(&self) -> io::Result<Option<u32>> {
+        match self.evidence()? {
+            Evidence::Alive(place) => system::pid_at(self, &place),
+            Evidence::Gone | Evidence::Undetermined => Ok(None),
         }
     }
 

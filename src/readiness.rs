@@ -34,14 +34,29 @@ use crate::error::{Error, ErrorKind, Result};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn wait_until_listening(address: impl ToSocketAddrs, timeout: Duration) -> Result<()> {
+    wait_for_any(address, timeout, |_| Ok(()))
+}
+
+/// What a connection shows of the server that accepted it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Accepted {
+    pub(crate) address: SocketAddr,
+    /// The address is one of this machine.
+    pub(crate) is_local: bool,
+}
+
+/// Waits until something accepts connections at an address, and returns what `inspect` makes of the first
+/// server that does. An error of `inspect` ends the wait.
+pub(crate) fn wait_for_any<T>(
+    address: impl ToSocketAddrs,
+    timeout: Duration,
+    inspect: impl Fn(Accepted) -> Result<T>,
+) -> Result<T> {
     let addresses = address.to_socket_addrs().map_err(|error| {
         let message = "cannot resolve the name of the host to connect to";
         Error::with_cause(ErrorKind::Probe, message, error)
     })?;
-    wait_for_any(addresses.collect(), timeout)
-}
-
-fn wait_for_any(mut addresses: Vec<SocketAddr>, timeout: Duration) -> Result<()> {
+    let mut addresses: Vec<SocketAddr> = addresses.collect();
     if addresses.is_empty() {
         let message = "there is no address to connect to";
         return Err(Error::new(ErrorKind::Probe, message));
@@ -56,7 +71,7 @@ fn wait_for_any(mut addresses: Vec<SocketAddr>, timeout: Duration) -> Result<()>
         let mut next = 0;
         while let Some(&address) = addresses.get(next) {
             match connect(address, timeout.saturating_sub(start.elapsed())) {
-                Ok(()) => return Ok(()),
+                Ok(accepted) => return inspect(accepted),
                 Err(error) if may_pass(&error) => {
                     if failure.kind() != io::ErrorKind::ConnectionRefused {
                         failure = error;
@@ -88,15 +103,25 @@ fn wait_for_any(mut addresses: Vec<SocketAddr>, timeout: Duration) -> Result<()>
 }
 
 /// Connects to a server and closes the connection.
-fn connect(address: SocketAddr, left: Duration) -> io::Result<()> {
+fn connect(address: SocketAddr, left: Duration) -> io::Result<Accepted> {
     /// An attempt that is not answered for this long may have been lost, and is made again.
     const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(1);
     // Zero is not a valid timeout for connecting.
     let timeout = left.clamp(Duration::from_millis(1), ATTEMPT_TIMEOUT);
-    match TcpStream::connect_timeout(&address, timeout)? {
-        stream if is_connected_with_itself(&stream) => Err(io::ErrorKind::ConnectionRefused.into()),
-        _ => Ok(()),
+    let stream = TcpStream::connect_timeout(&address, timeout)?;
+    if is_connected_with_itself(&stream) {
+        return Err(io::ErrorKind::ConnectionRefused.into());
     }
+    // For the wildcard address, the loopback address is connected to.
+    let address = stream.peer_addr().unwrap_or(address);
+    // To itself, a machine sends from the address that it sends to.
+    let from_itself = stream
+        .local_addr()
+        .is_ok_and(|own| own.ip() == address.ip());
+    Ok(Accepted {
+        address,
+        is_local: address.ip().to_canonical().is_loopback() || from_itself,
+    })
 }
 
 /// Returns whether connecting may succeed after this error.

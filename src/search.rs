@@ -1,7 +1,7 @@
 //! A search of a set of ports: each is tried once in a given order, those with lingering sockets a
 //! few times more, and the unavailable ones are counted.
 
-use std::{fmt::Write as _, mem, thread, time::Duration};
+use std::{mem, thread, time::Duration};
 
 use crate::{
     error::{Error, ErrorKind, PortCounts},
@@ -51,7 +51,7 @@ pub(crate) fn search<T>(
         match attempt(port, time_wait == TimeWait::Free) {
             Ok(found) => return Ok(found),
             Err(Failure::Unavailable(Unavailable::Lingering)) => lingering.push(port),
-            Err(Failure::Unavailable(why)) => exhausted.count(why),
+            Err(Failure::Unavailable(why)) => exhausted.count(port, why),
             Err(Failure::Error(error)) => return Err(error.into()),
         }
     }
@@ -66,13 +66,13 @@ pub(crate) fn search<T>(
             match attempt(port, closing_is_free) {
                 Ok(found) => return Ok(found),
                 Err(Failure::Unavailable(Unavailable::Lingering)) => lingering.push(port),
-                Err(Failure::Unavailable(why)) => exhausted.count(why),
+                Err(Failure::Unavailable(why)) => exhausted.count(port, why),
                 Err(Failure::Error(error)) => return Err(error.into()),
             }
         }
     }
-    for _ in lingering {
-        exhausted.count(Unavailable::Lingering);
+    for port in lingering {
+        exhausted.count(port, Unavailable::Lingering);
     }
     Err(Failure::Unavailable(exhausted))
 }
@@ -81,57 +81,52 @@ pub(crate) fn search<T>(
 #[derive(Debug, Default)]
 pub(crate) struct Exhausted {
     counts: PortCounts,
-    /// The leased ports, each as often as it was tried.
-    leased: Vec<u16>,
-    reserved: Vec<u16>,
+    /// The ports that a message may name, each as often as it was tried.
+    ports: ByReason<u16>,
 }
 
-/// Some of the ports of which a message says more, and what it says.
+/// Unavailable ports, or what is known of them, by the reasons that a message explains.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Examples<T> {
+pub(crate) struct ByReason<T> {
     /// Who has them.
     pub(crate) leased: Vec<T>,
     /// For what they are reserved.
     pub(crate) reserved: Vec<T>,
-}
-
-impl Examples<u16> {
-    pub(crate) fn of_leased(port: u16) -> Self {
-        Self {
-            leased: vec![port],
-            reserved: Vec::new(),
-        }
-    }
+    /// Which processes have bound them.
+    pub(crate) bound: Vec<T>,
 }
 
 /// A port, and what is known of it.
 pub(crate) type Explained = (u16, Option<String>);
 
-/// Number of holders, and of reservations, named in a message.
+/// Largest number of ports of each reason that a message names.
 const EXAMPLES: usize = 4;
 
-impl FromIterator<Unavailable> for Exhausted {
-    fn from_iter<I: IntoIterator<Item = Unavailable>>(reasons: I) -> Self {
+impl FromIterator<(u16, Unavailable)> for Exhausted {
+    fn from_iter<I: IntoIterator<Item = (u16, Unavailable)>>(reasons: I) -> Self {
         let mut exhausted = Self::default();
-        for why in reasons {
-            exhausted.count(why);
+        for (port, why) in reasons {
+            exhausted.count(port, why);
         }
         exhausted
     }
 }
 
 impl Exhausted {
-    fn count(&mut self, why: Unavailable) {
+    fn count(&mut self, port: u16, why: Unavailable) {
         match why {
             Unavailable::Leased(port) => {
                 self.counts.leased += 1;
-                self.leased.push(port);
+                self.ports.leased.push(port);
             }
             Unavailable::Reserved(port) => {
                 self.counts.reserved += 1;
-                self.reserved.push(port);
+                self.ports.reserved.push(port);
             }
-            Unavailable::Bound => self.counts.bound += 1,
+            Unavailable::Bound => {
+                self.counts.bound += 1;
+                self.ports.bound.push(port);
+            }
             Unavailable::Lingering => self.counts.lingering += 1,
             Unavailable::NotPermitted => self.counts.not_permitted += 1,
             Unavailable::NotEnough => self.counts.not_enough += 1,
@@ -146,19 +141,20 @@ impl Exhausted {
 
     /// The ports that were leased.
     pub(crate) fn leased(&self) -> &[u16] {
-        &self.leased
+        &self.ports.leased
     }
 
-    /// The first few ports of which a message says more.
-    pub(crate) fn examples(&mut self) -> Examples<u16> {
+    /// The first few ports that a message names.
+    pub(crate) fn examples(&mut self) -> ByReason<u16> {
         let first = |ports: &mut Vec<u16>| {
             ports.sort_unstable();
             ports.dedup();
             ports.iter().copied().take(EXAMPLES).collect()
         };
-        Examples {
-            leased: first(&mut self.leased),
-            reserved: first(&mut self.reserved),
+        ByReason {
+            leased: first(&mut self.ports.leased),
+            reserved: first(&mut self.ports.reserved),
+            bound: first(&mut self.ports.bound),
         }
     }
 
@@ -169,7 +165,7 @@ impl Exhausted {
 
     /// The error that says so, after a `headline` that says what was looked for
     /// and how long, and with what is known of some ports.
-    pub(crate) fn into_error(self, headline: String, examples: &Examples<Explained>) -> Error {
+    pub(crate) fn into_error(self, headline: String, examples: &ByReason<Explained>) -> Error {
         let counts = self.counts;
         let kind = if self.may_change() || counts.reserved + counts.not_enough > 0 {
             ErrorKind::Exhausted
@@ -182,56 +178,60 @@ impl Exhausted {
 
 impl PortCounts {
     /// Returns the message of an error with these counts.
-    pub(crate) fn message(self, headline: String, examples: &Examples<Explained>) -> String {
-        let counts = self;
-        let mut reasons = Vec::new();
-        let kinds = [
-            ("leased", counts.leased, &examples.leased),
-            ("reserved", counts.reserved, &examples.reserved),
+    pub(crate) fn message(self, headline: String, examples: &ByReason<Explained>) -> String {
+        let one_bound = Self {
+            bound: 1,
+            ..Self::default()
+        };
+        if let [(_, Some(by_process))] = &examples.bound[..]
+            && self == one_bound
+        {
+            return format!("{headline}: bound {by_process}");
+        }
+        let bound = match self.bound {
+            1 => "bound by another program",
+            _ => "bound by other programs",
+        };
+        let not_permitted = format!("not permitted ({PRIVILEGE})");
+        let reasons = [
+            (self.leased, "leased", &examples.leased[..]),
+            (self.reserved, "reserved", &examples.reserved),
+            (self.bound, bound, &examples.bound),
+            (
+                self.lingering,
+                "in TIME_WAIT or bound with SO_REUSEADDR",
+                &[],
+            ),
+            (self.not_permitted, &not_permitted, &[]),
+            (self.not_enough, "free", &[]),
         ];
-        for (kind, count, examples) in kinds {
-            if count == 0 {
-                continue;
-            }
-            let mut reason = format!("{count} {kind}");
-            let mut separator = " (";
-            for (port, explanation) in examples {
-                // Without a record it is still leased: the holder may be just
-                // about to write it, or another tool that writes none.
-                let _ = match explanation {
-                    Some(explanation) => write!(reason, "{separator}{port} {explanation}"),
-                    None => write!(reason, "{separator}{port}"),
-                };
-                separator = ", ";
-            }
-            if count as usize > examples.len() {
-                reason.push_str(", …");
-            }
-            reason.push(')');
-            reasons.push(reason);
-        }
-        match counts.bound {
-            0 => {}
-            1 => reasons.push("1 bound by another program".to_owned()),
-            bound => reasons.push(format!("{bound} bound by other programs")),
-        }
-        if counts.lingering > 0 {
-            let lingering = counts.lingering;
-            reasons.push(format!(
-                "{lingering} in TIME_WAIT or bound with SO_REUSEADDR"
-            ));
-        }
-        if counts.not_permitted > 0 {
-            reasons.push(format!(
-                "{} not permitted ({PRIVILEGE})",
-                counts.not_permitted
-            ));
-        }
-        if counts.not_enough > 0 {
-            reasons.push(format!("{} free", counts.not_enough));
-        }
+        let reasons: Vec<String> = reasons
+            .into_iter()
+            .filter(|(count, ..)| *count > 0)
+            .map(|(count, what, examples)| format!("{count} {what}{}", list(count, examples)))
+            .collect();
         format!("{headline}: {}", reasons.join(", "))
     }
+}
+
+/// Returns the examples of `count` ports, such as ` (4000 by pid 812 "orders-test", 4001, …)`.
+fn list(count: u32, examples: &[Explained]) -> String {
+    if examples.is_empty() {
+        return String::new();
+    }
+    let mut ports: Vec<String> = examples
+        .iter()
+        .map(|(port, explanation)| match explanation {
+            Some(explanation) => format!("{port} {explanation}"),
+            // Without a record it is still leased: the holder may be just about to write it, or
+            // another tool that writes none.
+            None => port.to_string(),
+        })
+        .collect();
+    if count as usize > ports.len() {
+        ports.push("…".to_owned());
+    }
+    format!(" ({})", ports.join(", "))
 }
 
 #[cfg(test)]
@@ -253,12 +253,13 @@ mod tests {
         let examples = exhausted.examples();
         let leased = examples.leased.into_iter();
         let reserved = examples.reserved.into_iter();
-        let holders = Examples {
+        let examples = ByReason {
             leased: leased.map(|port| (port, holder_of(port))).collect(),
             reserved: reserved.map(|port| (port, None)).collect(),
+            bound: Vec::new(),
         };
         let headline = "no free port in 4000-4009".to_owned();
-        exhausted.into_error(headline, &holders).to_string()
+        exhausted.into_error(headline, &examples).to_string()
     }
 
     #[test]
@@ -294,7 +295,7 @@ mod tests {
     fn holders_are_named_in_order_and_without_record_only_counted() {
         let mut exhausted = Exhausted::default();
         for port in [4003, 4001, 4000] {
-            exhausted.count(Unavailable::Leased(port));
+            exhausted.count(port, Unavailable::Leased(port));
         }
         assert_eq!(
             message(exhausted),
@@ -306,16 +307,48 @@ mod tests {
     #[test]
     fn a_reserved_port_is_named_and_not_waited_for() {
         let mut exhausted = Exhausted::default();
-        exhausted.count(Unavailable::Reserved(4002));
+        exhausted.count(4002, Unavailable::Reserved(4002));
         assert!(!exhausted.may_change());
         assert_eq!(
             message(exhausted),
             "no free port in 4000-4009: 1 reserved (4002)"
         );
         let mut exhausted = Exhausted::default();
-        exhausted.count(Unavailable::Reserved(4002));
-        let error = exhausted.into_error(String::new(), &Examples::default());
+        exhausted.count(4002, Unavailable::Reserved(4002));
+        let error = exhausted.into_error(String::new(), &ByReason::default());
         assert_eq!(error.kind(), ErrorKind::Exhausted);
+    }
+
+    #[test]
+    fn the_processes_of_bound_ports_are_named() {
+        let message = |reasons: &[(u16, Unavailable)], known: &[u16]| {
+            let exhausted: Exhausted = reasons.iter().copied().collect();
+            let by_process = |&port: &u16| (port, Some("by pid 812 (postgres)".to_owned()));
+            let examples = ByReason {
+                bound: known.iter().map(by_process).collect(),
+                ..ByReason::default()
+            };
+            let error = exhausted.into_error("no free port in 5432".to_owned(), &examples);
+            error.to_string()
+        };
+        let bound = |port| (port, Unavailable::Bound);
+        assert_eq!(
+            message(&[bound(5432)], &[5432]),
+            "no free port in 5432: bound by pid 812 (postgres)"
+        );
+        assert_eq!(
+            message(&[bound(5432)], &[]),
+            "no free port in 5432: 1 bound by another program"
+        );
+        assert_eq!(
+            message(&[bound(5432), (5433, Unavailable::Lingering)], &[5432]),
+            "no free port in 5432: 1 bound by another program (5432 by pid 812 (postgres)), 1 in \
+             TIME_WAIT or bound with SO_REUSEADDR"
+        );
+        assert_eq!(
+            message(&[bound(5432), bound(5433)], &[5433]),
+            "no free port in 5432: 2 bound by other programs (5433 by pid 812 (postgres), …)"
+        );
     }
 
     #[test]
@@ -408,7 +441,7 @@ mod tests {
             ),
         ];
         let exhausted = |reasons: &[(Unavailable, usize, bool, &str)]| -> Exhausted {
-            let each = |&(why, n, ..): &(Unavailable, usize, bool, &str)| vec![why; n];
+            let each = |&(why, n, ..): &(Unavailable, usize, bool, &str)| vec![(4000, why); n];
             reasons.iter().flat_map(each).collect()
         };
         for reason in &reasons {
@@ -420,7 +453,7 @@ mod tests {
         }
         assert!(!exhausted(&[]).may_change());
         // As many of one kind as of another.
-        let pair: Exhausted = [Unavailable::Bound, Unavailable::Lingering]
+        let pair: Exhausted = [(4000, Unavailable::Bound), (4001, Unavailable::Lingering)]
             .into_iter()
             .collect();
         assert!(pair.may_change());
@@ -428,7 +461,7 @@ mod tests {
         let all = exhausted(&reasons);
         assert_eq!(all.leased(), [4000, 4000]);
         let of_all = all.counts();
-        let error = all.into_error(String::new(), &Examples::default());
+        let error = all.into_error(String::new(), &ByReason::default());
         assert_eq!(error.kind(), ErrorKind::Exhausted);
         let counts = PortCounts {
             leased: 2,
@@ -440,15 +473,15 @@ mod tests {
         };
         assert_eq!((error.counts(), of_all), (Some(counts), counts));
         // Others are free, though not enough of them.
-        let error = exhausted(&reasons[3..5]).into_error(String::new(), &Examples::default());
+        let error = exhausted(&reasons[3..5]).into_error(String::new(), &ByReason::default());
         assert_eq!(error.kind(), ErrorKind::Exhausted);
     }
 
     #[test]
     fn nothing_permitted_is_a_kind_of_its_own() {
         let mut exhausted = Exhausted::default();
-        exhausted.count(Unavailable::NotPermitted);
-        let error = exhausted.into_error("no free port in 80".to_owned(), &Examples::default());
+        exhausted.count(80, Unavailable::NotPermitted);
+        let error = exhausted.into_error("no free port in 80".to_owned(), &ByReason::default());
         assert_eq!(error.kind(), ErrorKind::PermissionDenied);
         assert!(error.to_string().contains("80"), "{error}");
     }

@@ -11,7 +11,7 @@ use crate::{
     error::{Error, ErrorKind, PortCounts, Result},
     leases,
     lock_dir::OpenDir,
-    search::{Examples, Exhausted},
+    search::{ByReason, Exhausted},
 };
 
 /// The shortest time between two calls of a callback.
@@ -77,7 +77,7 @@ pub(crate) struct Calls<'a> {
     due: Instant,
     /// Of the last rescan of all ports: the counts, and ports of which the message says more.
     counts: PortCounts,
-    examples: Examples<u16>,
+    examples: ByReason<u16>,
 }
 
 impl<'a> Calls<'a> {
@@ -87,7 +87,7 @@ impl<'a> Calls<'a> {
             start,
             due: start,
             counts: PortCounts::default(),
-            examples: Examples::default(),
+            examples: ByReason::default(),
         }
     }
 
@@ -118,7 +118,7 @@ impl<'a> Calls<'a> {
         }
         let elapsed = self.start.elapsed();
         let headline = format!("{} after {:.1} s", headline(), elapsed.as_secs_f64());
-        let examples = leases::explain(dir, self.examples.clone());
+        let examples = leases::explain(dir, self.examples.clone(), None);
         let status = WaitStatus {
             elapsed,
             counts: self.counts,

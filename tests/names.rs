@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     env, fs,
+    ops::ControlFlow,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -136,6 +137,9 @@ fn caller(parent: &Parent) {
             "lease" => Ok(keep(named.acquire())),
             "try" => Ok(keep(named.try_acquire())),
             "or-any" => Ok(keep(named.or_any().acquire())),
+            "stopped" => Ok(keep(
+                named.or_any().on_wait(|_| ControlFlow::Break(())).acquire(),
+            )),
             "delegate" => named
                 .acquire_for(std::process::id())
                 .map(|port| port.to_string()),
@@ -297,15 +301,12 @@ fn a_reserved_port_that_is_bound_is_an_error_or_another_port() {
     let stranger = listen_strictly(web.parse().expect("a port")).expect("it is not bound");
     let start = Instant::now();
     let said = caller.ask("lease web");
-    assert_says(
-        &said,
-        &[
-            "Exhausted",
-            &format!("port {web}"),
-            "1 bound by another program",
-        ],
-    );
+    let headline = format!("port {web}, which is reserved as web in ");
+    let server = format!(" s: bound by pid {} (", std::process::id());
+    assert_says(&said, &["Exhausted", &headline, &server]);
     assert!(start.elapsed() < LONG / 2, "it fails soon");
+    // A wait that is stopped leases no other port instead.
+    assert_says(&caller.ask("stopped web"), &["Stopped", "1 bound"]);
     let other = port(caller.ask("or-any web"));
     assert_ne!(other, web);
     // A server that ends: its lease first, and its socket a moment later.

@@ -198,7 +198,13 @@ pub(crate) struct Pick {
     pub(crate) json: Json,
 }
 
-/// List every lease.
+/// List every lease, and whether the server on its port is the holder's.
+///
+/// PROGRAM is what the holder runs now. A port without a server is "not bound yet", and
+/// "bound" by a server of the holder, which is that process, a descendant of it or a process
+/// that has inherited the lease. Otherwise the list shows by which process the port is
+/// served, or that the server is unknown: its process cannot be seen, or it may have
+/// daemonized.
 ///
 /// A lock file that is left from an earlier lease is shown as stale. It does no
 /// harm, and its port is free. Where the system does not list the locks that are
@@ -218,7 +224,11 @@ pub(crate) struct List {
     #[arg(long, value_name = "SET")]
     pub(crate) ports: Option<PortSet>,
 
-    /// Again every second, until interrupted.
+    /// Show only leases with this label.
+    #[arg(long, value_name = "TEXT", conflicts_with = "map")]
+    pub(crate) label: Option<String>,
+
+    /// Again every second, until interrupted. With --json, each time one object on one line.
     #[arg(long, short)]
     pub(crate) watch: bool,
 
@@ -226,7 +236,10 @@ pub(crate) struct List {
     pub(crate) json: Json,
 }
 
-/// Say whether ports are free, leased or bound.
+/// Say whether ports are free, leased or bound, and who has them.
+///
+/// That is the holder of the lease and the process that serves the port, each with its
+/// user, as far as they can be seen. JSON has their command line and directory too.
 ///
 /// The exit status is 0 if all are free, 1 if one is leased, and 3 if one is bound
 /// by a program without a lease, or may not be bound.
@@ -245,10 +258,15 @@ pub(crate) struct Check {
     pub(crate) json: Json,
 }
 
-/// Wait until something accepts connections on each port, or until each is free.
+/// Wait until each port has its server, or until each is free.
+///
+/// On a leased port it waits for the server of the lease's holder: that process, a
+/// descendant of it or a process that has inherited the lease. A server of which nobody can
+/// tell is accepted, with a note. On a port that is not leased, any server will do.
 ///
 /// A connection that is refused or not answered, or for which there is no network yet, is
-/// tried again. The exit status is 124 if a port is not ready in time.
+/// tried again. The exit status is 3 if another process's server answers, and 124 if a port
+/// is not ready in time.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Wait {
     /// The ports.
@@ -264,6 +282,19 @@ pub(crate) struct Wait {
     #[arg(long)]
     pub(crate) free: bool,
 
+    /// Wait for the server of this process or of a descendant of it, whoever has the lease.
+    #[arg(
+        long,
+        value_name = "PID",
+        conflicts_with_all = ["free", "any"],
+        allow_negative_numbers = true
+    )]
+    pub(crate) pid: Option<u32>,
+
+    /// Accept any server, whoever has the lease.
+    #[arg(long, conflicts_with = "free")]
+    pub(crate) any: bool,
+
     /// At which address, or any address of which name, such as localhost [default: either
     /// loopback address, 127.0.0.1 or ::1; with --free: every address].
     #[arg(long, value_name = "HOST", value_parser = host)]
@@ -278,6 +309,9 @@ pub(crate) struct Wait {
         allow_hyphen_values = true
     )]
     pub(crate) timeout: Duration,
+
+    #[command(flatten)]
+    pub(crate) json: Json,
 }
 
 /// End the lease of a port that was picked.

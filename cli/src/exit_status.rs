@@ -8,7 +8,8 @@ pub(crate) enum ExitStatus {
     Success = 0,
     /// A port that was checked is leased.
     Leased = 1,
-    /// A port that was checked is bound, or may not be bound.
+    /// A port that was checked is bound, or may not be bound; or one that was waited for is served by
+    /// another process.
     Bound = 3,
     /// No port was free in time (EX_TEMPFAIL of sysexits.h: try again later).
     Exhausted = 75,
@@ -43,7 +44,10 @@ impl ExitStatus {
         match self {
             Self::Success => "success",
             Self::Leased => "`check`: a port is leased",
-            Self::Bound => "`check`: a port is bound without a lease, or may not be bound",
+            Self::Bound => {
+                "`check`: a port is bound without a lease, or may not be bound; `wait`: another \
+                 process's server answers"
+            }
             Self::Exhausted => "no port was free in time",
             Self::TimedOut => "what was waited for did not happen in time",
             Self::Failed => "portlock itself failed",
@@ -96,7 +100,7 @@ mod tests {
         };
         let check = codes(&[ExitStatus::Success, ExitStatus::Leased, ExitStatus::Bound]);
         assert_eq!(statuses(&help("check"), "exit status"), check);
-        let wait = codes(&[ExitStatus::TimedOut]);
+        let wait = codes(&[ExitStatus::Bound, ExitStatus::TimedOut]);
         assert_eq!(statuses(&help("wait"), "exit status"), wait);
         let all = command.get_after_long_help().expect("a help").to_string();
         assert_eq!(statuses(&all, "Exit status"), codes(&ExitStatus::ALL));

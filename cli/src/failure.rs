@@ -36,6 +36,7 @@ impl From<Error> for Failure {
         let status = match error.kind() {
             ErrorKind::Exhausted => ExitStatus::Exhausted,
             ErrorKind::Timeout => ExitStatus::TimedOut,
+            ErrorKind::OtherServer => ExitStatus::Bound,
             _ => ExitStatus::Failed,
         };
         Self::new(status, error.to_string())

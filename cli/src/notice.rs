@@ -1,9 +1,14 @@
 //! The line that a command prints on a terminal while it waits for a port.
 
 use std::{
+    fmt::Display,
     io::{self, IsTerminal as _, Write as _},
     ops::ControlFlow,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc::{self, RecvTimeoutError},
+    },
+    thread,
     time::Duration,
 };
 
@@ -21,9 +26,31 @@ pub(crate) fn announce_waits(builder: Builder) -> Builder {
     let is_printed = AtomicBool::new(false);
     builder.on_wait(move |status| {
         if status.elapsed() >= DELAY && !is_printed.swap(true, Ordering::Relaxed) {
-            // A closed standard error must not end the wait.
-            let _ = writeln!(io::stderr(), "portlock: waiting: {status}");
+            print(status);
         }
         ControlFlow::Continue(())
     })
+}
+
+/// Calls `wait` and, if that takes long, prints such a line, which `what` makes at that moment.
+pub(crate) fn announced<T>(wait: impl FnOnce() -> T, what: impl FnOnce() -> String + Send) -> T {
+    if !io::stderr().is_terminal() {
+        return wait();
+    }
+    let (waiting, ended) = mpsc::channel::<()>();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            if ended.recv_timeout(DELAY) == Err(RecvTimeoutError::Timeout) {
+                print(what());
+            }
+        });
+        let outcome = wait();
+        drop(waiting);
+        outcome
+    })
+}
+
+fn print(what: impl Display) {
+    // A closed standard error must not end the wait.
+    let _ = writeln!(io::stderr(), "portlock: waiting: {what}");
 }

@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use portlock::PortEntry;
+use portlock::{BelongsTo, EntryState, Owner, PortEntry, Server};
 use serde_json::{Value, json};
 
 use crate::{exit_status::ExitStatus, failure::Failure};
@@ -14,6 +14,11 @@ use crate::{exit_status::ExitStatus, failure::Failure};
 /// Prints a warning. Unlike `eprint!`, this does not panic when standard error is closed.
 pub(crate) fn warn(message: &str) {
     let _ = writeln!(io::stderr(), "portlock: warning: {message}");
+}
+
+/// Prints a note. Unlike `eprint!`, this does not panic when standard error is closed.
+pub(crate) fn note(message: &str) {
+    let _ = writeln!(io::stderr(), "portlock: note: {message}");
 }
 
 /// Prints `text`, with its colours where they are wanted.
@@ -81,8 +86,17 @@ pub(crate) fn print_json(value: &Value) -> Result<(), Failure> {
 /// that cannot be seen, change the direction of text or combine with others are escaped
 /// too. They occur in strings only, where the escape means the same (RFC 8259, section 7).
 pub(crate) fn json_text(value: &Value) -> String {
+    harmless(&format!("{value:#}\n"))
+}
+
+/// The same on one line.
+pub(crate) fn json_line(value: &Value) -> String {
+    harmless(&format!("{value}\n"))
+}
+
+fn harmless(json: &str) -> String {
     let mut text = String::new();
-    for c in format!("{value:#}\n").chars() {
+    for c in json.chars() {
         // Of ASCII, JSON itself escapes all but DEL.
         let is_plain = if c.is_ascii() {
             c != '\u{7f}'
@@ -98,6 +112,39 @@ pub(crate) fn json_text(value: &Value) -> String {
         }
     }
     text
+}
+
+/// What is known of the server of a port: whose it is, and its process.
+pub(crate) fn add_server(row: &mut Value, server: Option<&Server>) {
+    let process = server.and_then(|server| server.process.as_ref());
+    row["server"] = server
+        .and_then(|server| server.belongs_to)
+        .map(|belongs_to| match belongs_to {
+            BelongsTo::Holder => "holder",
+            BelongsTo::Other => "other",
+            _ => "unknown",
+        })
+        .into();
+    row["server_pid"] = process.map(|process| process.pid).into();
+    row["server_program"] = process.map(|process| &process.program[..]).into();
+}
+
+/// Who has a lease, by the program that runs now.
+pub(crate) fn holder(entry: &PortEntry) -> Option<String> {
+    let process = match entry.state {
+        EntryState::Inherited => None,
+        _ => entry
+            .process()
+            .filter(|process| !process.program.is_empty()),
+    };
+    let Some(process) = process else {
+        return entry.holder();
+    };
+    let mut text = format!("pid {} \"{}\"", process.pid, process.program.escape_debug());
+    if let Some(label) = entry.owner.as_ref().and_then(Owner::label) {
+        let _ = write!(text, " ({})", label.escape_debug());
+    }
+    Some(text)
 }
 
 /// The process that inherited a lease from the one in the record, which has ended.

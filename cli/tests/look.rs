@@ -7,14 +7,37 @@ use std::{
     fs,
     net::TcpListener,
     process::id,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use ephemeral::{ephemeral, tells_ephemeral};
-use portlock_testkit::{BOUND, LEASED, NAME, Running, Said, Scene, TRUE, listen_strictly, set};
+use portlock_testkit::{
+    BOUND, LEASED, LONG, NAME, Running, Said, Scene, TRUE, cat_program, listen_strictly, set,
+};
 #[cfg(target_os = "linux")]
 use portlock_testkit::{OrdinaryUser, am_root, answer, set_mode};
 use serde_json::{Value, json};
+
+/// Whether the command line and the directory of a process can be seen.
+const SHOWS_DIRECTORIES: bool = cfg!(target_os = "linux");
+
+/// What a holder runs now: on Unix a shell that may become what it runs last.
+const HOLDERS: [&str; 2] = if cfg!(windows) {
+    [NAME; 2]
+} else {
+    ["sh", "cat"]
+};
+
+/// What `check` says of the user that runs these tests: nothing where users have no numbers.
+fn user() -> String {
+    let name = std::process::Command::new("id").arg("-un").output();
+    match name {
+        Ok(name) if cfg!(unix) => {
+            format!(", user {}", String::from_utf8_lossy(&name.stdout).trim())
+        }
+        _ => String::new(),
+    }
+}
 
 /// The cells of a table's line. They are two spaces apart, if not empty.
 fn cells(line: &str) -> Vec<&str> {
@@ -100,15 +123,14 @@ fn the_table_shows_every_lease() {
     let list = crowd.scene.portlock(["list"]).code(0).warns_of_nothing();
     let mut lines = list.out().lines();
     let header = lines.next().map(cells).expect("a header");
-    assert_eq!(
-        header,
-        ["PORT", "STATE", "PID", "PROGRAM", "SINCE", "LABEL"]
-    );
+    assert_eq!(header, ["PORT", "STATE", "PID", "PROGRAM", "AGE", "LABEL"]);
     let pid = |n: usize| crowd.children[n].id().to_string();
     let us = id().to_string();
+    // Its lease is a child's.
+    let served = format!("leased, served by pid {us} ({})", cat_program());
     for (port, state, pid, label) in [
         (crowd.held, "leased, not bound yet", &pid(0), "a server"),
-        (crowd.held_and_bound, "leased, bound", &pid(1), "a server"),
+        (crowd.held_and_bound, &served, &pid(1), "a server"),
         (crowd.delegated, "delegated, not bound yet", &us, "größe"),
         (crowd.delegated_and_bound, "delegated, bound", &us, "größe"),
     ] {
@@ -116,12 +138,7 @@ fn the_table_shows_every_lease() {
         assert_eq!((line[1], line[2], line[5]), (state, &pid[..], label));
         assert!(line[4].ends_with('s'), "{line:?}");
     }
-    assert_eq!(lines.clone().count(), 5, "{}", list.out());
-    let footer = lines.last().expect("a footer");
-    assert_eq!(
-        footer,
-        "2 lock files are left from earlier leases (--all shows them)"
-    );
+    assert_eq!(lines.count(), 4, "{}", list.out());
 }
 
 #[test]
@@ -136,12 +153,11 @@ fn the_table_shows_what_is_left_over_if_asked_for() {
             let line = line_of(list.out(), port);
             assert_eq!((line[1], line[5]), (state, "past"));
         }
-        let ports: Vec<&str> = list
+        let rows = list
             .out()
-            .lines()
-            .skip(1)
-            .map(|line| cells(line)[0])
-            .collect();
+            .strip_suffix("\n2 lock files are left from earlier leases\n")
+            .expect("a footer");
+        let ports: Vec<&str> = rows.lines().skip(1).map(|line| cells(line)[0]).collect();
         let expected: Vec<String> = crowd.scene.ports().take(6).map(|p| p.to_string()).collect();
         assert_eq!(ports, expected);
     }
@@ -153,19 +169,37 @@ fn the_table_shows_the_ports_that_are_asked_for() {
     let scene = &crowd.scene;
     let ports = format!("{},{}", crowd.held, crowd.stale);
     let list = scene.portlock(["list", "--ports", &ports]).code(0);
-    assert_eq!(list.out().lines().count(), 3, "{}", list.out());
+    assert_eq!(list.out().lines().count(), 2, "{}", list.out());
     line_of(list.out(), crowd.held);
-    assert!(
-        list.out()
-            .ends_with("\n1 lock file is left from earlier leases (--all shows them)\n")
-    );
     let list = scene.portlock(["list", "--all", "--ports", &ports]).code(0);
-    assert_eq!(list.out().lines().count(), 3, "{}", list.out());
+    assert_eq!(list.out().lines().count(), 4, "{}", list.out());
     line_of(list.out(), crowd.stale);
+    let footer = "\n1 lock file is left from earlier leases\n";
+    assert!(list.out().ends_with(footer), "{}", list.out());
     // A set without any is a set.
     for ports in ["1-9", ""] {
         let list = scene.portlock(["list", "--ports", ports]).code(0);
         list.prints_just("no port is leased\n");
+    }
+}
+
+#[test]
+fn the_list_shows_the_leases_with_a_label() {
+    let crowd = Crowd::new();
+    for (label, ports) in [
+        ("größe", &[crowd.delegated, crowd.delegated_and_bound][..]),
+        ("a server", &[crowd.held, crowd.held_and_bound]),
+        ("a", &[]),
+        ("", &[]),
+    ] {
+        let args = ["list", "--json", "--label", label];
+        let list = crowd.scene.portlock(args).code(0).json();
+        let rows = list.as_array().expect("an array").iter();
+        let found: Vec<&Value> = rows.map(|row| &row["port"]).collect();
+        assert_eq!(found, ports.iter().collect::<Vec<_>>(), "{label}");
+        let table = crowd.scene.portlock(["list", "--label", label]).code(0);
+        let lines = ports.len() + 1;
+        assert_eq!(table.out().lines().count(), lines, "{}", table.out());
     }
 }
 
@@ -187,23 +221,36 @@ fn the_list_is_there_as_json() {
         let mut row = row.clone();
         assert!(row["program"].take().is_string());
         row["since"].take();
+        let cwd = row["cwd"].take();
+        let is_leased = row["state"] != "stale";
+        assert_eq!(cwd.is_string(), is_leased && SHOWS_DIRECTORIES, "{cwd}");
+        if row["server_pid"] == id() {
+            assert_eq!(row["server_program"].take(), cat_program());
+        }
         row
     };
-    let expected = |port: u16, state: &str, bound: bool, pid: Value, label: &str| {
+    let expected = |port: u16, state: &str, server: Option<&str>, pid: Value, label: &str| {
         json!({
-            "port": port, "state": state, "bound": bound, "pid": pid,
-            "program": null, "since": null, "label": label, "heir": null,
+            "port": port, "state": state, "bound": server.is_some(), "pid": pid, "cwd": null,
+            "program": null, "since": null, "label": label, "heir": null, "server": server,
+            "server_pid": server.map(|_| id()), "server_program": null,
         })
     };
     let pid = |n: usize| crowd.children[n].id().into();
     for row_expected in [
-        expected(crowd.held, "leased", false, pid(0), "a server"),
-        expected(crowd.held_and_bound, "leased", true, pid(1), "a server"),
-        expected(crowd.delegated, "delegated", false, id().into(), "größe"),
+        expected(crowd.held, "leased", None, pid(0), "a server"),
+        expected(
+            crowd.held_and_bound,
+            "leased",
+            Some("other"),
+            pid(1),
+            "a server",
+        ),
+        expected(crowd.delegated, "delegated", None, id().into(), "größe"),
         expected(
             crowd.delegated_and_bound,
             "delegated",
-            true,
+            Some("holder"),
             id().into(),
             "größe",
         ),
@@ -261,11 +308,7 @@ fn the_list_is_made_again_and_again_until_interrupted() {
     }
 
     let scene = Scene::new(1);
-    for (option, line) in [
-        ("--all", "no port is leased"),
-        ("--json", "[]"),
-        ("--map", "  . free: 1"),
-    ] {
+    for (option, line) in [("--all", "no port is leased"), ("--map", "  . free: 1")] {
         if option == "--map" && !tells_ephemeral() {
             continue;
         }
@@ -273,6 +316,15 @@ fn the_list_is_made_again_and_again_until_interrupted() {
         for _ in 0..2 {
             while watch.hear() != line {}
         }
+    }
+    let port = scene.pick();
+    let watch = Running::start(scene.program(["list", "--json", "--watch"]));
+    for _ in 0..2 {
+        // One object on each line, without anything for a terminal.
+        let line: Value = serde_json::from_str(&watch.hear()).expect("JSON");
+        assert_eq!(line["ports"][0]["port"], port, "{line}");
+        let time = UNIX_EPOCH + Duration::from_secs(line["time"].as_u64().expect("seconds"));
+        assert!(time.elapsed().expect("not later") < LONG);
     }
 }
 
@@ -549,7 +601,7 @@ fn garbage_is_no_lease_and_does_no_harm() {
     scene
         .portlock(["list"])
         .code(0)
-        .prints("no port is leased\n8 lock files");
+        .prints_just("no port is leased\n");
     let list = scene.portlock(["list", "--all", "--json"]).code(0).json();
     let list = list.as_array().expect("an array");
     assert_eq!(list.len(), 8);
@@ -560,6 +612,7 @@ fn garbage_is_no_lease_and_does_no_harm() {
         );
     }
     let table = scene.portlock(["list", "--all"]).code(0);
+    assert!(table.out().contains("\n8 lock files"), "{}", table.out());
     assert_harmless(table.out());
     for port in scene.ports() {
         assert_eq!(line_of(table.out(), port)[1], "stale file");
@@ -630,20 +683,29 @@ fn check_tells_what_each_port_is() {
     let crowd = Crowd::new();
     let scene = &crowd.scene;
     let free = crowd.only_bound + 1;
-    let held = format!(
-        "leased by pid {} \"{NAME}\" (a server)",
-        crowd.children[0].id()
-    );
+    let (held, user) = (crowd.children[0].id(), user());
+    let held = HOLDERS.map(|name| format!("leased by pid {held} \"{name}\" (a server){user}"));
+    let us = format!("pid {} ({})", id(), cat_program());
+    let held_and_bound = format!("; served by {us}, not by the holder");
+    let delegated_and_bound = format!("; served by {us}");
+    let bound = format!("bound by {us}{user}");
     for (port, status, told) in [
         (free, 0, "free"),
         (crowd.stale, 0, "free"),
-        (crowd.held, LEASED, &held),
+        (crowd.held, LEASED, "leased by pid "),
         (crowd.delegated, LEASED, "leased by pid "),
+        (crowd.held_and_bound, LEASED, &held_and_bound),
         (crowd.delegated_and_bound, LEASED, "leased by pid "),
-        (crowd.stale_and_bound, BOUND, "bound"),
-        (crowd.only_bound, BOUND, "bound"),
+        (crowd.delegated_and_bound, LEASED, &delegated_and_bound),
+        (crowd.stale_and_bound, BOUND, &bound),
+        (crowd.only_bound, BOUND, &bound),
     ] {
         let check = scene.check(port).code(status).warns_of_nothing();
+        if told.starts_with(';') {
+            let line = format!("{told}\n");
+            assert!(check.out().ends_with(&line), "{}", check.out());
+            continue;
+        }
         let line = format!("{port} {told}");
         let line = if told.ends_with(' ') {
             line
@@ -652,6 +714,10 @@ fn check_tells_what_each_port_is() {
         };
         check.prints(&line);
     }
+    let check = scene.check(crowd.held).code(LEASED);
+    let told = check.out().trim_end().split_once(' ');
+    let (_, told) = told.expect("a port and what it is");
+    assert!(held.iter().any(|held| held == told), "{told}");
     // To look has taken nothing away.
     scene.assert_leased(crowd.held);
     scene.assert_leased(crowd.delegated);
@@ -693,25 +759,39 @@ fn check_is_there_as_json() {
         .chain(ports.iter().map(String::as_str));
     let mut check = crowd.scene.portlock(args).code(BOUND).json();
     assert!(check[1]["program"].take().is_string());
-    let expected = json!([
-        {
-            "port": crowd.held, "state": "leased", "pid": crowd.children[0].id(),
-            "program": NAME, "label": "a server", "heir": null, "time_wait": false,
-        },
-        {
-            "port": crowd.delegated, "state": "leased", "pid": id(),
-            "program": null, "label": "größe", "heir": null, "time_wait": false,
-        },
-        {
-            "port": crowd.only_bound, "state": "bound", "pid": null,
-            "program": null, "label": null, "heir": null, "time_wait": false,
-        },
-        {
-            "port": crowd.stale, "state": "free", "pid": null,
-            "program": null, "label": null, "heir": null, "time_wait": false,
-        },
+    let holder = check[0]["program"].take();
+    assert!(HOLDERS.iter().any(|&name| holder == name), "{holder}");
+    for row in 0..3 {
+        let [cwd, command] = ["cwd", "command"].map(|field| check[row][field].take());
+        assert_eq!(cwd.is_string(), SHOWS_DIRECTORIES, "{cwd}");
+        assert_eq!(command.is_array(), SHOWS_DIRECTORIES, "{command}");
+    }
+    let here = std::env::current_dir().expect("it is there");
+    let user = user().strip_prefix(", user ").map(str::to_owned);
+    let row = |port: u16, state: &str, pid: Option<u32>, program: Option<&str>, label| {
+        json!({
+            "port": port, "state": state, "pid": pid, "program": program, "label": label,
+            "heir": null, "time_wait": false, "user": pid.and(user.as_deref()), "cwd": null,
+            "command": null, "server": null, "server_pid": null, "server_program": null,
+        })
+    };
+    let (child, program) = (crowd.children[0].id(), cat_program());
+    let mut expected = json!([
+        row(crowd.held, "leased", Some(child), None, Some("a server")),
+        row(crowd.delegated, "leased", Some(id()), None, Some("größe")),
+        row(crowd.only_bound, "bound", Some(id()), Some(&program), None),
+        row(crowd.stale, "free", None, None, None),
     ]);
+    expected[2]["server_pid"] = id().into();
+    expected[2]["server_program"] = program.into();
     assert_eq!(check, expected);
+    if SHOWS_DIRECTORIES {
+        let own = crowd.only_bound.to_string();
+        let own = crowd.scene.portlock(["check", "--json", &own]).json();
+        assert_eq!(own[0]["cwd"], here.to_str().expect("UTF-8"));
+        let arguments: Vec<String> = std::env::args().collect();
+        assert_eq!(own[0]["command"], json!(arguments));
+    }
 }
 
 #[test]
@@ -719,6 +799,8 @@ fn a_port_that_is_bound_on_one_address_is_bound() {
     let scene = Scene::new(1);
     let server = TcpListener::bind(("127.0.0.1", scene.port())).expect("a free port");
     let check = scene.check(scene.port()).code(BOUND);
-    check.prints_just(&format!("{} bound\n", scene.port()));
+    let us = format!("pid {} ({})", id(), cat_program());
+    let told = format!("{} bound by {us}{}\n", scene.port(), user());
+    check.prints_just(&told);
     drop(server);
 }

@@ -39,9 +39,8 @@ def web_server(free_port, tmp_path):
     command += ["--bind", "127.0.0.1", "--directory", str(tmp_path)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as server:
         try:
-            portlock("wait", "--timeout", "20", str(free_port))
-            # What answers must be ours: a server that could not bind has ended.
-            assert server.poll() is None
+            # Fails if another process's server answers, because this one could not bind the port.
+            portlock("wait", "--timeout", "20", "--pid", str(server.pid), str(free_port))
             yield f"http://127.0.0.1:{free_port}"
         finally:
             # Popen waits for its end. Only then is the port given back.

@@ -110,7 +110,7 @@ fn tables(ty: Type) -> io::Result<Option<Vec<String>>> {
     };
     let mut tables = Vec::with_capacity(names.len());
     for name in names {
-        match fs::read_to_string(format!("/proc/self/net/{name}")) {
+        match table(name) {
             Ok(text) => tables.push(text),
             Err(error) => match error.kind() {
                 // Without IPv6 its tables are missing.
@@ -121,6 +121,36 @@ fn tables(ty: Type) -> io::Result<Option<Vec<String>>> {
         }
     }
     Ok(Some(tables))
+}
+
+/// Returns one of these tables, such as `tcp6`.
+pub(crate) fn table(name: &str) -> io::Result<String> {
+    fs::read_to_string(format!("/proc/self/net/{name}"))
+}
+
+/// What is needed out of a line of such a table to find the processes that have the socket.
+pub(crate) struct TableLine<'a> {
+    pub(crate) address: SocketAddr,
+    pub(crate) state: &'a str,
+    pub(crate) user_id: Option<u32>,
+    pub(crate) inode: u64,
+}
+
+impl<'a> TableLine<'a> {
+    pub(crate) fn parse(line: &'a str) -> Option<Self> {
+        let address = local_address(line)?.into();
+        let mut words = line.split_ascii_whitespace().skip(3);
+        let state = words.next()?;
+        // Behind the queues, the timer and the retransmissions.
+        let user_id = words.nth(3)?.parse().ok();
+        let inode = words.nth(1)?.parse().ok()?;
+        Some(Self {
+            address,
+            state,
+            user_id,
+            inode,
+        })
+    }
 }
 
 /// The local address of a line such as `0: 0100007F:1F90 00000000:0000 0A …`: 32 bits of it at a time

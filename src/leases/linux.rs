@@ -295,7 +295,8 @@ mod tests {
     /// Leases a port, as far as the lock and the record go.
     fn hold(dir: &OpenDir, port: u16) -> (PortLock, Owner) {
         let claim = registry::claim(port, mark::current()).expect("of this test alone");
-        let lock = PortLock::try_acquire(dir, claim).expect("our own directory, and not locked");
+        let lock =
+            PortLock::try_acquire(dir, claim, None).expect("our own directory, and not locked");
         owner::with_held(mark::current(), 0, None, |record| lock.write_owner(record))
             .expect("our own");
         let owner = lock::recorded_owner(dir, port).expect("our own");

@@ -388,20 +388,23 @@ mod tests {
     }
 
     #[test]
-    fn a_record_is_written_in_place_and_cut_only_where_it_is_shorter() {
+    fn a_text_is_written_in_place_and_what_is_behind_it_is_cut_only_if_asked_for() {
         let (_path, dir) = lock_dir();
         let file = made(&dir);
-        let write = |record: &[u8], is_longer| {
-            write_record(&dir, PORT, &file, record, is_longer).expect("our own");
-            let mut read = [0; 16];
-            let len = read_record(&dir, PORT, &file, &mut read).expect("our own");
-            read[..len].to_vec()
+        let written = |text: &[u8], offset, cuts| {
+            write(&dir, PORT, &file, text, offset, cuts).expect("our own");
+            let mut found = [0; 16];
+            let len = read(&dir, PORT, &file, &mut found).expect("our own");
+            found[..len].to_vec()
         };
-        assert_eq!(write(b"a long one", false), b"a long one");
-        assert_eq!(write(b"short", false), b"shortg one");
-        assert_eq!(write(b"short", true), b"short");
+        assert_eq!(written(b"a long one", 0, false), b"a long one");
+        assert_eq!(written(b"short", 0, false), b"shortg one");
+        assert_eq!(written(b"new", 7, true), b"shortg new");
+        assert_eq!(written(b"", 7, true), b"shortg ");
+        assert_eq!(written(b"short", 0, true), b"short");
+        assert_eq!(written(b"far", 7, true), b"short\0\0far");
         let mut few = [0; 3];
-        let len = read_record(&dir, PORT, &file, &mut few).expect("our own");
+        let len = read(&dir, PORT, &file, &mut few).expect("our own");
         assert_eq!((len, &few), (3, b"sho"));
     }
 
@@ -414,7 +417,7 @@ mod tests {
         let exists = create(&dir, PORT, 1).expect_err("it exists");
         assert_eq!(exists.kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(fs::read_dir(path.path()).expect("our own").count(), 1);
-        write_all(&file, b"record").expect("our own");
+        write_all(&file, b"record", 0).expect("our own");
         let status = |file| status(&dir, PORT, file).expect("our own");
         assert!(matches!(
             status(&file),

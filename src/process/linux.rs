@@ -22,6 +22,7 @@ use std::{
     process, str,
     sync::atomic::{AtomicU32, Ordering},
     thread,
+    time::SystemTime,
 };
 
 use rustix::{
@@ -407,7 +408,7 @@ fn parse_pids(status: &[u8]) -> Option<Vec<u32>> {
 
 /// What /proc shows, or `None` where it shows nothing to this process, or nothing
 /// that makes sense. It is an error only if the system failed to show it.
-fn if_shown<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
+pub(crate) fn if_shown<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
     match outcome {
         Ok(shown) => Ok(Some(shown)),
         Err(error) if is_end(&error) => Ok(None),
@@ -460,6 +461,100 @@ fn inode_of(link: &Path, kind: &str) -> Option<u64> {
     number.strip_prefix(":[")?.strip_suffix(']')?.parse().ok()
 }
 
+/// Whether a process whose parent has ended is adopted, so that each has a parent.
+pub(crate) const ADOPTS: bool = true;
+
+/// How a process came about, and which processes may have adopted it since.
+///
+/// Read with the pids of this /proc, which must be ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Lineage {
+    pid: u32,
+    /// 0 if its parent is not in this pid namespace.
+    pub(crate) parent: u32,
+    start: u64,
+    group: u32,
+    session: u32,
+}
+
+impl Lineage {
+    /// Returns `None` if there is no such process, it is ending, or it may not be seen.
+    pub(crate) fn read(pid: u32) -> io::Result<Option<Self>> {
+        let stat = if_shown(Stat::read(&pid.to_string()))?;
+        Ok(stat.filter(|stat| !stat.is_ending).map(|stat| Self {
+            pid,
+            parent: stat.parent,
+            start: stat.start,
+            group: stat.group,
+            session: stat.session,
+        }))
+    }
+
+    /// Returns whether the process may be the parent of `child`, as far as the times show it: a child
+    /// is never older.
+    pub(crate) fn is_no_younger_than(&self, child: &Self) -> bool {
+        self.start <= child.start
+    }
+
+    /// Returns whether the process may have adopted `child`, its present child, rather than started it.
+    ///
+    /// Process 1 adopts, and so does a subreaper (prctl(2), `PR_SET_CHILD_SUBREAPER`), which /proc does
+    /// not show. A child is in the session and process group of the process that started it, unless it
+    /// was made the leader of its own. So another session or group shows an adopted child. The leader of a
+    /// session may be either, as a daemon is one.
+    pub(crate) fn may_have_adopted(&self, child: &Self) -> bool {
+        self.pid == 1
+            || child.session != self.session
+            || (child.group != self.group && child.group != child.pid)
+    }
+
+    /// Returns whether the process is proven to have started before `time`.
+    pub(crate) fn started_before(&self, time: SystemTime) -> io::Result<bool> {
+        // Of the same clock as the start time: both are shifted alike in a time namespace, and a
+        // container in which the machine's time is hidden (lxcfs) shows the process too young.
+        let Some(uptime) = if_shown(fs::read_to_string("/proc/uptime"))? else {
+            return Ok(false);
+        };
+        let Some(uptime) = uptime
+            .split(' ')
+            .next()
+            .and_then(|word| word.parse::<f64>().ok())
+        else {
+            return Ok(false);
+        };
+        let tick = 1.0 / rustix::param::clock_ticks_per_second() as f64;
+        let age = uptime - self.start as f64 * tick;
+        // In this order, so that what passes in between makes the other age larger. A time to come has
+        // no age, and proves nothing.
+        let Ok(age_of_time) = SystemTime::now().duration_since(time) else {
+            return Ok(false);
+        };
+        // Both the uptime and the start time are rounded.
+        Ok(age > age_of_time.as_secs_f64() + 2.0 * tick + 0.01)
+    }
+
+    /// Returns whether the process is in a pid namespace below ours, or may be.
+    pub(crate) fn is_elsewhere(&self) -> io::Result<bool> {
+        let pids = if_shown(pids_of(&self.pid.to_string()))?.flatten();
+        Ok(pids.is_none_or(|pids| pids.len() > 1))
+    }
+}
+
+/// Returns the pid that a process has here, if it can be seen.
+pub(crate) fn pid_at(_: &Identity, place: &Place) -> io::Result<Option<u32>> {
+    Ok(View::take()?.is_ours.then(|| place.parse().ok()).flatten())
+}
+
+/// Returns the effective user id of a process (proc_pid_status(5)).
+pub(crate) fn user_of(pid: u32) -> Option<u32> {
+    let status = fs::read(format!("/proc/{pid}/status")).ok()?;
+    let line = status
+        .split(|&byte| byte == b'\n')
+        .find_map(|line| line.strip_prefix(b"Uid:"))?;
+    let mut ids = str::from_utf8(line).ok()?.split_ascii_whitespace();
+    ids.nth(1)?.parse().ok()
+}
+
 /// What is needed out of `/proc/<pid>/stat`.
 #[derive(Debug, PartialEq, Eq)]
 struct Stat {
@@ -474,6 +569,11 @@ struct Stat {
     /// (`thread_group_leader` in the kernel's linux/sched/signal.h): only that one has a signal to
     /// send when it ends.
     leads: bool,
+    /// The process that started it or has adopted it, its process group and its session: 0 where
+    /// that one is not in the pid namespace of this /proc.
+    parent: u32,
+    group: u32,
+    session: u32,
 }
 
 impl Stat {
@@ -506,11 +606,15 @@ impl Stat {
         let is_ending = matches!(field(3)?, "Z" | "X" | "x") || flags & Self::EXITING != 0;
         let start = field(22)?.parse().ok()?;
         let has_exit_signal = field(38).is_none_or(|signal| !signal.starts_with('-'));
+        let number = |text: &str| text.parse().unwrap_or(0);
         (threads > 0).then_some(Self {
             start,
             is_ending,
             threads,
             leads: has_exit_signal,
+            parent: number(field(4)?),
+            group: number(field(5)?),
+            session: number(field(6)?),
         })
     }
 
@@ -640,6 +744,9 @@ mod tests {
                 is_ending,
                 threads,
                 leads: true,
+                parent: 1,
+                group: 2,
+                session: 3,
             })
         };
         assert_eq!(parse(text("(a) b (c)", "S", 0x40_0000, 1)), stat(false, 1));
@@ -775,6 +882,9 @@ mod tests {
             is_ending,
             threads,
             leads: true,
+            parent: 1,
+            group: 1,
+            session: 1,
         };
         for (stat, has_ended) in [
             (stat(false, 1), false),

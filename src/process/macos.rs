@@ -1,8 +1,14 @@
 //! Processes, as proc_pidinfo shows them (`libproc.h`; bsd/kern/proc_info.c in XNU).
 
-use std::{ffi::OsStr, io, os::unix::ffi::OsStrExt as _, process};
+use std::{
+    ffi::OsStr,
+    io,
+    os::unix::ffi::OsStrExt as _,
+    process,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
-use proc_pidinfo::{Pid, ProcBSDInfo, proc_pidinfo};
+use proc_pidinfo::{Pid, ProcBSDInfo, ProcBSDShortInfo, proc_pidinfo};
 use rustix::io::Errno;
 
 use super::{Evidence, Identity, NamedProcess, ProcessInfo, file_name};
@@ -67,6 +73,83 @@ pub(crate) fn evidence(process: &Identity, _: &Identity) -> io::Result<Evidence>
 /// Whether the process that was seen there runs as this process's user.
 pub(crate) fn is_of_this_user(place: &Place) -> io::Result<bool> {
     Ok(*place == Some(rustix::process::geteuid().as_raw()))
+}
+
+/// Whether a process whose parent has ended is adopted, so that each has a parent.
+pub(crate) const ADOPTS: bool = true;
+
+/// How a process came about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Lineage {
+    pid: u32,
+    pub(crate) parent: u32,
+    start: Option<u64>,
+}
+
+impl Lineage {
+    /// Returns `None` if there is no such process, or it has ended.
+    pub(crate) fn read(pid: u32) -> io::Result<Option<Self>> {
+        Ok(match show(pid)? {
+            Shown::Process(info) => Some(Self {
+                pid,
+                parent: info.pbi_ppid.0,
+                start: Some(start(&info)),
+            }),
+            // Of another user's process, less is shown.
+            Shown::Hidden => proc_pidinfo::<ProcBSDShortInfo>(Pid(pid))?.map(|info| Self {
+                pid,
+                parent: info.pbsi_ppid.0,
+                start: None,
+            }),
+            Shown::Ended => None,
+        })
+    }
+
+    /// Returns whether the process may be the parent of `child`, as far as the times show it: a child
+    /// is never older. They are times of day, and a clock can be set.
+    pub(crate) fn is_no_younger_than(&self, _: &Self) -> bool {
+        true
+    }
+
+    /// Returns whether the process may have adopted `child`, its present child, rather than started it:
+    /// only process 1 adopts.
+    pub(crate) fn may_have_adopted(&self, _: &Self) -> bool {
+        self.pid == 1
+    }
+
+    /// Returns whether the process is proven to have started before `time`.
+    pub(crate) fn started_before(&self, time: SystemTime) -> io::Result<bool> {
+        let time = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Ok(self
+            .start
+            .is_some_and(|start| u128::from(start) < time.as_micros()))
+    }
+
+    /// There are no pid namespaces.
+    pub(crate) fn is_elsewhere(&self) -> io::Result<bool> {
+        Ok(false)
+    }
+}
+
+/// Returns the pid that a process has here, if it can be seen.
+pub(crate) fn pid_at(process: &Identity, _: &Place) -> io::Result<Option<u32>> {
+    Ok(Some(process.pid))
+}
+
+/// Returns the effective user id of a process, if it may be seen.
+pub(crate) fn user_of(pid: u32) -> Option<u32> {
+    match show(pid).ok()? {
+        Shown::Process(info) => Some(info.pbi_uid),
+        Shown::Hidden | Shown::Ended => None,
+    }
+}
+
+/// Returns the file name of a process's program, empty if it may not be seen.
+pub(crate) fn program_of(pid: u32) -> Vec<u8> {
+    match show(pid) {
+        Ok(Shown::Process(info)) => program(&info),
+        _ => Vec::new(),
+    }
 }
 
 enum Shown {

@@ -1,8 +1,12 @@
 //! Processes, as the system's handles show them.
 
-use std::{ffi::OsStr, io, process};
+use std::{
+    ffi::OsStr,
+    io, process,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
-use winsafe::{FILETIME, HPROCESS, SysResult, co, guard::CloseHandleGuard};
+use winsafe::{FILETIME, HPROCESS, HPROCESSLIST, SysResult, co, guard::CloseHandleGuard};
 
 use super::{Evidence, Identity, NamedProcess, ProcessInfo, file_name};
 
@@ -77,6 +81,82 @@ pub(crate) fn is_of_this_user(pid: &Place) -> io::Result<bool> {
         Ok(_) | Err(co::ERROR::INVALID_PARAMETER) => Ok(true),
         Err(co::ERROR::ACCESS_DENIED) => Ok(false),
         Err(error) => Err(io_error(error)),
+    }
+}
+
+/// Whether a process whose parent has ended is adopted, so that each has a parent.
+pub(crate) const ADOPTS: bool = false;
+
+/// How a process came about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Lineage {
+    /// The process that started it. It may have ended, and its pid may be another one's.
+    pub(crate) parent: u32,
+    start: u64,
+}
+
+impl Lineage {
+    /// Returns `None` if there is no such process, it has ended, or it may not be seen.
+    pub(crate) fn read(pid: u32) -> io::Result<Option<Self>> {
+        let PidOwner::Process(process) = open(pid)? else {
+            return Ok(None);
+        };
+        if has_ended(&process)? {
+            return Ok(None);
+        }
+        let start = start(&process)?;
+        let mut list = HPROCESSLIST::CreateToolhelp32Snapshot(co::TH32CS::SNAPPROCESS, None)
+            .map_err(io_error)?;
+        for entry in list.iter_processes() {
+            let entry = entry.map_err(io_error)?;
+            if entry.th32ProcessID == pid {
+                let parent = entry.th32ParentProcessID;
+                return Ok(Some(Self { parent, start }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Returns whether the process may be the parent of `child`: a child is never older, and the pid of
+    /// a parent that has ended is given to others.
+    pub(crate) fn is_no_younger_than(&self, child: &Self) -> bool {
+        self.start <= child.start
+    }
+
+    /// Returns `false`: no process is adopted.
+    pub(crate) fn may_have_adopted(&self, _: &Self) -> bool {
+        false
+    }
+
+    /// Returns whether the process is proven to have started before `time`.
+    pub(crate) fn started_before(&self, time: SystemTime) -> io::Result<bool> {
+        /// Time between the epochs of Windows and Unix.
+        const BEFORE_1970: Duration = Duration::from_secs(11_644_473_600);
+        let time = time.duration_since(UNIX_EPOCH).unwrap_or_default() + BEFORE_1970;
+        Ok(u128::from(self.start) < time.as_nanos() / 100)
+    }
+
+    /// There are no pid namespaces.
+    pub(crate) fn is_elsewhere(&self) -> io::Result<bool> {
+        Ok(false)
+    }
+}
+
+/// Returns the pid that a process has here, if it can be seen.
+pub(crate) fn pid_at(_: &Identity, place: &Place) -> io::Result<Option<u32>> {
+    Ok(Some(*place))
+}
+
+/// Users have no numbers here.
+pub(crate) fn user_of(_: u32) -> Option<u32> {
+    None
+}
+
+/// Returns the file name of a process's program, empty if it may not be seen.
+pub(crate) fn program_of(pid: u32) -> Vec<u8> {
+    match open(pid) {
+        Ok(PidOwner::Process(process)) => program(&process),
+        _ => Vec::new(),
     }
 }
 

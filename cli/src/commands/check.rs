@@ -1,8 +1,11 @@
-//! `check`: whether ports are free, leased or bound.
+//! `check`: whether ports are free, leased or bound, and who has them.
 
 use std::{fmt::Write as _, path::Path};
 
-use portlock::{Builder, FreePort, Owner, PortCounts, PortEntry};
+use portlock::{
+    BelongsTo, Builder, EntryState, FreePort, LockDir, Owner, PortCounts, PortEntry, Process,
+    Server,
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -10,7 +13,8 @@ use crate::{
     exit_status::ExitStatus,
     failure::{Failure, is_busy},
     lock_dir::lock_dir,
-    output::{heir, print, print_json},
+    output::{add_server, heir, holder, print, print_json},
+    sys,
 };
 
 /// "Free" means that it could be leased.
@@ -18,38 +22,10 @@ pub(crate) fn check(args: &Check, dir: Option<&Path>) -> Result<ExitStatus, Fail
     let locks = lock_dir(dir)?;
     let (mut status, mut text, mut rows) = (ExitStatus::Success, String::new(), Vec::new());
     for &port in &args.ports {
-        let mut builder = FreePort::builder().ports(port);
-        if let Some(dir) = dir {
-            builder = builder.lock_dir(dir);
-        }
-        let strict = busy(&builder.clone().reuse_address(false))?;
-        let in_time_wait = strict.is_some_and(|why| why.lingering > 0) && busy(&builder)?.is_none();
-        let (state, this_status) = match in_time_wait {
-            true => state(None),
-            false => state(strict),
-        };
-        status = status.max(this_status);
-        let entry = locks
-            .entry(port)?
-            .filter(|_| this_status == ExitStatus::Leased);
-        let owner = entry
-            .as_ref()
-            .and_then(|entry: &PortEntry| entry.owner.as_ref());
-        let holder = entry.as_ref().and_then(PortEntry::holder);
-        let by = holder
-            .map(|holder| format!(" by {holder}"))
-            .unwrap_or_default();
-        let note = if in_time_wait { ", in TIME_WAIT" } else { "" };
-        let _ = writeln!(text, "{port} {state}{note}{by}");
-        rows.push(json!({
-            "port": port,
-            "state": state,
-            "time_wait": in_time_wait,
-            "pid": owner.map(Owner::pid),
-            "program": owner.and_then(Owner::program),
-            "label": owner.and_then(Owner::label),
-            "heir": entry.as_ref().and_then(heir),
-        }));
+        let found = Found::find(port, &locks, dir)?;
+        status = status.max(found.status);
+        let _ = writeln!(text, "{port} {}", found.text());
+        rows.push(found.row());
     }
     if args.json.json {
         print_json(&Value::from(rows))?;
@@ -57,6 +33,125 @@ pub(crate) fn check(args: &Check, dir: Option<&Path>) -> Result<ExitStatus, Fail
         print(&text)?;
     }
     Ok(status)
+}
+
+const BOUND: &str = "bound";
+
+/// What was found of one port.
+struct Found {
+    port: u16,
+    state: &'static str,
+    status: ExitStatus,
+    in_time_wait: bool,
+    /// Of a leased port.
+    entry: Option<PortEntry>,
+    server: Option<Server>,
+}
+
+impl Found {
+    fn find(port: u16, locks: &LockDir, dir: Option<&Path>) -> Result<Self, Failure> {
+        let mut builder = FreePort::builder().ports(port);
+        if let Some(dir) = dir {
+            builder = builder.lock_dir(dir);
+        }
+        let strict = busy(&builder.clone().reuse_address(false))?;
+        let in_time_wait = strict.is_some_and(|why| why.lingering > 0) && busy(&builder)?.is_none();
+        let (state, status) = match in_time_wait {
+            true => state(None),
+            false => state(strict),
+        };
+        let entry = locks.entry(port)?;
+        let server = match status {
+            ExitStatus::Success => None,
+            _ => locks.server(port)?,
+        };
+        Ok(Self {
+            port,
+            state,
+            status,
+            in_time_wait,
+            entry: entry.filter(|_| status == ExitStatus::Leased),
+            server,
+        })
+    }
+
+    /// The process that has the port: the holder of the lease or, without one, the server.
+    fn process(&self) -> Option<Process> {
+        match &self.entry {
+            Some(entry) => entry.process(),
+            None => self.server.as_ref()?.process.clone(),
+        }
+    }
+
+    fn user(&self) -> Option<String> {
+        let of_process = self.process().and_then(|process| process.user_id);
+        let of_socket = || self.server.as_ref()?.user_id;
+        let id = match self.entry {
+            Some(_) => of_process,
+            None => of_process.or_else(of_socket),
+        };
+        id.map(sys::user_name)
+    }
+
+    fn text(&self) -> String {
+        let mut text = self.state.to_owned();
+        if self.in_time_wait {
+            text.push_str(", in TIME_WAIT");
+        }
+        let by = match &self.entry {
+            Some(entry) => holder(entry),
+            None => self.process().map(|process| process.to_string()),
+        };
+        if let Some(by) = by {
+            let bound = match self.status {
+                ExitStatus::Bound if self.state != BOUND => ", bound",
+                _ => "",
+            };
+            let _ = write!(text, "{bound} by {by}");
+        }
+        if let Some(user) = self.user() {
+            let _ = write!(text, ", user {}", user.escape_debug());
+        }
+        let server = self.server.as_ref();
+        if let Some((belongs_to, server)) = server.and_then(|it| Some((it.belongs_to?, it))) {
+            let _ = match belongs_to {
+                BelongsTo::Holder => write!(text, "; served by {server}"),
+                BelongsTo::Other => write!(text, "; served by {server}, not by the holder"),
+                _ => write!(text, "; served by {server}, which may not be the holder's"),
+            };
+        }
+        text
+    }
+
+    fn row(&self) -> Value {
+        let owner = self.entry.as_ref().and_then(|entry| entry.owner.as_ref());
+        let process = self.process();
+        let is_inherited = |entry: &PortEntry| entry.state == EntryState::Inherited;
+        // The one that inherited the lease is the heir.
+        let recorded = self.entry.as_ref().is_some_and(is_inherited) || process.is_none();
+        let (pid, program) = match &process {
+            Some(process) if !recorded => (Some(process.pid), Some(process.program.clone())),
+            _ => (
+                owner.map(Owner::pid),
+                owner.and_then(Owner::program).map(str::to_owned),
+            ),
+        };
+        let here = process.as_ref().map(|process| process.pid);
+        let mut row = json!({
+            "port": self.port,
+            "state": self.state,
+            "time_wait": self.in_time_wait,
+            "pid": pid,
+            "program": program,
+            "user": self.user(),
+            "command": here.and_then(sys::command_line),
+            "cwd": here.and_then(sys::current_dir),
+            "label": owner.and_then(Owner::label),
+            "heir": self.entry.as_ref().and_then(heir),
+        });
+        add_server(&mut row, self.server.as_ref());
+        row
+    }
 }
 
 /// Why the port could not be leased now, or `None` if it could.
@@ -74,6 +169,6 @@ fn state(busy: Option<PortCounts>) -> (&'static str, ExitStatus) {
         Some(busy) if busy.leased > 0 => ("leased", ExitStatus::Leased),
         Some(busy) if busy.not_permitted > 0 => ("not permitted", ExitStatus::Bound),
         Some(busy) if busy.lingering > 0 => ("bound, and not listening", ExitStatus::Bound),
-        Some(_) => ("bound", ExitStatus::Bound),
+        Some(_) => (BOUND, ExitStatus::Bound),
     }
 }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use comfy_table::{Table, presets};
-use portlock::{EntryState, Owner, PortEntry, PortSet};
+use portlock::{BelongsTo, EntryState, Owner, PortEntry, PortSet, Server};
 use serde_json::{Value, json};
 
 use crate::{
@@ -20,7 +20,8 @@ use crate::{
     exit_status::ExitStatus,
     failure::Failure,
     lock_dir::lock_dir,
-    output::{heir, json_text, print_to_somebody, unprintable},
+    output::{add_server, heir, json_line, json_text, print_to_somebody, unprintable},
+    sys,
 };
 
 use snapshot::Snapshot;
@@ -39,7 +40,7 @@ pub(crate) fn list(args: &List, dir: Option<&Path>) -> Result<ExitStatus, Failur
         } else {
             rows(args, &snapshot)
         };
-        if args.watch && to_terminal {
+        if args.watch && to_terminal && !args.json.json {
             // Cursor home, and clear what is below (ECMA-48: CUP, ED).
             text.insert_str(0, "\x1b[H\x1b[J");
         }
@@ -57,7 +58,9 @@ pub(crate) fn list(args: &List, dir: Option<&Path>) -> Result<ExitStatus, Failur
 fn rows(args: &List, snapshot: &Snapshot) -> String {
     let is_asked_for = |entry: &&PortEntry| {
         let ports = args.ports.as_ref();
+        let label = entry.owner.as_ref().and_then(Owner::label);
         ports.is_none_or(|ports| ports.contains(entry.port))
+            && (args.label.is_none() || args.label.as_deref() == label)
     };
     let (stale, mut shown): (Vec<&PortEntry>, Vec<&PortEntry>) = snapshot
         .entries
@@ -71,6 +74,11 @@ fn rows(args: &List, snapshot: &Snapshot) -> String {
 
     if args.json.json {
         let rows: Vec<Value> = shown.iter().map(|entry| row(entry, snapshot)).collect();
+        if args.watch {
+            let time = SystemTime::now().duration_since(UNIX_EPOCH);
+            let time = time.unwrap_or_default().as_secs();
+            return json_line(&json!({ "time": time, "ports": rows }));
+        }
         return json_text(&Value::from(rows));
     }
     let mut text = if shown.is_empty() {
@@ -78,7 +86,7 @@ fn rows(args: &List, snapshot: &Snapshot) -> String {
     } else {
         table(&shown, snapshot)
     };
-    if !args.all && !stale.is_empty() {
+    if args.all && !stale.is_empty() {
         let files = if stale.len() == 1 {
             "file is"
         } else {
@@ -86,7 +94,7 @@ fn rows(args: &List, snapshot: &Snapshot) -> String {
         };
         let _ = writeln!(
             text,
-            "{} lock {files} left from earlier leases (--all shows them)",
+            "{} lock {files} left from earlier leases",
             stale.len()
         );
     }
@@ -96,20 +104,17 @@ fn rows(args: &List, snapshot: &Snapshot) -> String {
 fn table(entries: &[&PortEntry], snapshot: &Snapshot) -> String {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
-    table.set_header(["PORT", "STATE", "PID", "PROGRAM", "SINCE", "LABEL"]);
+    table.set_header(["PORT", "STATE", "PID", "PROGRAM", "AGE", "LABEL"]);
     for entry in entries {
-        let bound = snapshot.in_use.contains(&entry.port);
-        let state = match (entry.state, bound) {
-            (EntryState::Held, true) => "leased, bound",
-            (EntryState::Held, false) => "leased, not bound yet",
-            (EntryState::Inherited, true) => "inherited, bound",
-            (EntryState::Inherited, false) => "inherited, not bound yet",
-            (EntryState::Delegated, true) => "delegated, bound",
-            (EntryState::Delegated, false) => "delegated, not bound yet",
-            (EntryState::Unknown, true) => "unknown, bound",
-            (EntryState::Unknown, false) => "unknown",
-            (_, true) => "not leased, bound",
-            (_, false) => "stale file",
+        let server = snapshot.servers.get(&entry.port);
+        let state = match (entry.state, server) {
+            (EntryState::Held, server) => format!("leased, {}", served(server)),
+            (EntryState::Inherited, server) => format!("inherited, {}", served(server)),
+            (EntryState::Delegated, server) => format!("delegated, {}", served(server)),
+            (EntryState::Unknown, Some(_)) => "unknown, bound".to_owned(),
+            (EntryState::Unknown, None) => "unknown".to_owned(),
+            (_, Some(server)) => format!("not leased, {}", served(Some(server))),
+            (_, None) => "stale file".to_owned(),
         };
         let owner = entry.owner.as_ref();
         // What others wrote must not drive the terminal.
@@ -119,21 +124,43 @@ fn table(entries: &[&PortEntry], snapshot: &Snapshot) -> String {
         let (pid, program) = match (entry.state, &entry.heir) {
             (EntryState::Inherited, heir) => (
                 heir.as_ref().map(|heir| heir.pid),
-                heir.as_ref().map(|heir| &heir.program[..]),
+                heir.as_ref().map(|heir| heir.program.clone()),
             ),
-            _ => (owner.map(Owner::pid), owner.and_then(Owner::program)),
+            _ => (owner.map(Owner::pid), program(entry)),
         };
         table.add_row([
             entry.port.to_string(),
-            state.to_owned(),
+            state,
             pid.map(|pid| pid.to_string()).unwrap_or_default(),
-            text(program),
+            text(program.as_deref()),
             owner.and_then(since).unwrap_or_default(),
             text(owner.and_then(Owner::label)),
         ]);
     }
     let lines = table.lines().map(|line| format!("{}\n", line.trim()));
     lines.collect()
+}
+
+/// Whether a port is bound, and by whom if that is not the holder.
+fn served(server: Option<&Server>) -> String {
+    let Some(server) = server else {
+        return "not bound yet".to_owned();
+    };
+    match (server.belongs_to, &server.process) {
+        (None | Some(BelongsTo::Holder), _) => "bound".to_owned(),
+        (Some(BelongsTo::Other), _) => format!("served by {server}"),
+        (_, Some(process)) => format!("server unknown: {process}"),
+        (_, None) => "server unknown".to_owned(),
+    }
+}
+
+/// The program that the process in the record runs now, or else the one that it ran when it leased the
+/// port.
+fn program(entry: &PortEntry) -> Option<String> {
+    let now = entry.process().map(|process| process.program);
+    let then = entry.owner.as_ref().and_then(Owner::program);
+    now.filter(|now| !now.is_empty())
+        .or_else(|| then.map(str::to_owned))
 }
 
 /// How long ago, such as `3m 12s`.
@@ -156,14 +183,23 @@ fn row(entry: &PortEntry, snapshot: &Snapshot) -> Value {
     let owner = entry.owner.as_ref();
     let since = owner.and_then(Owner::since);
     let since = since.and_then(|since| since.duration_since(UNIX_EPOCH).ok());
-    json!({
+    let server = snapshot.servers.get(&entry.port);
+    let program = match entry.state {
+        EntryState::Inherited => owner.and_then(Owner::program).map(str::to_owned),
+        _ => program(entry),
+    };
+    let process = entry.process();
+    let mut row = json!({
         "port": entry.port,
         "state": state,
-        "bound": snapshot.in_use.contains(&entry.port),
+        "bound": server.is_some(),
         "pid": owner.map(Owner::pid),
-        "program": owner.and_then(Owner::program),
+        "program": program,
+        "cwd": process.and_then(|process| sys::current_dir(process.pid)),
         "since": since.map(|since| since.as_secs()),
         "label": owner.and_then(Owner::label),
         "heir": heir(entry),
-    })
+    });
+    add_server(&mut row, server);
+    row
 }

@@ -1,12 +1,10 @@
 //! What macOS has instead of Linux's lists of sockets and /proc, and what it lacks.
 
-use std::{collections::HashSet, io, os::unix::net::SocketAddr};
+use std::{io, os::unix::net::SocketAddr};
 
-use listeners::{Protocol, SocketState};
 use rustix::process::{Pid, geteuid, getpid, getppid, getsid, test_kill_process};
 
 use super::Caller;
-use crate::{exit_status::ExitStatus, failure::Failure};
 
 pub(super) const DEFAULT_ADDRESS: Option<&str> = None;
 pub(super) const ADDRESS_HELP: &str = "Where to listen: a path";
@@ -42,24 +40,6 @@ pub(crate) fn caller() -> Result<Caller, String> {
         pid,
         is_certain: true,
     })
-}
-
-/// The ports on which a TCP socket listens or a UDP socket is bound.
-///
-/// Only looks, for the same reason as on Linux. An ordinary user is told the sockets
-/// of that user's own processes only.
-pub(crate) fn ports_in_use() -> Result<HashSet<u16>, Failure> {
-    let sockets = listeners::get_all().map_err(|error| {
-        Failure::new(
-            ExitStatus::Failed,
-            format!("cannot list the sockets: {error}"),
-        )
-    })?;
-    let has_server = sockets.iter().filter(|socket| match socket.protocol {
-        Protocol::TCP => socket.state == SocketState::Listen,
-        Protocol::UDP => true,
-    });
-    Ok(has_server.map(|socket| socket.socket.port()).collect())
 }
 
 pub(super) fn abstract_address(_: &str) -> io::Result<SocketAddr> {

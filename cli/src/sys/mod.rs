@@ -1,5 +1,5 @@
-//! What differs from system to system: how a command gets a lease, who called, which
-//! ports have a server, and where the port server listens.
+//! What differs from system to system: how a command gets a lease, who called, what can be seen
+//! of a process, and where the port server listens.
 //!
 //! Every system has the same items here, so that nothing else has to ask which one
 //! it is. What a system lacks is left out of the help and refused in a sentence.
@@ -16,11 +16,11 @@ mod unsupported;
 mod windows;
 
 #[cfg(target_os = "linux")]
-pub(crate) use linux::private_tmp;
+pub(crate) use linux::{command_line, current_dir, private_tmp};
 #[cfg(unix)]
 pub(crate) use unix::*;
 #[cfg(not(target_os = "linux"))]
-pub(crate) use unsupported::private_tmp;
+pub(crate) use unsupported::{command_line, current_dir, private_tmp};
 #[cfg(windows)]
 pub(crate) use windows::*;
 

@@ -58,7 +58,7 @@ pub(crate) fn draw(ports: &PortSet, snapshot: &Snapshot) -> Result<String, Failu
         .iter()
         .map(|entry| (entry.port, entry.state))
         .collect();
-    let mark = |port: u16| match (states.get(&port), snapshot.in_use.contains(&port)) {
+    let mark = |port: u16| match (states.get(&port), snapshot.servers.contains_key(&port)) {
         (Some(EntryState::Unknown), false) => Mark::Unknown,
         (None | Some(EntryState::Stale | EntryState::Unknown), true) => Mark::Bound,
         (None | Some(EntryState::Stale), false) if ephemeral.contains(&port) => Mark::Ephemeral,

@@ -1,22 +1,23 @@
 //! What is known of the ports at one moment.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
-use portlock::{LockDir, PortEntry};
+use portlock::{LockDir, PortEntry, Server};
 
-use crate::{failure::Failure, sys::ports_in_use};
+use crate::failure::Failure;
 
 pub(crate) struct Snapshot {
     pub(crate) entries: Vec<PortEntry>,
-    /// Ports with a server, leased or not.
-    pub(crate) in_use: HashSet<u16>,
+    /// The servers of ports, leased or not.
+    pub(crate) servers: HashMap<u16, Server>,
 }
 
 impl Snapshot {
     pub(crate) fn take(dir: &LockDir) -> Result<Self, Failure> {
+        let servers = dir.servers()?.into_iter();
         Ok(Self {
             entries: dir.entries()?,
-            in_use: ports_in_use()?,
+            servers: servers.map(|server| (server.port, server)).collect(),
         })
     }
 }

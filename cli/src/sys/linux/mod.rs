@@ -4,20 +4,13 @@ mod caller;
 mod private_tmp;
 
 use std::{
-    collections::HashSet,
     fs, io,
     os::{linux::net::SocketAddrExt, unix::net::SocketAddr},
     path::PathBuf,
     sync::LazyLock,
 };
 
-use procfs::{
-    ProcResult,
-    net::{self, TcpState},
-    process::Process,
-};
-
-use crate::failure::Failure;
+use procfs::{ProcResult, process::Process};
 
 pub(crate) use caller::caller;
 pub(crate) use private_tmp::private_tmp;
@@ -71,21 +64,20 @@ pub(super) const DEFAULT_ADDRESS: Option<&str> = Some("@unittest-portserver");
 pub(super) const OPEN_MAX: Option<u64> = None;
 pub(super) const ADDRESS_HELP: &str = "Where to listen: @NAME in the abstract namespace, or a path";
 
-/// The ports on which a TCP socket listens or a UDP socket is bound, in this
-/// network namespace.
-///
-/// Only looks: to bind a leased port, even for a moment, could make its holder's
-/// own bind fail. A TCP socket that is bound and does not listen yet is not in
-/// these lists (proc_pid_net(5)).
-pub(crate) fn ports_in_use() -> Result<HashSet<u16>, Failure> {
-    // A list that is not there, as that of IPv6 may be, has no sockets.
-    let tcp = [net::tcp(), net::tcp6()].into_iter().flatten().flatten();
-    let tcp = tcp.filter(|socket| socket.state == TcpState::Listen);
-    let udp = [net::udp(), net::udp6()].into_iter().flatten().flatten();
-    Ok(tcp
-        .map(|socket| socket.local_address.port())
-        .chain(udp.map(|socket| socket.local_address.port()))
-        .collect())
+/// Returns the arguments of a process, with its program as the first one, if they can be seen.
+pub(crate) fn command_line(pid: u32) -> Option<Vec<String>> {
+    let arguments = process(pid)?.cmdline().ok()?;
+    Some(arguments).filter(|arguments| !arguments.is_empty())
+}
+
+/// Returns the current directory of a process, if it can be seen.
+pub(crate) fn current_dir(pid: u32) -> Option<String> {
+    let dir = process(pid)?.cwd().ok()?;
+    Some(dir.to_string_lossy().into_owned())
+}
+
+fn process(pid: u32) -> Option<Process> {
+    Process::new(i32::try_from(pid).ok()?).ok()
 }
 
 pub(super) fn abstract_address(name: &str) -> io::Result<SocketAddr> {

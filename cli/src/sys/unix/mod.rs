@@ -8,6 +8,7 @@ use std::{
     os::unix::ffi::{OsStrExt, OsStringExt},
 };
 
+use nix::unistd::{Uid, User};
 use rustix::{
     io::Errno,
     process::{Pid, test_kill_process},
@@ -23,7 +24,7 @@ pub(crate) use endpoint::{
     Connection, Endpoint, PassedListeners, SERVE_HELP, Wishes, check_client, check_peer, finish,
     notify_ready, notify_stopping, passed_listeners, raise_descriptor_limit,
 };
-pub(crate) use system::{PICK_HELP, caller, ports_in_use};
+pub(crate) use system::{PICK_HELP, caller};
 pub(crate) const ADDRESS_HELP: &str = system::ADDRESS_HELP;
 pub(crate) const DEFAULT_ADDRESS: Option<&str> = system::DEFAULT_ADDRESS;
 /// Returns an option that names the calling shell, and where it does.
@@ -35,6 +36,14 @@ pub(crate) fn own_pid() -> &'static str {
 pub(crate) fn is_no_process(pid: u32) -> bool {
     let process = i32::try_from(pid).ok().and_then(Pid::from_raw);
     process.is_none_or(|process| test_kill_process(process) == Err(Errno::SRCH))
+}
+
+/// Returns the name of a user, or the number where there is no name for it.
+pub(crate) fn user_name(id: u32) -> String {
+    match User::from_uid(Uid::from_raw(id)) {
+        Ok(Some(user)) => user.name,
+        _ => id.to_string(),
+    }
 }
 
 /// What the system's arguments are made of.

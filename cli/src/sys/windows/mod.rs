@@ -5,17 +5,11 @@ mod command;
 mod endpoint;
 
 use std::{
-    collections::HashSet,
     ffi::{OsStr, OsString},
     os::windows::ffi::{OsStrExt, OsStringExt},
 };
 
-use netstat2::{
-    AddressFamilyFlags, ProtocolFlags, ProtocolSocketInfo, SocketInfo, TcpState, get_sockets_info,
-};
 use winsafe::{HPROCESS, co};
-
-use crate::failure::Failure;
 
 pub(crate) use caller::{caller, own_pid};
 pub(crate) use command::{PASSES_LISTENERS, RUN_HELP, execute, program};
@@ -53,23 +47,9 @@ pub(crate) fn is_no_process(pid: u32) -> bool {
     matches!(opened, Err(co::ERROR::INVALID_PARAMETER))
 }
 
-/// The ports on which a TCP socket listens or a UDP socket is bound.
-///
-/// Only looks, for the same reason as on Linux (GetExtendedTcpTable,
-/// GetExtendedUdpTable).
-pub(crate) fn ports_in_use() -> Result<HashSet<u16>, Failure> {
-    let families = [AddressFamilyFlags::IPV4, AddressFamilyFlags::IPV6];
-    let protocols = [ProtocolFlags::TCP, ProtocolFlags::UDP];
-    let lists = families
-        .into_iter()
-        .flat_map(|family| protocols.map(|protocol| get_sockets_info(family, protocol)));
-    // A list that is not there, as that of IPv6 may be, has no sockets.
-    let sockets = lists.flatten().flatten();
-    let port = |socket: SocketInfo| match socket.protocol_socket_info {
-        ProtocolSocketInfo::Tcp(tcp) => (tcp.state == TcpState::Listen).then_some(tcp.local_port),
-        ProtocolSocketInfo::Udp(udp) => Some(udp.local_port),
-    };
-    Ok(sockets.filter_map(port).collect())
+/// Returns the number as text. There is none for a user on Windows.
+pub(crate) fn user_name(id: u32) -> String {
+    id.to_string()
 }
 
 /// What the system's arguments are made of.

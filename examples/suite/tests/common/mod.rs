@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use portlock::FreePort;
+use portlock::{ErrorKind, FreePort};
 
 const START: Duration = Duration::from_secs(10);
 
@@ -66,11 +66,13 @@ impl Server {
         line.trim_end().to_owned()
     }
 
-    /// Waits in short steps, to notice at once if the server ends instead.
+    /// Waits for this server, and no other one, in short steps, to notice soon if it ends instead.
     fn wait_until_ready(&mut self) {
         let deadline = Instant::now() + START;
         let step = Duration::from_millis(100);
-        while let Err(error) = self.port.wait_until_listening(step) {
+        while let Err(error) = self.port.wait_for_server(self.child.id(), step) {
+            // Another program has taken the port, for example.
+            assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
             if let Some(status) = self.child.try_wait().expect("our own child") {
                 panic!("the server for {} has ended: {status}", self.name);
             }

@@ -1,0 +1,252 @@
+//! The sockets that serve ports, in this network namespace, and the processes that have them.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, SocketAddr},
+};
+
+use crate::{
+    bindfree::{Endpoints, Protocol},
+    error::{Error, ErrorKind, Result},
+    process,
+    server::Process,
+};
+
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(target_os = "macos")]
+mod macos;
+#[cfg(windows)]
+mod windows;
+
+#[cfg(target_os = "linux")]
+use linux as system;
+#[cfg(target_os = "macos")]
+use macos as system;
+#[cfg(windows)]
+use windows as system;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Transport {
+    /// It listens.
+    Tcp,
+    /// It is bound.
+    Udp,
+}
+
+/// A socket that serves a port.
+#[derive(Clone, Debug)]
+pub(crate) struct Socket {
+    pub(crate) transport: Transport,
+    pub(crate) address: SocketAddr,
+    pub(crate) user_id: Option<u32>,
+    /// What the processes that have it are found by.
+    key: system::Key,
+}
+
+impl Socket {
+    /// Returns how specific the socket is for connections to `address`, the more the smaller, or `None` if
+    /// it gets none of them. The system prefers the most specific socket (`compute_score` in the kernel's
+    /// net/ipv4/inet_hashtables.c).
+    fn rank(&self, address: SocketAddr) -> Option<u8> {
+        if self.transport != Transport::Tcp || self.address.port() != address.port() {
+            return None;
+        }
+        match (self.address.ip(), address.ip().to_canonical()) {
+            (own, wanted) if own == wanted => Some(0),
+            (own, wanted) if own.is_unspecified() && own.is_ipv4() == wanted.is_ipv4() => Some(1),
+            // It takes connections from both, unless it was made for IPv6 alone, which is not shown.
+            (IpAddr::V6(own), IpAddr::V4(_)) if own.is_unspecified() => Some(2),
+            _ => None,
+        }
+    }
+
+    /// Returns whether the socket keeps its port from being bound there.
+    fn blocks(&self, endpoints: &Endpoints) -> bool {
+        let other = match self.transport {
+            Transport::Tcp => Protocol::Udp,
+            Transport::Udp => Protocol::Tcp,
+        };
+        let own = self.address.ip();
+        let overlaps = |host: &IpAddr| {
+            own.is_unspecified() || host.is_unspecified() || host.to_canonical() == own
+        };
+        let hosts = endpoints.hosts();
+        endpoints.protocol != other && (hosts.is_empty() || hosts.iter().any(overlaps))
+    }
+}
+
+/// Returns all sockets that serve a port.
+///
+/// # Errors
+///
+/// [`Probe`](ErrorKind::Probe) if the system fails to list them.
+pub(crate) fn all() -> Result<Vec<Socket>> {
+    system::all().map_err(|error| {
+        let message = "cannot list the sockets of this machine";
+        Error::with_cause(ErrorKind::Probe, message, error)
+    })
+}
+
+/// Returns the sockets that serve each port: those that listen for TCP, or else those for UDP.
+pub(crate) fn by_port(sockets: Vec<Socket>) -> HashMap<u16, Vec<Socket>> {
+    let mut by_port: HashMap<u16, Vec<Socket>> = HashMap::new();
+    for socket in sockets {
+        by_port
+            .entry(socket.address.port())
+            .or_default()
+            .push(socket);
+    }
+    for sockets in by_port.values_mut() {
+        let is_tcp = |socket: &Socket| socket.transport == Transport::Tcp;
+        if sockets.iter().any(is_tcp) {
+            sockets.retain(is_tcp);
+        }
+    }
+    by_port
+}
+
+/// Returns the sockets that connections to `address`, one of this machine, are for.
+pub(crate) fn that_accept(sockets: Vec<Socket>, address: SocketAddr) -> Vec<Socket> {
+    let best = sockets
+        .iter()
+        .filter_map(|socket| socket.rank(address))
+        .min();
+    let is_best = |socket: &Socket| best.is_some() && socket.rank(address) == best;
+    sockets.into_iter().filter(is_best).collect()
+}
+
+/// The processes that have each of some sockets, as far as they can be seen.
+pub(crate) struct Processes(HashMap<system::Key, Vec<u32>>);
+
+impl Processes {
+    /// # Errors
+    ///
+    /// [`Process`](ErrorKind::Process) if the system fails to show them.
+    pub(crate) fn of<'a>(sockets: impl IntoIterator<Item = &'a Socket>) -> Result<Self> {
+        let keys = sockets.into_iter().map(|socket| socket.key).collect();
+        system::processes(&keys).map(Self).map_err(cannot_see)
+    }
+
+    /// Returns the pids of the processes that have any of `sockets`.
+    pub(crate) fn having(&self, sockets: &[Socket]) -> Vec<u32> {
+        let keys = sockets.iter().map(|socket| socket.key);
+        let mut pids: Vec<u32> = keys
+            .filter_map(|key| self.0.get(&key))
+            .flatten()
+            .copied()
+            .collect();
+        pids.sort_unstable();
+        pids.dedup();
+        pids
+    }
+}
+
+/// Returns the error that the system failed to show processes.
+pub(crate) fn cannot_see(cause: io::Error) -> Error {
+    let message = "cannot find the process that has a socket";
+    Error::with_cause(ErrorKind::Process, message, cause)
+}
+
+/// Returns the processes that serve some ports and are in the way of these endpoints, as far as they can be
+/// seen, for a message. What goes wrong is left out of the message.
+pub(crate) fn servers(ports: &[u16], endpoints: &Endpoints) -> Vec<(u16, Process)> {
+    if ports.is_empty() {
+        return Vec::new();
+    }
+    let mut in_the_way = all().unwrap_or_default();
+    in_the_way.retain(|socket| ports.contains(&socket.address.port()) && socket.blocks(endpoints));
+    let Ok(processes) = Processes::of(&in_the_way) else {
+        return Vec::new();
+    };
+    let by_port = by_port(in_the_way);
+    let named = ports.iter().filter_map(|port| {
+        let pid = *processes.having(by_port.get(port)?).first()?;
+        Some((*port, process::describe(pid)))
+    });
+    named.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::{TcpListener, UdpSocket},
+        process,
+    };
+
+    use super::*;
+
+    fn pids(address: SocketAddr) -> Vec<u32> {
+        let sockets = that_accept(all().expect("listed"), address);
+        Processes::of(&sockets).expect("shown").having(&sockets)
+    }
+
+    #[test]
+    fn a_listener_is_found_with_its_process_and_only_by_what_reaches_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        assert_eq!(pids(address), [process::id()]);
+        let other = SocketAddr::from(([127, 0, 0, 2], address.port()));
+        assert!(pids(other).is_empty());
+        drop(listener);
+        assert!(pids(address).is_empty());
+    }
+
+    #[test]
+    fn a_bound_udp_socket_serves_its_port_unless_another_one_listens() {
+        let udp = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+        let address = udp.local_addr().expect("bound");
+        let found = |transport| {
+            let by_port = by_port(all().expect("listed"));
+            let sockets = &by_port[&address.port()];
+            assert!(sockets.iter().all(|socket| socket.transport == transport));
+            assert_eq!(
+                Processes::of(sockets).expect("shown").having(sockets),
+                [process::id()]
+            );
+        };
+        found(Transport::Udp);
+        assert!(pids(address).is_empty(), "nothing can be connected to");
+        // Another program can have the port for TCP.
+        let Ok(_tcp) = TcpListener::bind(address) else {
+            eprintln!("left out: {address} is not free for TCP");
+            return;
+        };
+        found(Transport::Tcp);
+    }
+
+    #[test]
+    fn the_most_specific_socket_gets_the_connection() {
+        let socket = |address: &str, transport| Socket {
+            transport,
+            address: address.parse().expect("an address"),
+            user_id: None,
+            key: system::Key::default(),
+        };
+        let tcp = |address| socket(address, Transport::Tcp);
+        let accepting = |sockets: &[Socket], address: &str| {
+            let found = that_accept(sockets.to_vec(), address.parse().expect("an address"));
+            found
+                .iter()
+                .map(|socket| socket.address.to_string())
+                .collect::<Vec<_>>()
+        };
+        let all = [
+            tcp("127.0.0.1:80"),
+            tcp("0.0.0.0:80"),
+            tcp("[::]:80"),
+            tcp("127.0.0.1:81"),
+            socket("127.0.0.3:80", Transport::Udp),
+        ];
+        assert_eq!(accepting(&all, "127.0.0.1:80"), ["127.0.0.1:80"]);
+        assert_eq!(accepting(&all, "[::ffff:127.0.0.1]:80"), ["127.0.0.1:80"]);
+        assert_eq!(accepting(&all, "127.0.0.3:80"), ["0.0.0.0:80"]);
+        assert_eq!(accepting(&all, "[::1]:80"), ["[::]:80"]);
+        assert_eq!(accepting(&all[2..], "127.0.0.1:80"), ["[::]:80"]);
+        assert!(accepting(&all[..2], "[::1]:80").is_empty());
+        // A listener with `SO_REUSEPORT` may be one of several.
+        let several = [tcp("0.0.0.0:80"), tcp("0.0.0.0:80")];
+        assert_eq!(accepting(&several, "127.0.0.1:80").len(), 2);
+    }
+}

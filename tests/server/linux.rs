@@ -1,0 +1,477 @@
+//! What only Linux has: sockets and leases that are inherited, orphans and who adopts them, other users,
+//! and pid namespaces.
+
+use std::{
+    env, fs,
+    net::TcpListener,
+    os::fd::OwnedFd,
+    path::Path,
+    process::{Command, id},
+    thread,
+    time::{Duration, Instant},
+};
+
+use portlock::{BelongsTo, EntryState, LockDir};
+use portlock_testkit::{
+    Block, LONG, NOBODY, Parent, Peer, Process, Role, am_root, as_user, cat, command, is_installed,
+    lock_dir, open_copy, set_mode, start_in_namespace, start_unprivileged, text,
+};
+use serial_test::serial;
+
+use super::{assert_found, assert_other, builder, found, server_at, wait_for_holder};
+
+pub(super) const ROLES: [(&str, Role); 7] = [
+    ("hide", hide),
+    ("start unprivileged", start_unprivileged_server),
+    ("whose", whose),
+    ("be first", be_first),
+    ("serve with worker", serve_with_worker),
+    ("adopt", adopt),
+    ("start leader", start_leader),
+];
+
+/// Arguments: a lock directory, a port, and whether a child serves the port. For each line, says what is
+/// known of the port's server.
+fn whose(parent: &Parent) {
+    let (dir, port): (String, u16) = (parent.argument(0), parent.argument(1));
+    let serves: bool = parent.argument(2);
+    let _server = serves.then(|| {
+        let server = Peer::start("start server", &[&format!("127.0.0.1:{port}")]);
+        server.hear();
+        server
+    });
+    parent.say("started");
+    loop {
+        parent.hear();
+        let server = found(Path::new(&dir), port).expect("there is one");
+        let pid = server.process.map(|process| process.pid);
+        parent.say(format!(
+            "{:?} {pid:?} {:?}",
+            server.belongs_to, server.user_id
+        ));
+    }
+}
+
+/// Arguments: a lock directory and a port. As process 1 of a container, in one session with all others,
+/// adopts a server, and says whose it is.
+fn be_first(parent: &Parent) {
+    let (dir, port): (String, u16) = (parent.argument(0), parent.argument(1));
+    let holder = cat();
+    let lease = builder(Path::new(&dir), port).acquire_for(holder.id());
+    lease.expect("free");
+    let server = Peer::start_command(orphan(&format!("127.0.0.1:{port}"), "false", false));
+    let server = pid(&server.hear());
+    portlock_testkit::until("the server is adopted", || {
+        (parent_of(server) == id()).then_some(())
+    });
+    let found = found(Path::new(&dir), port).expect("there is one");
+    parent.say(format!("{} {:?}", id(), found.belongs_to));
+}
+
+/// Arguments: a lock directory and a port. Leases the port, and starts a server of another user below a
+/// process that this user may not see. Says whose server that user takes it for.
+fn hide(parent: &Parent) {
+    let (dir, port): (String, u16) = (parent.argument(0), parent.argument(1));
+    let _lease = builder(Path::new(&dir), port).acquire().expect("free");
+    let arguments = [&dir[..], &port.to_string(), "false"];
+    let ask = || start_unprivileged("whose", &arguments).ask("?");
+    {
+        let (_dir, copy) = open_copy();
+        let _server = start_server_as_nobody(&copy, port);
+        parent.say(ask());
+    }
+    let hidden = Peer::start("start unprivileged", &[&port.to_string()]);
+    hidden.hear();
+    parent.say(ask());
+}
+
+/// Arguments: a port. Starts a process of another user that starts a server, and stays its parent.
+fn start_unprivileged_server(parent: &Parent) {
+    let (_dir, copy) = open_copy();
+    let _server = start_server_as_nobody(&copy, parent.argument(0));
+    parent.say("started");
+    loop {
+        parent.hear();
+    }
+}
+
+fn start_server_as_nobody(binary: &Path, port: u16) -> Peer {
+    let address = format!("127.0.0.1:{port}");
+    let mut server = command(&[], binary, "start server", &[&address]);
+    as_user(NOBODY, &mut server);
+    let server = Peer::start_command(server);
+    server.hear();
+    server
+}
+
+/// Arguments: an address. Listens as `serve` does, with a worker.
+fn serve_with_worker(parent: &Parent) {
+    let address: String = parent.argument(0);
+    let listener = TcpListener::bind(address).expect("free");
+    let _worker = worker(OwnedFd::from(listener.try_clone().expect("a descriptor")));
+    parent.say(id());
+    loop {
+        parent.hear();
+    }
+}
+
+/// Starts a process that only has the socket.
+fn worker(socket: OwnedFd) -> Process {
+    let binary = env::current_exe().expect("this test binary");
+    let mut worker = command(&[], &binary, "cat", &[]);
+    worker.stderr(socket);
+    Process::start(worker)
+}
+
+fn parent_of(pid: u32) -> u32 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it lives");
+    let (_, after_name) = stat.rsplit_once(") ").expect("a name");
+    let parent = after_name.split(' ').nth(1).expect("a parent");
+    parent.parse().expect("a pid")
+}
+
+/// Starts a server, as `serve` does, whose parent ends immediately, in a session of its own or not.
+fn orphan(address: &str, waits: &str, session: bool) -> Command {
+    orphan_as("serve", &[address, waits], session)
+}
+
+fn orphan_as(role: &str, arguments: &[&str], session: bool) -> Command {
+    // A shell takes the input from what it starts in the background.
+    let start = match session {
+        true => "exec 3<&0; setsid \"$0\" \"$@\" <&3 &",
+        false => "exec 3<&0; \"$0\" \"$@\" <&3 &",
+    };
+    let binary = env::current_exe().expect("this test binary");
+    command(&["sh", "-c", start], &binary, role, arguments)
+}
+
+/// Arguments: an address. Becomes a subreaper, starts a process that will be a holder, and adopts a server.
+fn adopt(parent: &Parent) {
+    let address: String = parent.argument(0);
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+        .expect("every process may");
+    let holder = cat();
+    let server = Peer::start_command(orphan(&address, "false", true));
+    parent.say(format!("{} {}", holder.id(), server.hear()));
+    loop {
+        parent.hear();
+    }
+}
+
+/// Arguments: an address. Starts a server that leads a session, and stays its parent.
+fn start_leader(parent: &Parent) {
+    let address: String = parent.argument(0);
+    let binary = env::current_exe().expect("this test binary");
+    let leader = command(&["setsid"], &binary, "serve", &[&address, "false"]);
+    let server = Peer::start_command(leader);
+    parent.say(server.hear());
+    loop {
+        parent.hear();
+    }
+}
+
+fn pid(text: &str) -> u32 {
+    text.parse().expect("a pid")
+}
+
+#[test]
+#[serial]
+fn a_process_that_has_inherited_the_lease_is_of_the_family() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let lease = builder(dir.path(), block.first()).acquire().expect("free");
+    let port = lease.port();
+    let mut command = orphan(&lease.addr().to_string(), "false", true);
+    // The descriptor has to get past a shell.
+    command.stderr(lease.into_fd().expect("ours"));
+    let server = Peer::start_command(command);
+    let server_pid = pid(&server.hear());
+    assert_found(dir.path(), port, BelongsTo::Holder, server_pid);
+    // A descendant of it is too, though it has closed the descriptor.
+    let entry = LockDir::open(dir.path()).and_then(|dir| dir.entry(port));
+    let state = entry.expect("seen").expect("its file").state;
+    assert_eq!(
+        state,
+        EntryState::Held,
+        "this process, in the record, lives"
+    );
+}
+
+#[test]
+#[serial]
+fn any_process_that_shares_a_socket_is_enough() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let lease = builder(dir.path(), block.first()).acquire().expect("free");
+    let listener = TcpListener::bind(lease.addr()).expect("leased to us");
+    let share = || OwnedFd::from(listener.try_clone().expect("a descriptor"));
+    // As process 1 and other services of systemd have it, and as a server that forks has it.
+    let (stranger, own) = (worker(share()), worker(share()));
+    for pid in [stranger.id(), own.id()] {
+        let server = lease.wait_for_server(pid, LONG).expect("it has the socket");
+        assert_eq!(server.belongs_to, Some(BelongsTo::Holder));
+        assert_eq!(server.process.expect("seen").pid, pid);
+    }
+    // For another process, each of them is a stranger, and one is named.
+    let nobody = cat();
+    let error = lease.wait_for_server(nobody.id(), LONG);
+    let error = error.expect_err("another process's");
+    let named = error.server().and_then(|server| server.process.as_ref());
+    let named = named.expect("it is seen").pid;
+    assert!([stranger.id(), own.id(), id()].contains(&named));
+    // The workers go on when what has started them has closed the socket.
+    drop(listener);
+    let server = lease.wait_for_server(id(), LONG).expect("a child has it");
+    assert_eq!(server.belongs_to, Some(BelongsTo::Holder));
+}
+
+#[test]
+#[serial]
+fn sockets_that_share_a_port_are_one_server() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let lease = builder(dir.path(), block.first()).acquire().expect("free");
+    let listen = || {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+        let socket = socket.expect("a socket");
+        socket.set_reuse_port(true).expect("Linux has it");
+        socket.bind(&lease.addr().into()).expect("leased to us");
+        socket.listen(8).expect("bound");
+        socket
+    };
+    let (ours, others) = (listen(), listen());
+    let sibling = worker(OwnedFd::from(others));
+    for pid in [sibling.id(), id()] {
+        let server = lease
+            .wait_for_server(pid, LONG)
+            .expect("one of its sockets");
+        assert_eq!(server.belongs_to, Some(BelongsTo::Holder));
+    }
+    drop(ours);
+}
+
+#[test]
+#[serial]
+fn a_server_that_daemonized_is_unknown() {
+    for session in [true, false] {
+        let (dir, block) = (lock_dir(), Block::new(1));
+        let (holder, port) = (cat(), block.first());
+        builder(dir.path(), port)
+            .acquire_for(holder.id())
+            .expect("free");
+        let daemon = Peer::start_command(orphan(&format!("127.0.0.1:{port}"), "false", session));
+        let daemon_pid = pid(&daemon.hear());
+        let is_adopted_elsewhere = portlock_testkit::until("its parent ends", || {
+            let parent = parent_of(daemon_pid);
+            (parent != daemon.id()).then_some(parent != 1)
+        });
+        if is_adopted_elsewhere && !session {
+            eprintln!("left out: these tests run below a subreaper");
+            continue;
+        }
+        assert_found(dir.path(), port, BelongsTo::Unknown, daemon_pid);
+        let server = wait_for_holder(dir.path(), port, LONG).expect("it may be the holder's");
+        assert_eq!(server.belongs_to, Some(BelongsTo::Unknown));
+    }
+}
+
+#[test]
+#[serial]
+fn a_server_that_daemonized_is_unknown_where_process_1_is_in_its_session() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let arguments = [text(dir.path()), &block.first().to_string()];
+    let options = "--pid --fork --mount-proc";
+    if let Some(first) = start_in_namespace(options, "true", "be first", &arguments) {
+        assert_eq!(first.hear(), "1 Some(Unknown)");
+    }
+}
+
+#[test]
+#[serial]
+fn the_workers_of_a_server_that_daemonized_are_unknown_too() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let (holder, port) = (cat(), block.first());
+    builder(dir.path(), port)
+        .acquire_for(holder.id())
+        .expect("free");
+    let arguments = [&format!("127.0.0.1:{port}")[..]];
+    let daemon = Peer::start_command(orphan_as("serve with worker", &arguments, true));
+    let daemon_pid = pid(&daemon.hear());
+    portlock_testkit::until("its parent ends", || {
+        (parent_of(daemon_pid) != daemon.id()).then_some(())
+    });
+    assert_found(dir.path(), port, BelongsTo::Unknown, daemon_pid);
+    drop(daemon);
+
+    // In whatever order they have started.
+    let listener = portlock_testkit::until("the socket is closed", || {
+        TcpListener::bind(("127.0.0.1", port)).ok()
+    });
+    let share = || OwnedFd::from(listener.try_clone().expect("a descriptor"));
+    let _child = worker(share());
+    let mut orphan = orphan_as("cat", &[], true);
+    orphan.stderr(share());
+    let orphan = Peer::start_command(orphan);
+    orphan.hear();
+    portlock_testkit::until("its parent ends", || {
+        let found = found(dir.path(), port).expect("there is one");
+        (found.belongs_to == Some(BelongsTo::Unknown)).then_some(())
+    });
+}
+
+#[test]
+#[serial]
+fn a_server_that_a_subreaper_adopted_is_unknown() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let port = block.first();
+    // The lease comes first: the server could have been started before it otherwise.
+    let waiting = cat();
+    builder(dir.path(), port)
+        .acquire_for(waiting.id())
+        .expect("free");
+    let subreaper = Peer::start("adopt", &[&format!("127.0.0.1:{port}")]);
+    let said = subreaper.hear();
+    let (holder, server) = said.split_once(' ').expect("two pids");
+    let (holder, server) = (pid(holder), pid(server));
+    portlock_testkit::until("the server is adopted", || {
+        (parent_of(server) == subreaper.id()).then_some(())
+    });
+    let dir_of = LockDir::open(dir.path()).expect("ours");
+    let address = format!("127.0.0.1:{port}");
+    let found = dir_of.wait_for_server(&address[..], Some(holder), LONG);
+    let found = found.expect("it may be the holder's");
+    assert_eq!(found.belongs_to, Some(BelongsTo::Unknown));
+    assert_eq!(found.process.expect("seen").pid, server);
+    // It cannot be an orphan of a holder that the subreaper is no ancestor of.
+    assert_other(wait_for_holder(dir.path(), port, LONG), server);
+}
+
+#[test]
+#[serial]
+fn a_server_that_leads_a_session_is_its_parents() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let (holder, port) = (cat(), block.first());
+    builder(dir.path(), port)
+        .acquire_for(holder.id())
+        .expect("free");
+    let parent = Peer::start("start leader", &[&format!("127.0.0.1:{port}")]);
+    let server = pid(&parent.hear());
+    assert_found(dir.path(), port, BelongsTo::Other, server);
+}
+
+#[test]
+#[serial]
+fn a_server_that_started_before_the_lease_is_another_process_s() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let (holder, port) = (cat(), block.first());
+    let mut orphan = Peer::start_command(orphan(&format!("127.0.0.1:{port}"), "true", true));
+    let server = pid(&orphan.hear());
+    // A lease is recorded to the second.
+    let start = Instant::now();
+    thread::sleep(Duration::from_millis(1200));
+    assert!(start.elapsed() > Duration::from_secs(1));
+    builder(dir.path(), port)
+        .acquire_for(holder.id())
+        .expect("free");
+    assert_eq!(pid(&orphan.ask("listen")), server);
+    assert_found(dir.path(), port, BelongsTo::Other, server);
+    assert_other(wait_for_holder(dir.path(), port, LONG), server);
+}
+
+#[test]
+#[serial]
+fn the_server_of_another_user_cannot_be_seen() {
+    if !am_root() {
+        eprintln!("left out: only root can be another user");
+        return;
+    }
+    let (dir, block) = (lock_dir(), Block::new(1));
+    set_mode(dir.path(), 0o1777);
+    let (holder, port) = (cat(), block.first());
+    builder(dir.path(), port)
+        .acquire_for(holder.id())
+        .expect("free");
+    let server = server_at(&format!("127.0.0.1:{port}"));
+    assert_found(dir.path(), port, BelongsTo::Other, server.id());
+    let arguments = [text(dir.path()), &port.to_string(), "false"];
+    let mut reader = start_unprivileged("whose", &arguments);
+    assert_eq!(reader.ask("?"), "Some(Unknown) None Some(0)");
+}
+
+#[test]
+#[serial]
+fn processes_of_other_pid_namespaces_are_unknown() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let (holder, port) = (cat(), block.first());
+    builder(dir.path(), port)
+        .acquire_for(holder.id())
+        .expect("free");
+    let address = format!("127.0.0.1:{port}");
+    let server = server_at(&address);
+    let arguments = [text(dir.path()), &port.to_string(), "false"];
+    for (kind, is_mounted) in [("--pid --fork --mount-proc", true), ("--pid --fork", false)] {
+        let Some(mut reader) = start_in_namespace(kind, "true", "whose", &arguments) else {
+            return;
+        };
+        assert_eq!(reader.hear(), "started");
+        let said = reader.ask("?");
+        // Without a /proc of its own, the pids that it sees are those of other processes.
+        let user = said.strip_prefix("Some(Unknown) None Some(");
+        assert!(user.is_some(), "{said}, {is_mounted}");
+    }
+    drop(server);
+    // What is seen there may be the holder's, which is not seen.
+    let arguments = [text(dir.path()), &port.to_string(), "true"];
+    let kind = "--pid --fork --mount-proc";
+    let reader = start_in_namespace(kind, "true", "whose", &arguments);
+    let mut reader = reader.expect("permitted");
+    assert_eq!(reader.hear(), "started");
+    let said = reader.ask("?");
+    assert!(said.starts_with("Some(Unknown) Some("), "{said}");
+    drop(reader);
+    portlock_testkit::until("its server ends", || {
+        TcpListener::bind(&address).ok().map(drop)
+    });
+    let inside = start_in_namespace("--pid --fork", "true", "serve", &[&address, "false"]);
+    let inside = inside.expect("permitted");
+    assert_eq!(inside.hear(), "1", "its pid in the namespace");
+    let server = found(dir.path(), port).expect("there is one");
+    assert_eq!(server.belongs_to, Some(BelongsTo::Unknown));
+    // Of the family it can still be: the holder's containers.
+    let dir_of = LockDir::open(dir.path()).expect("ours");
+    let found = dir_of.wait_for_server(&address[..], Some(inside.id()), LONG);
+    assert_eq!(found.expect("a child").belongs_to, Some(BelongsTo::Holder));
+}
+
+#[test]
+#[serial]
+fn a_server_below_a_process_that_is_hidden_is_unknown() {
+    if !am_root() {
+        eprintln!("left out: only root can be another user");
+        return;
+    }
+    let (dir, block) = (lock_dir(), Block::new(1));
+    set_mode(dir.path(), 0o1777);
+    let arguments = [text(dir.path()), &block.first().to_string()];
+    let script = "mount -t proc -o hidepid=2 proc /proc";
+    let hider = start_in_namespace("--mount --pid --fork", script, "hide", &arguments);
+    let Some(hider) = hider else { return };
+    // The holder itself is hidden too, but for its pid.
+    let said = hider.hear();
+    assert!(said.starts_with("Some(Holder) Some("), "{said}");
+    let said = hider.hear();
+    assert!(said.starts_with("Some(Unknown) Some("), "{said}");
+}
+
+#[test]
+#[serial]
+fn the_sockets_of_another_network_namespace_are_not_seen() {
+    if !is_installed("unshare") {
+        return;
+    }
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let address = format!("127.0.0.1:{}", block.first());
+    let script = "ip link set lo up";
+    let Some(server) = start_in_namespace("--net", script, "serve", &[&address, "false"]) else {
+        return;
+    };
+    server.hear();
+    assert_eq!(found(dir.path(), block.first()), None);
+}

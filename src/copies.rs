@@ -282,7 +282,7 @@ fn is_old_stray(path: &Path) -> bool {
 }
 
 fn read(path: &Path) -> Result<Option<String>> {
-    match retry(|| fs::read(path)) {
+    match system::read(path) {
         Ok(text) => Ok(String::from_utf8(text).ok()),
         Err(error) if is_none(&error) => Ok(None),
         Err(error) => Err(fail("read", path, error)),
@@ -301,7 +301,8 @@ fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
 fn write(path: &Path, text: &str) -> io::Result<()> {
     let random = rand::make_rng::<SmallRng>().next_u64();
     let stray = path.with_file_name(format!("{STRAY_PREFIX}{random:016x}"));
-    let written = fs::write(&stray, text).and_then(|()| fs::rename(&stray, path));
+    let written =
+        system::write_new(&stray, text.as_bytes()).and_then(|()| fs::rename(&stray, path));
     if written.is_err() {
         let _ = fs::remove_file(&stray);
     }
@@ -309,8 +310,10 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
 }
 
 fn remove(path: &Path) -> Result<()> {
+    // One that is there and may not be removed would be restored.
+    let is_there = || fs::symlink_metadata(path).is_ok();
     match fs::remove_file(path) {
-        Err(error) if !is_none(&error) => Err(fail("remove", path, error)),
+        Err(error) if !is_none(&error) || is_there() => Err(fail("remove", path, error)),
         _ => Ok(()),
     }
 }

@@ -641,7 +641,11 @@ impl LockDir {
             if let Some(Found::Line(line)) = content.reservation
                 && let Some(copies) = Copies::of(dir.path())
             {
-                copies.remove(&line.key())?;
+                match copies.remove(&line.key()) {
+                    // That of a root that is gone is never restored.
+                    Err(error) if error.is_denied() => {}
+                    removed => removed?,
+                }
             }
             let removed = lock_file::remove(dir.sys(), port, lock);
             dir.count_removal(removed, &mut cleaned, &port.to_string())?;

@@ -41,12 +41,12 @@ use std::{
 use expected::{can_give, faults, is_possible};
 use portlock_testkit::{Block, have_strace, run_child, stress};
 use run::{Fault, Run, judge, leaves_a_socket, run};
-use scenario::{PORTS, SCENARIOS, Scenario, cycle, scenarios};
+use scenario::{PORTS, SCENARIOS, Scenario, cycle, namer, scenarios};
 use trace::Call;
 
 #[test]
 fn child() {
-    run_child(&[("cycle", cycle)]);
+    run_child(&[("cycle", cycle), ("namer", namer)]);
 }
 
 /// One fault at one call, by the number of its scenario and its place in the cycle.
@@ -140,7 +140,10 @@ fn cells(clean: &[Run]) -> Vec<Cell> {
         for (place, call) in run.cycle().into_iter().enumerate() {
             // A port whose probe strace leaves open is waited for in vain.
             let stays_bound = call.name == "close" && call.object == trace::Object::Socket;
-            let in_vain = stays_bound && SCENARIOS[scenario].is_loose();
+            let scenario_of_cell = SCENARIOS[scenario];
+            let is_probed_again =
+                scenario_of_cell.is_loose() || scenario_of_cell == Scenario::Reserve;
+            let in_vain = stays_bound && is_probed_again;
             let faults = faults()
                 .filter(|&fault| is_possible(call, fault) && (fault == Fault::Kill || !in_vain));
             cells.extend(faults.map(|fault| Cell {
@@ -199,7 +202,7 @@ fn try_cell(cell: Cell, clean: &Run, block: &Block) -> Result<char, String> {
 /// All that was found out: a line for each part of a cycle, call and object.
 fn table(clean: &[Run], outcomes: &Outcomes) -> String {
     let mut text = String::from(
-        "\nD L P R U: fails with kind LockDir, Lock, Probe, pRocess, Unsupported, as it should\n\
+        "\nD L P R N U: fails with kind LockDir, Lock, Probe, pRocess, InvalidName, Unsupported, as it should\n\
          o: comes to the same, as it should   m: passed over, as it should\n\
          k: killed, and nothing is lost       -: not reached   !: wrong\n\
          .: cannot be                         blank: left out this time\n",

@@ -1,13 +1,19 @@
-//! Whose files they are.
+//! Whose files they are, and how they are read and written: not by std, which makes an interrupted call
+//! again without a bound.
 
 use std::{
     fs::{DirBuilder, File, Metadata},
-    io,
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+    io::{self, Read as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::Path,
 };
 
-use rustix::process::geteuid;
+use rustix::{
+    fs::{CWD, Mode, OFlags},
+    process::geteuid,
+};
+
+use crate::{lock::lock_file, retry::retry};
 
 /// Returns the name of this user's mark in a lock directory, which users may share.
 pub(super) fn mark() -> String {
@@ -21,13 +27,43 @@ pub(super) fn is_own(metadata: &Metadata) -> bool {
 
 /// Creates the mark. With the sticky bit it is not removed for its age, as lock files are not.
 pub(super) fn create_mark(path: &Path) -> io::Result<()> {
-    let mut options = File::options();
-    options
-        .write(true)
-        .create_new(true)
-        .mode(0o1600)
-        .open(path)?;
-    Ok(())
+    create_new(path, Mode::SVTX | Mode::RUSR | Mode::WUSR).map(drop)
+}
+
+/// Reads a file.
+pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = open(path, OFlags::RDONLY, Mode::empty())?;
+    let mut text = Vec::new();
+    let mut part = [0; 4096];
+    loop {
+        match retry(|| file.read(&mut part))? {
+            0 => return Ok(text),
+            len => text.extend_from_slice(&part[..len]),
+        }
+    }
+}
+
+/// Writes a file that does not exist.
+pub(super) fn write_new(path: &Path, text: &[u8]) -> io::Result<()> {
+    lock_file::check_size_limit(text.len() as u64)?;
+    let file = create_new(path, Mode::RUSR | Mode::WUSR)?;
+    lock_file::write_all(&file, text, 0)
+}
+
+fn create_new(path: &Path, mode: Mode) -> io::Result<File> {
+    open(path, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL, mode)
+}
+
+fn open(path: &Path, flags: OFlags, mode: Mode) -> io::Result<File> {
+    let open = || {
+        Ok(rustix::fs::openat(
+            CWD,
+            path,
+            flags | OFlags::CLOEXEC,
+            mode,
+        )?)
+    };
+    Ok(retry(open)?.into())
 }
 
 /// Creates a directory that only this user can use, and those above it.

@@ -1,8 +1,8 @@
-//! Whose files they are: those in this user's profile are this user's.
+//! Whose files they are, those in this user's profile being this user's, and how they are read and written.
 
 use std::{
     fs::{self, File, Metadata},
-    io,
+    io::{self, Write as _},
     path::Path,
 };
 
@@ -20,6 +20,16 @@ pub(super) fn is_own(_: &Metadata) -> bool {
 pub(super) fn create_mark(path: &Path) -> io::Result<()> {
     File::create_new(path)?;
     Ok(())
+}
+
+/// Reads a file.
+pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
+    fs::read(path)
+}
+
+/// Writes a file that does not exist.
+pub(super) fn write_new(path: &Path, text: &[u8]) -> io::Result<()> {
+    File::create_new(path)?.write_all(text)
 }
 
 /// Creates a directory, and those above it.

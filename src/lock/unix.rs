@@ -233,7 +233,7 @@ pub(crate) fn write(
 /// A limit that is high enough is read once per process: to read it each time would cost
 /// every lease a system call, and hardly anything lowers its own limit while it runs.
 #[inline]
-fn check_size_limit(len: u64) -> io::Result<()> {
+pub(crate) fn check_size_limit(len: u64) -> io::Result<()> {
     /// `RLIMIT_FSIZE` as it was when it was read, or 0.
     static LIMIT: AtomicU64 = AtomicU64::new(0);
     if len <= LIMIT.load(Ordering::Relaxed) {
@@ -252,7 +252,7 @@ fn check_size_limit(len: u64) -> io::Result<()> {
 }
 
 /// As `write_all_at`, which makes interrupted calls again without a bound.
-fn write_all(file: &File, text: &[u8], offset: usize) -> io::Result<()> {
+pub(crate) fn write_all(file: &File, text: &[u8], offset: usize) -> io::Result<()> {
     let mut written = 0;
     while written < text.len() {
         let at = (offset + written) as u64;

@@ -33,6 +33,9 @@ pub(crate) fn can_give(call: &Call) -> Option<&'static [&'static str]> {
         ("openat to write", LockFile | Line) => &[
             "EACCES", "EINTR", "EIO", "EMFILE", "ENFILE", "ENOMEM", "EROFS",
         ],
+        ("openat to create", _) => &[
+            "EACCES", "EINTR", "EIO", "EMFILE", "ENFILE", "ENOMEM", "ENOSPC", "EROFS",
+        ],
         // Of another user's process: then the list of all locks alone decides, which
         // leaves some out while many come and go.
         ("openat", Proc) => &["EINTR", "EIO", "EMFILE", "ENFILE", "ENOMEM"],
@@ -46,8 +49,12 @@ pub(crate) fn can_give(call: &Call) -> Option<&'static [&'static str]> {
         ("pread64", _) => &["EINTR", "EIO"],
         ("ftruncate", _) => &["EINTR", "EIO"],
         ("pwrite64", _) => &["EINTR", "EIO", "ENOSPC"],
-        ("mkdirat" | "mknodat" | "renameat2", _) => &["EACCES", "EIO", "ENOMEM", "ENOSPC", "EROFS"],
-        ("fchmodat" | "fchmod" | "unlinkat", _) => &["EACCES", "EIO", "ENOMEM", "EROFS"],
+        ("mkdirat" | "mkdir" | "mknodat" | "renameat2" | "rename", _) => {
+            &["EACCES", "EIO", "ENOMEM", "ENOSPC", "EROFS"]
+        }
+        ("fchmodat" | "fchmod" | "unlinkat" | "unlink" | "rmdir", _) => {
+            &["EACCES", "EIO", "ENOMEM", "EROFS"]
+        }
         // A FIFO and the rest are the kernel's own; EIO is only for thoroughness.
         ("write", Line) => &["EIO"],
         ("utimensat", Line) => &["EACCES", "EIO", "EROFS"],
@@ -59,6 +66,7 @@ pub(crate) fn can_give(call: &Call) -> Option<&'static [&'static str]> {
         ("epoll_wait" | "epoll_pwait" | "epoll_pwait2", Bell) => &["EINTR"],
         // EIO and ENOSPC are of what was written before.
         ("close", LockFile | Stray) => &["EINTR", "EIO", "ENOSPC"],
+        ("close", Copies) if call.arguments.contains("/.new.") => &["EINTR", "EIO", "ENOSPC"],
         ("close", _) => &["EINTR"],
         ("socket", _) => &["EACCES", "EMFILE", "ENFILE", "ENOMEM"],
         ("setsockopt IPV6_V6ONLY" | "setsockopt SO_REUSEADDR", _) => &["ENOMEM"],
@@ -85,6 +93,9 @@ pub(crate) enum Expect {
     Missed,
 }
 
+/// What is not possible if nothing is known of a root.
+const FOR_ROOT: &str = "reserve a port for the directory";
+
 /// What is to come of a fault at a call; or `None` if nobody has thought about it
 /// yet.
 pub(crate) fn expected(scenario: Scenario, call: &Call, fault: Fault) -> Option<Expect> {
@@ -104,6 +115,9 @@ pub(crate) fn expected(scenario: Scenario, call: &Call, fault: Fault) -> Option<
         (_, Watch | Bell | LineStray, _) => Works,
         // Here also what was interrupted before, and then failed.
         ("unlock", Line, "") => WorksOrFails(ErrorKind::Lock, &["lock"]),
+        ("unlock", LockFile, "") if scenario.is_of_name() => {
+            WorksOrFails(ErrorKind::Lock, &["lock", "unlock"])
+        }
         ("unlock" | "write", Line, _) => Works,
         (_, Line, _) if scenario != Clean => Works,
         ("statx", Line, _) => Fails(ErrorKind::LockDir, &["read"]),
@@ -112,6 +126,17 @@ pub(crate) fn expected(scenario: Scenario, call: &Call, fault: Fault) -> Option<
         ("unlinkat", Line, _) => Fails(ErrorKind::Lock, &["remove"]),
         ("flock", Line, "EINTR") => Works,
         (_, Line, _) => Missed,
+
+        ("readlink", Root | Tmp, _) => Fails(ErrorKind::InvalidName, &[FOR_ROOT]),
+        // What cannot be inspected is not proven to be gone.
+        ("statx", Root, _) => WorksOrFails(ErrorKind::InvalidName, &[FOR_ROOT]),
+        ("statx", Dir, _) => Works,
+        // The lock directory may have been removed: then it is created again.
+        ("openat" | "fstat" | "getdents64", Dir, _) | ("statx", LockFile, _)
+            if scenario == Reserve =>
+        {
+            Works
+        }
 
         ("newfstatat", Machine | Tmp, _) => Fails(ErrorKind::LockDir, &["look for the default"]),
         ("newfstatat", Dir, _) => Fails(ErrorKind::LockDir, &["use", "create"]),
@@ -156,10 +181,19 @@ pub(crate) fn expected(scenario: Scenario, call: &Call, fault: Fault) -> Option<
             Fails(ErrorKind::Lock, &["create"])
         }
 
+        (_, Mark | Copies, "EINTR") => Works,
         ("statx", Mark, _) => Fails(ErrorKind::Lock, &["inspect"]),
+        (_, Mark, _) => Fails(ErrorKind::Lock, &["create"]),
+        // One that is left there would restore what was removed.
+        ("unlink", Copies, _) => Fails(ErrorKind::Lock, &["remove"]),
+        ("rmdir", Copies, _) => Works,
         // As without a state directory.
-        (_, Copies, "EACCES") => Works,
-        ("openat", Copies, "EINTR") => Works,
+        (_, Copies, "EACCES" | "EROFS") => Works,
+        // Whether it is this user's, and whether it says for which lock directory it is.
+        ("statx", Copies, _) => WorksOrFails(ErrorKind::Lock, &["use"]),
+        ("openat to create" | "pwrite64" | "mkdir" | "rename", Copies, _) => {
+            Fails(ErrorKind::Lock, &["write"])
+        }
         (_, Copies, _) => Fails(ErrorKind::Lock, &["read"]),
 
         ("bind", Socket, "EACCES") => Missed,

@@ -16,9 +16,9 @@ use crate::{
     scenario::{
         OTHER, PORTS,
         Scenario::{self, *},
-        Stage,
+        Stage, root_of,
     },
-    trace::{Call, Object::*, Tracer, calls},
+    trace::{Call, Object::*, Paths, Tracer, calls},
 };
 
 /// So often an interruption comes again: more often than anything is tried again.
@@ -216,15 +216,23 @@ pub(crate) fn run(
     } else {
         tracer.wait()
     };
-    let calls = calls(&lines, &stage.dir_of_child());
+    let paths = Paths {
+        dir: &stage.dir_of_child(),
+        state: &stage.state_dir(),
+        root: &root_of(&stage.dir),
+    };
+    let calls = calls(&lines, &paths);
     let mut descriptors = None;
     if lives {
         let mut free = stage.free();
-        if calls.iter().any(leaves_a_socket) || scenario == Delegate && given_back {
+        // To lease by the name would reserve it again.
+        let is_removed = scenario == Unreserve && given_back;
+        if calls.iter().any(leaves_a_socket) || scenario == Delegate && given_back || is_removed {
             free.clear();
         }
         // A default directory that was not finished is for who finds it as such.
-        for &port in free.iter().filter(|_| scenario != First) {
+        let is_free = scenario != First && !scenario.is_of_name();
+        for &port in free.iter().filter(|_| is_free) {
             if let Err(error) = stage.lease(port) {
                 problems.push(format!("while the process lives, {port} is lost: {error}"));
             }
@@ -242,10 +250,11 @@ pub(crate) fn run(
 
     let is_delegation = |call: &Call| call.arguments.contains("\"delegated ") && call.succeeded;
     let delegated = given_back || !lives && calls.iter().any(is_delegation);
-    problems.extend(what_is_wrong_afterwards(&mut stage, delegated));
+    let is_removed = scenario == Unreserve && given_back;
+    problems.extend(what_is_wrong_afterwards(&mut stage, delegated, is_removed));
     // A file that is just being made may be left by a process that is killed, or
     // that cannot remove it.
-    let is_removal = |call: &Call| call.injected && call.name == "unlinkat";
+    let is_removal = |call: &Call| call.injected && call.name.starts_with("unlink");
     if lives && scenario != Clean && !calls.iter().any(is_removal) {
         let strays = stage.strays();
         problems.extend(strays.iter().map(|stray| format!("left behind: {stray:?}")));
@@ -266,7 +275,7 @@ pub(crate) fn leaves_a_socket(call: &Call) -> bool {
 }
 
 /// What must hold once the process is gone.
-fn what_is_wrong_afterwards(stage: &mut Stage, delegated: bool) -> Vec<String> {
+fn what_is_wrong_afterwards(stage: &mut Stage, delegated: bool, is_removed: bool) -> Vec<String> {
     let mut problems = Vec::new();
     if stage.other.is_some() && !stage.is_locked(stage.first + OTHER) {
         problems.push("another process's lease has ended".to_owned());
@@ -291,14 +300,23 @@ fn what_is_wrong_afterwards(stage: &mut Stage, delegated: bool) -> Vec<String> {
             problems.push(format!("afterwards: {outcome:?}"));
         }
     }
-    for port in stage.ports() {
-        if let Err(error) = stage.lease(port) {
-            problems.push(format!("{port} is lost: {error}"));
+    if stage.scenario.is_of_name() {
+        problems.extend(stage.what_is_wrong_with_name(is_removed));
+    } else {
+        for port in stage.ports() {
+            if let Err(error) = stage.lease(port) {
+                problems.push(format!("{port} is lost: {error}"));
+            }
         }
     }
     let (root, dir) = (&stage.root, &stage.dir);
     for path in walk(root.path()) {
-        if path != *dir && Some(&*path) != dir.parent() && !is_as_it_should_be(&path, stage) {
+        let is_ours = path.starts_with(stage.state_dir()) || path == root_of(dir);
+        let is_known = path == *dir || Some(&*path) == dir.parent();
+        if !is_known
+            && !(is_ours && stage.scenario.is_of_name())
+            && !is_as_it_should_be(&path, stage)
+        {
             problems.push(format!("left behind: {}", path.display()));
         }
     }
@@ -319,14 +337,16 @@ fn is_as_it_should_be(path: &Path, stage: &Stage) -> bool {
         0o600
     };
     let ports = stage.first..stage.first + PORTS;
-    let is_lock_file = name.parse().is_ok_and(|port| ports.contains(&port))
+    let is_of_name = stage.scenario.is_of_name();
+    let is_mark = is_of_name && name.starts_with(".restored.");
+    let is_lock_file = name.parse().is_ok_and(|port| ports.contains(&port) || is_of_name && port == 0)
         && metadata.nlink() == 1
         // Without the sticky bit if that was refused.
         && metadata.mode() & 0o6777 == mode;
     let is_line = name.starts_with(".waiting.") && metadata.mode() & 0o7777 == mode;
     let (is_file, is_fifo) = (metadata.is_file(), metadata.file_type().is_fifo());
     path.parent() == Some(&stage.dir)
-        && (is_file && is_lock_file
+        && (is_file && (is_lock_file || is_mark)
             || is_fifo && is_line
             || (is_file || is_fifo) && name.starts_with(".new."))
 }
@@ -406,7 +426,10 @@ pub(crate) fn judge(
     let is_missed = [ErrorKind::PermissionDenied, ErrorKind::Exhausted]
         .iter()
         .any(|&kind| outcome.is_error(kind))
-        || outcome.is_done() && matches!(scenario, Held | Bound | Wait | Behind | Clean | Leases | ServerPorts)
+        || outcome.is_done() && matches!(
+                scenario,
+                Held | Bound | Wait | Behind | Clean | Leases | ServerPorts | Reserve
+            )
         // A second bind is made only if the first was permitted.
         || outcome.is_error(ErrorKind::Probe) && scenario == Bound;
     match expect {
@@ -419,6 +442,7 @@ pub(crate) fn judge(
                 ErrorKind::Lock => 'L',
                 ErrorKind::Probe => 'P',
                 ErrorKind::Process => 'R',
+                ErrorKind::InvalidName => 'N',
                 _ => 'U',
             })
         }

@@ -58,13 +58,21 @@ pub(crate) enum Scenario {
     Clean,
     Leases,
     ServerPorts,
+    /// A port is reserved by name, and leased,
+    Reserve,
+    /// or it was reserved before;
+    Name,
+    /// or the lock directory has been lost since.
+    Restore,
+    /// A reservation is removed.
+    Unreserve,
     /// The process's first lease; the default directory must be created, in a `/tmp` of a
     /// mount namespace. With an umask that leaves nothing.
     First,
 }
 
 /// The last one is left out where there are no namespaces.
-pub(crate) const SCENARIOS: [Scenario; 16] = [
+pub(crate) const SCENARIOS: [Scenario; 20] = [
     Again,
     Fresh,
     Shared,
@@ -80,6 +88,10 @@ pub(crate) const SCENARIOS: [Scenario; 16] = [
     Clean,
     Leases,
     ServerPorts,
+    Reserve,
+    Name,
+    Restore,
+    Unreserve,
     First,
 ];
 
@@ -91,8 +103,13 @@ const BEFORE: u16 = 3;
 
 impl Scenario {
     fn ports(self, first: u16) -> RangeInclusive<u16> {
-        let is_two = matches!(self, Held | Bound);
+        let is_two = matches!(self, Held | Bound) || self.is_of_name();
         first..=first + u16::from(is_two)
+    }
+
+    /// Whether it is about a port that is reserved.
+    pub(crate) fn is_of_name(self) -> bool {
+        matches!(self, Reserve | Name | Restore | Unreserve)
     }
 
     /// Whether its calls differ from time to time: how often a waiter looks is a
@@ -117,9 +134,20 @@ impl Scenario {
             // In the same order each time. With a single port the order is left to
             // chance, so that random numbers are asked for.
             Held | Bound => builder.lock_dir(dir).prefer(""),
+            Reserve | Name | Restore | Unreserve => {
+                builder.lock_dir(dir).name(NAMED).root(root_of(dir))
+            }
             _ => builder.lock_dir(dir),
         }
     }
+}
+
+/// The name that a port is reserved as.
+const NAMED: &str = "web";
+
+/// The root of that name. See [`Stage`].
+pub(crate) fn root_of(dir: &Path) -> PathBuf {
+    dir.with_file_name("shop")
 }
 
 /// Longer than a child takes to start on a crowded machine.
@@ -197,6 +225,12 @@ fn take(scenario: Scenario, builder: &Builder, dir: &Path) -> Result<Got, Error>
             Got::Report(format!("{states:?}"))
         }
         ServerPorts => Got::Report(PortSet::server_ports()?.to_string()),
+        Unreserve => {
+            let locks = LockDir::open(dir)?;
+            let found = locks.reservation(NAMED, root_of(dir))?;
+            let found = found.map(|found| locks.unreserve(&found)).transpose()?;
+            Got::Report(format!("{found:?}"))
+        }
         _ => Got::Lease(builder.acquire()?),
     })
 }
@@ -232,13 +266,19 @@ pub(crate) fn cycle(parent: &Parent) {
     let dir = PathBuf::from(parent.argument::<String>(2));
     let target = parent.argument(3);
     let builder = scenario.builder(&dir, first);
-    let only = |port| {
+    let only_by = |builder: &Builder, port| {
         let builder = builder.clone().timeout(Duration::ZERO);
         acquire_patiently(&builder.ports(port..=port)).map(drop)
     };
+    let only = |port| only_by(&builder, port);
     match scenario {
         First => drop(umask(Mode::from_raw_mode(0o777))),
-        ServerPorts => {}
+        // Its first lease restores.
+        ServerPorts | Restore => {}
+        _ if scenario.is_of_name() => {
+            let builder = FreePort::builder().lock_dir(&dir);
+            only_by(&builder, first + BEFORE).expect("no fault yet");
+        }
         _ => only(first + BEFORE).expect("no fault yet"),
     }
     let stdin = io::stdin().as_fd().try_clone_to_owned();
@@ -286,14 +326,43 @@ pub(crate) fn cycle(parent: &Parent) {
             problems += &format!("; the same process cannot lease {port} again: {error}");
         }
     }
+    let any = scenario
+        .is_of_name()
+        .then(|| FreePort::builder().lock_dir(&dir));
     for port in numbers(leased) {
-        if only(port).map_err(|error| error.kind()) != Err(ErrorKind::Exhausted) {
+        if only_by(any.as_ref().unwrap_or(&builder), port).map_err(|error| error.kind())
+            != Err(ErrorKind::Exhausted)
+        {
             problems += &format!("; the same process can lease {port}, which is leased");
         }
     }
     parent.say(open_descriptors());
     parent.say(problems);
     wait_for_line(&stdin);
+}
+
+/// Arguments: lock directory, first port. Does without a fault what it is told.
+pub(crate) fn namer(parent: &Parent) {
+    let dir = PathBuf::from(parent.argument::<String>(0));
+    let any = FreePort::builder().timeout(Duration::ZERO).lock_dir(&dir);
+    let builder = Name.builder(&dir, parent.argument(1));
+    loop {
+        let line = parent.hear();
+        let outcome = match line.split_once(' ') {
+            Some((_, port)) => {
+                let port: u16 = port.parse().expect("a port");
+                acquire_patiently(&any.clone().ports(port)).map(|port| port.to_string())
+            }
+            None if line == "reserve" => builder.reserve().map(|found| found.port.to_string()),
+            None if line == "lease" => acquire_patiently(&builder).map(|port| port.to_string()),
+            None => LockDir::open(&dir).and_then(|locks| {
+                let found = locks.reservations()?.into_iter();
+                let ports: Vec<_> = found.map(|found| found.port.to_string()).collect();
+                Ok(ports.join(" "))
+            }),
+        };
+        parent.say(describe(&outcome));
+    }
 }
 
 // ---------------------------------------------------------------------------
@@ -371,6 +440,8 @@ pub(crate) struct Stage {
     pub(crate) other: Option<FreePort>,
     /// The process that a lease is delegated to.
     target: Option<Process>,
+    /// The port that was reserved before.
+    reserved: Option<u16>,
 }
 
 impl Stage {
@@ -387,9 +458,15 @@ impl Stage {
             blocker: Arc::default(),
             other: None,
             target: None,
+            reserved: None,
         };
         if scenario == First {
             return stage;
+        }
+        if scenario.is_of_name() {
+            for dir in [root_of(&stage.dir), stage.state_dir()] {
+                fs::create_dir(dir).expect("our own directory");
+            }
         }
         fs::create_dir(&stage.dir).expect("our own directory");
         fs::set_permissions(&stage.dir, fs::Permissions::from_mode(stage.mode())).expect("ours");
@@ -404,6 +481,19 @@ impl Stage {
     }
 
     fn prepare(&mut self) {
+        if self.scenario.is_of_name() {
+            if self.scenario != Reserve {
+                let said = self.namer().ask("reserve");
+                let port = said
+                    .strip_prefix("done|")
+                    .and_then(|port| port.parse().ok());
+                self.reserved = Some(port.unwrap_or_else(|| panic!("{said}")));
+            }
+            if self.scenario == Restore {
+                self.lose();
+            }
+            return;
+        }
         let lease = match self.scenario {
             Held | Bound => acquire_patiently(&self.scenario.builder(&self.dir, self.first)),
             _ => self.lease(self.first),
@@ -463,7 +553,81 @@ impl Stage {
                 fs::remove_file(self.dir.join(port.to_string())).expect("ours");
             }
             Again | First | Listen | ServerPorts => {}
+            Reserve | Name | Restore | Unreserve => unreachable!("see above"),
         }
+    }
+
+    /// Removes the lock files, but for those that are locked, and the mark, as if the directory were lost.
+    fn lose(&self) {
+        for entry in fs::read_dir(&self.dir).expect("our own").flatten() {
+            let name = entry.file_name();
+            if text(name.as_ref()).parse() != Ok(self.first + OTHER) {
+                fs::remove_file(entry.path()).expect("our own");
+            }
+        }
+    }
+
+    /// Where copies of reservations are.
+    pub(crate) fn state_dir(&self) -> PathBuf {
+        self.root.path().join("state")
+    }
+
+    /// Starts a child that reserves without a fault.
+    fn namer(&self) -> Peer {
+        let binary = env::current_exe().expect("this test binary");
+        let arguments = [text(&self.dir), &self.first.to_string()];
+        let mut command = command(&[], &binary, "namer", &arguments);
+        command.env("XDG_STATE_HOME", self.state_dir());
+        Peer::start_command(command)
+    }
+
+    /// What is wrong with the reservation, after its removal if there was one: the name has one port, which
+    /// is the one that it had, and which nobody else is leased, also after the directory was lost.
+    pub(crate) fn what_is_wrong_with_name(&self, is_removed: bool) -> Vec<String> {
+        let mut problems = Vec::new();
+        let mut namer = self.namer();
+        let mut must_be = |namer: &mut Peer, order: &str, expected: &str| {
+            let said = namer.ask(order);
+            if said != expected {
+                problems.push(format!("{order}: {said}, and not {expected}"));
+            }
+        };
+        if is_removed {
+            must_be(&mut namer, "list", "done|");
+            for port in self.ports() {
+                must_be(&mut namer, &format!("port {port}"), &format!("done|{port}"));
+            }
+            return problems;
+        }
+        let said = namer.ask("reserve");
+        let port = said.strip_prefix("done|").unwrap_or_default();
+        if self
+            .reserved
+            .is_some_and(|reserved| port != reserved.to_string())
+        {
+            return vec![format!("reserve: {said}, and not {:?}", self.reserved)];
+        }
+        must_be(&mut namer, "lease", &said);
+        must_be(&mut namer, "list", &said);
+        let refused = namer.ask(format!("port {port}"));
+        if !refused.contains("1 reserved") {
+            problems.push(format!("{port}, which is reserved: {refused}"));
+        }
+        for other in self.ports().filter(|other| port != other.to_string()) {
+            let only = format!("done|{other}");
+            let said = namer.ask(format!("port {other}"));
+            if said != only {
+                problems.push(format!("{other}, which is not reserved: {said}"));
+            }
+        }
+        self.lose();
+        let said_again = self.namer().ask("reserve");
+        if said_again != said {
+            problems.push(format!(
+                "after the directory was lost: {said_again}, and not {said}"
+            ));
+        }
+        problems
     }
 
     /// The ports that the child may choose from.
@@ -529,9 +693,12 @@ impl Stage {
 
     /// Files that were being made and are not used.
     pub(crate) fn strays(&self) -> Vec<OsString> {
-        let entries = fs::read_dir(&self.dir).expect("our own").flatten();
-        let names = entries.map(|entry| entry.file_name());
-        names
+        let copies = self.state_dir().join("portlock").join("reservations");
+        let dirs = fs::read_dir(copies).into_iter().flatten().flatten();
+        dirs.map(|entry| entry.path())
+            .chain([self.dir.clone()])
+            .flat_map(|dir| fs::read_dir(dir).expect("our own").flatten())
+            .map(|entry| entry.file_name())
             .filter(|name| name.to_string_lossy().starts_with(".new."))
             .collect()
     }
@@ -568,6 +735,7 @@ impl Stage {
         command
             .env("TMPDIR", self.root.path())
             .env("HOME", self.root.path())
+            .env("XDG_STATE_HOME", self.state_dir())
             .current_dir(self.root.path());
         Peer::start_command(command)
     }

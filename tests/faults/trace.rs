@@ -33,6 +33,8 @@ pub(crate) enum Object {
     Mark,
     /// Copies of reservations.
     Copies,
+    /// The root directory of a name, or what it is in.
+    Root,
     /// By which the kernel tells who is first in line what is released,
     Watch,
     /// and those behind when it is their turn.
@@ -62,6 +64,7 @@ impl fmt::Display for Object {
             LineStray => "new line",
             Mark => "mark",
             Copies => "copies",
+            Root => "root",
             Watch => "watch",
             Bell => "bell",
             Machine => "/run/portlock",
@@ -169,8 +172,18 @@ impl Tracer {
     }
 }
 
+/// Where the directories of a run are.
+pub(crate) struct Paths<'a> {
+    /// The lock directory.
+    pub(crate) dir: &'a Path,
+    /// The state directory.
+    pub(crate) state: &'a Path,
+    /// The root of a name.
+    pub(crate) root: &'a Path,
+}
+
 /// The calls of a trace, but for the markers where a part begins.
-pub(crate) fn calls(lines: &[String], dir: &Path) -> Vec<Call> {
+pub(crate) fn calls(lines: &[String], paths: &Paths<'_>) -> Vec<Call> {
     let mut counts: HashMap<&str, usize> = HashMap::new();
     let mut part = None;
     let mut calls = Vec::new();
@@ -194,7 +207,7 @@ pub(crate) fn calls(lines: &[String], dir: &Path) -> Vec<Call> {
         calls.push(Call {
             name: name.to_owned(),
             label: marker.map_or_else(|| label(name, arguments), |_| "(the end)".to_owned()),
-            object: marker.map_or_else(|| object(name, arguments, dir), |_| Nothing),
+            object: marker.map_or_else(|| object(name, arguments, paths), |_| Nothing),
             arguments: arguments.to_owned(),
             succeeded: !result.starts_with(['-', '?']),
             injected: result.ends_with("(INJECTED)"),
@@ -223,13 +236,15 @@ fn label(name: &str, arguments: &str) -> String {
         "flock" if arguments.contains("LOCK_UN") => "unlock".to_owned(),
         "newfstatat" if arguments.contains("AT_EMPTY_PATH") => "fstat".to_owned(),
         "openat" if arguments.contains("O_RDWR") => "openat to write".to_owned(),
+        "openat" if arguments.contains("O_CREAT") => "openat to create".to_owned(),
         _ => name.to_owned(),
     }
 }
 
 /// What the arguments of a call are about: the path, below that of the directory's
 /// descriptor if there is one, or what the descriptor is of.
-fn object(name: &str, arguments: &str, dir: &Path) -> Object {
+fn object(name: &str, arguments: &str, paths: &Paths<'_>) -> Object {
+    let dir = paths.dir;
     let between = |text: &str, open: char, close: char| {
         let (_, text) = text.split_once(open)?;
         Some(text.split_once(close)?.0.to_owned())
@@ -265,8 +280,10 @@ fn object(name: &str, arguments: &str, dir: &Path) -> Object {
         Stray
     } else if is_in_dir && named.starts_with(".restored.") {
         Mark
-    } else if path.to_string_lossy().contains("/portlock/reservations") {
+    } else if path.starts_with(paths.state) {
         Copies
+    } else if paths.root.ancestors().any(|at| at == path) && path != Path::new("/tmp") {
+        Root
     } else if is_in_dir && is_number {
         LockFile
     } else if path == Path::new("/run/portlock") {

@@ -86,9 +86,7 @@ impl Acquisition<'_> {
     fn no_free_port(&self) -> String {
         let ports = self.ports().brief();
         match self.request.key {
-            Some(Key { name, root }) => {
-                format!("port {ports}, which is reserved as {name} in {root}, is not free")
-            }
+            Some(key) => format!("port {ports}, which is reserved {key}, is not free"),
             None => format!("no free port in {ports}"),
         }
     }
@@ -96,10 +94,7 @@ impl Acquisition<'_> {
     /// Reserves one of the ports for `key`, unless one is reserved for it already.
     pub(crate) fn reserve(&self, key: &Key) -> Result<Known> {
         let ports = self.ports().brief();
-        let headline = || {
-            let Key { name, root } = key;
-            format!("no port to reserve as {name} in {root} is free in {ports}")
-        };
+        let headline = || format!("no port to reserve {key} is free in {ports}");
         self.repeat(headline, |pass| {
             let dir = pass.dir()?;
             let names = Names::lock(dir)?;

@@ -376,9 +376,8 @@ impl Builder {
             Known::Reserved(port) => Ok(key.reservation(port)),
             Known::Leased(port) => {
                 let headline = format!(
-                    "port {port}, which was reserved as {} in {} before the lock directory was lost, cannot be \
-                     reserved again",
-                    key.name, key.root
+                    "port {port}, which was reserved {key} before the lock directory was lost, cannot \
+                     be reserved again"
                 );
                 let dir = LockDir::located(self.lock_dir.as_deref())?;
                 let mut exhausted = Exhausted::from_iter([(port, Unavailable::Leased(port))]);

@@ -148,10 +148,8 @@ impl<'a> Names<'a> {
             None => Ok(()),
             Some(other) => {
                 let message = format!(
-                    "cannot reserve a port as {} in {}: the name {other}, which is reserved there, has the \
-                     same variable {}",
-                    key.name,
-                    key.root,
+                    "cannot reserve a port {key}: the name {other}, which is reserved there, has the same \
+                     variable {}",
                     variable(&key.name)
                 );
                 Err(Error::new(ErrorKind::InvalidName, message))

@@ -16,7 +16,9 @@
 //! give it out twice.
 
 use std::{
-    env, fmt, fs, io,
+    env,
+    fmt::{self, Write as _},
+    fs, io,
     path::{Path, PathBuf},
     time::UNIX_EPOCH,
 };
@@ -158,9 +160,20 @@ impl Reservation {
 /// Such as `as web in /home/ada/shop`. Nothing in it can drive a terminal.
 impl fmt::Display for Reservation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let root = self.root.to_string_lossy();
-        write!(f, "as {} in {}", self.name, root.escape_debug())
+        write_key(f, &self.name, &self.root.to_string_lossy())
     }
+}
+
+fn write_key(f: &mut fmt::Formatter<'_>, name: &str, root: &str) -> fmt::Result {
+    write!(f, "as {name} in ")?;
+    for c in root.chars() {
+        match c {
+            // In a path they are what they are.
+            '\\' | '\'' | '"' => f.write_char(c)?,
+            c => write!(f, "{}", c.escape_debug())?,
+        }
+    }
+    Ok(())
 }
 
 pub(crate) fn variable(name: &str) -> String {
@@ -180,6 +193,13 @@ pub(crate) struct Key {
     pub(crate) name: String,
     /// Absolute, without symbolic links.
     pub(crate) root: String,
+}
+
+/// As that of a [`Reservation`].
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_key(f, &self.name, &self.root)
+    }
 }
 
 impl Key {
@@ -506,6 +526,20 @@ mod tests {
                 assert_eq!(found, Some(Found::Unreadable), "{torn}");
             }
         }
+    }
+
+    #[test]
+    fn a_path_is_written_as_it_is_but_drives_no_terminal() {
+        let key = |root: &str| Key {
+            name: "web".to_owned(),
+            root: root.to_owned(),
+        };
+        for path in [r"C:\Users\ada\shop", "/home/ada's \"größe\"", "/a b"] {
+            assert_eq!(key(path).to_string(), format!("as web in {path}"));
+            assert_eq!(key(path).reservation(1).to_string(), key(path).to_string());
+        }
+        let text = key("/a\u{1b}[31m\nb").to_string();
+        assert_eq!(text, r"as web in /a\u{1b}[31m\nb");
     }
 
     #[test]

@@ -311,12 +311,10 @@ fn what_is_wrong_afterwards(stage: &mut Stage, delegated: bool, is_removed: bool
     }
     let (root, dir) = (&stage.root, &stage.dir);
     for path in walk(root.path()) {
-        let is_ours = path.starts_with(stage.state_dir()) || path == root_of(dir);
-        let is_known = path == *dir || Some(&*path) == dir.parent();
-        if !is_known
-            && !(is_ours && stage.scenario.is_of_name())
-            && !is_as_it_should_be(&path, stage)
-        {
+        let is_of_name = stage.scenario.is_of_name()
+            && (path.starts_with(stage.state_dir()) || path == root_of(dir));
+        let is_known = path == *dir || Some(&*path) == dir.parent() || is_of_name;
+        if !(is_known || is_as_it_should_be(&path, stage)) {
             problems.push(format!("left behind: {}", path.display()));
         }
     }

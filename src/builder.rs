@@ -763,7 +763,6 @@ impl Builder {
         timeout: Duration,
         run: impl Fn(&mut Acquisition<'_>) -> Result<T>,
     ) -> Result<T> {
-        let start = Instant::now();
         let any = |timeout| {
             let mut acquisition = self.begin()?;
             acquisition.timeout = timeout;
@@ -772,6 +771,7 @@ impl Builder {
         let Some(key) = self.key()? else {
             return any(timeout);
         };
+        let start = Instant::now();
         let endpoints = self.endpoints.with_closing_as_free();
         let mut moves = 0;
         loop {

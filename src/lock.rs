@@ -186,25 +186,24 @@ impl PortLock {
     /// Ends the lock again if the record keeps the port leased, as that of a delegated lease does.
     #[allow(dead_code, reason = "Linux reports that a file was closed")]
     pub(crate) fn unless_kept_by_its_record(self) -> Attempt<Self> {
-        let content = self.read_if_long()?;
-        if is_kept(&self.dir, self.port, content.owner.as_ref())? {
+        if owner::may_count(self.len) && is_kept(&self.dir, self.port, self.read()?.owner.as_ref())?
+        {
             return Err(Unavailable::Leased(self.port).into());
         }
         Ok(self)
     }
 
-    /// Reads the file unless it is too short for anything that counts.
-    fn read_if_long(&self) -> Attempt<Content> {
-        match owner::may_count(self.len) {
-            true => self.read(),
-            false => Ok(Content::default()),
-        }
-    }
-
     /// Ends the lock again if the port is not reserved by `key`, or without a key if it is reserved; or
     /// if the record keeps the port leased, as that of a delegated lease does.
     pub(crate) fn unless_kept(mut self, key: Option<&Key>) -> Attempt<Self> {
-        let content = self.read_if_long()?;
+        // Too short for anything that counts, as nearly every file is.
+        if !owner::may_count(self.len) {
+            return match key {
+                None => Ok(self),
+                Some(_) => Err(Unavailable::Reserved(self.port).into()),
+            };
+        }
+        let content = self.read()?;
         // What the key is restored to may be leased without it.
         if key.is_some() && is_kept(&self.dir, self.port, content.owner.as_ref())? {
             return Err(Unavailable::Leased(self.port).into());

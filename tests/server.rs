@@ -178,7 +178,10 @@ fn a_lease_of_another_process_is_served_by_that_one_or_by_a_stranger() {
     let address = format!("127.0.0.1:{port}");
     let holder = Peer::start("start server", &[&address]);
     let server: u32 = holder.hear().parse().expect("a pid");
-    let lease = |pid| builder(dir.path(), port).acquire_for(pid);
+    let lease = |pid| {
+        let builder = builder(dir.path(), port).timeout(Duration::ZERO);
+        builder.acquire_for(pid)
+    };
     lease(holder.id()).expect_err("it is bound already");
     drop(holder);
     portlock_testkit::until("the server ends with its parent", || {

@@ -3,24 +3,38 @@
 
 use std::{
     env, fs,
-    net::TcpListener,
-    os::fd::OwnedFd,
+    io::{IoSlice, IoSliceMut},
+    mem::MaybeUninit,
+    net::{SocketAddr, TcpListener},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::net::{UnixListener, UnixStream},
+    },
     path::Path,
-    process::{Command, id},
+    process::{Command, Stdio, id},
     thread,
     time::{Duration, Instant},
 };
 
-use portlock::{BelongsTo, EntryState, LockDir};
+use portlock::{BelongsTo, EntryState, ErrorKind, LockDir};
 use portlock_testkit::{
-    Block, LONG, NOBODY, Parent, Peer, Process, Role, am_root, as_user, cat, command, is_installed,
-    lock_dir, open_copy, set_mode, start_in_namespace, start_unprivileged, text,
+    Block, LONG, NOBODY, Parent, Peer, Process, Role, Running, am_root, as_user, cat, command,
+    is_installed, lock_dir, open_copy, set_mode, start_in_namespace, start_unprivileged, text,
+};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use serial_test::serial;
 
 use super::{assert_found, assert_other, builder, found, server_at, wait_for_holder};
 
-pub(super) const ROLES: [(&str, Role); 7] = [
+pub(super) const ROLES: [(&str, Role); 12] = [
+    ("wait", wait),
+    ("reach", reach),
+    ("activate", activate),
+    ("pass", pass),
+    ("receive", receive),
     ("hide", hide),
     ("start unprivileged", start_unprivileged_server),
     ("whose", whose),
@@ -80,9 +94,123 @@ fn hide(parent: &Parent) {
         let _server = start_server_as_nobody(&copy, port);
         parent.say(ask());
     }
-    let hidden = Peer::start("start unprivileged", &[&port.to_string()]);
-    hidden.hear();
+    {
+        let hidden = Peer::start("start unprivileged", &[&port.to_string()]);
+        hidden.hear();
+        parent.say(ask());
+    }
+    let hidden = portlock_testkit::until("the server below it ends", || {
+        TcpListener::bind(("127.0.0.1", port)).ok()
+    });
     parent.say(ask());
+    drop(hidden);
+}
+
+/// Arguments: a lock directory and an address. Says what a wait for a server there ends with.
+fn wait(parent: &Parent) {
+    let (dir, address): (String, String) = (parent.argument(0), parent.argument(1));
+    parent.say(waited(Path::new(&dir), &address, None));
+}
+
+fn waited(dir: &Path, address: &str, pid: Option<u32>) -> String {
+    let dir = LockDir::open(dir).expect("the test's own");
+    let server = match dir.wait_for_server(address, pid, LONG) {
+        Ok(server) => server,
+        Err(error) if error.kind() == ErrorKind::OtherServer => {
+            error.server().expect("it is named").clone()
+        }
+        Err(error) => return error.to_string(),
+    };
+    let pid = server.process.map(|process| process.pid);
+    format!("{:?} {pid:?}", server.belongs_to)
+}
+
+/// Arguments: a lock directory and a port. In a network namespace that is connected to another one, says
+/// what waits for servers end with: for this machine's, and for the other one's.
+fn reach(parent: &Parent) {
+    let (dir, port): (String, u16) = (parent.argument(0), parent.argument(1));
+    let holder = cat();
+    let lease = builder(Path::new(&dir), port).acquire_for(holder.id());
+    lease.expect("free");
+    let _stranger = TcpListener::bind(("0.0.0.0", port)).expect("leased by us");
+    let binary = env::current_exe().expect("this test binary");
+    let arguments = [&format!("0.0.0.0:{port}")[..], "true"];
+    let remote = command(&["unshare", "--net"], &binary, "serve", &arguments);
+    let mut remote = Peer::start_command(remote);
+    remote.hear();
+    let set_up = format!(
+        "ip link set lo up && ip link add near type veth peer name far && \
+         ip link set far netns {pid} && ip address add 192.0.2.1/24 dev near && \
+         ip link set near up && nsenter --target {pid} --net \
+         sh -c 'ip address add 192.0.2.2/24 dev far && ip link set far up'",
+        pid = remote.id()
+    );
+    let status = Command::new("sh").args(["-c", &set_up]).status();
+    if !status.expect("sh is installed").success() {
+        parent.say("not permitted");
+        return;
+    }
+    remote.ask("listen");
+    for host in ["127.0.0.1", "192.0.2.1", "192.0.2.2"] {
+        parent.say(waited(Path::new(&dir), &format!("{host}:{port}"), None));
+    }
+}
+
+/// Arguments: a lock directory and a port. As process 1, has the socket of a service, and says whose server
+/// it is before it starts the service, and then.
+fn activate(parent: &Parent) {
+    let (dir, port): (String, u16) = (parent.argument(0), parent.argument(1));
+    let dir = Path::new(&dir);
+    // A lease is recorded to the second.
+    thread::sleep(Duration::from_millis(1200));
+    let holder = cat();
+    builder(dir, port).acquire_for(holder.id()).expect("free");
+    let listener = TcpListener::bind(("127.0.0.1", port)).expect("leased by us");
+    let address = format!("127.0.0.1:{port}");
+    parent.say(waited(dir, &address, None));
+    let service = worker(OwnedFd::from(listener.try_clone().expect("a descriptor")));
+    parent.say(service.id());
+    parent.say(waited(dir, &address, None));
+    parent.say(waited(dir, &address, Some(service.id())));
+}
+
+/// Arguments: a lock directory, a port, and a Unix socket. Leases the port, listens, and passes a duplicate
+/// of the socket to the process at the other end. Closes its own when it reads a line.
+fn pass(parent: &Parent) {
+    let (dir, port): (String, u16) = (parent.argument(0), parent.argument(1));
+    let lease = builder(Path::new(&dir), port).acquire().expect("free");
+    let listener = TcpListener::bind(lease.addr()).expect("leased to us");
+    let stream = UnixStream::connect(parent.argument::<String>(2)).expect("it listens");
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let descriptors = [listener.as_fd()];
+    assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
+    let data = [IoSlice::new(b".")];
+    sendmsg(&stream, &data, &mut control, SendFlags::empty()).expect("sent");
+    parent.say("passed");
+    parent.hear();
+    drop(listener);
+    parent.say("closed");
+    parent.hear();
+}
+
+/// Argument: a path. Receives a descriptor at a Unix socket there, and keeps it.
+fn receive(parent: &Parent) {
+    let listener = UnixListener::bind(parent.argument::<String>(0)).expect("a new path");
+    parent.say("listens");
+    let (stream, _) = listener.accept().expect("a connection");
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut data = [0];
+    let mut into = [IoSliceMut::new(&mut data)];
+    recvmsg(&stream, &mut into, &mut control, RecvFlags::CMSG_CLOEXEC).expect("received");
+    let descriptors = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+        _ => None,
+    });
+    let kept: Vec<OwnedFd> = descriptors.flatten().collect();
+    parent.say(kept.len());
+    parent.hear();
 }
 
 /// Arguments: a port. Starts a process of another user that starts a server, and stays its parent.
@@ -225,26 +353,164 @@ fn any_process_that_shares_a_socket_is_enough() {
 
 #[test]
 #[serial]
-fn sockets_that_share_a_port_are_one_server() {
+fn every_socket_that_shares_an_address_must_be_the_holders() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let lease = builder(dir.path(), block.first()).acquire().expect("free");
-    let listen = || {
+    let listen = |host: [u8; 4]| {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
         let socket = socket.expect("a socket");
         socket.set_reuse_port(true).expect("Linux has it");
-        socket.bind(&lease.addr().into()).expect("leased to us");
+        let address = SocketAddr::from((host, lease.port()));
+        socket.bind(&address.into()).expect("leased to us");
         socket.listen(8).expect("bound");
         socket
     };
-    let (ours, others) = (listen(), listen());
-    let sibling = worker(OwnedFd::from(others));
-    for pid in [sibling.id(), id()] {
-        let server = lease
-            .wait_for_server(pid, LONG)
-            .expect("one of its sockets");
-        assert_eq!(server.belongs_to, Some(BelongsTo::Holder));
+    let own = listen([127, 0, 0, 1]);
+    let child = worker(OwnedFd::from(listen([127, 0, 0, 1])));
+    // Both are of this process or its descendants.
+    let server = lease.wait_for_server(id(), LONG).expect("ours");
+    assert_eq!(server.belongs_to, Some(BelongsTo::Holder));
+    // Half of the child's clients come to this process, whichever socket is the first.
+    assert_other(lease.wait_for_server(child.id(), LONG), id());
+    let first = worker(OwnedFd::from(own));
+    assert_other(lease.wait_for_server(child.id(), LONG), first.id());
+    assert_other(lease.wait_for_server(first.id(), LONG), child.id());
+
+    // A socket on another address takes none of them away.
+    first.end();
+    let elsewhere = listen([127, 0, 0, 2]);
+    let server = lease
+        .wait_for_server(child.id(), LONG)
+        .expect("the child's");
+    assert_eq!(server.belongs_to, Some(BelongsTo::Holder));
+    drop(elsewhere);
+}
+
+#[test]
+#[serial]
+fn a_server_on_one_of_several_addresses_is_enough() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let port = block.first();
+    let mut holder = Peer::start("serve", &[&format!("127.0.0.2:{port}"), "true"]);
+    holder.hear();
+    builder(dir.path(), port)
+        .acquire_for(holder.id())
+        .expect("free");
+    let own = pid(&holder.ask("listen"));
+    for strangers in ["127.0.0.1", "127.0.0.3"] {
+        let stranger = server_at(&format!("{strangers}:{port}"));
+        assert_found(dir.path(), port, BelongsTo::Holder, own);
+        assert_other(
+            LockDir::open(dir.path())
+                .expect("ours")
+                .wait_for_server((strangers, port), None, LONG),
+            stranger.id(),
+        );
     }
-    drop(ours);
+}
+
+#[test]
+#[serial]
+fn a_socket_that_was_passed_to_another_process_is_also_that_ones() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let port = block.first();
+    let socket = dir.path().join("socket");
+    let mut receiver = Peer::start("receive", &[text(&socket)]);
+    receiver.hear();
+    let arguments = [text(dir.path()), &port.to_string(), text(&socket)];
+    let mut holder = Peer::start("pass", &arguments);
+    assert_eq!([holder.hear(), receiver.hear()], ["passed", "1"]);
+    assert_found(dir.path(), port, BelongsTo::Holder, holder.id());
+    wait_for_holder(dir.path(), port, LONG).expect("the holder has it");
+    assert_eq!(holder.ask("close"), "closed");
+    assert_found(dir.path(), port, BelongsTo::Other, receiver.id());
+    assert_other(wait_for_holder(dir.path(), port, LONG), receiver.id());
+    receiver.say("end");
+}
+
+#[test]
+#[serial]
+fn a_socket_that_process_1_keeps_for_a_service_is_the_services() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let arguments = [text(dir.path()), &block.first().to_string()];
+    let options = "--pid --fork --mount-proc";
+    let first = start_in_namespace(options, "true", "activate", &arguments);
+    let Some(first) = first else { return };
+    assert_eq!(first.hear(), "Some(Other) Some(1)", "older than the lease");
+    let service = pid(&first.hear());
+    assert_eq!(first.hear(), format!("Some(Unknown) Some({service})"));
+    assert_eq!(first.hear(), format!("Some(Holder) Some({service})"));
+}
+
+#[test]
+#[serial]
+fn a_listener_for_ipv6_serves_ipv4_too() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let (holder, port) = (cat(), block.first());
+    builder(dir.path(), port)
+        .acquire_for(holder.id())
+        .expect("free");
+    for host in ["::", "::ffff:127.0.0.1"] {
+        let socket = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None);
+        let Ok(socket) = socket else {
+            eprintln!("left out: there is no IPv6");
+            return;
+        };
+        socket.set_only_v6(false).expect("Linux has it");
+        let address = SocketAddr::new(host.parse().expect("an address"), port);
+        socket.bind(&address.into()).expect("leased by us");
+        socket.listen(8).expect("bound");
+        assert_found(dir.path(), port, BelongsTo::Other, id());
+        assert_other(wait_for_holder(dir.path(), port, LONG), id());
+    }
+}
+
+/// Listens on a port given as the first argument, says so, and starts another process that listens on the one
+/// given as the second. Its first thread has ended by then.
+const WITHOUT_FIRST_THREAD: &str = "import ctypes, socket, subprocess, sys, threading, time\n\
+    listener = socket.create_server(('127.0.0.1', int(sys.argv[1])))\n\
+    def stay():\n    \
+        while ') Z ' not in open('/proc/self/stat').read(): time.sleep(0.001)\n    \
+        print('listens', flush=True)\n    \
+        code = \"import socket, sys; s = socket.create_server(('127.0.0.1', int(sys.argv[1]))); \
+            print('listens', flush=True); sys.stdin.read()\"\n    \
+        subprocess.run([sys.executable, '-c', code, sys.argv[2]])\n\
+    threading.Thread(target=stay).start()\n\
+    ctypes.CDLL(None).pthread_exit(None)";
+
+#[test]
+#[serial]
+fn a_process_whose_first_thread_has_ended_lives() {
+    if !is_installed("python3") {
+        return;
+    }
+    let (dir, block) = (lock_dir(), Block::new(2));
+    let (holder, ports) = (cat(), [block.first(), block.first() + 1]);
+    for port in ports {
+        builder(dir.path(), port)
+            .acquire_for(holder.id())
+            .expect("free");
+    }
+    let mut python = Command::new("python3");
+    python.args(["-c", WITHOUT_FIRST_THREAD]);
+    python.args(ports.map(|port| port.to_string()));
+    python.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let python = Running::start(python);
+    assert_eq!([python.hear(), python.hear()], ["listens", "listens"]);
+    // The system shows the descriptors of the first thread.
+    let server = found(dir.path(), ports[0]).expect("there is one");
+    assert_eq!(server.belongs_to, Some(BelongsTo::Unknown));
+    assert_eq!(server.process, None);
+    // It is the living parent of the other server.
+    let server = found(dir.path(), ports[1]).expect("there is one");
+    assert_eq!(server.belongs_to, Some(BelongsTo::Other));
+    let found = LockDir::open(dir.path()).expect("ours").wait_for_server(
+        ("127.0.0.1", ports[1]),
+        Some(python.id()),
+        LONG,
+    );
+    let found = found.expect("a child's");
+    assert_eq!(found.belongs_to, Some(BelongsTo::Holder));
 }
 
 #[test]
@@ -458,6 +724,8 @@ fn a_server_below_a_process_that_is_hidden_is_unknown() {
     assert!(said.starts_with("Some(Holder) Some("), "{said}");
     let said = hider.hear();
     assert!(said.starts_with("Some(Unknown) Some("), "{said}");
+    let said = hider.hear();
+    assert_eq!(said, "Some(Unknown) None Some(0)", "hidden itself");
 }
 
 #[test]
@@ -474,4 +742,44 @@ fn the_sockets_of_another_network_namespace_are_not_seen() {
     };
     server.hear();
     assert_eq!(found(dir.path(), block.first()), None);
+}
+
+#[test]
+#[serial]
+fn the_server_of_another_machine_is_unknown() {
+    if !is_installed("ip") || !is_installed("nsenter") {
+        return;
+    }
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let arguments = [text(dir.path()), &block.first().to_string()];
+    let Some(reader) = start_in_namespace("--net", "true", "reach", &arguments) else {
+        return;
+    };
+    let said = reader.hear();
+    if said == "not permitted" {
+        eprintln!("left out: network namespaces cannot be connected here");
+        return;
+    }
+    // A server of this machine listens on the same port.
+    let other = format!("Some(Other) Some({})", reader.id());
+    assert_eq!([said, reader.hear()], [other.clone(), other]);
+    assert_eq!(reader.hear(), "Some(Unknown) None");
+}
+
+#[test]
+#[serial]
+fn a_server_is_unknown_without_proc() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let (holder, port) = (cat(), block.first());
+    builder(dir.path(), port)
+        .acquire_for(holder.id())
+        .expect("free");
+    let address = format!("127.0.0.1:{port}");
+    let stranger = server_at(&address);
+    assert_found(dir.path(), port, BelongsTo::Other, stranger.id());
+    let arguments = [text(dir.path()), &address[..]];
+    let script = "mount -t tmpfs none /proc";
+    let reader = start_in_namespace("--mount", script, "wait", &arguments);
+    let Some(reader) = reader else { return };
+    assert_eq!(reader.hear(), "Some(Unknown) None");
 }

@@ -243,13 +243,16 @@ impl Line {
             if parent == 0 {
                 break;
             }
-            lineage = match members.len() < MAX_ANCESTORS {
+            let child = &members[members.len() - 1].1;
+            let next = match members.len() < MAX_ANCESTORS {
                 true => Lineage::read(parent)?,
                 false => None,
             };
-            let child = &members[members.len() - 1].1;
-            lineage = lineage.filter(|parent| parent.is_no_younger_than(child));
-            if lineage.is_none() && process::ADOPTS {
+            // Where no process is adopted, the parent may have ended, and its pid be another one's.
+            let may_have_ended =
+                !process::ADOPTS && (next.is_some() || process::check(parent).is_err());
+            lineage = next.filter(|next| next.is_no_younger_than(child));
+            if lineage.is_none() && !may_have_ended {
                 not_seen = Some(parent);
             }
             pid = parent;

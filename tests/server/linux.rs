@@ -29,7 +29,9 @@ use serial_test::serial;
 
 use super::{assert_found, assert_other, builder, found, server_at, wait_for_holder};
 
-pub(super) const ROLES: [(&str, Role); 12] = [
+pub(super) const ROLES: [(&str, Role); 14] = [
+    ("hold", hold),
+    ("bequeath", bequeath),
     ("wait", wait),
     ("reach", reach),
     ("activate", activate),
@@ -104,6 +106,25 @@ fn hide(parent: &Parent) {
     });
     parent.say(ask());
     drop(hidden);
+}
+
+/// Arguments: a lock directory and a port. Leases the port.
+fn hold(parent: &Parent) {
+    let (dir, port): (String, u16) = (parent.argument(0), parent.argument(1));
+    let _lease = builder(Path::new(&dir), port).acquire().expect("free");
+    parent.say("leased");
+    parent.hear();
+}
+
+/// Arguments: a lock directory and a port. Leases the port, and ends when another process has inherited
+/// the lease.
+fn bequeath(parent: &Parent) {
+    let (dir, port): (String, u16) = (parent.argument(0), parent.argument(1));
+    let lease = builder(Path::new(&dir), port).acquire().expect("free");
+    let mut heir = orphan_as("cat", &[], true);
+    heir.stdin(Stdio::inherit()).stdout(Stdio::inherit());
+    heir.stderr(lease.into_fd().expect("ours"));
+    assert!(heir.status().expect("sh is installed").success());
 }
 
 /// Arguments: a lock directory and an address. Says what a wait for a server there ends with.
@@ -322,6 +343,37 @@ fn a_process_that_has_inherited_the_lease_is_of_the_family() {
         EntryState::Held,
         "this process, in the record, lives"
     );
+}
+
+#[test]
+#[serial]
+fn a_stranger_on_the_port_of_a_lease_that_was_inherited_is_none_of_the_family() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let port = block.first();
+    let heir = Peer::start("bequeath", &[text(dir.path()), &port.to_string()]);
+    heir.hear();
+    let dir_of = LockDir::open(dir.path()).expect("ours");
+    let heir_pid = portlock_testkit::until("the holder ends", || {
+        let entry = dir_of.entry(port).expect("seen").expect("its file");
+        (entry.state == EntryState::Inherited).then(|| entry.heir.expect("seen").pid)
+    });
+    assert_ne!(heir_pid, heir.id());
+    let stranger = server_at(&format!("127.0.0.1:{port}"));
+    assert_found(dir.path(), port, BelongsTo::Other, stranger.id());
+    assert_other(wait_for_holder(dir.path(), port, LONG), stranger.id());
+}
+
+#[test]
+#[serial]
+fn a_server_is_unknown_if_the_record_of_the_lease_cannot_be_read() {
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let port = block.first();
+    let holder = Peer::start("hold", &[text(dir.path()), &port.to_string()]);
+    holder.hear();
+    let stranger = server_at(&format!("127.0.0.1:{port}"));
+    assert_found(dir.path(), port, BelongsTo::Other, stranger.id());
+    fs::write(dir.path().join(port.to_string()), "garbage\n").expect("our own");
+    assert_found(dir.path(), port, BelongsTo::Unknown, stranger.id());
 }
 
 #[test]

@@ -11,7 +11,6 @@ use std::{
     collections::{BTreeMap, HashMap},
     io,
     net::{SocketAddr, ToSocketAddrs},
-    process::id,
     slice,
     time::{Duration, SystemTime},
 };
@@ -46,9 +45,6 @@ pub(crate) struct Family {
     holder: Holder,
     /// Whose descriptor makes a process one of the family.
     file: Option<LockFile>,
-    /// A process that has the descriptor and is not of the family: this one, where the server is to be
-    /// another process's.
-    except: Option<u32>,
     since: Option<SystemTime>,
 }
 
@@ -84,27 +80,19 @@ impl Family {
                 holder => holder,
             },
             file,
-            except: None,
             since: entry.owner.as_ref().and_then(|owner| owner.since()),
         }))
     }
 
-    /// Returns the family of a process, whether it lives or not. If its server is that of a lease of this
-    /// process, in `dir`, those that have inherited the lease are of the family too.
-    fn of_process(
-        pid: u32,
-        process: Option<&Identity>,
-        lease: Option<(&OpenDir, u16, Option<SystemTime>)>,
-    ) -> Result<Self> {
+    /// Returns the family of a process, whether it lives or not: it and its descendants. If its server is to
+    /// be that of a lease, `since` is when the lease began.
+    fn of_process(process: Option<&Identity>, since: Option<SystemTime>) -> Result<Self> {
         let here = process.map_or(Ok(None), Identity::pid_here);
-        let file = lease.map_or(Ok(None), |(dir, port, _)| LockFile::find(dir, port));
+        let here = here.map_err(cannot_see)?;
         Ok(Self {
-            holder: here
-                .map_err(cannot_see)?
-                .map_or(Holder::Gone, Holder::Alive),
-            file: file.map_err(cannot_see)?,
-            except: Some(id()).filter(|&own| own != pid),
-            since: lease.and_then(|(.., since)| since),
+            holder: here.map_or(Holder::Gone, Holder::Alive),
+            file: None,
+            since,
         })
     }
 
@@ -159,9 +147,11 @@ impl Family {
         if matches!(self.holder, Holder::Alive(holder) if line.has(holder)) {
             return Ok(Some(BelongsTo::Holder));
         }
-        for &(pid, _) in &line.members {
-            if self.has_descriptor(pid)? {
-                return Ok(Some(BelongsTo::Holder));
+        if let Some(file) = &self.file {
+            for &(pid, _) in &line.members {
+                if file.is_open_in(pid)? {
+                    return Ok(Some(BelongsTo::Holder));
+                }
             }
         }
         let server = line.server();
@@ -185,13 +175,6 @@ impl Family {
             true => BelongsTo::Unknown,
             false => BelongsTo::Other,
         }))
-    }
-
-    fn has_descriptor(&self, pid: u32) -> io::Result<bool> {
-        match &self.file {
-            Some(file) if self.except != Some(pid) => file.is_open_in(pid),
-            _ => Ok(false),
-        }
     }
 
     /// Returns whether the holder is a descendant of the process, or may be.
@@ -314,17 +297,17 @@ fn accept(
     Err(Error::new(ErrorKind::OtherServer, message).with_server(server))
 }
 
-/// Waits for the server of the process `pid`, at an address on which this process may have a lease.
+/// Waits for the server of the process `pid`. If it is to be that of a lease, `since` is when the lease began.
 pub(crate) fn wait_for_process(
     address: impl ToSocketAddrs,
     pid: u32,
-    lease: Option<(&OpenDir, u16, Option<SystemTime>)>,
+    since: Option<SystemTime>,
     timeout: Duration,
 ) -> Result<Server> {
     // One that has ended is waited for as well: a server may have daemonized.
     let process = process::find(pid).ok().map(|(identity, _)| identity);
     let server = wait_for_any(address, timeout, |accepted| {
-        let family = Family::of_process(pid, process.as_ref(), lease)?;
+        let family = Family::of_process(process.as_ref(), since)?;
         accept(accepted, Some(&family), || {
             format!("process {pid} or a descendant of it")
         })

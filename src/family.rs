@@ -35,9 +35,11 @@ use linux::{LockFile, SHOWS_DESCRIPTORS};
 #[cfg(not(target_os = "linux"))]
 use unsupported::{LockFile, SHOWS_DESCRIPTORS};
 
-/// Number of times that a process is read again because it changed meanwhile, and the longest line of
-/// ancestors. Far beyond what happens; only bounds.
+/// Number of times that a process is read again because an ancestor was not seen, which may have ended at that
+/// moment: then the next reading shows another one.
 const MAX_TRIES: usize = 20;
+
+/// Largest number of ancestors. Far beyond what happens; only a bound.
 const MAX_ANCESTORS: usize = 1000;
 
 /// The processes whose server is the holder's.
@@ -128,14 +130,10 @@ impl Family {
 
     fn judge_one(&self, pid: u32) -> io::Result<BelongsTo> {
         for _ in 0..MAX_TRIES {
-            let Some(line) = Line::read(pid)? else {
+            let Some(ancestry) = Ancestry::read(pid)? else {
                 break;
             };
-            let belongs_to = self.judge_line(&line)?;
-            // An ancestor that ended meanwhile changes the line, and a pid can be reused.
-            if Lineage::read(pid)?.as_ref() == Some(line.server())
-                && let Some(belongs_to) = belongs_to
-            {
+            if let Some(belongs_to) = self.judge_ancestry(&ancestry)? {
                 return Ok(belongs_to);
             }
         }
@@ -143,22 +141,22 @@ impl Family {
     }
 
     /// Returns `None` if an ancestor is not seen, and might be the holder.
-    fn judge_line(&self, line: &Line) -> io::Result<Option<BelongsTo>> {
-        if matches!(self.holder, Holder::Alive(holder) if line.has(holder)) {
+    fn judge_ancestry(&self, ancestry: &Ancestry) -> io::Result<Option<BelongsTo>> {
+        if matches!(self.holder, Holder::Alive(holder) if ancestry.has(holder)) {
             return Ok(Some(BelongsTo::Holder));
         }
         if let Some(file) = &self.file {
-            for &(pid, _) in &line.members {
+            for &(pid, _) in &ancestry.members {
                 if file.is_open_in(pid)? {
                     return Ok(Some(BelongsTo::Holder));
                 }
             }
         }
-        let server = line.server();
+        let server = ancestry.process();
         if self.holder == Holder::Unknown || server.is_elsewhere()? {
             return Ok(Some(BelongsTo::Unknown));
         }
-        if line.not_seen.is_some() {
+        if ancestry.not_seen.is_some() {
             return Ok(None);
         }
         if let Some(since) = self.since
@@ -166,7 +164,7 @@ impl Family {
         {
             return Ok(Some(BelongsTo::Other));
         }
-        let Some((parent_pid, parent)) = line.members.get(1) else {
+        let Some((parent_pid, parent)) = ancestry.members.get(1) else {
             return Ok(Some(BelongsTo::Unknown));
         };
         let may_be_orphan = parent.may_have_adopted(server)
@@ -182,8 +180,8 @@ impl Family {
         let Holder::Alive(holder) = self.holder else {
             return Ok(true);
         };
-        let line = Line::read(holder)?;
-        Ok(line.is_none_or(|line| line.has(ancestor) || line.not_seen.is_some()))
+        let of_holder = Ancestry::read(holder)?;
+        Ok(of_holder.is_none_or(|above| above.has(ancestor) || above.not_seen.is_some()))
     }
 }
 
@@ -206,14 +204,14 @@ impl Verdict {
 }
 
 /// A process and its ancestors, as far as they can be seen.
-struct Line {
+struct Ancestry {
     /// Each with its pid, the process itself first.
     members: Vec<(u32, Lineage)>,
     /// The next ancestor, which has just ended or is hidden.
     not_seen: Option<u32>,
 }
 
-impl Line {
+impl Ancestry {
     /// Returns `None` if the process itself cannot be seen.
     fn read(pid: u32) -> io::Result<Option<Self>> {
         let mut members = Vec::new();
@@ -243,7 +241,7 @@ impl Line {
         Ok((!members.is_empty()).then_some(Self { members, not_seen }))
     }
 
-    fn server(&self) -> &Lineage {
+    fn process(&self) -> &Lineage {
         &self.members[0].1
     }
 

@@ -2,7 +2,7 @@
 
 use std::{net::TcpListener, process::id};
 
-use portlock_testkit::{BOUND, Said, Scene, TIMED_OUT, cat_program};
+use portlock_testkit::{BOUND, LEASED, Said, Scene, TIMED_OUT, cat_program};
 #[cfg(target_os = "linux")]
 use portlock_testkit::{OrdinaryUser, Running, am_root, is_installed, set_mode};
 use serde_json::{Value, json};
@@ -186,6 +186,73 @@ fn a_server_that_cannot_be_seen_is_accepted_with_a_note() {
     let json = user.portlock(&scene, &["list", "--json"]).json();
     assert_eq!(json[0]["server"], "unknown");
     assert_eq!(json[0]["server_pid"], Value::Null);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn check_says_which_user_has_a_port_whose_process_cannot_be_seen() {
+    if !am_root() {
+        eprintln!("left out: only root can be another user");
+        return;
+    }
+    let scene = Scene::new(1);
+    set_mode(scene.dir(), 0o1777);
+    let (user, port) = (OrdinaryUser::new(), scene.port());
+    let _server = TcpListener::bind(("127.0.0.1", port)).expect("a free port");
+    let check = |options: &[&str]| {
+        let port = port.to_string();
+        user.portlock(&scene, &[&["check"], options, &[&port]].concat())
+    };
+    let bound = format!("{port} bound, user root\n");
+    check(&[]).code(BOUND).prints_just(&bound);
+    let rows = check(&["--json"]).code(BOUND).json();
+    assert_eq!(
+        rows,
+        json!([{
+            "port": port, "state": "bound", "time_wait": false, "user": "root", "pid": null,
+            "program": null, "command": null, "cwd": null, "label": null, "heir": null,
+            "server": null, "server_pid": null, "server_program": null,
+        }])
+    );
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_stranger_of_another_user_is_named_to_those_who_may_see_it() {
+    if !am_root() || !is_installed("python3") {
+        eprintln!("left out: only root can be another user");
+        return;
+    }
+    let scene = Scene::new(1);
+    set_mode(scene.dir(), 0o1777);
+    let port = scene.port().to_string();
+    let (holder, _) = scene.hold(&[]);
+    let user = OrdinaryUser::new();
+    let mut server = user.command(&scene, "python3");
+    server.args(["-c", PYTHON, &port]);
+    server.stdin(std::process::Stdio::piped());
+    let server = Running::start(server);
+    assert_eq!(server.hear(), "listens");
+    let (holder, server) = (holder.id(), server.id());
+    for asks in [true, false] {
+        let ask = |args: &[&str]| match asks {
+            true => user.portlock(&scene, args),
+            false => scene.portlock(args),
+        };
+        let check = ask(&["check", &port]).code(LEASED);
+        let told = check.out();
+        assert!(told.starts_with(&format!("{port} leased by pid {holder} ")));
+        let stranger =
+            format!(", user root; served by pid {server} (python3), not by the holder\n");
+        assert!(told.ends_with(&stranger), "{told}");
+        let list = ask(&["list"]).code(0);
+        let state = format!("leased, served by pid {server} (python3)  ");
+        assert!(list.out().contains(&state), "{}", list.out());
+        let list = ask(&["list", "--json"]).json();
+        let row = (&list[0]["server"], &list[0]["server_pid"]);
+        assert_eq!(row, (&json!("other"), &json!(server)));
+        ask(&["wait", "--timeout=0", &port]).code(BOUND);
+    }
 }
 
 #[cfg(target_os = "linux")]

@@ -677,10 +677,14 @@ fn a_server_that_leads_a_session_is_its_parents() {
 #[test]
 #[serial]
 fn a_server_that_started_before_the_lease_is_another_process_s() {
-    let (dir, block) = (lock_dir(), Block::new(1));
-    let (holder, port) = (cat(), block.first());
-    let mut orphan = Peer::start_command(orphan(&format!("127.0.0.1:{port}"), "true", true));
-    let server = pid(&orphan.hear());
+    let (dir, block) = (lock_dir(), Block::new(2));
+    let (holder, [port, own]) = (cat(), [block.first(), block.first() + 1]);
+    let start = |port| {
+        let orphan = Peer::start_command(orphan(&format!("127.0.0.1:{port}"), "true", true));
+        let server = pid(&orphan.hear());
+        (orphan, server)
+    };
+    let ((mut first, server), (mut second, own_server)) = (start(port), start(own));
     // A lease is recorded to the second.
     let start = Instant::now();
     thread::sleep(Duration::from_millis(1200));
@@ -688,9 +692,13 @@ fn a_server_that_started_before_the_lease_is_another_process_s() {
     builder(dir.path(), port)
         .acquire_for(holder.id())
         .expect("free");
-    assert_eq!(pid(&orphan.ask("listen")), server);
+    assert_eq!(pid(&first.ask("listen")), server);
     assert_found(dir.path(), port, BelongsTo::Other, server);
     assert_other(wait_for_holder(dir.path(), port, LONG), server);
+    // In the process that has the lease, too.
+    let lease = builder(dir.path(), own).acquire().expect("free");
+    assert_eq!(pid(&second.ask("listen")), own_server);
+    assert_other(lease.wait_for_server(holder.id(), LONG), own_server);
 }
 
 #[test]

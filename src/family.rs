@@ -181,7 +181,7 @@ impl Family {
             return Ok(true);
         };
         let of_holder = Ancestry::read(holder)?;
-        Ok(of_holder.is_none_or(|above| above.has(ancestor) || above.not_seen.is_some()))
+        Ok(of_holder.is_none_or(|of_holder| of_holder.may_have(ancestor)))
     }
 }
 
@@ -248,6 +248,11 @@ impl Ancestry {
     /// Its pid is known even where the process itself is hidden.
     fn has(&self, pid: u32) -> bool {
         self.not_seen == Some(pid) || self.members.iter().any(|&(member, _)| member == pid)
+    }
+
+    /// Returns whether it has the process, or that one may be above what is not seen.
+    fn may_have(&self, pid: u32) -> bool {
+        self.has(pid) || self.not_seen.is_some()
     }
 }
 
@@ -449,5 +454,23 @@ impl LockDir {
             (Some(dir), Some(entry)) => Family::of_entry(dir, &entry),
             _ => Ok(None),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process;
+
+    use super::*;
+
+    #[test]
+    fn an_ancestor_may_be_above_what_is_not_seen() {
+        let own = process::id();
+        let mut ancestry = Ancestry::read(own).expect("read").expect("it lives");
+        assert!(ancestry.has(own) && ancestry.may_have(own));
+        ancestry.not_seen = None;
+        assert!(!ancestry.may_have(u32::MAX));
+        ancestry.not_seen = Some(own + 1);
+        assert!(ancestry.may_have(u32::MAX) && !ancestry.has(u32::MAX));
     }
 }

@@ -2,9 +2,9 @@
 
 use std::{net::TcpListener, process::id};
 
-use portlock_testkit::{BOUND, LEASED, Said, Scene, TIMED_OUT, cat_program};
+use portlock_testkit::{BOUND, Said, Scene, TIMED_OUT, cat_program};
 #[cfg(target_os = "linux")]
-use portlock_testkit::{OrdinaryUser, Running, am_root, is_installed, set_mode};
+use portlock_testkit::{LEASED, OrdinaryUser, Running, am_root, is_installed, set_mode};
 use serde_json::{Value, json};
 
 /// Returns the rows of `wait --json` for one port, with these options.

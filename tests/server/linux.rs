@@ -29,7 +29,9 @@ use serial_test::serial;
 
 use super::{assert_found, assert_other, builder, found, server_at, wait_for_holder};
 
-pub(super) const ROLES: [(&str, Role); 14] = [
+pub(super) const ROLES: [(&str, Role); 16] = [
+    ("contain", contain),
+    ("start without lease", start_without_lease),
     ("hold", hold),
     ("bequeath", bequeath),
     ("wait", wait),
@@ -106,6 +108,42 @@ fn hide(parent: &Parent) {
     });
     parent.say(ask());
     drop(hidden);
+}
+
+/// Arguments: a lock directory and a port. As process 1 of a container, says whose server it is that it has
+/// adopted, for a holder that has the pid in a line that it reads; and then whose that process's own is.
+fn contain(parent: &Parent) {
+    let (dir, port): (String, u16) = (parent.argument(0), parent.argument(1));
+    let (dir, address) = (Path::new(&dir), format!("127.0.0.1:{port}"));
+    parent.say("started");
+    let joined = pid(&parent.hear());
+    builder(dir, port).acquire_for(joined).expect("free");
+    let adopted = Peer::start_command(orphan(&address, "false", true));
+    let server = pid(&adopted.hear());
+    portlock_testkit::until("the server is adopted", || {
+        (parent_of(server) == id()).then_some(())
+    });
+    parent.say(waited(dir, &address, None));
+    drop(adopted);
+    let holder = cat();
+    LockDir::open(dir)
+        .and_then(|dir| dir.release(port))
+        .expect("ours");
+    builder(dir, port).acquire_for(holder.id()).expect("free");
+    parent.say("leased");
+    parent.hear();
+    parent.say(waited(dir, &address, None));
+}
+
+/// Arguments: an address. Starts a server that has not this process's standard error.
+fn start_without_lease(parent: &Parent) {
+    let address: String = parent.argument(0);
+    let binary = env::current_exe().expect("this test binary");
+    let mut server = command(&[], &binary, "serve", &[&address, "false"]);
+    server.stderr(Stdio::null());
+    let server = Peer::start_command(server);
+    parent.say(server.hear());
+    parent.hear();
 }
 
 /// Arguments: a lock directory and a port. Leases the port.
@@ -329,13 +367,24 @@ fn a_process_that_has_inherited_the_lease_is_of_the_family() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let lease = builder(dir.path(), block.first()).acquire().expect("free");
     let port = lease.port();
-    let mut command = orphan(&lease.addr().to_string(), "false", true);
+    let address = lease.addr().to_string();
+    let mut command = orphan(&address, "false", true);
     // The descriptor has to get past a shell.
-    command.stderr(lease.into_fd().expect("ours"));
+    let descriptor = lease.into_fd().expect("ours");
+    command.stderr(descriptor.try_clone().expect("a descriptor"));
     let server = Peer::start_command(command);
     let server_pid = pid(&server.hear());
     assert_found(dir.path(), port, BelongsTo::Holder, server_pid);
+    drop(server);
+    portlock_testkit::until("the server ends", || {
+        TcpListener::bind(&address).ok().map(drop)
+    });
     // A descendant of it is too, though it has closed the descriptor.
+    let mut command = orphan_as("start without lease", &[&address], true);
+    command.stderr(descriptor);
+    let heir = Peer::start_command(command);
+    let server_pid = pid(&heir.hear());
+    assert_found(dir.path(), port, BelongsTo::Holder, server_pid);
     let entry = LockDir::open(dir.path()).and_then(|dir| dir.entry(port));
     let state = entry.expect("seen").expect("its file").state;
     assert_eq!(
@@ -657,6 +706,13 @@ fn a_server_that_a_subreaper_adopted_is_unknown() {
     let found = found.expect("it may be the holder's");
     assert_eq!(found.belongs_to, Some(BelongsTo::Unknown));
     assert_eq!(found.process.expect("seen").pid, server);
+    // The subreaper may be an ancestor of a process that has ended.
+    let ended = cat();
+    let ended_pid = ended.id();
+    ended.end();
+    let found = dir_of.wait_for_server(&address[..], Some(ended_pid), LONG);
+    let found = found.expect("it may be that one's");
+    assert_eq!(found.belongs_to, Some(BelongsTo::Unknown));
     // It cannot be an orphan of a holder that the subreaper is no ancestor of.
     assert_other(wait_for_holder(dir.path(), port, LONG), server);
 }
@@ -842,4 +898,37 @@ fn a_server_is_unknown_without_proc() {
     let reader = start_in_namespace("--mount", script, "wait", &arguments);
     let Some(reader) = reader else { return };
     assert_eq!(reader.hear(), "Some(Unknown) None");
+}
+
+#[test]
+#[serial]
+fn processes_that_joined_a_container_have_no_parent_there() {
+    if !am_root() || !is_installed("nsenter") {
+        eprintln!("left out: only root can join a container of another user");
+        return;
+    }
+    let (dir, block) = (lock_dir(), Block::new(1));
+    let address = format!("127.0.0.1:{}", block.first());
+    let arguments = [text(dir.path()), &block.first().to_string()];
+    let options = "--pid --fork --mount-proc";
+    let container = start_in_namespace(options, "true", "contain", &arguments);
+    let Some(mut container) = container else {
+        return;
+    };
+    container.hear();
+    let children = format!("/proc/{0}/task/{0}/children", container.id());
+    let first = fs::read_to_string(children).expect("it lives");
+    let first = first.trim();
+    let binary = env::current_exe().expect("this test binary");
+    let prefix = ["nsenter", "--target", first, "--pid", "--mount"];
+    let joined = command(&prefix, &binary, "serve", &[&address, "true"]);
+    let mut joined = Peer::start_command(joined);
+    let joined_pid = pid(&joined.hear());
+    // Process 1 adopts the orphans of those, too.
+    let said = container.ask(joined_pid);
+    assert!(said.starts_with("Some(Unknown) Some("), "{said}");
+    assert_eq!(container.hear(), "leased");
+    joined.ask("listen");
+    let unknown = format!("Some(Unknown) Some({joined_pid})");
+    assert_eq!(container.ask("?"), unknown, "nobody sees who started it");
 }

@@ -1,8 +1,8 @@
 //! `portlock wait`, `check` and `list`: whose server answers.
 
-use std::{net::TcpListener, process::id};
+use std::process::id;
 
-use portlock_testkit::{BOUND, Said, Scene, TIMED_OUT, cat_program};
+use portlock_testkit::{BOUND, Said, Scene, TIMED_OUT, cat_program, listen};
 #[cfg(target_os = "linux")]
 use portlock_testkit::{LEASED, OrdinaryUser, Running, am_root, is_installed, set_mode};
 use serde_json::{Value, json};
@@ -33,7 +33,7 @@ fn a_stranger_on_a_leased_port_is_not_waited_for() {
         scene.portlock(args)
     };
     wait(&[]).code(TIMED_OUT);
-    let _stranger = TcpListener::bind(("127.0.0.1", port)).expect("no lease keeps it away");
+    let _stranger = listen(("127.0.0.1", port));
     let refused = wait(&[]).code(BOUND);
     let refused = refused.warns(&format!(
         "portlock: 127.0.0.1:{port} is served by pid {} ({}), not by the lease's holder, pid {} ",
@@ -75,7 +75,7 @@ fn on_a_port_without_a_lease_any_server_will_do() {
     let mut nobody = row(port, None, None);
     nobody[0]["ready"] = false.into();
     assert_eq!(wait_json(&scene, TIMED_OUT, &[]), nobody);
-    let _server = TcpListener::bind(("127.0.0.1", port)).expect("a free port");
+    let _server = listen(("127.0.0.1", port));
     assert_eq!(wait_json(&scene, 0, &[]), row(port, None, Some(id())));
     nobody[0]["ready"] = true.into();
     drop(_server);
@@ -86,7 +86,7 @@ fn on_a_port_without_a_lease_any_server_will_do() {
 fn the_server_of_the_process_that_picked_is_the_holders() {
     let scene = Scene::new(1);
     let port = scene.pick();
-    let _server = TcpListener::bind(("127.0.0.1", port)).expect("leased to us");
+    let _server = listen(("127.0.0.1", port));
     assert_eq!(
         wait_json(&scene, 0, &[]),
         row(port, Some("holder"), Some(id()))
@@ -198,7 +198,7 @@ fn check_says_which_user_has_a_port_whose_process_cannot_be_seen() {
     let scene = Scene::new(1);
     set_mode(scene.dir(), 0o1777);
     let (user, port) = (OrdinaryUser::new(), scene.port());
-    let _server = TcpListener::bind(("127.0.0.1", port)).expect("a free port");
+    let _server = listen(("127.0.0.1", port));
     let check = |options: &[&str]| {
         let port = port.to_string();
         user.portlock(&scene, &[&["check"], options, &[&port]].concat())
@@ -265,7 +265,7 @@ fn on_a_terminal_a_long_wait_for_a_server_says_who_has_the_port() {
         let command = scene.on_terminal(&wait)?;
         let waiting = Running::start(command);
         assert_eq!(waiting.hear(), format!("portlock: waiting: {what}"));
-        let server = TcpListener::bind(("127.0.0.1", port)).expect("free");
+        let server = listen(("127.0.0.1", port));
         let said = waiting.hear();
         drop(server);
         Some(said)

@@ -53,7 +53,7 @@ pub use scene::Scene;
 pub use shell::{AND, TRUE, WAIT, shell, value};
 #[cfg(unix)]
 pub use socket::leave_in_time_wait;
-pub use socket::{bind_strictly, listen_strictly};
+pub use socket::{bind_strictly, bind_udp, listen, listen_strictly};
 pub use stress::stress;
 #[cfg(unix)]
 pub use user::{

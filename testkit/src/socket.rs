@@ -2,13 +2,10 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs, UdpSocket},
 };
 #[cfg(unix)]
-use std::{
-    io::Read,
-    net::{TcpListener, TcpStream},
-};
+use std::{io::Read, net::TcpStream};
 
 use socket2::{Domain, Socket, Type};
 
@@ -42,6 +39,28 @@ pub fn listen_strictly(port: u16) -> io::Result<Socket> {
     let socket = bind_strictly(port)?;
     socket.listen(8)?;
     Ok(socket)
+}
+
+/// Number of hops that a packet may make, as by default.
+///
+/// Wine finds the process of a socket by its descriptors on the host, and it has one of the socket only once
+/// it has set an option of it.
+const TTL: u32 = 64;
+
+/// Returns a listener at an address that is free, whose process can be seen.
+#[track_caller]
+pub fn listen(address: impl ToSocketAddrs) -> TcpListener {
+    let listener = TcpListener::bind(address).expect("it is free");
+    listener.set_ttl(TTL).expect("an option of every socket");
+    listener
+}
+
+/// Returns a UDP socket bound to an address that is free, whose process can be seen.
+#[track_caller]
+pub fn bind_udp(address: impl ToSocketAddrs) -> UdpSocket {
+    let socket = UdpSocket::bind(address).expect("it is free");
+    socket.set_ttl(TTL).expect("an option of every socket");
+    socket
 }
 
 /// Leaves a connection in TIME_WAIT on the port, as a server that closes first does. It binds

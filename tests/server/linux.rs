@@ -921,14 +921,16 @@ fn processes_that_joined_a_container_have_no_parent_there() {
     let first = first.trim();
     let binary = env::current_exe().expect("this test binary");
     let prefix = ["nsenter", "--target", first, "--pid", "--mount"];
-    let joined = command(&prefix, &binary, "serve", &[&address, "true"]);
-    let mut joined = Peer::start_command(joined);
+    let join = |waits| Peer::start_command(command(&prefix, &binary, "serve", &[&address, waits]));
+    let joined = join("true");
     let joined_pid = pid(&joined.hear());
     // Process 1 adopts the orphans of those, too.
     let said = container.ask(joined_pid);
     assert!(said.starts_with("Some(Unknown) Some("), "{said}");
     assert_eq!(container.hear(), "leased");
-    joined.ask("listen");
+    // It must be younger than the lease.
+    let younger = join("false");
+    let joined_pid = pid(&younger.hear());
     let unknown = format!("Some(Unknown) Some({joined_pid})");
     assert_eq!(container.ask("?"), unknown, "nobody sees who started it");
 }

@@ -264,7 +264,7 @@ fn correctness(text: &mut String, entries: &[Entry], effort: Effort) -> Result<(
     let all = effort.all();
     writeln!(
         text,
-        "\n### Who gets whose port\n\n\
+        "\n### Duplicates and failed binds\n\n\
          {PROCESSES} processes pick {} ports each, {all} in all.\n\n\
          - *Duplicates*: the number of picks that returned a port that another pick had already \
            returned. All ports are kept, and none is bound yet.\n\

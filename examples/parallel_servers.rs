@@ -35,10 +35,11 @@ use tempfile::TempDir;
 
 type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
 
-/// Time limit for a process to start its servers, for every wait of the parent, and for one
-/// step of an exchange with a server.
+/// Time limit for a process to start its servers.
 const START: Duration = Duration::from_secs(60);
+/// Time limit for every wait of the parent.
 const WAIT: Duration = Duration::from_secs(90);
+/// Time limit for one step of an exchange with a server.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The pause between two tries.
 const PAUSE: Duration = Duration::from_millis(10);

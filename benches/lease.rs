@@ -1,5 +1,5 @@
-//! What a lease costs beside the bare system calls that it is made of. On Linux: those of
-//! other systems are others, and have not been measured.
+//! Compares the cost of a lease to its bare system calls. Linux only: other systems use
+//! different calls, which have not been measured.
 
 #[cfg(target_os = "linux")]
 #[path = "lease/linux.rs"]
@@ -9,5 +9,5 @@ fn main() {
     #[cfg(target_os = "linux")]
     linux::main();
     #[cfg(not(target_os = "linux"))]
-    eprintln!("left out: it is of Linux");
+    eprintln!("skipped: this benchmark is for Linux");
 }

@@ -1,4 +1,4 @@
-//! The helpers of CPython's test suite, by their names.
+//! The helpers of CPython's test suite, under their original names.
 //!
 //! ```console
 //! $ cargo run --example cpython_helpers
@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("{error}");
     }
 
-    // Unused a moment ago, and anybody's: a lease is the better choice.
+    // Unused a moment ago, but any program can take it: a lease is better.
     let port = find_unused_port(Family::V4, SocketType::Stream)?;
     println!("{port} was unused");
     Ok(())

@@ -1,5 +1,5 @@
-//! A lease that keeps its port bound, so that even the kernel does not give it
-//! to anybody, while the server it is for can listen.
+//! A lease that keeps its port bound, so that even the kernel does not assign it to
+//! another program, while its server can still listen.
 //!
 //! ```console
 //! $ cargo run --example hold_socket
@@ -10,7 +10,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use portlock::{BindFreePort, FreePort, PortSet, ephemeral_port_range};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    // The worst place for a server's port: any client may be given it.
+    // The worst range for a server's port: the kernel may assign it to any client.
     let ephemeral = PortSet::from(ephemeral_port_range()?);
     let port = FreePort::builder()
         .ports(ephemeral)
@@ -32,7 +32,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
 fn outcome<T, E: std::fmt::Display>(result: &Result<T, E>) -> String {
     match result {
-        Ok(_) => "has it".to_owned(),
+        Ok(_) => "succeeds".to_owned(),
         Err(error) => error.to_string(),
     }
 }

@@ -17,7 +17,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .host(Ipv4Addr::LOCALHOST)
         .host(Ipv6Addr::LOCALHOST)
         .acquire()?;
-    println!("{loopback} is free on 127.0.0.1 and, where there is IPv6, on ::1");
+    println!("{loopback} is free on 127.0.0.1 and, if there is IPv6, on ::1");
 
     let dns = FreePort::builder()
         .ports(4000..=6000)
@@ -25,7 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .acquire()?;
     let _tcp = TcpListener::bind(dns.addr())?;
     let _udp = UdpSocket::bind(dns.addr())?;
-    println!("{dns} is free for TCP and UDP, as a name server needs it");
+    println!("{dns} is free for TCP and UDP, as a name server needs");
 
     let (port, listener) = FreePort::listen(4000..=6000)?;
     println!("{port} is leased, and {} listens", listener.local_addr()?);

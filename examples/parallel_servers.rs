@@ -1,5 +1,5 @@
 //! Many processes start real servers at the same time, on ports leased from one
-//! narrow range, and each server must be the one that its lease was given for.
+//! narrow range. The server on each port must be the one that the port was leased for.
 //!
 //! ```text
 //! cargo run --release --example parallel_servers
@@ -8,11 +8,11 @@
 //! ```
 //!
 //! The parent runs itself once for each process. Each child leases ports, starts
-//! a server on each that knows a token of its own, and asks it for that token.
-//! While all servers of all children are alive, the parent asks each once more.
+//! a server with a unique token on each, and asks it for that token.
+//! While all servers of all children are alive, the parent asks each one again.
 //!
-//! How to lease a port, keep it while a server uses it and give it back can be
-//! read in `start_servers`, `Server::start` and `Server::stop`.
+//! `start_servers`, `Server::start` and `Server::stop` show how to lease a port, keep
+//! it while a server uses it, and release it.
 
 use std::{
     collections::HashSet,
@@ -35,38 +35,39 @@ use tempfile::TempDir;
 
 type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
 
-/// How long a process may take to get its servers ready, how long the parent
-/// waits for anything, and how long one step of talking to a server may take.
+/// Time limit for a process to start its servers.
 const START: Duration = Duration::from_secs(60);
+/// Time limit for every wait of the parent.
 const WAIT: Duration = Duration::from_secs(90);
+/// Time limit for one step of an exchange with a server.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The pause between two tries.
 const PAUSE: Duration = Duration::from_millis(10);
 
 const FIRST_PORT: u16 = 21000;
-/// From here on, Linux gives ports to clients of its own accord.
+/// From here on, Linux assigns ports to clients automatically.
 const FIRST_EPHEMERAL: u16 = 32768;
 
-/// With these words the reports of such failures begin; they are counted by them.
+/// Prefixes of failure reports, by which they are counted.
 const BIND_FAILURE: &str = "bind failure";
 const WRONG_ANSWER: &str = "wrong answer";
 
 const HELP: &str = "\
-Start servers in many processes at once, on ports leased from one range.
+Start servers in many processes in parallel, on ports leased from one range.
 
 Usage: parallel_servers [OPTIONS]
 
 Options:
-  --processes P       how many processes (default: 8)
-  --servers S         how many servers each of them starts (default: 25)
+  --processes P       number of processes (default: 8)
+  --servers S         number of servers that each process starts (default: 25)
   --ports SET         such as 21000-21249,!21080 (default: from 21000, a
                       quarter more ports than servers)
   --server KIND       http (a thread of the process), redis, nginx or python
                       (default: http)
   --help              this text
 
-Exit status: 0 if each server started and was the right one, 1 if not, 2 if the
-arguments are wrong or the server's program is missing.
+Exit status: 0 if each server started and was the right one, 2 if the arguments
+are wrong or the server's program is missing, otherwise 1.
 ";
 
 fn main() -> ExitCode {
@@ -83,7 +84,7 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Unlike `print!`, this does not panic when nobody reads it any more.
+/// Prints `text`. Unlike `print!`, this does not panic if no process reads it any more.
 fn print(text: impl Display) -> Result<()> {
     let printed = io::stdout().write_all(text.to_string().as_bytes());
     printed.map_err(|error| format!("cannot write to standard output: {error}").into())
@@ -98,12 +99,12 @@ struct Args {
     servers: u16,
     ports: PortSet,
     kind: Kind,
-    /// Given by the parent to the processes that it starts.
+    /// Set by the parent for the processes that it starts.
     child: bool,
 }
 
 impl Args {
-    /// The arguments, checked, or `None` if they ask for help.
+    /// Returns the checked arguments, or `None` if they ask for help.
     fn parse() -> Result<Option<Self>> {
         use lexopt::prelude::*;
 
@@ -145,7 +146,7 @@ fn count(text: &str) -> Result<u16, &'static str> {
     count.map_err(|_| "processes and servers are numbers from 1 to 65535")
 }
 
-/// Few ports more than `wanted`, so that the processes often try the same one.
+/// Returns slightly more ports than `wanted`, so that the processes often try the same one.
 fn default_ports(wanted: usize) -> Result<PortSet> {
     match u16::try_from(usize::from(FIRST_PORT) + wanted + wanted.div_ceil(4)) {
         Ok(end) if end <= FIRST_EPHEMERAL => Ok(PortSet::from(FIRST_PORT..end)),
@@ -153,7 +154,7 @@ fn default_ports(wanted: usize) -> Result<PortSet> {
     }
 }
 
-/// The kinds of servers, and all that differs between them.
+/// The kinds of servers, and everything that differs between them.
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Http,
@@ -173,7 +174,7 @@ impl Kind {
         format!("{self:?}").to_lowercase()
     }
 
-    /// The server's program; `None` means a thread of the process.
+    /// Returns the server's program; `None` means a thread of the process.
     fn program(self) -> Option<&'static str> {
         match self {
             Self::Http => None,
@@ -187,7 +188,7 @@ impl Kind {
         let Some(program) = self.program() else {
             return Ok(());
         };
-        // That it runs is enough: nginx knows no such option.
+        // It only has to start: nginx has no such option.
         let mut command = Command::new(program);
         match command.arg("--version").stdin(Stdio::null()).output() {
             Ok(_) => Ok(()),
@@ -195,7 +196,7 @@ impl Kind {
         }
     }
 
-    /// Tells the program to bind `port`, answer with `token` and keep its files in `dir`.
+    /// Configures the program to bind `port`, answer with `token` and keep its files in `dir`.
     fn configure(
         self,
         command: &mut Command,
@@ -223,7 +224,7 @@ impl Kind {
         Ok(())
     }
 
-    /// What to send to a server, and the answer of the one that knows `token`.
+    /// Returns the request to a server, and the answer of the one with `token`.
     fn dialogue(self, token: &str) -> (String, &str) {
         match self {
             Self::Redis => (format!("AUTH {token}\r\n"), "+OK"),
@@ -232,7 +233,7 @@ impl Kind {
     }
 }
 
-/// `user` keeps nginx, if run by root, from needing a user of its own.
+/// With `user`, nginx does not need a separate user if root runs it.
 const NGINX_CONF: &str = r#"
 user root; daemon off; master_process off; pid nginx.pid; events {}
 http {
@@ -243,7 +244,7 @@ http {
 "#;
 
 /// `TCPServer`, unlike `HTTPServer`, binds without `SO_REUSEADDR`. So it fails
-/// even on what remains of a closed connection; a lease rules that out too.
+/// even on a connection in TIME_WAIT; a lease rules that out too.
 const PYTHON_SERVER: &str = r#"
 import http.server, socketserver, sys
 
@@ -261,8 +262,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 socketserver.TCPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 "#;
 
-/// Asks the server on `port` for what only the one with this token knows. A
-/// wrong answer is an error of the kind `InvalidData`.
+/// Asks the server on `port` for its token. A wrong answer is an error of the kind
+/// `InvalidData`.
 fn ask(kind: Kind, port: u16, token: &str, deadline: Instant) -> io::Result<()> {
     let (request, right) = kind.dialogue(token);
     let patience = left(deadline).clamp(PAUSE, PATIENCE);
@@ -276,10 +277,10 @@ fn ask(kind: Kind, port: u16, token: &str, deadline: Instant) -> io::Result<()> 
     Err(io::Error::new(kind, format!("{text}: port {port}: {what}")))
 }
 
-/// Sends the request and gives the answer: one line, after the header if it is HTTP.
+/// Sends the request and returns the answer: one line, after the header if it is HTTP.
 ///
-/// This side closes the connection, not the server. What closes first stays in
-/// TIME_WAIT for a minute, and a server's side of it would keep the port busy.
+/// The client closes the connection, not the server. The side that closes first stays in
+/// TIME_WAIT for a minute, and on the server's side that would keep the port busy.
 fn exchange(port: u16, request: &str, patience: Duration) -> io::Result<String> {
     let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let mut stream = TcpStream::connect_timeout(&addr, patience)?;
@@ -310,7 +311,7 @@ fn left(deadline: Instant) -> Duration {
     deadline.saturating_duration_since(Instant::now())
 }
 
-/// How a process ended, if it ends before the deadline.
+/// Returns the exit status of a process that ends before the deadline.
 fn exit_status(process: &mut Child, deadline: Instant) -> io::Result<Option<ExitStatus>> {
     loop {
         let status = process.try_wait()?;
@@ -321,14 +322,14 @@ fn exit_status(process: &mut Child, deadline: Instant) -> io::Result<Option<Exit
     }
 }
 
-/// Unlike `thread::spawn`, this does not panic when the system refuses a thread.
+/// Starts a thread. Unlike `thread::spawn`, this does not panic if the system refuses it.
 fn spawn(work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
     let thread = thread::Builder::new().spawn(work);
     thread.map_err(|error| format!("cannot start a thread: {error}").into())
 }
 
 /// A running server and the lease of its port. They are dropped in this order:
-/// the server must be gone before its port is given away.
+/// the server must be gone before its port is released.
 struct Server {
     running: Running,
     token: String,
@@ -356,17 +357,17 @@ impl Server {
             let Err(error) = ask(kind, self.lease.port(), &self.token, deadline) else {
                 return Ok(());
             };
-            // If someone else has the port, our server will soon say so and exit.
+            // If another program has the port, our server will soon report that and exit.
             // nginx tries to bind for 2.5 seconds.
             let wrong = error.kind() == ErrorKind::InvalidData;
             self.expect_alive(if wrong { PATIENCE } else { Duration::ZERO })?;
-            if wrong || left(deadline).is_zero() || told_to_stop(stop, PAUSE) {
+            if wrong || left(deadline).is_zero() || must_stop(stop, PAUSE) {
                 return Err(error.into());
             }
         }
     }
 
-    /// Fails if the server's program ends within `patience`, and says why it did.
+    /// Fails if the server's program ends within `patience`, with the reason.
     fn expect_alive(&mut self, patience: Duration) -> Result<()> {
         let Running::Program(process, dir) = &mut self.running else {
             return Ok(());
@@ -380,11 +381,11 @@ impl Server {
             .lines()
             .find(|line| line.contains("Address already in use"));
         let what = in_use.map_or("server ended", |_| BIND_FAILURE);
-        let line = in_use.or(log.lines().last()).unwrap_or("it said nothing");
+        let line = in_use.or(log.lines().last()).unwrap_or("no output");
         Err(format!("{what}: port {}: {status}: {line}", self.lease).into())
     }
 
-    /// Stops the server, and only then gives its port back.
+    /// Stops the server, and only then releases its port.
     fn stop(mut self) -> Result<()> {
         let stopped = self.running.stop();
         stopped.map_err(|error| format!("cannot stop server on port {}: {error}", self.lease))?;
@@ -392,7 +393,7 @@ impl Server {
     }
 }
 
-/// What runs; it is stopped at the latest when it is dropped.
+/// A running program or thread. It is stopped when dropped, if not earlier.
 enum Running {
     Program(Child, TempDir),
     Thread(SocketAddr, Option<JoinHandle<()>>),
@@ -447,7 +448,7 @@ impl Drop for Running {
     }
 }
 
-/// Answers an HTTP request, and says whether there was one.
+/// Answers an HTTP request. Returns whether there was one.
 fn answer(mut stream: &TcpStream, token: &str) -> io::Result<bool> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
@@ -464,24 +465,24 @@ fn answer(mut stream: &TcpStream, token: &str) -> io::Result<bool> {
     Ok(true)
 }
 
-/// One of the processes.
+/// Runs one of the processes.
 fn child(args: &Args) -> Result<()> {
-    // This channel closes with our standard input: when the parent has asked all
-    // servers of all processes, or is dead.
+    // This channel closes with standard input: when the parent has asked all
+    // servers of all processes, or has died.
     let (watch, stop) = mpsc::channel();
     spawn(move || {
         let _ = io::copy(&mut io::stdin(), &mut io::sink());
         drop(watch);
     })?;
     let outcome = run_servers(args, &stop);
-    // Nobody has to hear that a process failed because the parent was gone.
-    outcome.or_else(|error| match told_to_stop(&stop, PAUSE) {
+    // A failure that is caused by the end of the parent need not be reported.
+    outcome.or_else(|error| match must_stop(&stop, PAUSE) {
         true => Ok(()),
         false => Err(error),
     })
 }
 
-/// Starts the servers, reports, and stops them when told to.
+/// Starts the servers, reports, and stops them on request.
 fn run_servers(args: &Args, stop: &Receiver<()>) -> Result<()> {
     let deadline = Instant::now() + START;
     let mut ready = Vec::new();
@@ -507,7 +508,7 @@ fn start_servers(args: &Args, deadline: Instant, stop: &Receiver<()>) -> Result<
     let port = FreePort::builder().ports(ports).label(args.kind.name());
     let mut servers = Vec::new();
     for n in 0..args.servers {
-        if told_to_stop(stop, Duration::ZERO) {
+        if must_stop(stop, Duration::ZERO) {
             break;
         }
         let lease = port.clone().timeout(left(deadline)).acquire()?;
@@ -519,7 +520,7 @@ fn start_servers(args: &Args, deadline: Instant, stop: &Receiver<()>) -> Result<
     Ok(servers)
 }
 
-fn told_to_stop(stop: &Receiver<()>, within: Duration) -> bool {
+fn must_stop(stop: &Receiver<()>, within: Duration) -> bool {
     stop.recv_timeout(within) != Err(RecvTimeoutError::Timeout)
 }
 
@@ -536,7 +537,7 @@ fn parent(args: &Args) -> Result<()> {
     }
     tally.ask_all(args.kind, Instant::now() + WAIT);
     for worker in &mut workers {
-        worker.tell_to_stop();
+        worker.request_stop();
     }
     let deadline = Instant::now() + WAIT;
     for worker in &mut workers {
@@ -547,7 +548,7 @@ fn parent(args: &Args) -> Result<()> {
     if tally.failures.is_empty() && tally.started.len() == wanted && tally.distinct() == wanted {
         return Ok(());
     }
-    Err(format!("not all of {wanted} servers did what they should").into())
+    Err(format!("not all of {wanted} servers worked").into())
 }
 
 /// A process that the parent has started, and the lines that it prints.
@@ -562,7 +563,7 @@ impl Worker {
         command.args(["--child", "--processes", "1", "--server", &args.kind.name()]);
         command.args(["--servers", &args.servers.to_string()]);
         command.args(["--ports", &args.ports.to_string()]);
-        // In a group of its own, a child is not killed by Ctrl-C: it sees that
+        // In its own process group, Ctrl-C does not kill the child: it notices that
         // the parent is gone, and stops its servers.
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
@@ -590,7 +591,7 @@ impl Worker {
         Ok(worker)
     }
 
-    /// Collects what the process reports until it is ready or has ended.
+    /// Collects the reports of the process until it is ready or has ended.
     fn report(&self, tally: &mut Tally, deadline: Instant) {
         while let Ok(line) = self.lines.recv_timeout(left(deadline)) {
             match started(&line) {
@@ -601,11 +602,11 @@ impl Worker {
         }
     }
 
-    fn tell_to_stop(&mut self) {
+    fn request_stop(&mut self) {
         drop(self.process.stdin.take());
     }
 
-    /// Collects what the process still reports, and whether it ends as it should.
+    /// Collects the remaining reports of the process, and checks its exit status.
     fn end(&mut self, tally: &mut Tally, deadline: Instant) {
         self.report(tally, deadline);
         let outcome = match exit_status(&mut self.process, deadline) {
@@ -613,7 +614,7 @@ impl Worker {
             Ok(Some(status)) => status.to_string(),
             Ok(None) => {
                 let _ = self.process.kill();
-                "killed, for it was late".to_owned()
+                "killed after the time limit".to_owned()
             }
             Err(error) => error.to_string(),
         };
@@ -624,7 +625,7 @@ impl Worker {
 /// The process gets time to stop its servers before it is killed.
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.tell_to_stop();
+        self.request_stop();
         let status = exit_status(&mut self.process, Instant::now() + WAIT);
         if !matches!(status, Ok(Some(_))) {
             let _ = self.process.kill();
@@ -633,13 +634,13 @@ impl Drop for Worker {
     }
 }
 
-/// The port and the token, if the line reports a server that has started.
+/// Returns the port and the token, if the line reports a server that has started.
 fn started(line: &str) -> Option<(u16, String)> {
     let (port, token) = line.strip_prefix("started ")?.split_once(' ')?;
     Some((port.parse().ok()?, token.to_owned()))
 }
 
-/// What the processes report and what the parent finds.
+/// The reports of the processes and the results of the parent.
 #[derive(Default)]
 struct Tally {
     started: Vec<(u16, String)>,

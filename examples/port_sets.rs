@@ -1,5 +1,5 @@
-//! Which ports are in play: sets as text, what this machine has left for
-//! servers, and what the environment says.
+//! Which ports are used: sets as text, the ports that this machine leaves for
+//! servers, and the environment.
 //!
 //! ```console
 //! $ cargo run --example port_sets
@@ -11,7 +11,7 @@ use portlock::{FreePort, PortSet, ephemeral_port_range};
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let ephemeral = ephemeral_port_range()?;
     println!(
-        "the system gives clients ports from {} to {}",
+        "the system assigns clients ports from {} to {}",
         ephemeral.start(),
         ephemeral.end()
     );
@@ -22,8 +22,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("one of them, by default: {port}");
 
     let ours: PortSet = "
-        4000-4999,!4045   # ours, but for one that browsers refuse
-        7000              # and an old favourite
+        4000-4999,!4045   # ours, except one that browsers refuse
+        7000              # and an old favorite
     "
     .parse()?;
     println!("{} ports: {ours}", ours.len());

@@ -1,5 +1,5 @@
 //! A Redis Cluster: three masters, each on a port and, 10000 above it, a bus port.
-//! Any number of them, in any number of processes, can be started at once.
+//! Any number of clusters, in any number of processes, can start at the same time.
 //!
 //! ```console
 //! $ cargo run --example redis_cluster
@@ -29,7 +29,7 @@ fn main() -> Result<()> {
     println!("the cluster: {}", cluster.addrs().join(" "));
 
     let (first, last) = (&cluster.nodes[0], &cluster.nodes[2]);
-    // With -c, redis-cli goes to the master that has the key's slot.
+    // With -c, redis-cli follows the redirection to the master that has the key's slot.
     redis_cli(first.addr(), &["-c", "SET", "greeting", "hello"])?;
     let greeting = redis_cli(last.addr(), &["-c", "GET", "greeting"])?;
     println!(
@@ -41,15 +41,15 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Three masters that know each other, and gone when dropped.
+/// Three masters that know each other. They are killed when dropped.
 pub struct Cluster {
     /// The masters.
     pub nodes: Vec<Node>,
 }
 
 impl Cluster {
-    /// Starts the servers and joins them. `ports` are for the clients: those of the
-    /// bus are 10000 higher.
+    /// Starts the servers and joins them. `ports` are for clients; the bus ports
+    /// are 10000 higher.
     pub fn start(ports: &Builder) -> Result<Self> {
         let nodes = (0..3).map(|_| Node::start(ports)).collect::<Result<_>>()?;
         let mut cluster = Self { nodes };
@@ -75,7 +75,7 @@ impl Cluster {
     }
 }
 
-/// One server. It is dead before its ports are given back and its directory is
+/// One server. It is dead before its ports are released and its directory is
 /// removed.
 pub struct Node {
     server: Child,
@@ -86,7 +86,7 @@ pub struct Node {
 
 impl Node {
     fn start(ports: &Builder) -> Result<Self> {
-        // Both or none: a port whose bus port is taken is of no use.
+        // Both or none: a port is useless if its bus port is taken.
         let ports = ports.acquire_offsets(&[0, 10000])?;
         let dir = tempfile::tempdir()?;
         let server = Command::new("redis-server")
@@ -105,12 +105,12 @@ impl Node {
         Ok(Self { server, ports, dir })
     }
 
-    /// Where it answers clients.
+    /// Returns the address for clients.
     pub fn addr(&self) -> SocketAddr {
         self.ports[0].addr()
     }
 
-    /// Waits for this server, and no other one, in short steps, to notice soon if it ends instead.
+    /// Waits for exactly this server. Waits in short steps, to notice soon if the server exits.
     fn wait_until_ready(&mut self) -> Result<()> {
         let deadline = Instant::now() + START;
         while let Err(error) = self.ports[0].wait_for_server(self.server.id(), PAUSE) {
@@ -139,7 +139,7 @@ impl Node {
         }
     }
 
-    /// Whether the server has ended, as one that could not bind a port has.
+    /// Whether the server has ended, for example because it could not bind a port.
     pub fn has_ended(&mut self) -> Result<bool> {
         Ok(self.server.try_wait()?.is_some())
     }
@@ -152,8 +152,7 @@ impl Drop for Node {
     }
 }
 
-/// What redis-cli says, which is an error if it fails or, on its own, takes longer
-/// than it may.
+/// Returns the output of redis-cli, or an error if it fails or takes too long.
 pub fn redis_cli(addr: SocketAddr, args: &[&str]) -> Result<String> {
     let seconds = START.as_secs().to_string();
     let (host, port) = (addr.ip().to_string(), addr.port().to_string());

@@ -1,4 +1,4 @@
-//! Several ports at once: any, contiguous, or at fixed offsets. All or none.
+//! Several ports, atomically: any, contiguous, or at fixed offsets.
 //!
 //! ```console
 //! $ cargo run --example several_ports
@@ -15,7 +15,7 @@ fn main() -> Result<()> {
     let block = builder.acquire_block(4)?;
     print("four in a row", &block);
 
-    // A Redis Cluster node listens for the others 10000 above its port.
+    // A Redis Cluster node listens for the other nodes 10000 above its port.
     let node = builder.acquire_offsets(&[0, 10000])?;
     print("a port and its bus port", &node);
     Ok(())

@@ -1,6 +1,6 @@
 //! The same port for the same name, whenever it is free.
 //!
-//! Run it twice: the ports stay.
+//! Run it twice: the ports stay the same.
 //!
 //! ```console
 //! $ cargo run --example stable_port

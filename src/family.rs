@@ -8,9 +8,10 @@
 //! something cannot be seen, the server's owner is unknown.
 
 use std::{
+    collections::{BTreeMap, HashMap},
     io,
-    net::ToSocketAddrs,
-    process::id,
+    net::{SocketAddr, ToSocketAddrs},
+    slice,
     time::{Duration, SystemTime},
 };
 
@@ -34,9 +35,11 @@ use linux::{LockFile, SHOWS_DESCRIPTORS};
 #[cfg(not(target_os = "linux"))]
 use unsupported::{LockFile, SHOWS_DESCRIPTORS};
 
-/// Number of times that a process is read again because it changed meanwhile, and the longest line of
-/// ancestors. Far beyond what happens; only bounds.
+/// Number of times that a process is read again because an ancestor was not seen, which may have ended at that
+/// moment: then the next reading shows another one.
 const MAX_TRIES: usize = 20;
+
+/// Largest number of ancestors. Far beyond what happens; only a bound.
 const MAX_ANCESTORS: usize = 1000;
 
 /// The processes whose server is the holder's.
@@ -44,9 +47,6 @@ pub(crate) struct Family {
     holder: Holder,
     /// Whose descriptor makes a process one of the family.
     file: Option<LockFile>,
-    /// A process that has the descriptor and is not of the family: this one, where the server is to be
-    /// another process's.
-    except: Option<u32>,
     since: Option<SystemTime>,
 }
 
@@ -82,93 +82,81 @@ impl Family {
                 holder => holder,
             },
             file,
-            except: None,
             since: entry.owner.as_ref().and_then(|owner| owner.since()),
         }))
     }
 
-    /// Returns the family of a process, whether it lives or not. If its server is that of a lease of this
-    /// process, in `dir`, those that have inherited the lease are of the family too.
-    fn of_process(
-        pid: u32,
-        process: Option<&Identity>,
-        lease: Option<(&OpenDir, u16, Option<SystemTime>)>,
-    ) -> Result<Self> {
+    /// Returns the family of a process, whether it lives or not: it and its descendants. If its server is to
+    /// be that of a lease, `since` is when the lease began.
+    fn of_process(process: Option<&Identity>, since: Option<SystemTime>) -> Result<Self> {
         let here = process.map_or(Ok(None), Identity::pid_here);
-        let file = lease.map_or(Ok(None), |(dir, port, _)| LockFile::find(dir, port));
+        let here = here.map_err(cannot_see)?;
         Ok(Self {
-            holder: here
-                .map_err(cannot_see)?
-                .map_or(Holder::Gone, Holder::Alive),
-            file: file.map_err(cannot_see)?,
-            except: Some(id()).filter(|&own| own != pid),
-            since: lease.and_then(|(.., since)| since),
+            holder: here.map_or(Holder::Gone, Holder::Alive),
+            file: None,
+            since,
         })
     }
 
-    /// Returns whose server it is that several processes have, and which of them shows it.
-    fn judge(&self, pids: &[u32]) -> Result<(BelongsTo, Option<u32>)> {
-        let mut verdict = None;
-        for &pid in pids {
-            let belongs_to = self.judge_one(pid).map_err(cannot_see)?;
-            match (belongs_to, verdict) {
-                // Any process of the family is enough: a socket can be shared, as with process 1, which
-                // holds those that it passes to services.
-                (BelongsTo::Holder, _) => return Ok((belongs_to, Some(pid))),
-                // The workers of a server that daemonized are children of an orphan.
-                (BelongsTo::Unknown, None | Some((BelongsTo::Other, _)))
-                | (BelongsTo::Other, None) => {
-                    verdict = Some((belongs_to, Some(pid)));
-                }
-                (BelongsTo::Unknown | BelongsTo::Other, Some(_)) => {}
-            }
+    /// Returns whose server it is that has these sockets of one port, and which process shows it.
+    ///
+    /// - Any process of the family that has a socket is enough: process 1 holds those that it passes to
+    ///   services, and workers share theirs.
+    /// - Each socket of an address must be the family's: with `SO_REUSEPORT`, the system distributes the
+    ///   connections among them.
+    /// - Of several addresses, one is enough.
+    fn judge(&self, sockets: &[Socket], processes: &Processes) -> Result<Verdict> {
+        let mut by_pid = HashMap::new();
+        for pid in processes.having(sockets) {
+            by_pid.insert(pid, self.judge_one(pid).map_err(cannot_see)?);
         }
-        Ok(verdict.unwrap_or((BelongsTo::Unknown, None)))
+        let mut by_address: BTreeMap<SocketAddr, Vec<Verdict>> = BTreeMap::new();
+        for socket in sockets {
+            let pids = processes.having(slice::from_ref(socket)).into_iter();
+            let of_processes = pids.map(|pid| Verdict(by_pid[&pid], Some(pid)));
+            // The workers of a server that daemonized are another's by themselves: unknown is closer.
+            let of_socket = of_processes.min_by_key(Verdict::distance);
+            let of_address = by_address.entry(socket.address).or_default();
+            of_address.push(of_socket.unwrap_or(Verdict::UNKNOWN));
+        }
+        let of_addresses = by_address.into_values();
+        let of_addresses = of_addresses.filter_map(|of_sockets| {
+            let of_sockets = of_sockets.into_iter();
+            of_sockets.max_by_key(Verdict::distance)
+        });
+        let closest = of_addresses.min_by_key(Verdict::distance);
+        Ok(closest.unwrap_or(Verdict::UNKNOWN))
     }
 
     fn judge_one(&self, pid: u32) -> io::Result<BelongsTo> {
         for _ in 0..MAX_TRIES {
-            let Some(first) = Lineage::read(pid)? else {
+            let Some(ancestry) = Ancestry::read(pid)? else {
                 break;
             };
-            let verdict = self.judge_by_ancestors(pid, &first)?;
-            // An ancestor that ended meanwhile changes the line, and a pid can be reused.
-            if Lineage::read(pid)?.as_ref() == Some(&first)
-                && let Some(verdict) = verdict
-            {
-                return Ok(verdict);
+            if let Some(belongs_to) = self.judge_ancestry(&ancestry)? {
+                return Ok(belongs_to);
             }
         }
         Ok(BelongsTo::Unknown)
     }
 
-    /// Returns `None` if an ancestor is not seen: it has just ended, or is hidden.
-    fn judge_by_ancestors(&self, pid: u32, server: &Lineage) -> io::Result<Option<BelongsTo>> {
-        let (mut at, mut lineage) = (pid, server.clone());
-        // Of the server itself.
-        let mut parent = None;
-        for _ in 0..MAX_ANCESTORS {
-            if self.has(at)? {
-                return Ok(Some(BelongsTo::Holder));
-            }
-            match ancestor(&lineage)? {
-                Ancestor::Seen(next) => {
-                    at = lineage.parent;
-                    lineage = next;
-                }
-                // Its pid is known even where the holder itself is hidden.
-                Ancestor::NotSeen if self.holder == Holder::Alive(lineage.parent) => {
+    /// Returns `None` if an ancestor is not seen, and might be the holder.
+    fn judge_ancestry(&self, ancestry: &Ancestry) -> io::Result<Option<BelongsTo>> {
+        if matches!(self.holder, Holder::Alive(holder) if ancestry.has(holder)) {
+            return Ok(Some(BelongsTo::Holder));
+        }
+        if let Some(file) = &self.file {
+            for &(pid, _) in &ancestry.members {
+                if file.is_open_in(pid)? {
                     return Ok(Some(BelongsTo::Holder));
                 }
-                Ancestor::NotSeen | Ancestor::None => break,
             }
-            parent.get_or_insert_with(|| lineage.clone());
         }
+        let server = ancestry.process();
         if self.holder == Holder::Unknown || server.is_elsewhere()? {
             return Ok(Some(BelongsTo::Unknown));
         }
-        // The line must be whole: the holder may be above what is not seen.
-        if ancestor(&lineage)? == Ancestor::NotSeen {
+        if ancestry.not_seen.is_some() {
             return Ok(None);
         }
         if let Some(since) = self.since
@@ -176,71 +164,96 @@ impl Family {
         {
             return Ok(Some(BelongsTo::Other));
         }
-        let Some(parent) = parent else {
+        let Some((parent_pid, parent)) = ancestry.members.get(1) else {
             return Ok(Some(BelongsTo::Unknown));
         };
         let may_be_orphan = parent.may_have_adopted(server)
-            && (server.parent == 1 || self.may_descend_from(server.parent)?);
+            && (*parent_pid == 1 || self.may_descend_from(*parent_pid)?);
         Ok(Some(match may_be_orphan {
             true => BelongsTo::Unknown,
             false => BelongsTo::Other,
         }))
     }
 
-    /// Returns whether the process is of the family by itself.
-    fn has(&self, pid: u32) -> io::Result<bool> {
-        if self.holder == Holder::Alive(pid) {
-            return Ok(true);
-        }
-        match &self.file {
-            Some(file) if self.except != Some(pid) => file.is_open_in(pid),
-            _ => Ok(false),
-        }
-    }
-
     /// Returns whether the holder is a descendant of the process, or may be.
-    fn may_descend_from(&self, ancestor_pid: u32) -> io::Result<bool> {
-        let Holder::Alive(mut pid) = self.holder else {
+    fn may_descend_from(&self, ancestor: u32) -> io::Result<bool> {
+        let Holder::Alive(holder) = self.holder else {
             return Ok(true);
         };
-        let Some(mut lineage) = Lineage::read(pid)? else {
-            return Ok(true);
-        };
-        for _ in 0..MAX_ANCESTORS {
-            if pid == ancestor_pid {
-                return Ok(true);
-            }
-            match ancestor(&lineage)? {
-                Ancestor::Seen(next) => {
-                    pid = lineage.parent;
-                    lineage = next;
-                }
-                Ancestor::None => return Ok(false),
-                Ancestor::NotSeen => break,
-            }
+        let of_holder = Ancestry::read(holder)?;
+        Ok(of_holder.is_none_or(|of_holder| of_holder.may_have(ancestor)))
+    }
+}
+
+/// Whose server it is, and the process that shows it.
+#[derive(Clone, Copy, Debug)]
+struct Verdict(BelongsTo, Option<u32>);
+
+impl Verdict {
+    /// No process that has the socket can be seen.
+    const UNKNOWN: Self = Self(BelongsTo::Unknown, None);
+
+    /// How far the server is from being the holder's.
+    fn distance(&self) -> u8 {
+        match self.0 {
+            BelongsTo::Holder => 0,
+            BelongsTo::Unknown => 1,
+            BelongsTo::Other => 2,
         }
-        Ok(true)
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Ancestor {
-    Seen(Lineage),
-    /// Its parent is in no namespace that can be seen, or has ended and nobody has adopted it.
-    None,
-    /// It has just ended, or is hidden.
-    NotSeen,
+/// A process and its ancestors, as far as they can be seen.
+struct Ancestry {
+    /// Each with its pid, the process itself first.
+    members: Vec<(u32, Lineage)>,
+    /// The next ancestor, which has just ended or is hidden.
+    not_seen: Option<u32>,
 }
 
-fn ancestor(of: &Lineage) -> io::Result<Ancestor> {
-    if of.parent == 0 {
-        return Ok(Ancestor::None);
+impl Ancestry {
+    /// Returns `None` if the process itself cannot be seen.
+    fn read(pid: u32) -> io::Result<Option<Self>> {
+        let mut members = Vec::new();
+        let (mut pid, mut lineage) = (pid, Lineage::read(pid)?);
+        let mut not_seen = None;
+        while let Some(member) = lineage {
+            let parent = member.parent;
+            members.push((pid, member));
+            // Its parent is in no namespace that can be seen.
+            if parent == 0 {
+                break;
+            }
+            let child = &members[members.len() - 1].1;
+            let next = match members.len() < MAX_ANCESTORS {
+                true => Lineage::read(parent)?,
+                false => None,
+            };
+            // Where no process is adopted, the parent may have ended, and its pid be another one's.
+            let may_have_ended =
+                !process::ADOPTS && (next.is_some() || process::check(parent).is_err());
+            lineage = next.filter(|next| next.is_no_younger_than(child));
+            if lineage.is_none() && !may_have_ended {
+                not_seen = Some(parent);
+            }
+            pid = parent;
+        }
+        Ok((!members.is_empty()).then_some(Self { members, not_seen }))
     }
-    Ok(match Lineage::read(of.parent)? {
-        Some(parent) if parent.is_no_younger_than(of) => Ancestor::Seen(parent),
-        _ if process::ADOPTS => Ancestor::NotSeen,
-        _ => Ancestor::None,
-    })
+
+    fn process(&self) -> &Lineage {
+        &self.members[0].1
+    }
+
+    /// Its pid is known even where the process itself is hidden.
+    fn has(&self, pid: u32) -> bool {
+        self.not_seen == Some(pid) || self.members.iter().any(|&(member, _)| member == pid)
+    }
+
+    /// Returns whether it has the process, or that one may be above what is not seen.
+    fn may_have(&self, pid: u32) -> bool {
+        self.has(pid) || self.not_seen.is_some()
+    }
 }
 
 /// Returns what is known of a server, given its sockets and the family that it may be of.
@@ -250,13 +263,12 @@ fn server_of(
     processes: &Processes,
     family: Option<&Family>,
 ) -> Result<Server> {
-    let pids = processes.having(sockets);
     let (belongs_to, pid) = match family {
         Some(family) => {
-            let (belongs_to, pid) = family.judge(&pids)?;
+            let Verdict(belongs_to, pid) = family.judge(sockets, processes)?;
             (Some(belongs_to), pid)
         }
-        None => (None, pids.first().copied()),
+        None => (None, processes.having(sockets).first().copied()),
     };
     Ok(Server {
         port,
@@ -288,17 +300,17 @@ fn accept(
     Err(Error::new(ErrorKind::OtherServer, message).with_server(server))
 }
 
-/// Waits for the server of the process `pid`, at an address on which this process may have a lease.
+/// Waits for the server of the process `pid`. If it is to be that of a lease, `since` is when the lease began.
 pub(crate) fn wait_for_process(
     address: impl ToSocketAddrs,
     pid: u32,
-    lease: Option<(&OpenDir, u16, Option<SystemTime>)>,
+    since: Option<SystemTime>,
     timeout: Duration,
 ) -> Result<Server> {
     // One that has ended is waited for as well: a server may have daemonized.
     let process = process::find(pid).ok().map(|(identity, _)| identity);
     let server = wait_for_any(address, timeout, |accepted| {
-        let family = Family::of_process(pid, process.as_ref(), lease)?;
+        let family = Family::of_process(process.as_ref(), since)?;
         accept(accepted, Some(&family), || {
             format!("process {pid} or a descendant of it")
         })
@@ -442,5 +454,23 @@ impl LockDir {
             (Some(dir), Some(entry)) => Family::of_entry(dir, &entry),
             _ => Ok(None),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process;
+
+    use super::*;
+
+    #[test]
+    fn an_ancestor_may_be_above_what_is_not_seen() {
+        let own = process::id();
+        let mut ancestry = Ancestry::read(own).expect("read").expect("it lives");
+        assert!(ancestry.has(own) && ancestry.may_have(own));
+        ancestry.not_seen = None;
+        assert!(!ancestry.may_have(u32::MAX));
+        ancestry.not_seen = Some(own + 1);
+        assert!(ancestry.may_have(u32::MAX) && !ancestry.has(u32::MAX));
     }
 }

@@ -228,16 +228,17 @@ impl FreePort {
     /// [`wait_until_listening`](Self::wait_until_listening) would connect, and returns it. For a server in
     /// this process, that is [`std::process::id`].
     ///
-    /// The server is that of `pid` if its process is `pid` or a descendant of it, or has inherited this
-    /// lease's descriptor. Of several processes that share a socket, such as the workers of a server, any
-    /// one is enough. A server of which [nobody can tell](crate::BelongsTo::Unknown) is accepted:
-    /// one that cannot be seen, or that daemonized. [`Server::belongs_to`] distinguishes them.
+    /// The server is that of `pid` if its process is `pid` or a descendant of it. Of several processes that
+    /// share a socket, such as the workers of a server, any one is enough; of several sockets that share an
+    /// address (`SO_REUSEPORT`), each must be. A server of which
+    /// [nobody can tell](crate::BelongsTo::Unknown) is accepted: one that cannot be seen, or that
+    /// daemonized. [`Server::belongs_to`] distinguishes them.
     ///
     /// # Platform-specific behavior
     ///
     /// Only the sockets of the caller's own network namespace are seen, and of them only the processes that
-    /// the caller may inspect: on Linux and macOS, without privileges, those of the same user. On macOS and
-    /// Windows, descriptors are not seen.
+    /// the caller may inspect: on Linux and macOS, without privileges, those of the same user. Windows names
+    /// one process for each socket, the one that created it.
     ///
     /// # Errors
     ///
@@ -270,8 +271,7 @@ impl FreePort {
             Err(Failure::Error(error)) => return Err(error),
         };
         let since = owner.and_then(|owner| owner.since());
-        let lease = Some((self.lock.dir(), self.port, since));
-        let server = family::wait_for_process(&self.addresses()[..], pid, lease, timeout);
+        let server = family::wait_for_process(&self.addresses()[..], pid, since, timeout);
         server.map_err(|error| match error.kind() {
             ErrorKind::OtherServer => error.with_hint("wait_until_listening accepts any server"),
             _ => error,

@@ -381,6 +381,7 @@
 //! | copies of reservations | `~/.local/state` | `~/Library/Application Support` | the user's local application data |
 //! | [servers](LockDir::servers) that are seen | of everybody, and their processes if they run as this user | of this user | of everybody, each with the process that created the socket |
 //! | a server is the holder's by | descent, or the lease's descriptor | descent | descent |
+//! | another user's server | [`Unknown`](BelongsTo::Unknown) | not seen; if it answers, [`Unknown`](BelongsTo::Unknown) | as your own, or [`Unknown`](BelongsTo::Unknown) if its process may not be opened |
 //! | port server | socket, also abstract | socket | named pipe |
 //!
 //! macOS sets the close-on-exec flag of a socket by a second system call, so a child that another

@@ -234,10 +234,6 @@ impl PortLock {
         self.dir.is(dir)
     }
 
-    pub(crate) fn dir(&self) -> &OpenDir {
-        &self.dir
-    }
-
     /// Checks whether the file that was locked is still the one that others find at its path, and
     /// how long its record is.
     ///

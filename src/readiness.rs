@@ -17,6 +17,10 @@ use crate::error::{Error, ErrorKind, Result};
 /// this machine does not have yet: networks come up while servers start. A name is
 /// resolved once, and of its addresses any will do.
 ///
+/// That may be any server: if yours has failed to start, because another program has taken the port, the
+/// other program's. [`FreePort::wait_for_server`](crate::FreePort::wait_for_server) and
+/// [`LockDir::wait_for_server`](crate::LockDir::wait_for_server) distinguish them.
+///
 /// # Errors
 ///
 /// [`Timeout`](ErrorKind::Timeout) with the last failure if nothing accepts a connection

@@ -68,3 +68,30 @@ pub enum BelongsTo {
     /// may have been the holder's, as a server that daemonized is.
     Unknown,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_named_by_its_pid_and_by_a_program_that_cannot_drive_a_terminal() {
+        let process = |program: &str| Process {
+            pid: 812,
+            program: program.to_owned(),
+            user_id: None,
+        };
+        assert_eq!(process("postgres").to_string(), "pid 812 (postgres)");
+        assert_eq!(process("").to_string(), "pid 812");
+        assert_eq!(process("\u{1b}[31m").to_string(), "pid 812 (\\u{1b}[31m)");
+        let server = |process| Server {
+            port: 5432,
+            process,
+            user_id: None,
+            belongs_to: None,
+        };
+        let named = server(Some(process("postgres"))).to_string();
+        assert_eq!(named, "pid 812 (postgres)");
+        let unseen = server(None).to_string();
+        assert_eq!(unseen, "a process that cannot be seen");
+    }
+}

@@ -170,17 +170,11 @@ pub(crate) fn servers(ports: &[u16], endpoints: &Endpoints) -> Vec<(u16, Process
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        net::{TcpListener, UdpSocket},
-        process,
-    };
+    use std::{net::TcpListener, process};
+
+    use portlock_testkit::{bind_udp, listen};
 
     use super::*;
-
-    /// Whether this is Wine, whose table of sockets names no process.
-    fn is_wine() -> bool {
-        cfg!(windows) && std::env::var_os("WINECONFIGDIR").is_some()
-    }
 
     fn pids(address: SocketAddr) -> Vec<u32> {
         let sockets = that_accept(all().expect("listed"), address);
@@ -189,10 +183,7 @@ mod tests {
 
     #[test]
     fn a_listener_is_found_with_its_process_and_only_by_what_reaches_it() {
-        if is_wine() {
-            return;
-        }
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let listener = listen("127.0.0.1:0");
         let address = listener.local_addr().expect("bound");
         assert_eq!(pids(address), [process::id()]);
         let other = SocketAddr::from(([127, 0, 0, 2], address.port()));
@@ -203,10 +194,7 @@ mod tests {
 
     #[test]
     fn a_bound_udp_socket_serves_its_port_unless_another_one_listens() {
-        if is_wine() {
-            return;
-        }
-        let udp = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+        let udp = bind_udp("127.0.0.1:0");
         let address = udp.local_addr().expect("bound");
         let found = |transport| {
             let by_port = by_port(all().expect("listed"));
@@ -220,10 +208,11 @@ mod tests {
         found(Transport::Udp);
         assert!(pids(address).is_empty(), "nothing can be connected to");
         // Another program can have the port for TCP.
-        let Ok(_tcp) = TcpListener::bind(address) else {
+        if TcpListener::bind(address).is_err() {
             eprintln!("left out: {address} is not free for TCP");
             return;
-        };
+        }
+        let _tcp = listen(address);
         found(Transport::Tcp);
     }
 

@@ -1,9 +1,9 @@
 /*
- * What the operating system does with files, descriptors and processes.
+ * How the operating system treats files, descriptors and processes.
  */
 
-/* Which inherited descriptors the model keeps track of once the opener has closed its
- * own. It matters only that one has the lock: no other process will lock it. */
+/* Which inherited descriptors the model tracks once the opener has closed its own. They
+ * matter only if they have the lock: then no other process can lock the file. */
 #define MATTERS(p, description) (port[p].lock[inode] == description)
 
 /* found: a process has opened inode n. */
@@ -15,8 +15,8 @@ inline find(p, n)
     }
 }
 
-/* No process will come to an unlinked file again that no process has opened itself,
- * even if some have inherited it. */
+/* An unlinked file that no process has opened itself is unreachable, even if some
+ * processes have inherited it. */
 inline reclaim(p, n)
 {
     find(p, n);
@@ -48,7 +48,7 @@ inline reclaim(p, n)
     fi
 }
 
-/* unlink(2): the file is no longer at the path, and gets another number. */
+/* unlink(2): the file is no longer at the path, and gets a new number. */
 inline detach(p)
 {
     inode = AT_PATH;
@@ -80,8 +80,8 @@ inline detach(p)
     reclaim(p, inode)
 }
 
-/* The process after which a description of `inode` is named has closed it. From now on
- * it is named after another that inherited it. Its lock ends with the last of them. */
+/* The process that a description of `inode` is named after has closed it. From now on it
+ * is named after another process that inherited it. Its lock ends with the last of them. */
 inline leave(p, description, as_orphan)
 {
     heir = PROCESSES;
@@ -120,7 +120,7 @@ inline leave(p, description, as_orphan)
     reclaim(p, inode)
 }
 
-/* close(2) of what the process opened. */
+/* close(2) of the descriptor that the process opened. */
 inline close_own(p, as_orphan)
 {
     inode = port[p].fd[_pid];
@@ -129,7 +129,7 @@ inline close_own(p, as_orphan)
 }
 
 #ifdef FORK
-/* close(2) of what it inherited. */
+/* close(2) of the descriptor that it inherited. */
 inline close_inherited(p)
 {
     d = port[p].inherited[_pid];
@@ -156,7 +156,7 @@ inline close_all()
         :: port[c].lease == OF(_pid) ->
             port[c].lease = NOBODY;
 #ifdef FORK
-            /* It continues in those that inherited the lock. */
+            /* It continues in the processes that inherited the lock. */
             for (a : 0 .. PROCESSES - 1) {
                 port[c].lease =
                     (port[c].inherited[a] == OF(_pid) -> BY_DESCRIPTOR : port[c].lease)

@@ -1,10 +1,10 @@
 /*
  * The lock protocol of src/, as a model for spin. Each STEP at the end of this file
  * makes at most one system call whose effect another process can see. Between any two
- * steps, every other process may take steps of its own, and at any time a process may
- * be killed or forked. README.md maps the steps to functions and says what is left out.
+ * steps, every other process may take steps too, and at any time a process may
+ * be killed or forked. README.md maps the steps to functions and lists what is omitted.
  *
- * `run` checks this, and that it no longer holds with one of the changes in mutants.diff.
+ * `run` checks that the promises hold, and that each change in mutants.diff breaks one.
  */
 
 #include "settings.pml"
@@ -17,19 +17,19 @@
 /* A lock belongs to an open file description. A process opens at most one for each port. */
 #define OF(q) (1 + (q))                    /* the one that q opened */
 #define LEFT_TO(q) (1 + PROCESSES + (q))   /* one that its opener closed while others had
-                                              inherited it, named after one of those */
+                                              inherited it; named after one of the heirs */
 
-/* A record either keeps a lease by itself, and then has the value of that lease, or is
+/* A record that keeps a lease by itself has the value of that lease. Otherwise it is
  * NONE: a `held` record only informs. */
 #define DELEGATED_TO(q) (1 + PROCESSES + (q))
-#define PASSED_TO(q) (1 + 2 * PROCESSES + (q)) /* which was to inherit the descriptor */
+#define PASSED_TO(q) (1 + 2 * PROCESSES + (q)) /* which should inherit the descriptor */
 #define DELEGATED_TO_THE_DEAD (1 + 4 * PROCESSES)
 #define PASSED_TO_THE_DEAD (2 + 4 * PROCESSES)
 
 /* A lease belongs to process q, OF(q), or to process DELEGATED_TO(q), or is */
-#define HELD_TWICE(q) (1 + 3 * PROCESSES + (q))   /* passed to q, by lock and record; by the
-                                                     record alone, it is PASSED_TO(q) */
-#define BY_DESCRIPTOR (3 + 4 * PROCESSES)         /* that of all who have the descriptor */
+#define HELD_TWICE(q) (1 + 3 * PROCESSES + (q))   /* passed to q, by lock and record; with
+                                                     the record alone, it is PASSED_TO(q) */
+#define BY_DESCRIPTOR (3 + 4 * PROCESSES)         /* of all processes with the descriptor */
 
 /* A line reserves the port, or the root directory of the reservation is gone. */
 #define COUNTS 1
@@ -42,43 +42,43 @@
 #define PROCESS_IN(v) (((v) - 1) % PROCESSES)
 
 /* The inode of the file at the path, if there is one. Other files were unlinked and
- * exist while a process has them open: at most one each. */
+ * exist while a process has them open: at most one per process. */
 #define AT_PATH 1
 #define INODES (PROCESSES + 1)
 
 typedef Port {
     bit exists;                /* there is a file at the path */
     byte lock[INODES + 1];     /* by inode */
-    byte record[INODES + 1];   /* by inode: what it says, */
-    bit extended[INODES + 1];  /* and whether the file is long enough for that to count */
+    byte record[INODES + 1];   /* by inode: its content, */
+    bit extended[INODES + 1];  /* and whether the file is long enough for it to count */
     byte fd[PROCESSES];        /* the inode that each process has opened, or 0 */
-    /* Only where processes fork: */
-    FORKING(byte inherited[PROCESSES];) /* the description that each has from its parent */
+    /* Only if processes fork: */
+    FORKING(byte inherited[PROCESSES];) /* the description that each inherited */
     FORKING(byte left[PROCESSES];) /* the inode of the description LEFT_TO each, or 0 */
-    FORKING(bit orphaned[PROCESSES];) /* and whether that was without a release */
-    FORKING(bit copy[PROCESSES];) /* a copy of the parent's FreePort is there too */
-    /* Only where ports are reserved: the line behind the record, by inode */
+    FORKING(bit orphaned[PROCESSES];) /* whether it was closed without a release */
+    FORKING(bit copy[PROCESSES];) /* each has a copy of the parent's FreePort */
+    /* Only if ports are reserved: the line after the record, by inode */
     NAMED(byte line[INODES + 1];)
-    /* What users were promised. No process ever reads these. */
+    /* The promises to users. No process ever reads these. */
     NAMED(bit reserved;)
     byte lease;
-    byte alone;                /* the process whose attempt no other has interfered with */
+    byte alone;                /* the process whose attempt has met no interference */
 }
 
-/* What a process does next, */
+/* The next step of a process, */
 mtype = { DEAD, IDLE, OPEN, MAKE, LOCK, FSTAT, STAT, READ, JUDGE, PROBE, UNPROBE, RECORD,
           CUT, UNLINK, ERASE, UNLOCK, CLOSE };
-/* and as part of what. */
+/* and the task that it is part of. */
 mtype = { NOTHING, ACQUIRE, VISIT };
 
 typedef Process {
     mtype next = IDLE;
     mtype task = NOTHING;
-    byte on;                   /* at which port */
-    bit is_long;               /* what it has seen of the file: its length, */
+    byte on;                   /* the port of the task */
+    bit is_long;               /* what it has read of the file: its length, */
     byte seen;                 /* and its record */
     NAMED(bit by_name;)        /* it asks for the name that the port is reserved for */
-    NAMED(byte line;)          /* what it has seen behind the record */
+    NAMED(byte line;)          /* the line that it has read */
 }
 
 Port port[PORTS];
@@ -93,8 +93,8 @@ Process proc[PROCESSES];
 
 /* ----------------------------------------------------------------- decisions */
 
-/* What an observer knows of the process in the record. It may be able to tell whether
- * that process lives, or not: for example because it is in another pid namespace. */
+/* The evidence that an observer has about the process in the record. It may be unable to
+ * determine whether that process is alive, for example from another pid namespace. */
 #define DETERMINED 1
 #define UNDETERMINED 0
 #define ALIVE(evidence) (evidence == DETERMINED && !IS_OF_THE_DEAD(me.seen))
@@ -104,12 +104,12 @@ Process proc[PROCESSES];
  * its process is known to be alive; otherwise the free lock decides. */
 #define KEEPS_THE_PORT(evidence) (IS_DELEGATED(me.seen) && !GONE(evidence) || \
                                   IS_PASSED(me.seen) && ALIVE(evidence))
-/* A port is for a caller that asks for its name or, if it is not reserved, for one that asks for none.
- * A root that cannot be found counts, unless it is proven to be gone. */
+/* A reserved port is for callers that ask for its name, any other port for callers without a name.
+ * A reservation counts unless its root is proven gone. */
 #ifdef NAMES
 #define IS_FOR_ME(evidence) (me.by_name -> me.line != NONE : \
                              me.line == NONE || me.line == GONE_ROOT && evidence == DETERMINED)
-/* A reservation is not cut off. Release leaves every line; an attempt removes one that does not count. */
+/* A reservation is not truncated. Release keeps every line; an attempt removes one that does not count. */
 #define KEEPS_THE_LINE (me.line != NONE && (me.task == VISIT || me.by_name))
 #define MAY_REMOVE_LINE (me.line != COUNTS)
 #define BY_NAME me.by_name
@@ -123,8 +123,8 @@ Process proc[PROCESSES];
 #define MAY_REMOVE(evidence) (me.seen == NONE || GONE(evidence))
 #define MAY_RELEASE(evidence) GONE(evidence)
 
-/* An attempt does not read the record of a short file. So a record that counts by itself
- * makes the file long. */
+/* An attempt does not read the record of a short file. So a record that keeps a lease by
+ * itself makes the file long. */
 #define READ_OR_PROBE (me.task == ACQUIRE && !me.is_long && !BY_NAME -> PROBE : READ)
 
 /* --------------------------------------------------------------------- steps */
@@ -140,7 +140,7 @@ inline rest()
     me.seen = NONE
 }
 
-/* All is done except to release the lock. */
+/* Only the lock remains to be released. */
 inline let_go()
 {
     me.task = NOTHING;
@@ -200,7 +200,7 @@ inline open_step()
         me.next = MAKE
     :: else ->
         rest();
-        SAY("%c finds no file there any more\n")
+        SAY("%c finds that the file is gone\n")
     fi
 }
 
@@ -214,7 +214,7 @@ inline make_step()
         SAY_AT("%c creates the file of port %d\n", me.on)
     :: else ->
         me.next = OPEN;
-        SAY("%c finds that another process has created it meanwhile\n")
+        SAY("%c finds that another process has created it\n")
     fi
 }
 
@@ -248,7 +248,7 @@ inline fstat_step()
     fi
 }
 
-/* Where link counts are not reliable, the file is compared with the one at the path. */
+/* If link counts are not reliable, the file is compared with the one at the path. */
 inline stat_step()
 {
     if
@@ -262,7 +262,7 @@ inline stat_step()
 /* The task opens the file again. */
 inline replaced()
 {
-    SAY("%c sees that it is not at the path any more\n");
+    SAY("%c sees that it is no longer at the path\n");
     I3(here.alone != OF(_pid));
     me.is_long = false;
     NAMED(me.line = NONE;)
@@ -288,7 +288,7 @@ inline read_step()
     fi
 }
 
-/* An attempt goes on if the record does not keep the port. */
+/* An attempt continues if the record does not keep the port. */
 inline judge_step(evidence)
 {
     if
@@ -299,11 +299,11 @@ inline judge_step(evidence)
     fi;
     if
     :: !IS_FOR_ME(evidence) ->
-        SAY("%c takes the port for reserved\n");
+        SAY("%c treats the port as reserved\n");
         here.alone = NOBODY;
         let_go()
     :: IS_FOR_ME(evidence) && KEEPS_THE_PORT(evidence) ->
-        SAY("%c takes the port for leased\n");
+        SAY("%c treats the port as leased\n");
         if
         :: LIMIT_OF_I3(evidence) -> here.alone = NOBODY
         :: else
@@ -312,7 +312,7 @@ inline judge_step(evidence)
         let_go()
     :: else ->
         me.next = PROBE;
-        /* Remembered for the documented limit of I1 alone. */
+        /* Kept only for the documented limit of I1. */
         me.seen = (IS(PASSED_TO, me.seen) && evidence == UNDETERMINED -> me.seen : NONE)
     fi
 }
@@ -323,15 +323,15 @@ inline judge_to_clean()
     me.next = UNLINK
 }
 
-/* Release takes the process for gone, so that no lease is meant to end. */
+/* Release considers the process gone, so it does not intend to end a lease. */
 inline judge_to_release()
 {
-    SAY("%c takes that process for gone\n");
+    SAY("%c considers that process gone\n");
     me.seen = NONE;
     me.next = ERASE
 }
 
-/* Release with force is meant to end the lease. */
+/* Release with force intends to end the lease. */
 inline judge_to_force()
 {
     me.next = ERASE
@@ -359,7 +359,7 @@ inline unprobe_step()
     me.next = RECORD
 }
 
-/* It was only a look, which writes nothing, or other ports that were wanted too are not
+/* It was only a check, which writes nothing, or other ports of the same request are not
  * available. */
 inline unprobe_only()
 {
@@ -423,7 +423,7 @@ inline erase_step()
 {
     SAY("%c erases the record\n");
     write_record(me.on, NONE, false);
-    /* The user meant to end this lease, and no other. */
+    /* The user intends to end this lease, and no other. */
     if
     :: me.seen != NONE && here.lease == me.seen -> here.lease = NOBODY
     :: else
@@ -436,7 +436,7 @@ inline erase_step()
 }
 
 #ifdef NAMES
-/* The attempt was one to reserve the port. */
+/* The attempt was made to reserve the port. */
 inline reserve_step()
 {
     SAY_AT("%c writes the line, and has reserved port %d\n", me.on);
@@ -447,7 +447,7 @@ inline reserve_step()
     let_go()
 }
 
-/* Of a record that keeps the port, all of it stays. */
+/* A record that keeps the port stays complete. */
 inline judge_to_unreserve(evidence)
 {
     SAY_AT("%c removes the reservation of port %d\n", me.on);
@@ -473,8 +473,7 @@ inline root_goes(p)
 }
 #endif
 
-/* Where processes do not fork, no process notices that a file is closed that is not
- * locked. */
+/* If processes do not fork, no process can observe the closing of an unlocked file. */
 inline unlocked()
 {
     FORKING(me.next = CLOSE)
@@ -502,7 +501,7 @@ inline close_step()
     fi
 }
 
-/* Unlocking ends the lock of all duplicates of the descriptor too. */
+/* Unlocking also ends the lock for all duplicates of the descriptor. */
 inline release(p)
 {
     me.on = p;
@@ -523,8 +522,8 @@ inline delegate(p, x)
     me.next = UNLOCK
 }
 
-/* Process x is to inherit the descriptor: a child, or the process itself once it has
- * executed another program, which keeps pid, start time and descriptor. */
+/* Process x should inherit the descriptor: a child, or the process itself once it has
+ * called exec, which keeps pid, start time and descriptor. */
 inline pass_to(p, x)
 {
     printf("%c passes the lease of port %d to %c: writes the record\n",
@@ -545,7 +544,7 @@ inline into_descriptor(p)
     port[p].lease = BY_DESCRIPTOR
 }
 
-/* A forked copy only closes. */
+/* A forked copy only closes its descriptor. */
 inline end_copy(p)
 {
     SAY_AT("%c drops its copy of the lease of port %d\n", p);
@@ -575,7 +574,7 @@ inline execute()
 #else
 #define MATTERS_WHETHER_SEEN (me.seen != NONE)
 #endif
-/* On whatever evidence. */
+/* Whether a decision is possible on any evidence. */
 #define MAY(decision) (decision(DETERMINED) || decision(UNDETERMINED))
 
 #define PASS_TO(p, x) STEP(pass_to, PASSING && HAS_LEASE(p) && LIVES(x), pass_to(p, x))

@@ -1,17 +1,17 @@
 /*
- * What docs/guarantees.md promises, as assertions, and the documented limits of it. README.md
+ * The promises of docs/guarantees.md as assertions, and their documented limits. README.md
  * explains both.
  */
 
 /* I1, I2: the lease was passed to a process, and its lock has been closed. So it is the
  * record alone, and this attempt could not determine whether that process is alive.
- * (`judge_step` forgets what it has seen in every other case.) */
+ * (In every other case `judge_step` clears `seen`.) */
 #define LIMIT_OF_I1 (me.seen != NONE && here.lease == me.seen)
-/* I3: this attempt could not determine whether the process is alive that the port is
- * delegated to. */
+/* I3: this attempt could not determine whether the process that the port is delegated to
+ * is alive. */
 #define LIMIT_OF_I3(evidence) (IS_DELEGATED(me.seen) && evidence == UNDETERMINED)
 
-/* By the names that are reported. As long as they hold, they add no states. */
+/* The names that spin reports. While the promises hold, these add no states. */
 bit I1_exclusive = 1;
 bit I2_not_probed_while_leased = 1;
 bit I3_free_after_death = 1;
@@ -33,7 +33,7 @@ bit there_are_enough_inodes = 1;
 #define I9(holds) CHECK(9, I9_reservation_is_kept, holds)
 
 /* I1: when a lease begins, there is no other.
- * I2: nor has any other process the port still bound. */
+ * I2: no other process still has the port bound. */
 inline lease_begins(whose)
 {
     I1(here.lease == NOBODY);
@@ -55,7 +55,7 @@ inline check_reservations()
 }
 #endif
 
-/* The attempt writes its record. The process that it could not see has then lost its own
+/* The attempt writes its record. So the process that it could not see has lost its own
  * record, and with it the lease, even if the attempt is killed before its lease begins. */
 inline unseen_lease_ends()
 {
@@ -73,8 +73,8 @@ inline probe_begins()
 }
 
 /* I3, I4: an attempt succeeds if it begins while the port is not leased and no other
- * process is at it, and no other comes before it ends. Here a task begins: an attempt
- * that may be alone, or one that interferes. */
+ * process is working on it, and none interferes before it ends. Here a task begins: an
+ * attempt that may be alone, or one that interferes. */
 inline task_begins(p, what)
 {
     me.task = what;
@@ -85,14 +85,14 @@ inline task_begins(p, what)
                           proc[a].next == IDLE || proc[a].next == DEAD);
 #ifdef FORK
         /* A child of a process that was killed during an attempt may have the lock. As
-         * with a lease, that child has to end too. */
+         * with a lease, that child must end too. */
         found = found && !(here.orphaned[a] && here.lock[here.left[a]] == LEFT_TO(a))
 #endif
     }
     here.alone = (found -> OF(_pid) : NOBODY)
 }
 
-/* I3, I4: and here an attempt fails. */
+/* I3, I4: an attempt fails here. */
 inline attempt_fails()
 {
     if
@@ -103,14 +103,14 @@ inline attempt_fails()
             found = found || (here.lock[mine] == LEFT_TO(a) && !here.orphaned[a])
         }
 #endif
-        I4(!found); /* it was released, and a process still has the lock */
+        I4(!found); /* released, but a process still has the lock */
         I3(found);
         here.alone = NOBODY
     :: else
     fi
 }
 
-/* I5: what a copy in a forked child has just done has ended no lease. */
+/* I5: the last action of a copy in a forked child has ended no lease. */
 inline copy_ends(p)
 {
     for (a : 0 .. PROCESSES - 1) {

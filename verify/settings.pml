@@ -1,13 +1,13 @@
 /*
- * What is explored, and what is printed. Set with -D:
- *   PROCESSES  number of processes at a time, 2 or 3: one that dies makes room for another
+ * The size of the search, and the output. Set with -D:
+ *   PROCESSES  number of processes at a time, 2 or 3: a process that dies makes room for another
  *   PORTS      number of ports, 1 or 2
  *   FORK       processes also fork, execute programs and pass descriptors on
  *   NO_PASSING processes do not pass leases to processes that they record
  *   NAMES      processes also reserve ports by name
  *   SYMMETRY   explore only one of several states that differ only in which process is
  *              which; the names in a trail are then meaningless
- *   PROMISE    number of the only promise to check; all are checked without it
+ *   PROMISE    number of the only promise to check; without it, all are checked
  *   COVERAGE   print each step the first time it is taken
  */
 
@@ -32,7 +32,7 @@
 #define EACH_PORT(steps) steps(0)
 #endif
 
-/* What there is only where processes fork, or where they do not. */
+/* Parts that exist only if processes fork, or only if they do not. */
 #ifdef FORK
 #define FORKING(text) text
 #define NOT_FORKING(text)
@@ -41,7 +41,7 @@
 #define NOT_FORKING(text) text
 #endif
 
-/* What there is only where ports are reserved. */
+/* Parts that exist only if ports are reserved. */
 #ifdef NAMES
 #define NAMED(text) text
 #else
@@ -54,7 +54,7 @@
 #define PASSING true
 #endif
 
-/* One alternative of a process. `run` checks that each is taken in one of its searches. */
+/* One possible step of a process. `run` checks that at least one search takes it. */
 #define STEP(name, guard, action) :: d_step { guard -> TAKEN(name) action; DONE }
 #ifdef COVERAGE
 #define TAKEN(name) \

@@ -6,11 +6,11 @@
 #ifndef SYMMETRY
 #define DONE NAMED(check_reservations();) clear()
 #else
-/* Which process is which makes no difference: they are sorted by their state, as far as
- * that is possible without comparing which processes they refer to. */
+/* The processes are sorted by their state, as far as that is possible without comparing
+ * which processes they refer to. */
 #define DONE NAMED(check_reservations();) sort(); clear()
 
-/* Which of OF, LEFT_TO, DELEGATED_TO and so on; 0 and 5 or more name no process. */
+/* Identifies OF, LEFT_TO, DELEGATED_TO and so on; 0 and 5 or more name no process. */
 #define KIND(v) (((v) + PROCESSES - 1) / PROCESSES)
 #define NAMES_NONE(v) ((v) == 0 || KIND(v) > 4)
 

@@ -1,14 +1,14 @@
-//! What a lease costs beside the bare system calls that it is made of.
+//! Compares the cost of a lease to its bare system calls.
 //!
-//! Every figure stands beside one of the *floor*, taken in turn with it in the same
-//! run: the same calls on the same directory through rustix, with the names of the
-//! files made beforehand, and nothing else.
+//! Every figure is compared to the *floor*, measured alternately with it in the same
+//! run: the same calls on the same directory through rustix, with the file names
+//! prepared in advance, and nothing else.
 //!
 //! ```text
 //! cargo bench --bench lease
 //! ```
 //!
-//! The directory is on tmpfs if there is `/dev/shm`, as a user's runtime directory is;
+//! The directory is on tmpfs if `/dev/shm` exists, like a user's runtime directory;
 //! `PORTLOCK_BENCH_DIR` names another.
 
 use std::{
@@ -42,7 +42,7 @@ use rustix::{
     time::{ClockId, clock_gettime},
 };
 
-/// The range of the crowded and of the exhausted: 2,001 ports.
+/// The range of `crowded` and `exhausted`: 2,001 ports.
 const RANGE: RangeInclusive<u16> = 4000..=6000;
 
 const RECORD: [u8; 256] = [b' '; 256];
@@ -52,17 +52,17 @@ const RECORD: [u8; 256] = [b' '; 256];
 
 /// The bare system calls of a lease, on a directory.
 struct Floor {
-    /// Whether the probe is made dual-stack, or left as the system has it.
+    /// Whether the probe sets `IPV6_V6ONLY`, or keeps the system's default.
     dual_stack: bool,
-    /// Whether each port's file is there for good, or made to be leased and removed to be
-    /// released. Either is a way to end a lease, with LOCK_UN or unlink.
+    /// Whether each port's file stays, or is created for a lease and removed to release it.
+    /// Either is a way to end a lease, with LOCK_UN or unlink.
     files_stay: bool,
     dir: OwnedFd,
     names: Vec<(u16, CString)>,
 }
 
 impl Floor {
-    /// Of a file for each port, made beforehand if it is not there.
+    /// Creates a file for each port in advance, if it does not exist.
     fn new(dir: &Path, ports: RangeInclusive<u16>) -> Self {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = rustix::fs::open(dir, flags, Mode::empty()).expect("the directory of this run");
@@ -100,7 +100,7 @@ impl Floor {
         }
     }
 
-    /// Lock, stat and probe; the file if nobody is in the way.
+    /// Locks, calls stat and probes; returns the file if the port is free.
     fn lease(&self, (port, name): &(u16, CString)) -> Option<OwnedFd> {
         let file = self.lock(name)?;
         rustix::fs::fstat(&file).expect("our own file");
@@ -122,8 +122,8 @@ impl Floor {
         };
         sockopt::set_socket_reuseaddr(&socket, true).expect("our own socket");
         if !free {
-            // As one that is not free is told from the rest of one that is. Here neither
-            // is taken.
+            // A lease binds again to distinguish a lingering socket from an occupied port.
+            // The floor uses neither.
             let _ = rustix::net::bind(&socket, &address);
             release(file);
             return None;
@@ -138,13 +138,13 @@ impl Floor {
         rustix::fs::unlinkat(&self.dir, name, flags).expect("our own file");
     }
 
-    /// Tries one after the other until one can be had, and gives it back.
+    /// Tries the ports in order until one is free, and releases it.
     fn first_free(&self, mut order: impl Iterator<Item = usize>) {
         let file = order.find_map(|index| self.lease(&self.names[index]));
         release(file.expect("one is free"));
     }
 
-    /// Finds each locked.
+    /// Checks that each port is locked.
     fn all_locked(&self) {
         assert!(self.names.iter().all(|(_, name)| self.lock(name).is_none()));
     }
@@ -156,11 +156,11 @@ fn release(file: OwnedFd) {
 }
 
 // ---------------------------------------------------------------------------
-// Side by side.
+// Comparison.
 
-/// Times `ours` and `floor` in turn, a few at a time, so that what else runs on the
-/// machine meets both. Criterion gets the times of `ours`.
-fn side_by_side(
+/// Times `ours` and `floor` alternately, a few at a time, so that other work on the
+/// machine affects both. Criterion gets the times of `ours`.
+fn compare(
     criterion: &mut Criterion,
     name: &str,
     at_a_time: u64,
@@ -193,7 +193,7 @@ fn side_by_side(
     });
     let times = times.into_inner();
     if times.is_empty() {
-        // Not asked for.
+        // Excluded by the filter.
         return;
     }
     let sum = |part: fn(&(Duration, Duration)) -> Duration| -> f64 {
@@ -207,7 +207,7 @@ fn side_by_side(
     let at = |part: f64| ratios[((ratios.len() - 1) as f64 * part) as usize];
     let each = 1e6 / (times.len() as f64 * at_a_time as f64);
     println!(
-        "{name}: {:.2} µs beside {:.2} µs; median ratio {:.3} (quarters {:.3} to {:.3}), of sums {:.3}, {} pairs",
+        "{name}: {:.2} µs, floor {:.2} µs; median ratio {:.3} (quarters {:.3} to {:.3}), of sums {:.3}, {} pairs",
         sum(|pair| pair.0) * each,
         sum(|pair| pair.1) * each,
         at(0.5),
@@ -238,30 +238,30 @@ fn one_thread(criterion: &mut Criterion, dir: &Path) {
     ] {
         floor.dual_stack = dual_stack;
         let mut next = floor.names.iter().cycle();
-        side_by_side(
+        compare(
             criterion,
             &format!("(a) lease and release{what}"),
             200,
             || lease_and_release(&builder),
             || {
-                let name = next.next().expect("for ever");
+                let name = next.next().expect("endless");
                 release(floor.lease(name).expect("free"));
             },
         );
     }
 
-    // Of other ports, for it removes the files.
+    // Different ports, because this floor removes the files.
     let mut floor = Floor::new(dir, 20064..=20127);
     (floor.dual_stack, floor.files_stay) = (false, false);
     floor.shuffle();
     let mut next = floor.names.iter().cycle();
-    side_by_side(
+    compare(
         criterion,
-        "(a) lease and release, the floor so and with files made and removed",
+        "(a) lease and release, the same floor with files created and removed",
         200,
         || lease_and_release(&builder),
         || {
-            let name = next.next().expect("for ever");
+            let name = next.next().expect("endless");
             let file = floor.lease(name).expect("free");
             floor.remove(name);
             drop(file);
@@ -274,14 +274,14 @@ fn crowded(criterion: &mut Criterion, dir: &Path) {
     for how in ["leases", "listeners"] {
         for held in [0, 1000, 1901, 1999] {
             let _holder = Peer::start("hold", &[&how, &dir.display(), &held]);
-            // Each is begun anywhere, so that the floor meets a file as seldom as a lease does.
+            // Each order starts at a different port, so that the floor meets a file as rarely as a lease does.
             let orders = [(); 64].map(|()| {
                 let mut order: Vec<usize> = (0..floor.names.len()).collect();
                 order.shuffle(&mut rand::rng());
                 order
             });
             let mut round = 0;
-            side_by_side(
+            compare(
                 criterion,
                 &format!("(c) {held} of 2001 held by {how}"),
                 64,
@@ -300,9 +300,9 @@ fn crowded(criterion: &mut Criterion, dir: &Path) {
 fn exhausted(criterion: &mut Criterion, dir: &Path) {
     let _holder = Peer::start("hold", &[&"leases", &dir.display(), &RANGE.len()]);
     let (builder, floor) = (builder(dir, RANGE), Floor::new(dir, RANGE));
-    side_by_side(
+    compare(
         criterion,
-        "(d) 2001 of 2001 leased: try_new says so",
+        "(d) 2001 of 2001 leased: try_new returns an error",
         5,
         || {
             let error = builder.try_acquire().expect_err("exhausted");
@@ -315,8 +315,8 @@ fn exhausted(criterion: &mut Criterion, dir: &Path) {
 // ---------------------------------------------------------------------------
 // Many threads and processes.
 
-/// Leases and releases ports of the range, or makes the floor's calls, as long as it is
-/// to go on. How many.
+/// Leases and releases ports of the range, or makes the floor's calls, while `go_on`
+/// returns true. Returns their number.
 fn work(what: &str, dir: &Path, go_on: impl Fn() -> bool) -> u64 {
     let mut done = 0;
     if what == "lease" {
@@ -367,11 +367,11 @@ fn in_processes(what: &str, dir: &Path, n: usize) -> u64 {
         .map(|_| Peer::start("work", &[&what, &dir.display()]))
         .collect();
     for worker in &mut workers {
-        worker.say("go");
+        worker.send("go");
     }
     let counts = workers
         .iter_mut()
-        .map(|worker| worker.hear().parse::<u64>().expect("a number"));
+        .map(|worker| worker.receive().parse::<u64>().expect("a number"));
     counts.sum()
 }
 
@@ -418,13 +418,13 @@ fn median(values: &mut [f64]) -> f64 {
 // ---------------------------------------------------------------------------
 // Waiting.
 
-/// Nanoseconds on a clock that all processes share.
+/// Returns nanoseconds on a clock that all processes share.
 fn monotonic() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-/// Nanoseconds on a processor, of all threads (proc_pid_schedstat in the kernel's
+/// Returns the processor time of all threads in nanoseconds (proc_pid_schedstat in the kernel's
 /// Documentation/scheduler/sched-stats.rst).
 fn cpu_time(pid: u32) -> u64 {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("our own child");
@@ -443,24 +443,24 @@ fn hand_over(dir: &Path) {
             .map(|_| Peer::start("take turns", &[&dir.display(), &port]))
             .collect();
         for waiter in &mut waiters {
-            waiter.say("wait");
+            waiter.send("wait");
         }
         let mut times = Vec::new();
         let mut holder = None;
         for round in 0..300 {
-            // Whoever has it says when it got it.
+            // The new holder reports when it got the lease.
             let (next, got) = first_word(&mut waiters);
             if let Some((previous, released)) = holder.take() {
-                // The first rounds are for the line to form.
+                // The wait queue forms in the first rounds.
                 if round > 20 {
                     times.push(got.saturating_sub(released) as f64 / 1e3);
                 }
                 let previous: &mut Peer = &mut waiters[previous];
-                previous.say("wait");
+                previous.send("wait");
             }
             thread::sleep(Duration::from_millis(5));
-            waiters[next].say("release");
-            let released = waiters[next].hear().parse().expect("a time");
+            waiters[next].send("release");
+            let released = waiters[next].receive().parse().expect("a time");
             holder = Some((next, released));
         }
         times.sort_by(f64::total_cmp);
@@ -479,9 +479,9 @@ fn hand_over(dir: &Path) {
             .map(|_| Peer::start("wait", &[&dir.display(), range.start(), range.end()]))
             .collect();
         for waiter in &mut waiters {
-            waiter.say("wait");
+            waiter.send("wait");
         }
-        // The first looks, and the line.
+        // Time for the first scans, and for the wait queue to form.
         thread::sleep(Duration::from_secs(4));
         let cpu = |waiters: &[Peer]| -> u64 {
             waiters.iter().map(|waiter| cpu_time(waiter.0.id())).sum()
@@ -497,7 +497,7 @@ fn hand_over(dir: &Path) {
     }
 }
 
-/// Which of the peers speaks first, and the number that it says.
+/// Returns which peer writes first, and the number that it writes.
 fn first_word(peers: &mut [Peer]) -> (usize, u64) {
     use rustix::event::{PollFd, PollFlags, poll};
     let mut fds: Vec<PollFd<'_>> = peers
@@ -508,9 +508,9 @@ fn first_word(peers: &mut [Peer]) -> (usize, u64) {
     let first = fds
         .iter()
         .position(|fd| !fd.revents().is_empty())
-        .expect("one has spoken");
+        .expect("one has written");
     drop(fds);
-    (first, peers[first].hear().parse().expect("a time"))
+    (first, peers[first].receive().parse().expect("a time"))
 }
 
 // ---------------------------------------------------------------------------
@@ -560,11 +560,11 @@ fn ten_thousand(dir: &Path) {
 }
 
 // ---------------------------------------------------------------------------
-// Other processes: this program again.
+// Other processes, which run this program again.
 
 const ROLE: &str = "PORTLOCK_BENCH_ROLE";
 
-/// A process that has a role. It ends with its input.
+/// A process with a role. It exits when its input ends.
 struct Peer(Child, ChildStdin, BufReader<ChildStdout>);
 
 impl Peer {
@@ -581,17 +581,17 @@ impl Peer {
         let stdin = child.stdin.take().expect("piped");
         let stdout = BufReader::with_capacity(1, child.stdout.take().expect("piped"));
         let mut peer = Self(child, stdin, stdout);
-        assert_eq!(peer.hear(), "ready");
+        assert_eq!(peer.receive(), "ready");
         peer
     }
 
-    fn say(&mut self, line: &str) {
-        writeln!(self.1, "{line}").expect("it listens");
+    fn send(&mut self, line: &str) {
+        writeln!(self.1, "{line}").expect("it reads");
     }
 
-    fn hear(&mut self) -> String {
+    fn receive(&mut self) -> String {
         let mut line = String::new();
-        self.2.read_line(&mut line).expect("it speaks");
+        self.2.read_line(&mut line).expect("it writes");
         line.trim_end().to_owned()
     }
 }
@@ -603,13 +603,13 @@ impl Drop for Peer {
     }
 }
 
-fn say(line: impl std::fmt::Display) {
+fn send(line: impl std::fmt::Display) {
     let mut out = io::stdout().lock();
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
-/// The next line of the parent; its end ends this process.
-fn hear() -> String {
+/// Returns the next line from the parent; exits when the parent has ended.
+fn receive() -> String {
     let mut line = String::new();
     match io::stdin().read_line(&mut line) {
         Ok(len) if len > 0 => line.trim_end().to_owned(),
@@ -629,47 +629,47 @@ fn play(role: &str) {
             setrlimit(Resource::Nofile, limit).expect("up to the hard limit");
             if arguments[0] == "leases" {
                 let _leases = builder.acquire_many(n).expect("as many");
-                say("ready");
-                hear();
+                send("ready");
+                receive();
             } else {
                 let both = builder.listen_many(n).expect("as many");
                 let (leases, _listeners): (Vec<_>, Vec<_>) = both.into_iter().unzip();
                 drop(leases);
-                say("ready");
-                hear();
+                send("ready");
+                receive();
             }
         }
         "work" => {
             let dir = Path::new(&arguments[1]);
-            // The first lease of a process is another matter.
+            // The first lease of a process is slower, and is not measured.
             work(&arguments[0], dir, {
                 let warm_up = Instant::now();
                 move || warm_up.elapsed() < Duration::from_millis(20)
             });
-            say("ready");
-            hear();
+            send("ready");
+            receive();
             let start = Instant::now();
-            say(work(&arguments[0], dir, || start.elapsed() < TURN));
+            send(work(&arguments[0], dir, || start.elapsed() < TURN));
         }
         "take turns" => {
             let port = number(1);
             let builder = builder(Path::new(&arguments[0]), port..=port);
             let builder = builder.timeout(Duration::from_secs(600));
-            say("ready");
+            send("ready");
             loop {
-                hear();
+                receive();
                 let lease = builder.acquire().expect("in time");
-                say(monotonic());
-                hear();
+                send(monotonic());
+                receive();
                 let now = monotonic();
                 lease.release().expect("released");
-                say(now);
+                send(now);
             }
         }
         "wait" => {
             let builder = builder(Path::new(&arguments[0]), number(1)..=number(2));
-            say("ready");
-            hear();
+            send("ready");
+            receive();
             let _lease = builder.timeout(Duration::from_secs(600)).acquire();
         }
         other => panic!("no role {other}"),
@@ -695,7 +695,7 @@ pub(crate) fn main() {
     crowded(&mut criterion, fresh().path());
     exhausted(&mut criterion, fresh().path());
     criterion.final_summary();
-    // `cargo bench -- <filter>` asks for some of the above.
+    // `cargo bench -- <filter>` runs only some of the above.
     if env::args()
         .skip(1)
         .all(|argument| argument.starts_with('-'))

@@ -239,7 +239,8 @@ pub(crate) struct List {
 /// Say whether ports are free, leased or bound, and who has them.
 ///
 /// That is the holder of the lease and the process that serves the port, each with its
-/// user, as far as they can be seen. JSON has their command line and directory too.
+/// user, as far as they can be seen: of other users' servers, Linux shows the user, macOS
+/// nothing, and Windows the process. On Linux, JSON has the command line and directory too.
 ///
 /// The exit status is 0 if all are free, 1 if one is leased, and 3 if one is bound
 /// by a program without a lease, or may not be bound.
@@ -262,7 +263,8 @@ pub(crate) struct Check {
 ///
 /// On a leased port it waits for the server of the lease's holder: that process, a
 /// descendant of it or a process that has inherited the lease. A server of which nobody can
-/// tell is accepted, with a note. On a port that is not leased, any server will do.
+/// tell is accepted, with a note: one that daemonized, or one of another user (on Windows,
+/// only if its process may not be opened). On a port that is not leased, any server will do.
 ///
 /// A connection that is refused or not answered, or for which there is no network yet, is
 /// tried again. The exit status is 3 if another process's server answers, and 124 if a port

@@ -1,10 +1,10 @@
 //! `portlock wait`, `check` and `list`: whose server answers.
 
-use std::{net::TcpListener, process::id};
+use std::process::id;
 
-use portlock_testkit::{BOUND, Said, Scene, TIMED_OUT, cat_program};
+use portlock_testkit::{BOUND, Said, Scene, TIMED_OUT, cat_program, is_wine, listen};
 #[cfg(target_os = "linux")]
-use portlock_testkit::{OrdinaryUser, Running, am_root, is_installed, set_mode};
+use portlock_testkit::{LEASED, OrdinaryUser, Running, am_root, is_installed, set_mode};
 use serde_json::{Value, json};
 
 /// Returns the rows of `wait --json` for one port, with these options.
@@ -23,6 +23,9 @@ fn row(port: u16, server: Option<&str>, pid: Option<u32>) -> Value {
 
 #[test]
 fn a_stranger_on_a_leased_port_is_not_waited_for() {
+    if is_wine("this process has no parent, and may be anybody's") {
+        return;
+    }
     let scene = Scene::new(1);
     let port = scene.port();
     // A suite's server: it could not bind the port, and does nothing.
@@ -33,7 +36,7 @@ fn a_stranger_on_a_leased_port_is_not_waited_for() {
         scene.portlock(args)
     };
     wait(&[]).code(TIMED_OUT);
-    let _stranger = TcpListener::bind(("127.0.0.1", port)).expect("no lease keeps it away");
+    let _stranger = listen(("127.0.0.1", port));
     let refused = wait(&[]).code(BOUND);
     let refused = refused.warns(&format!(
         "portlock: 127.0.0.1:{port} is served by pid {} ({}), not by the lease's holder, pid {} ",
@@ -75,7 +78,7 @@ fn on_a_port_without_a_lease_any_server_will_do() {
     let mut nobody = row(port, None, None);
     nobody[0]["ready"] = false.into();
     assert_eq!(wait_json(&scene, TIMED_OUT, &[]), nobody);
-    let _server = TcpListener::bind(("127.0.0.1", port)).expect("a free port");
+    let _server = listen(("127.0.0.1", port));
     assert_eq!(wait_json(&scene, 0, &[]), row(port, None, Some(id())));
     nobody[0]["ready"] = true.into();
     drop(_server);
@@ -86,7 +89,7 @@ fn on_a_port_without_a_lease_any_server_will_do() {
 fn the_server_of_the_process_that_picked_is_the_holders() {
     let scene = Scene::new(1);
     let port = scene.pick();
-    let _server = TcpListener::bind(("127.0.0.1", port)).expect("leased to us");
+    let _server = listen(("127.0.0.1", port));
     assert_eq!(
         wait_json(&scene, 0, &[]),
         row(port, Some("holder"), Some(id()))
@@ -190,6 +193,73 @@ fn a_server_that_cannot_be_seen_is_accepted_with_a_note() {
 
 #[cfg(target_os = "linux")]
 #[test]
+fn check_says_which_user_has_a_port_whose_process_cannot_be_seen() {
+    if !am_root() {
+        eprintln!("left out: only root can be another user");
+        return;
+    }
+    let scene = Scene::new(1);
+    set_mode(scene.dir(), 0o1777);
+    let (user, port) = (OrdinaryUser::new(), scene.port());
+    let _server = listen(("127.0.0.1", port));
+    let check = |options: &[&str]| {
+        let port = port.to_string();
+        user.portlock(&scene, &[&["check"], options, &[&port]].concat())
+    };
+    let bound = format!("{port} bound, user root\n");
+    check(&[]).code(BOUND).prints_just(&bound);
+    let rows = check(&["--json"]).code(BOUND).json();
+    assert_eq!(
+        rows,
+        json!([{
+            "port": port, "state": "bound", "time_wait": false, "user": "root", "pid": null,
+            "program": null, "command": null, "cwd": null, "label": null, "heir": null,
+            "server": null, "server_pid": null, "server_program": null,
+        }])
+    );
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_stranger_of_another_user_is_named_to_those_who_may_see_it() {
+    if !am_root() || !is_installed("python3") {
+        eprintln!("left out: only root can be another user");
+        return;
+    }
+    let scene = Scene::new(1);
+    set_mode(scene.dir(), 0o1777);
+    let port = scene.port().to_string();
+    let (holder, _) = scene.hold(&[]);
+    let user = OrdinaryUser::new();
+    let mut server = user.command(&scene, "python3");
+    server.args(["-c", PYTHON, &port]);
+    server.stdin(std::process::Stdio::piped());
+    let server = Running::start(server);
+    assert_eq!(server.hear(), "listens");
+    let (holder, server) = (holder.id(), server.id());
+    for asks in [true, false] {
+        let ask = |args: &[&str]| match asks {
+            true => user.portlock(&scene, args),
+            false => scene.portlock(args),
+        };
+        let check = ask(&["check", &port]).code(LEASED);
+        let told = check.out();
+        assert!(told.starts_with(&format!("{port} leased by pid {holder} ")));
+        let stranger =
+            format!(", user root; served by pid {server} (python3), not by the holder\n");
+        assert!(told.ends_with(&stranger), "{told}");
+        let list = ask(&["list"]).code(0);
+        let state = format!("leased, served by pid {server} (python3)  ");
+        assert!(list.out().contains(&state), "{}", list.out());
+        let list = ask(&["list", "--json"]).json();
+        let row = (&list[0]["server"], &list[0]["server_pid"]);
+        assert_eq!(row, (&json!("other"), &json!(server)));
+        ask(&["wait", "--timeout=0", &port]).code(BOUND);
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
 fn on_a_terminal_a_long_wait_for_a_server_says_who_has_the_port() {
     let scene = Scene::new(1);
     let port = scene.port();
@@ -198,7 +268,7 @@ fn on_a_terminal_a_long_wait_for_a_server_says_who_has_the_port() {
         let command = scene.on_terminal(&wait)?;
         let waiting = Running::start(command);
         assert_eq!(waiting.hear(), format!("portlock: waiting: {what}"));
-        let server = TcpListener::bind(("127.0.0.1", port)).expect("free");
+        let server = listen(("127.0.0.1", port));
         let said = waiting.hear();
         drop(server);
         Some(said)

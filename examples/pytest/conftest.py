@@ -1,6 +1,6 @@
 """Fixtures for tests that start servers, also with pytest-xdist (-n 4).
 
-They need the program `portlock` in PATH, and nothing else.
+They need only the program `portlock` in PATH.
 """
 
 import os
@@ -17,13 +17,13 @@ def portlock(*args):
 
 @pytest.fixture
 def free_port(request):
-    """A port that nobody else is given until the test has ended.
+    """A port that no other caller gets until the test has ended.
 
     The lease belongs to this process, a worker of xdist or pytest itself. If it is
     killed, the lease ends with it.
 
     --reuse-address: connections that a server closes stay in TIME_WAIT on its port for
-    a minute. It does not matter to a server that sets SO_REUSEADDR, as those of the
+    a minute. They do not affect a server that sets SO_REUSEADDR, as those of the
     standard library do.
     """
     pid, label = str(os.getpid()), request.node.nodeid
@@ -43,5 +43,5 @@ def web_server(free_port, tmp_path):
             portlock("wait", "--timeout", "20", "--pid", str(server.pid), str(free_port))
             yield f"http://127.0.0.1:{free_port}"
         finally:
-            # Popen waits for its end. Only then is the port given back.
+            # Popen waits for its end. Only then is the port released.
             server.kill()

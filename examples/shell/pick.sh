@@ -1,6 +1,6 @@
 #!/bin/sh
-# Leases a port for a script that is running already: the lease lasts as long as this
-# shell, whatever ends it, and `portlock release` ends it earlier.
+# Leases a port for a script that is already running: the lease lasts as long as this
+# shell, however it ends, unless `portlock release` ends the lease earlier.
 set -eu
 
 port=$(portlock pick --label "web server of $0")
@@ -18,7 +18,7 @@ import sys, urllib.request
 print("it says", urllib.request.urlopen(sys.argv[1], timeout=10).read().decode().strip())
 ' "http://127.0.0.1:$port/greeting"
 
-# Others see who has it, and what for.
+# Other users see who has the port, and its label.
 status=0
 portlock check "$port" >/dev/null || status=$?
-[ "$status" -eq 1 ] || { echo "not leased, says portlock check: $status" >&2; exit 1; }
+[ "$status" -eq 1 ] || { echo "portlock check reports that it is not leased: $status" >&2; exit 1; }

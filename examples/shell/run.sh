@@ -1,6 +1,6 @@
 #!/bin/sh
-# A test of one server. It starts itself again under `portlock run`: TEST_PORT is
-# then leased as long as this script, or anything that it has started, runs.
+# A test of one server. It runs itself again under `portlock run`. TEST_PORT is then
+# leased as long as this script, or any process that it has started, runs.
 set -eu
 [ -n "${TEST_PORT:-}" ] || exec portlock run --env TEST_PORT -- "$0" "$@"
 

@@ -1,11 +1,11 @@
 #!/bin/sh
 # Waits instead of sleeping: for a server that is slow to start, and, once it is
-# stopped, for its port. Each wait has a bound and says by 124 that it is over.
+# stopped, for its port. Each wait is bounded, and exits with 124 if it times out.
 set -eu
 
 port=$(portlock pick)
 log=$(mktemp)
-# Stands for a server that loads its data first.
+# Simulates a server that first loads its data.
 sh -c 'sleep 0.3; exec python3 -m http.server --bind 127.0.0.1 "$0"' "$port" >"$log" 2>&1 &
 server=$!
 trap 'kill "$server" 2>/dev/null || :; wait; rm "$log"' EXIT

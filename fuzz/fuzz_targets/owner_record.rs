@@ -1,9 +1,9 @@
-//! Reads owner records from any bytes and compares them with a reader of its own;
+//! Reads owner records from any bytes and compares the result with a separate parser;
 //! writes records of any process, program and label, and reads them back.
 
 #![no_main]
 
-// Owner records are not public: they are compiled in from where they are.
+// Owner records are not public, so their modules are compiled in.
 #[allow(dead_code, unused_imports, reason = "only a part is fuzzed")]
 #[path = "../../src"]
 mod library {
@@ -23,12 +23,12 @@ use process::{Identity, Named};
 
 fuzz_target!(|data: &[u8]| {
     check_reading(data);
-    // As much as the rest of a longer record would have.
+    // Pad to the length of a long record.
     let mut padded = data.to_vec();
     padded.resize(LONG_LEN.max(data.len()), b' ');
     check_reading(&padded);
 
-    // Of those that are written, the parts are separated by NUL.
+    // The input for records to write: parts separated by NUL.
     let mut parts = data.splitn(3, |&byte| byte == 0);
     let identity = parts.next().and_then(read_identity);
     let (program, label) = (parts.next(), parts.next());
@@ -42,10 +42,10 @@ fuzz_target!(|data: &[u8]| {
     check_held(u64::try_from(data.len()).expect("64 bits"), label);
 });
 
-/// What the documentation of the module says of a record's fields.
+/// The fields of a record, according to the documentation of the module.
 struct Fields {
     kind: Kind,
-    /// As they are written: pid, start time, pid namespace.
+    /// Pid, start time and pid namespace, as written.
     identity: [String; 3],
     since: Option<u64>,
     program: Option<String>,
@@ -56,7 +56,7 @@ fn check_reading(record: &[u8]) {
     let (owner, fields) = match (Owner::parse(record), read(record)) {
         (None, None) => return,
         (Some(owner), Some(fields)) => (owner, fields),
-        (Some(owner), None) => panic!("read as {owner:?}, but it is no record"),
+        (Some(owner), None) => panic!("read as {owner:?}, but it is not a record"),
         (None, Some(_)) => panic!("not read, but it is a record"),
     };
     assert_eq!(owner.kind, fields.kind);
@@ -78,7 +78,7 @@ fn check_reading(record: &[u8]) {
     }
 }
 
-/// A message must not drive a terminal, nor show something else than is there.
+/// A message must contain no control characters, and none that hide or reorder text.
 fn check_message(owner: &Owner) {
     let message = owner.to_string();
     assert!(message.starts_with(&format!("pid {}", owner.pid())));
@@ -90,7 +90,7 @@ fn check_message(owner: &Owner) {
     assert!(!message.contains(acts), "{message:?}");
 }
 
-/// Reads a record as the documentation says.
+/// Reads a record as documented.
 fn read(record: &[u8]) -> Option<Fields> {
     let end = record.iter().position(|&byte| byte == b'\n');
     let line = String::from_utf8(record[..end.unwrap_or(record.len())].to_vec()).ok()?;
@@ -126,7 +126,7 @@ fn read(record: &[u8]) -> Option<Fields> {
     })
 }
 
-/// Decimal digits, with a `+` before them or not, as everything in Rust reads them.
+/// Reads decimal digits with an optional `+`, as Rust's integers do.
 fn number(word: &str) -> Option<u64> {
     let digits = word.strip_prefix('+').unwrap_or(word);
     let mut number = if digits.is_empty() { None } else { Some(0_u64) };
@@ -137,7 +137,7 @@ fn number(word: &str) -> Option<u64> {
     number
 }
 
-/// `%` and two hexadecimal digits are a byte; all else is what it is.
+/// Decodes `%` and two hexadecimal digits to a byte; keeps everything else.
 fn decode(word: &str) -> Vec<u8> {
     let word = word.as_bytes();
     let digit = |at: usize| {
@@ -174,7 +174,7 @@ fn check_long(kind: Kind, process: &Named, label: Option<&str>) {
     assert_eq!(owner.kind, kind);
     assert_eq!(owner.process, *identity);
     assert!(owner.since().is_some());
-    // One that was not written to its end.
+    // A record that was not completely written.
     let torn = (program.len() * 7) % LONG_LEN;
     assert_eq!(Owner::parse(&record.bytes()[..torn]), None);
     assert_eq!(Owner::parse(&record.bytes()[..LONG_LEN - 1]), None);
@@ -183,7 +183,7 @@ fn check_long(kind: Kind, process: &Named, label: Option<&str>) {
 fn check_held(since: u64, label: Option<&str>) {
     let this = process::this();
     let (pid, program) = (std::process::id(), &this.1);
-    // One with a label between two without: these are remembered.
+    // A record with a label between two without, because the latter are cached.
     for (since, label) in [(since, None), (since, label), (since, None), (7, None)] {
         let record = owner::with_held(mark::current(), since, label, |record| *record.bytes());
         check_written(&record, "held", program, label);
@@ -196,8 +196,8 @@ fn check_held(since: u64, label: Option<&str>) {
     }
 }
 
-/// One line of the right form, with all of the program and the label for which
-/// there is room.
+/// Checks that the record is one line of the right form, with as much of the program and
+/// the label as fits.
 fn check_written(record: &[u8], kind: &str, program: &[u8], label: Option<&str>) {
     let (&last, line) = record.split_last().expect("not empty");
     assert_eq!(last, b'\n');
@@ -205,11 +205,11 @@ fn check_written(record: &[u8], kind: &str, program: &[u8], label: Option<&str>)
     let line = str::from_utf8(line).expect("ASCII").trim_end_matches(' ');
     let words: Vec<&str> = line.split(' ').collect();
     let &[first, _, _, _, _, program_word, label_word] = &words[..] else {
-        panic!("{line:?} has not 7 words");
+        panic!("{line:?} does not have 7 words");
     };
     assert_eq!(first, kind);
     assert!(program_word.len() <= 48 && line.len() < LEN);
-    // No byte takes more than three, and a character has four bytes at most.
+    // A byte takes at most three when escaped, and a character has at most four bytes.
     let fields = [
         (program_word, program, program_word.len() + 12 > 48),
         (
@@ -224,7 +224,10 @@ fn check_written(record: &[u8], kind: &str, program: &[u8], label: Option<&str>)
         } else {
             decode(word)
         };
-        assert!(text.starts_with(&kept), "{word} is not of {text:?}");
+        assert!(
+            text.starts_with(&kept),
+            "{word} is not the beginning of {text:?}"
+        );
         assert!(kept.len() == text.len() || is_full, "{word} is cut");
     }
     let owner = Owner::parse(record).expect("our own record");

@@ -1,5 +1,5 @@
-//! Asks a port server that may reply anything, over a real socket, and compares
-//! what the client makes of it with a reader of its own.
+//! Sends requests to a port server that may reply anything, over a real socket, and compares
+//! the client's result with a separate parser.
 
 #![no_main]
 
@@ -29,7 +29,7 @@ fuzz_target!(|reply: &[u8]| {
     assert_eq!(*REQUEST.lock().expect("no panic"), format!("{pid}\n"));
     let error = match (port, read(reply)) {
         (Ok(port), Some(expected)) => return assert_eq!(u32::from(port), expected),
-        (Ok(port), None) => panic!("{port} read, but it is no port"),
+        (Ok(port), None) => panic!("{port} read, but it is not a port"),
         (Err(error), Some(1..)) => panic!("{error}, but it is a port"),
         (Err(error), _) => error,
     };
@@ -44,15 +44,15 @@ fuzz_target!(|reply: &[u8]| {
     assert!(!message.contains(char::is_control), "{message:?}");
 });
 
-/// What the server is to reply, and what it was asked.
+/// The reply that the server will send, and the request that it received.
 static REPLY: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 static REQUEST: Mutex<String> = Mutex::new(String::new());
 
-/// Starts the server: one connection after the other, one line each.
+/// Starts the server, which reads one line from each connection in turn.
 fn serve() -> String {
     let name = format!("portlock-fuzz-{}", process::id());
     let address = SocketAddr::from_abstract_name(&name).expect("short enough");
-    let listener = UnixListener::bind_addr(&address).expect("a name of our own");
+    let listener = UnixListener::bind_addr(&address).expect("a unique name");
     thread::spawn(move || {
         for connection in listener.incoming() {
             let connection = connection.expect("a client");
@@ -61,15 +61,15 @@ fn serve() -> String {
                 .read_line(&mut request)
                 .expect("a request");
             *REQUEST.lock().expect("no panic") = request;
-            // The client need not read to its end what is too long.
+            // The client may stop reading a reply that is too long.
             let _ = (&connection).write_all(&REPLY.lock().expect("no panic"));
         }
     });
     format!("@{name}")
 }
 
-/// The port of a reply, 0 where it is a refusal: spaces, digits with a `+` before
-/// them or not, spaces, and no more than 15 bytes.
+/// Returns the port of a reply, or 0 for a refusal: spaces, digits with an optional `+`,
+/// spaces, at most 15 bytes.
 fn read(reply: &[u8]) -> Option<u32> {
     let text = str::from_utf8(reply).ok()?;
     let text = text.trim_matches([' ', '\t', '\n', '\r', '\u{c}']);

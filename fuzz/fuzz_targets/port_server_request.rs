@@ -1,9 +1,9 @@
-//! Reads what clients ask of the port server, and compares it with a reader of its
-//! own.
+//! Reads client requests to the port server, and compares the result with a separate
+//! parser.
 
 #![no_main]
 
-// The program has no library: its reader is compiled in from where it is.
+// The program has no library, so its parser is compiled in.
 #[path = "../../cli/src/commands/serve/request.rs"]
 mod request;
 
@@ -15,15 +15,15 @@ fuzz_target!(|data: &[u8]| {
         (None, None) => {}
         (Some(pid), Some(expected)) => match u32::try_from(expected) {
             Ok(_) => assert_eq!(i128::from(pid), expected),
-            // Which number it is then does not matter, only that it is no pid.
+            // The number itself does not matter, only that it is not a pid.
             Err(_) => assert!(u32::try_from(pid).is_err(), "{expected} is {pid}"),
         },
-        (Some(pid), None) => panic!("read as {pid}, but it is no request"),
+        (Some(pid), None) => panic!("read as {pid}, but it is not a request"),
         (None, Some(expected)) => panic!("not read, but it asks for {expected}"),
     }
 });
 
-/// Spaces, a minus or none, digits, spaces; 20 bytes at most.
+/// Reads spaces, an optional minus, digits, spaces; at most 20 bytes.
 fn read(request: &[u8]) -> Option<i128> {
     const SPACES: &[u8] = b" \t\n\x0c\r";
     enum Place {

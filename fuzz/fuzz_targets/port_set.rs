@@ -1,4 +1,4 @@
-//! Reads sets of ports from any text, and compares them with a reading that is
+//! Reads sets of ports from any text, and compares the result with a parser that is
 //! too simple to be wrong.
 
 #![no_main]
@@ -56,14 +56,14 @@ fn check_operations((a, in_a): &(PortSet, Members), (b, in_b): &(PortSet, Member
     assert_eq!(a.is_disjoint(b), !both(|a, b| a && b).contains(&true));
 }
 
-/// All that `set` says of itself is as in `members`.
+/// Checks that all methods of `set` agree with `members`.
 fn check_set(set: &PortSet, members: &Members) {
     let mut expected = Vec::new();
     let mut next = 0;
     for run in members.chunk_by(|a, b| a == b) {
         let (first, last) = (next, next + run.len() - 1);
-        // At the ends is where `contains` can go wrong, and asking for every
-        // port would take most of the fuzzer's time.
+        // `contains` can go wrong at the ends; checking every port would take most of
+        // the fuzzer's time.
         for port in [first, last].map(port) {
             assert_eq!(set.contains(port), run[0], "{port} in {set}");
         }
@@ -77,7 +77,11 @@ fn check_set(set: &PortSet, members: &Members) {
     assert!(set.iter().rev().eq(expected.iter().copied().rev()));
     assert_eq!(set.len(), expected.len());
     assert_eq!(set.is_empty(), expected.is_empty());
-    assert_eq!(*set, expected.into_iter().collect(), "one form for one set");
+    assert_eq!(
+        *set,
+        expected.into_iter().collect(),
+        "one representation for one set"
+    );
     assert_eq!(*set, set.to_string().parse().expect("our own text"));
 }
 
@@ -85,8 +89,8 @@ fn port(index: usize) -> u16 {
     index.try_into().expect("an index of `Members`")
 }
 
-/// Reads a set as the documentation of [`PortSet`] says, or gives the line and
-/// the column of the part that is wrong.
+/// Reads a set as the documentation of [`PortSet`] says, or returns the line and
+/// column of the wrong part.
 fn read(text: &str) -> Result<Members, (usize, usize)> {
     let mut members = vec![false; PORTS];
     let (mut included, mut exclusions) = (false, Vec::new());
@@ -114,7 +118,7 @@ fn read(text: &str) -> Result<Members, (usize, usize)> {
     Ok(members)
 }
 
-/// The parts of the text, each with its line and column.
+/// Returns the parts of the text, each with its line and column.
 fn parts(text: &str) -> Vec<(String, (usize, usize))> {
     let mut parts: Vec<(String, (usize, usize))> = Vec::new();
     let (mut line, mut column) = (1, 1);
@@ -137,7 +141,7 @@ fn parts(text: &str) -> Vec<(String, (usize, usize))> {
     parts
 }
 
-/// A port from 1 to 65535, written in digits only.
+/// Reads a port from 1 to 65535 that consists of digits only.
 fn number(text: &str) -> Option<usize> {
     let mut number = 0;
     for c in text.chars() {

@@ -478,16 +478,19 @@ pub(crate) struct Lineage {
 }
 
 impl Lineage {
-    /// Returns `None` if there is no such process, it is ending, or it may not be seen.
+    /// Returns `None` if there is no such process, it has ended, or it may not be seen.
     pub(crate) fn read(pid: u32) -> io::Result<Option<Self>> {
-        let stat = if_shown(Stat::read(&pid.to_string()))?;
-        Ok(stat.filter(|stat| !stat.is_ending).map(|stat| Self {
-            pid,
-            parent: stat.parent,
-            start: stat.start,
-            group: stat.group,
-            session: stat.session,
-        }))
+        let process = pid.to_string();
+        Ok(match if_shown(Stat::read(&process))? {
+            Some(stat) if !stat.has_ended(&process)? => Some(Self {
+                pid,
+                parent: stat.parent,
+                start: stat.start,
+                group: stat.group,
+                session: stat.session,
+            }),
+            _ => None,
+        })
     }
 
     /// Returns whether the process may be the parent of `child`, as far as the times show it: a child

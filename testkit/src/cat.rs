@@ -10,7 +10,7 @@ use crate::{Parent, Process, command};
 pub(crate) const ROLE: &str = "cat";
 const HERE: &str = "here";
 
-/// What it does in the child.
+/// Runs the role in the child.
 pub(crate) fn run(parent: &Parent) {
     parent.say(HERE);
     loop {
@@ -18,19 +18,19 @@ pub(crate) fn run(parent: &Parent) {
     }
 }
 
-/// Starts a process that ends when its input is closed: this test binary, because there is no
-/// program for it that every system has.
+/// Starts a process that ends when its input is closed. It runs this test binary, because no
+/// such program exists on every system.
 pub fn cat() -> Process {
     let binary = env::current_exe().expect("this test binary");
     let mut process = Process::start(command(&[], &binary, ROLE, &[]));
-    // Once it answers, it has executed its program.
+    // Once it answers, exec has completed.
     let stdout = process.0.stdout.as_mut().expect("piped");
     let mut lines = BufReader::new(stdout).lines().map_while(Result::ok);
     assert!(lines.any(|line| line.ends_with(HERE)), "it answers");
     process
 }
 
-/// Returns the name of its program.
+/// Returns the name of the process's program.
 pub fn cat_program() -> String {
     let binary = env::current_exe().expect("this test binary");
     let name = binary.file_name().expect("a file");

@@ -1,8 +1,8 @@
-//! Directories of a test's own.
+//! Directories for one test.
 
 use std::path::Path;
 
-/// What the system reports for a path at which there is nothing.
+/// Part of the system's message for a path that does not exist.
 pub const NOT_FOUND: &str = if cfg!(windows) {
     "os error 2)"
 } else {

@@ -1,4 +1,4 @@
-//! File systems to lease on, each mounted in a namespace of its own.
+//! File systems for lock directories, each mounted in a separate namespace.
 
 use std::{
     env,
@@ -12,7 +12,7 @@ use crate::{
     text,
 };
 
-/// What is tested, and how it is mounted at `mnt`, from an empty directory on a tmpfs.
+/// The tested file systems, and how to mount each at `mnt`, from an empty directory on a tmpfs.
 pub const FILE_SYSTEMS: [(&str, &str); 4] = [
     ("tmpfs", "mount -t tmpfs none mnt"),
     (
@@ -27,11 +27,11 @@ pub const FILE_SYSTEMS: [(&str, &str); 4] = [
     BINDFS,
 ];
 
-/// FUSE: without `RENAME_NOREPLACE`, and removed files may keep a link.
+/// A FUSE file system: it has no `RENAME_NOREPLACE`, and removed files may keep a link.
 pub const BINDFS: (&str, &str) = ("bindfs", "mkdir source && bindfs source mnt");
 
 /// Returns a command that runs a shell script while a file system is mounted at `$TMPDIR`, or `None`
-/// where that cannot be. Daemons that the file system needs end with the script.
+/// if it cannot be mounted. Daemons that the file system needs end with the script.
 pub fn on_file_system(
     (name, mount): (&str, &str),
     script: &str,
@@ -47,7 +47,7 @@ pub fn on_file_system(
         if !am_root() {
             command.args(["--user", "--map-root-user"]);
         }
-        // Not by exec: process 1 is a shell, which does not mind what it inherits.
+        // Without exec: process 1 is a shell, which ignores processes that it adopts.
         command.args(["sh", "-c", &format!("{prepare} && {{ {script}\n}}")]);
         command.current_dir(scratch);
         command
@@ -57,14 +57,14 @@ pub fn on_file_system(
         .stderr(Stdio::null())
         .status();
     if !can.is_ok_and(|status| status.success()) {
-        eprintln!("left out: {name} cannot be mounted here");
+        eprintln!("skipped: {name} cannot be mounted here");
         return None;
     }
     Some(run(script))
 }
 
-/// Runs all tests of this binary but `this` with their lock directories on each kind of file
-/// system, for `share` of the time that they take by themselves.
+/// Runs all tests of this binary except `this` with their lock directories on each kind of file
+/// system, for `share` of their usual time.
 pub fn run_on_each_file_system(this: &str, share: f64) {
     let binary = env::current_exe().expect("this test binary");
     let stress = (share * stress_factor()).to_string();

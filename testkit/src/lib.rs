@@ -1,9 +1,9 @@
-//! What the tests of portlock share: ports and directories of a test's own, child processes
-//! that speak over pipes, other users, namespaces and file systems, and an oracle of who
-//! holds what.
+//! Helpers that the tests of portlock share: ports and directories for one test, child
+//! processes controlled over pipes, other users, namespaces and file systems, and an oracle
+//! that knows which ports are held.
 //!
-//! Each module has one thing, and all names stand at the root. Everything panics where the
-//! machine fails it, as tests do, and reports on stderr what it leaves out.
+//! Each module has one subject, and all names are exported at the root. Like tests, every
+//! function panics if the system fails, and reports on stderr what it skips.
 
 mod cat;
 mod dir;
@@ -53,7 +53,7 @@ pub use scene::Scene;
 pub use shell::{AND, TRUE, WAIT, shell, value};
 #[cfg(unix)]
 pub use socket::leave_in_time_wait;
-pub use socket::{bind_strictly, listen_strictly};
+pub use socket::{bind_strictly, bind_udp, listen, listen_strictly};
 pub use stress::stress;
 #[cfg(unix)]
 pub use user::{

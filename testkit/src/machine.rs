@@ -1,4 +1,4 @@
-//! What a machine may lack. Each reports on stderr that a test is left out.
+//! Features that a machine may lack. Each function reports on stderr that a test is skipped.
 
 use std::{
     env, fs,
@@ -20,7 +20,7 @@ fn can_start(program: &str, version: &str) -> bool {
     command.arg(version).stdin(Stdio::null());
     let can_start = command.output().is_ok();
     if !can_start {
-        eprintln!("left out: {program} is not installed");
+        eprintln!("skipped: {program} is not installed");
     }
     can_start
 }
@@ -29,16 +29,16 @@ fn can_start(program: &str, version: &str) -> bool {
 pub fn has_second_loopback() -> bool {
     let has_it = !cfg!(target_os = "macos");
     if !has_it {
-        eprintln!("left out: 127.0.0.2 is no address of this machine");
+        eprintln!("skipped: 127.0.0.2 is not an address of this machine");
     }
     has_it
 }
 
-/// Whether this is Windows as Wine has it, where `what` is left out of a test.
+/// Whether this is Wine, where a test skips `what`.
 pub fn is_wine(what: &str) -> bool {
     let is_wine = cfg!(windows) && env::var_os("WINECONFIGDIR").is_some();
     if is_wine {
-        eprintln!("left out: under Wine, {what}");
+        eprintln!("skipped: under Wine, {what}");
     }
     is_wine
 }
@@ -50,7 +50,7 @@ pub fn low_ports_are_privileged() -> bool {
 }
 
 /// Whether the tests were started with this signal ignored, as nohup(1) and a shell's `&`
-/// start programs; what they start ignores it too. Only Linux reports it.
+/// start programs; their children ignore it too. Only Linux reports it.
 #[cfg(unix)]
 pub fn is_ignored(signal: rustix::process::Signal) -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -58,7 +58,7 @@ pub fn is_ignored(signal: rustix::process::Signal) -> bool {
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
     let is_ignored = mask.is_some_and(|mask| mask >> (signal.as_raw() - 1) & 1 == 1);
     if is_ignored {
-        eprintln!("left out: {signal:?} is ignored here");
+        eprintln!("skipped: {signal:?} is ignored here");
     }
     is_ignored
 }

@@ -1,4 +1,4 @@
-//! Namespaces of Linux, by unshare(1).
+//! Linux namespaces, created by unshare(1).
 
 use std::{
     env,
@@ -18,7 +18,7 @@ pub fn unshare(options: &str) -> Vec<&str> {
     prefix
 }
 
-/// Whether commands with this prefix can be run here. If not, reports that a test is left out.
+/// Whether commands with this prefix can be run here. If not, reports that a test is skipped.
 pub fn is_permitted(prefix: &[&str]) -> bool {
     let status = Command::new(prefix[0])
         .args(&prefix[1..])
@@ -27,13 +27,13 @@ pub fn is_permitted(prefix: &[&str]) -> bool {
         .status();
     let is_permitted = status.is_ok_and(|status| status.success());
     if !is_permitted {
-        eprintln!("left out: {prefix:?} is not permitted here");
+        eprintln!("skipped: {prefix:?} is not permitted here");
     }
     is_permitted
 }
 
 /// Starts a child in a namespace of the given kind, such as `--mount`, in which `script` was
-/// run. Returns `None` where namespaces are not permitted.
+/// run. Returns `None` if namespaces are not permitted.
 pub fn start_in_namespace(
     kind: &str,
     script: &str,
@@ -51,8 +51,8 @@ pub fn start_in_namespace(
     Some(Peer::start_command(command))
 }
 
-/// Whether this process is in the pid namespace that the system started with, and sees all
-/// others (PROC_PID_INIT_INO in the kernel's include/linux/proc_ns.h). Reports nothing.
+/// Whether this process is in the initial pid namespace, and sees all other processes
+/// (PROC_PID_INIT_INO in the kernel's include/linux/proc_ns.h). Reports nothing.
 pub fn in_initial_namespace() -> bool {
     use std::os::unix::fs::MetadataExt;
     let namespace = std::fs::metadata("/proc/self/ns/pid").expect("/proc is mounted");

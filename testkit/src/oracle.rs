@@ -1,4 +1,4 @@
-//! The oracle of who holds what.
+//! The oracle that knows which ports are held.
 
 use std::{
     fs::{self, OpenOptions},
@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
 };
 
-/// Knows which ports are held, over all processes, and knows nothing of portlock: a held
+/// Knows which ports are held, across all processes, without using portlock: a held
 /// port is a file created with O_EXCL.
 pub struct Oracle(PathBuf);
 
@@ -29,6 +29,6 @@ impl Oracle {
 
     /// Notes that the caller no longer holds `port`.
     pub fn give_back(&self, port: u16) {
-        fs::remove_file(self.0.join(port.to_string())).expect("taken before");
+        fs::remove_file(self.0.join(port.to_string())).expect("recorded before");
     }
 }

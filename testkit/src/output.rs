@@ -1,4 +1,4 @@
-//! What a command prints.
+//! The output of a command.
 
 use std::process::Command;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::LONG;
 
-/// Runs a command to its end. Whatever it is about, it must not panic.
+/// Runs a command to its end, and asserts that it does not panic.
 #[track_caller]
 pub fn answer(command: Command) -> Assert {
     let assert = assert_cmd::Command::from_std(command)
@@ -17,43 +17,43 @@ pub fn answer(command: Command) -> Assert {
     assert
 }
 
-/// What a command has said.
+/// Checks of a command's output.
 pub trait Said: Sized {
-    /// Its standard output.
+    /// Returns the standard output.
     fn out(&self) -> &str;
-    /// Its standard error.
+    /// Returns the standard error.
     fn err(&self) -> &str;
-    /// Its standard output begins with this.
+    /// Asserts that the standard output begins with `start`.
     #[track_caller]
     fn prints(self, start: &str) -> Self {
         assert!(self.out().starts_with(start), "{start:?}: {:?}", self.out());
         self
     }
-    /// Its standard output is this and no more.
+    /// Asserts that the standard output is exactly this.
     #[track_caller]
     fn prints_just(self, text: &str) -> Self {
         assert_eq!(self.out(), text);
         self
     }
-    /// Its standard error has this in it.
+    /// Asserts that the standard error contains `part`.
     #[track_caller]
     fn warns(self, part: &str) -> Self {
         assert!(self.err().contains(part), "{part:?}: {:?}", self.err());
         self
     }
-    /// Its standard error is empty.
+    /// Asserts that the standard error is empty.
     #[track_caller]
     fn warns_of_nothing(self) -> Self {
         assert_eq!(self.err(), "");
         self
     }
-    /// Its standard output as JSON.
+    /// Returns the standard output as JSON.
     #[track_caller]
     fn json(&self) -> Value {
         let out = self.out();
         serde_json::from_str(out).unwrap_or_else(|error| panic!("{error}: {out}"))
     }
-    /// Its standard output, one port in each line.
+    /// Returns the standard output, one port per line.
     #[track_caller]
     fn ports(&self) -> Vec<u16> {
         let lines = self.out().lines();

@@ -1,4 +1,4 @@
-//! Children that have a role: the test binary again, running the one test named `child`.
+//! Child processes with a role: they run the test binary again, with the one test named `child`.
 
 use std::{
     env,
@@ -16,7 +16,7 @@ use crate::{LONG, Running, cat};
 const ROLE: &str = "PORTLOCK_TEST_ROLE";
 const ARGUMENTS: &str = "PORTLOCK_TEST_ARGUMENTS";
 
-/// Stands before what a child says to its parent, for the test harness prints too.
+/// Precedes a child's message to its parent, because the test harness prints too.
 pub(crate) const MARK: char = '@';
 
 /// The other end of a [`Peer`], in the child.
@@ -30,9 +30,9 @@ impl Parent {
         self.arguments[index].parse().expect("a valid argument")
     }
 
-    /// Says a line to the parent.
+    /// Sends a line to the parent.
     pub fn say(&self, line: impl Display) {
-        // On a line of its own, whatever the test harness has printed before.
+        // Starts a new line, because the test harness may have printed before.
         let mut out = io::stdout().lock();
         // If the parent is gone, `hear` ends this process.
         let _ = writeln!(out, "\n{MARK}{line}").and_then(|()| out.flush());
@@ -48,7 +48,7 @@ impl Parent {
     }
 }
 
-/// What a child does.
+/// A function that a child runs.
 pub type Role = fn(&Parent);
 
 /// Runs one of `roles` if this process was started as a child, and otherwise does nothing.
@@ -63,7 +63,7 @@ pub fn run_child(roles: &[(&str, Role)]) {
     run(&Parent { arguments });
 }
 
-/// Returns a command that runs `role` in a child; `prefix` is put before it, such as
+/// Returns a command that runs `role` in a child, with a prefix such as
 /// `["strace", "-f"]`.
 pub fn command(prefix: &[&str], binary: &Path, role: &str, arguments: &[&str]) -> Command {
     let own = ["child", "--exact", "--nocapture", "--test-threads=1"];
@@ -84,7 +84,7 @@ pub fn command(prefix: &[&str], binary: &Path, role: &str, arguments: &[&str]) -
     command
 }
 
-/// A child process that has a role, or a script that marks what it says in the same way.
+/// A child process with a role, or a script that marks its messages in the same way.
 /// Killed and waited for when dropped.
 pub struct Peer(Running);
 
@@ -105,7 +105,7 @@ impl Peer {
         self.0.id()
     }
 
-    /// Says a line to the child.
+    /// Sends a line to the child.
     #[track_caller]
     pub fn say(&mut self, line: &str) {
         self.0.say(line);
@@ -114,16 +114,16 @@ impl Peer {
     /// Returns the child's next line.
     #[track_caller]
     pub fn hear(&self) -> String {
-        self.hear_within(LONG).expect("the child says something")
+        self.hear_within(LONG).expect("the child writes a line")
     }
 
-    /// Returns the child's next line, or `None` if it says nothing for so long.
+    /// Returns the child's next line, or `None` if it writes none within `at_most`.
     #[track_caller]
     pub fn hear_within(&self, at_most: Duration) -> Option<String> {
         match self.next(at_most) {
             Ok(line) => Some(line),
             Err(RecvTimeoutError::Timeout) => None,
-            Err(RecvTimeoutError::Disconnected) => panic!("the child ended without a word"),
+            Err(RecvTimeoutError::Disconnected) => panic!("the child ended without writing a line"),
         }
     }
 
@@ -133,11 +133,11 @@ impl Peer {
         match self.next(LONG) {
             Ok(line) => Some(line),
             Err(RecvTimeoutError::Disconnected) => None,
-            Err(RecvTimeoutError::Timeout) => panic!("the child neither speaks nor ends"),
+            Err(RecvTimeoutError::Timeout) => panic!("the child neither writes nor ends"),
         }
     }
 
-    /// Returns what is behind the mark on the next line that has one.
+    /// Returns the text after the mark on the next line that has one.
     fn next(&self, at_most: Duration) -> Result<String, RecvTimeoutError> {
         let deadline = Instant::now() + at_most;
         loop {
@@ -148,7 +148,7 @@ impl Peer {
         }
     }
 
-    /// Says a line to the child, and returns its answer.
+    /// Sends a line to the child, and returns its answer.
     #[track_caller]
     pub fn ask(&mut self, line: impl Display) -> String {
         self.say(&line.to_string());
@@ -172,7 +172,7 @@ impl Peer {
         self.0.finish()
     }
 
-    /// Waits until the child says "done" and ends.
+    /// Waits until the child writes "done" and ends.
     #[track_caller]
     pub fn finish_well(self) {
         assert_eq!(self.hear(), "done");

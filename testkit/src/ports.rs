@@ -1,7 +1,7 @@
-//! Ports of a test's own.
+//! Ports for one test.
 //!
-//! They are reserved in steps of [`STEP`] by locking a file for each step, which every test
-//! of this work tree does, in whatever process.
+//! They are reserved in steps of [`STEP`]. Every test of this work tree, in any process, locks
+//! a file for each step.
 
 use std::{
     fs::{self, File},
@@ -14,25 +14,25 @@ use socket2::{Socket, Type};
 use crate::socket::{bind, bind_v4};
 
 const STEP: u16 = 128;
-/// Below the ephemeral ports of every system.
+/// The lowest port; the whole range is below the ephemeral ports of every system.
 const FROM: u16 = 10_000;
 const TO: u16 = 32_000;
 const TRIES: usize = 10_000;
 
-/// Returns the first port of some step that has `n` ports above it.
+/// Returns the first port of a random step that is followed by `n` ports.
 fn some_step(n: u16) -> u16 {
-    // From 10 112 to where the last of them is below 32 000.
+    // From 10,112; the last of the ports is below 32,000.
     rand::random_range(FROM.div_ceil(STEP)..=(TO - n) / STEP) * STEP
 }
 
-/// Reserves the step that begins with `first`, unless another test has.
+/// Reserves the step that begins with `first`, unless another test has reserved it.
 #[expect(
     clippy::disallowed_methods,
-    reason = "must not depend on what is tested"
+    reason = "must not depend on the code under test"
 )]
 fn reserve(first: u16) -> Option<File> {
-    // Not in the target directory or a temporary one: builds into another target directory,
-    // and tests with another TMPDIR, have to meet here too.
+    // Not in the configured target directory or a temporary one: tests with another target
+    // directory or another TMPDIR must share these files too.
     let work_tree = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
     let dir = work_tree.expect("a member").join("target/port-blocks");
     let path = dir.join(first.to_string());
@@ -42,8 +42,8 @@ fn reserve(first: u16) -> Option<File> {
     file.try_lock().is_ok().then_some(file)
 }
 
-/// Whether strict binds succeed. What a child that another test is just starting has of the
-/// socket must not keep the test from leasing the port; on Windows it has nothing.
+/// Whether strict binds succeed. A child that another test is spawning has a duplicate of the
+/// socket, which must not prevent the test from leasing the port; on Windows there is none.
 fn is_free(port: u16, types: &[Type]) -> bool {
     let is_closed = |socket: Socket| cfg!(windows) || socket.set_reuse_address(true).is_ok();
     types
@@ -51,13 +51,13 @@ fn is_free(port: u16, types: &[Type]) -> bool {
         .all(|&ty| bind_v4(port, ty).is_ok_and(is_closed) && bind(port, ty).is_ok_and(is_closed))
 }
 
-/// `first-last`.
+/// Returns the ports as text, `first-last`.
 pub fn set(ports: RangeInclusive<u16>) -> String {
     format!("{}-{}", ports.start(), ports.end())
 }
 
-/// A contiguous block of free ports that no other test uses as long as it lives, in this
-/// process or another.
+/// A contiguous block of free ports. No other test, in this or another process, uses them
+/// until it is dropped.
 pub struct Block {
     /// The ports, in ascending order.
     pub ports: RangeInclusive<u16>,
@@ -65,7 +65,7 @@ pub struct Block {
 }
 
 impl Block {
-    /// Returns `n` ports, 1024 at most.
+    /// Returns `n` ports, at most 1024.
     ///
     /// Each was free for TCP on every address when the block was taken.
     pub fn new(n: u16) -> Self {
@@ -92,16 +92,16 @@ impl Block {
         *self.ports.start()
     }
 
-    /// Returns the block as messages name it.
+    /// Returns the block as it appears in messages.
     pub fn set(&self) -> String {
         set(self.ports.clone())
     }
 }
 
-/// Free ports, not all of them contiguous, that no other test uses as long as this lives, in
-/// this process or another.
+/// Free ports, not all of them contiguous. No other test, in this or another process, uses
+/// them until this is dropped.
 pub struct Ports {
-    /// The ports, in no order.
+    /// The ports, in no particular order.
     pub numbers: Vec<u16>,
     _reservations: Vec<File>,
 }
@@ -131,13 +131,13 @@ impl Ports {
         panic!("no {n} free ports on this machine");
     }
 
-    /// Returns them as the program takes them.
+    /// Returns the ports in the program's syntax.
     pub fn text(&self) -> String {
         let ports = self.numbers.iter().map(|port| format!("{port}-{port}"));
         ports.collect::<Vec<_>>().join(",")
     }
 
-    /// Whether `port` is one of them.
+    /// Whether `port` is one of the ports.
     pub fn contains(&self, port: u16) -> bool {
         self.numbers.contains(&port)
     }

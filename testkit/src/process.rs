@@ -11,8 +11,8 @@ use crate::until;
 pub struct Process(pub Child);
 
 impl Process {
-    /// Starts `command`, whose program may just have been written: a child that another thread
-    /// is starting can have it open for writing, until it executes its own.
+    /// Starts `command`. If its program has just been written, a child that another thread
+    /// is spawning can have it open for writing until that child calls exec.
     #[track_caller]
     pub fn start(mut command: Command) -> Self {
         Self(until("a start", || match command.spawn() {
@@ -27,7 +27,7 @@ impl Process {
         self.0.id()
     }
 
-    /// Whether it has ended.
+    /// Whether the process has ended.
     pub fn has_ended(&mut self) -> bool {
         self.0.try_wait().expect("our own child").is_some()
     }
@@ -78,7 +78,7 @@ pub fn nothing() -> Command {
     }
 }
 
-/// Returns how many descriptors this process has open, with the one that it takes to list them.
+/// Returns the number of open descriptors of this process, including the one used to list them.
 #[cfg(target_os = "linux")]
 pub fn open_descriptors() -> usize {
     let descriptors = std::fs::read_dir("/proc/self/fd");

@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
-/// Returns the path of the program that the tests run. Cargo builds it for the tests of its
-/// package alone.
+/// Returns the path of the program under test. Cargo builds it only for the tests of its
+/// package.
 pub fn portlock() -> PathBuf {
     assert_cmd::cargo::cargo_bin("portlock")
 }
 
-/// Its name as processes are named, which is with an ending where programs have one.
+/// The name of its processes, with the extension of programs on Windows.
 pub const NAME: &str = if cfg!(windows) {
     "portlock.exe"
 } else {

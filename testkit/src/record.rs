@@ -5,11 +5,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Returns the file with the record of a port: its lock file, or on Windows, where nobody else
-/// can read a file that is locked, one beside it.
+/// Returns the file with the record of a port: its lock file, or a separate file on Windows,
+/// where other processes cannot read a locked file.
 pub(crate) fn record(dir: &Path, port: u16) -> PathBuf {
-    let beside = if cfg!(windows) { ".owner" } else { "" };
-    dir.join(format!("{port}{beside}"))
+    let extension = if cfg!(windows) { ".owner" } else { "" };
+    dir.join(format!("{port}{extension}"))
 }
 
 /// Replaces the word at `index` of a port's record.

@@ -1,4 +1,4 @@
-//! Programs that are spoken to over pipes, line by line.
+//! Programs that read and write lines over pipes.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -37,13 +37,13 @@ impl Running {
     #[track_caller]
     pub fn say(&mut self, line: &str) {
         let to = self.to.as_mut().expect("not closed");
-        writeln!(to, "{line}").expect("it listens");
+        writeln!(to, "{line}").expect("it reads");
     }
 
     /// Returns its next line.
     #[track_caller]
     pub fn hear(&self) -> String {
-        self.hear_or_end().expect("it says something")
+        self.hear_or_end().expect("it writes a line")
     }
 
     /// Returns its next line, or `None` at the end of its output.
@@ -52,11 +52,11 @@ impl Running {
         match self.hear_within(LONG) {
             Ok(line) => Some(line),
             Err(RecvTimeoutError::Disconnected) => None,
-            Err(RecvTimeoutError::Timeout) => panic!("it says nothing"),
+            Err(RecvTimeoutError::Timeout) => panic!("it writes nothing"),
         }
     }
 
-    /// Returns its next line, or why there is none.
+    /// Returns its next line, or the reason why there is none.
     pub(crate) fn hear_within(&self, at_most: Duration) -> Result<String, RecvTimeoutError> {
         self.from.recv_timeout(at_most)
     }
@@ -84,7 +84,7 @@ impl Running {
         self.wait()
     }
 
-    /// Closes its input, whichever process reads from it by now.
+    /// Closes its input, even if another process now reads from it.
     pub fn close(&mut self) {
         self.to = None;
     }
@@ -95,7 +95,7 @@ impl Running {
         self.kill_only()
     }
 
-    /// Does the same, but its input stays open, for those that have it from it.
+    /// Kills it and waits for its end, but keeps its input open for processes that inherited it.
     #[track_caller]
     pub fn kill_only(&mut self) -> ExitStatus {
         self.process.kill()
@@ -108,7 +108,7 @@ impl Running {
     }
 }
 
-/// Sends what is written there line by line, as it comes.
+/// Sends the output line by line, as it arrives.
 pub fn lines(from: impl Read + Send + 'static) -> Receiver<String> {
     let (sender, lines) = mpsc::channel();
     let mut from = BufReader::new(from);
@@ -117,7 +117,7 @@ pub fn lines(from: impl Read + Send + 'static) -> Receiver<String> {
         while from.read_until(b'\n', &mut line).is_ok_and(|len| len > 0) {
             let text = String::from_utf8_lossy(&line).trim_end().to_owned();
             line.clear();
-            // Even if nobody listens the writer must not be stopped.
+            // Keep reading even without a receiver, so that the writer does not block.
             let _ = sender.send(text);
         }
     });

@@ -1,4 +1,4 @@
-//! The program in surroundings of its own.
+//! The program with its own lock directory and ports.
 
 use std::{env, ffi::OsStr, fs, ops::RangeInclusive, path::Path, process::Command};
 
@@ -16,14 +16,14 @@ use crate::{is_permitted, unshare};
 /// A lock directory and a block of ports for one test.
 ///
 /// Every command has both in its environment. A test that chose from all ports
-/// would, for a moment, probe the ports of another test.
+/// would briefly probe the ports of another test.
 pub struct Scene {
     dir: TempDir,
     block: Block,
 }
 
 impl Scene {
-    /// Creates them, with `n` ports to choose from.
+    /// Creates the directory, and reserves `n` ports.
     pub fn new(n: u16) -> Self {
         let dir = lock_dir();
         let block = Block::new(n);
@@ -55,7 +55,7 @@ impl Scene {
         let portlock = portlock();
         let own = portlock.parent().expect("in a directory");
         let path = env::var_os("PATH").unwrap_or_default();
-        // With one that may not be searched, what is not found anywhere would be
+        // With a directory that may not be searched, a missing program would be reported as
         // "not permitted" (execve(2), EACCES).
         let path = [own.to_owned()]
             .into_iter()
@@ -67,7 +67,7 @@ impl Scene {
             "NO_COLOR",
             "CLICOLOR",
             "CLICOLOR_FORCE",
-            // With it, colours are taken to be wanted on any terminal.
+            // If it is set, any terminal gets colors.
             "CI",
             "PORT",
             "LISTEN_FDS",
@@ -113,7 +113,7 @@ impl Scene {
         assert_eq!(self.portlock(run).code(0).out().trim_end(), port);
     }
 
-    /// Asserts that the port cannot be leased, because it is.
+    /// Asserts that the port cannot be leased, because it is already leased.
     #[track_caller]
     pub fn assert_leased(&self, port: u16) {
         let state = format!("{port} leased");
@@ -126,13 +126,13 @@ impl Scene {
             .prints_just("");
     }
 
-    /// Asserts that nothing is leased.
+    /// Asserts that no port is leased.
     #[track_caller]
     pub fn assert_no_lease(&self) {
         assert_eq!(self.list(), Vec::<Value>::new());
     }
 
-    /// Returns what `portlock list --json` prints.
+    /// Returns the output of `portlock list --json`.
     #[track_caller]
     pub fn list(&self) -> Vec<Value> {
         let list = self.portlock(["list", "--json"]).code(0);
@@ -159,7 +159,7 @@ impl Scene {
 impl Scene {
     /// Starts a process that does nothing until its input is closed.
     pub fn idle(&self) -> Running {
-        // On Unix not by way of a shell, which would become `cat` a moment later.
+        // On Unix without a shell, which would become `cat` a moment later.
         let words: &[&str] = if cfg!(windows) {
             &shell(WAIT)
         } else {
@@ -194,7 +194,7 @@ impl Scene {
         forge(self.dir(), port, index, word);
     }
 
-    /// Returns how many files there are, without the records that stand beside them.
+    /// Returns the number of lock files, without separate record files.
     pub fn lock_files(&self) -> usize {
         let files = fs::read_dir(self.dir()).expect("our own directory");
         let names = files.map(|file| file.expect("our own directory").path());
@@ -214,7 +214,7 @@ impl Scene {
     }
 
     /// Returns a command for a script in a namespace of the given kind, such as `--net`, or
-    /// `None` where namespaces are not permitted.
+    /// `None` if namespaces are not permitted.
     pub fn in_namespace(&self, kind: &str, script: &str) -> Option<Command> {
         let unshare = unshare(kind);
         if !is_permitted(&unshare) {
@@ -225,14 +225,14 @@ impl Scene {
         Some(command)
     }
 
-    /// Returns a command for a shell's line on a terminal of its own, or `None` where
-    /// script(1) of util-linux is not installed. What it says on either output is
-    /// on standard output.
+    /// Returns a command for a shell's line on a new terminal, or `None` if
+    /// script(1) of util-linux is not installed. Its standard output has the output
+    /// of both.
     pub fn on_terminal(&self, line: &str) -> Option<Command> {
         let version = Command::new("script").arg("--version").output();
         let version = version.map(|version| version.stdout).unwrap_or_default();
         if !String::from_utf8_lossy(&version).contains("util-linux") {
-            eprintln!("left out: script(1) of util-linux is not installed");
+            eprintln!("skipped: script(1) of util-linux is not installed");
             return None;
         }
         let mut command = self.command("script");

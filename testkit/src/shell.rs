@@ -1,6 +1,6 @@
 //! Commands that every system has.
 
-/// Does nothing, and does it well.
+/// Does nothing, successfully.
 pub const TRUE: &str = if cfg!(windows) { "hostname" } else { "true" };
 
 /// A shell's line that waits for its input to be closed.
@@ -10,10 +10,10 @@ pub const WAIT: &str = if cfg!(windows) {
     "exec cat"
 };
 
-/// What joins two commands in a shell's line.
+/// Separates two commands in a shell's line.
 pub const AND: &str = if cfg!(windows) { "&" } else { "; " };
 
-/// A line for the shell. `echo` and `exit` are much the same everywhere.
+/// Returns a command for a shell's line. `echo` and `exit` work almost the same everywhere.
 pub fn shell(line: &str) -> [&str; 3] {
     if cfg!(windows) {
         ["cmd", "/c", line]
@@ -22,7 +22,7 @@ pub fn shell(line: &str) -> [&str; 3] {
     }
 }
 
-/// The value of a variable in a shell's line.
+/// Returns the syntax for the value of a variable in a shell's line.
 pub fn value(variable: &str) -> String {
     if cfg!(windows) {
         format!("%{variable}%")

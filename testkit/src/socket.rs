@@ -1,14 +1,11 @@
-//! Sockets as servers have them.
+//! Sockets like those of servers.
 
 use std::{
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs, UdpSocket},
 };
 #[cfg(unix)]
-use std::{
-    io::Read,
-    net::{TcpListener, TcpStream},
-};
+use std::{io::Read, net::TcpStream};
 
 use socket2::{Domain, Socket, Type};
 
@@ -23,7 +20,7 @@ pub(crate) fn bind_v4(port: u16, ty: Type) -> io::Result<Socket> {
 }
 
 /// Returns a socket bound to `port` on every address, without `SO_REUSEADDR`. On macOS it does not
-/// see a socket of every IPv4 address.
+/// detect a socket that is bound to every IPv4 address.
 pub(crate) fn bind(port: u16, ty: Type) -> io::Result<Socket> {
     let socket = Socket::new(Domain::IPV6, ty, None)?;
     socket.set_only_v6(false)?;
@@ -32,20 +29,42 @@ pub(crate) fn bind(port: u16, ty: Type) -> io::Result<Socket> {
 }
 
 /// Returns a TCP socket bound to `port` on every address, without `SO_REUSEADDR`. On Windows
-/// that is not strict, but fails at least if another socket has every address.
+/// that is not strict, but fails at least if another socket is bound to every address.
 pub fn bind_strictly(port: u16) -> io::Result<Socket> {
     bind(port, Type::STREAM)
 }
 
-/// Returns the same, and listening.
+/// Returns the same socket, listening.
 pub fn listen_strictly(port: u16) -> io::Result<Socket> {
     let socket = bind_strictly(port)?;
     socket.listen(8)?;
     Ok(socket)
 }
 
-/// Leaves a connection in TIME_WAIT on the port, as a server that closes first does. It binds
-/// as servers do, with `SO_REUSEADDR`.
+/// Number of hops that a packet may make, as by default.
+///
+/// Wine finds the process of a socket by its descriptors on the host, and it has one of the socket only once
+/// it has set an option of it.
+const TTL: u32 = 64;
+
+/// Returns a listener at an address that is free, whose process can be seen.
+#[track_caller]
+pub fn listen(address: impl ToSocketAddrs) -> TcpListener {
+    let listener = TcpListener::bind(address).expect("it is free");
+    listener.set_ttl(TTL).expect("an option of every socket");
+    listener
+}
+
+/// Returns a UDP socket bound to an address that is free, whose process can be seen.
+#[track_caller]
+pub fn bind_udp(address: impl ToSocketAddrs) -> UdpSocket {
+    let socket = UdpSocket::bind(address).expect("it is free");
+    socket.set_ttl(TTL).expect("an option of every socket");
+    socket
+}
+
+/// Leaves a connection in TIME_WAIT on the port, like a server that closes first. It binds
+/// with `SO_REUSEADDR`, as servers do.
 #[cfg(unix)]
 #[track_caller]
 pub fn leave_in_time_wait(port: u16) {

@@ -1,17 +1,17 @@
-//! How long the stress tests run: `PORTLOCK_STRESS` times as long as by default.
+//! The duration of the stress tests: `PORTLOCK_STRESS` times the default.
 
 use std::env;
 
 pub(crate) const STRESS: &str = "PORTLOCK_STRESS";
 
-/// Returns the factor, 1 if it is unset.
+/// Returns the factor; the default is 1.
 pub(crate) fn stress_factor() -> f64 {
     env::var(STRESS).map_or(1.0, |factor| {
         factor.parse().expect("PORTLOCK_STRESS is a number")
     })
 }
 
-/// Returns how many times a test does what it does `times` times by default, at least 1.
+/// Returns the number of repetitions of a test whose default is `times`, at least 1.
 pub fn stress(times: usize) -> usize {
     ((times as f64 * stress_factor()) as usize).max(1)
 }

@@ -1,4 +1,4 @@
-//! Other users, and what they may do.
+//! Other users and their permissions.
 
 use std::{
     env,
@@ -25,19 +25,19 @@ pub fn am_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// Sets the mode of a file or directory of ours.
+/// Sets the mode of a file or directory that we own.
 pub fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("our own");
 }
 
-/// Makes a file or directory [`NOBODY`]'s, if the tests run as root.
+/// Changes the owner of a file or directory to [`NOBODY`], if the tests run as root.
 pub fn give_to_ordinary_user(path: &Path) {
     if am_root() {
         chown(path, Some(NOBODY), Some(NOBODY)).expect("root may");
     }
 }
 
-/// Lets `command` run as the user `uid`, if the tests run as root.
+/// Makes `command` run as the user `uid`, if the tests run as root.
 pub fn as_user(uid: u32, command: &mut Command) {
     if am_root() {
         command.uid(uid).gid(uid);
@@ -49,26 +49,26 @@ pub fn open_copy() -> (TempDir, PathBuf) {
     open_copy_of(&env::current_exe().expect("this test binary"))
 }
 
-/// Creates a copy of a program that every user can execute; the build directory may be closed
-/// to others.
+/// Creates a copy of a program that every user can execute; other users may not have access
+/// to the build directory.
 pub fn open_copy_of(program: &Path) -> (TempDir, PathBuf) {
     let dir = lock_dir();
     set_mode(dir.path(), 0o755);
     let copy = dir.path().join(program.file_name().expect("a file"));
-    // Not by this process: what another thread is just starting would inherit the file open
-    // for writing, and it could not be executed (ETXTBSY).
+    // In another process: a child that another thread is spawning would otherwise inherit the
+    // file open for writing, and the copy could not be executed (ETXTBSY).
     let status = Command::new("cp").args([program, &copy]).status();
     assert!(status.expect("cp is installed").success());
     (dir, copy)
 }
 
-/// Starts a child that is an ordinary user, whichever user runs the tests. It must say "started".
+/// Starts a child that is an ordinary user, whichever user runs the tests. It must write "started".
 pub fn start_unprivileged(role: &str, arguments: &[&str]) -> Peer {
     start_as(NOBODY, role, arguments)
 }
 
-/// Starts a child that is the user `uid`, or the one who runs the tests if that is not root.
-/// It must say "started".
+/// Starts a child that is the user `uid`, or the current user if the tests do not run as root.
+/// It must write "started".
 pub fn start_as(uid: u32, role: &str, arguments: &[&str]) -> Peer {
     let (_dir, copy) = open_copy();
     let mut command = command(&[], &copy, role, arguments);
@@ -92,7 +92,7 @@ impl OrdinaryUser {
         Self { _dir, copy }
     }
 
-    /// Returns where the program is for this user.
+    /// Returns the path of this user's copy of the program.
     pub fn path(&self) -> PathBuf {
         self.copy.clone()
     }
@@ -118,7 +118,7 @@ impl OrdinaryUser {
         answer(self.program(scene, args))
     }
 
-    /// Makes a file or directory this user's own.
+    /// Changes the owner of a file or directory to this user.
     pub fn give(&self, path: &Path) {
         give_to_ordinary_user(path);
     }

@@ -1,14 +1,14 @@
-//! Waiting with a bound.
+//! Bounded waiting.
 
 use std::{
     thread,
     time::{Duration, Instant},
 };
 
-/// Longer than anything takes on a crowded machine. A test that waits so long has failed.
+/// Time after which a test has failed, even on a crowded machine.
 pub const LONG: Duration = Duration::from_secs(60);
 
-/// Calls `check` until it returns something, and returns that. Panics after [`LONG`].
+/// Calls `check` until it returns a value, and returns that. Panics after [`LONG`].
 #[track_caller]
 pub fn until<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + LONG;

@@ -1,8 +1,8 @@
-//! portlock beside other tools that find free ports, in one run: how fast they
-//! are, how often two processes get the same port, and how often a port that
-//! was picked then cannot be bound.
+//! Compares portlock with other tools that find free ports, in one run: how fast they
+//! are, how often two processes get the same port, and how often a picked port
+//! cannot be bound afterwards.
 //!
-//! `benches/peers/run` installs what is needed and starts this.
+//! `benches/peers/run` installs the tools and starts this program.
 
 mod measure;
 mod plot;
@@ -33,7 +33,7 @@ const FULL: Effort = Effort {
     cycle: Duration::from_millis(250),
 };
 
-/// Enough to see that everything works, too little to believe its figures.
+/// Enough to check that everything works; the figures are not reliable.
 const QUICK: Effort = Effort {
     warm_up: 0,
     rounds: 1,
@@ -42,8 +42,8 @@ const QUICK: Effort = Effort {
     cycle: Duration::from_millis(50),
 };
 
-/// On a machine that is busy or slow, fewer rounds are made than wanted: none is
-/// begun after this time, but for the least that a spread can be told from.
+/// Time after which no further round starts, so that a busy or slow machine runs fewer
+/// rounds. At least `LEAST` rounds run, which a spread needs.
 const LONG: Duration = Duration::from_secs(5 * 60);
 const LEAST: usize = 3;
 
@@ -57,10 +57,10 @@ Options:
   --get-port FILE  get-port's index.js
   --docs DIR       where to write benchmarks.md and benchmarks-peers.svg
   --quick          one short round
-  --own-network    say that this runs in a network namespace of its own
-  --help           this text
+  --own-network    report that this runs in its own network namespace
+  --help           print this help
 
-Exit status: 0 if portlock gave no port twice and each could be bound, 1 if not.
+Exit status: 0 if portlock returned no port twice and every port could be bound, otherwise 1.
 ";
 
 struct Args {
@@ -89,7 +89,7 @@ fn work(id: &str, first: &str, last: &str) -> Result<()> {
 }
 
 impl Args {
-    /// `None` if they ask for help.
+    /// Returns `None` if the arguments ask for help.
     fn parse() -> Result<Option<Self>> {
         use lexopt::prelude::*;
 
@@ -144,9 +144,9 @@ fn compare() -> Result<()> {
     };
     let mut entries: Vec<Entry> = TOOLS.iter().map(enter).collect::<Result<_>>()?;
 
-    // The tools take turns, so that what disturbs one for a while disturbs all,
-    // and each round begins with another one. The first round is left out: it
-    // finds the lock files missing and the programs not read yet.
+    // The tools take turns, so that a temporary disturbance affects all of them,
+    // and each round begins with a different tool. The first round does not count:
+    // its lock files are missing and its programs are not cached yet.
     let Effort {
         warm_up, rounds, ..
     } = args.effort;

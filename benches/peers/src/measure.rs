@@ -1,8 +1,8 @@
 //! One round of measurements of one tool.
 //!
-//! Every measurement starts processes of its own, which only pick ports. What is
-//! bound is bound here, so that it is done in the same way for all: the server is
-//! another process, which is told the number over a pipe.
+//! Every measurement starts new processes, which only pick ports. This process binds
+//! the ports, in the same way for all tools: it acts as a server in another process,
+//! which receives the number over a pipe.
 
 use std::{
     collections::HashSet,
@@ -24,36 +24,36 @@ use crate::{
 
 pub(crate) const PROCESSES: usize = 8;
 
-/// How much is done.
+/// How much one run measures.
 #[derive(Clone, Copy)]
 pub(crate) struct Effort {
-    /// Rounds that are left out of the figures.
+    /// Number of rounds that do not count.
     pub(crate) warm_up: usize,
     pub(crate) rounds: usize,
-    /// How many ports each of the processes keeps.
+    /// Number of ports that each of several processes keeps.
     pub(crate) ports: usize,
-    /// How many ports one process keeps alone.
+    /// Number of ports that a single process keeps.
     pub(crate) alone: usize,
     pub(crate) cycle: Duration,
 }
 
 impl Effort {
-    /// How many ports all processes keep.
+    /// Returns the number of ports that all processes keep.
     pub(crate) fn all(self) -> usize {
         PROCESSES * self.ports
     }
 }
 
-/// Where things are.
+/// The paths that a run needs.
 pub(crate) struct Places {
-    /// Of Python, with the tools installed.
+    /// The Python environment with the tools.
     pub(crate) venv: PathBuf,
     /// get-port's main module.
     pub(crate) get_port: PathBuf,
     pub(crate) locks: PathBuf,
 }
 
-/// What one round found of one tool. Rates are in ports per second.
+/// The results of one tool in one round. Rates are in ports per second.
 #[derive(Clone, Copy)]
 pub(crate) struct Sample {
     pub(crate) keep: f64,
@@ -64,11 +64,11 @@ pub(crate) struct Sample {
     pub(crate) strict: usize,
     pub(crate) listen: usize,
     pub(crate) later: usize,
-    /// Picks that gave no port, in all of these.
+    /// Number of picks without a port, in all of these measurements.
     pub(crate) none: usize,
 }
 
-/// Whether a port is anybody's while a process that has it lives, and after it was killed.
+/// Whether a port is kept while its process lives, and free after that process was killed.
 #[derive(Clone, Copy)]
 pub(crate) struct Keeping {
     pub(crate) kept: bool,
@@ -135,57 +135,57 @@ impl Worker {
     }
 
     fn wait_until_ready(&mut self) -> Result<()> {
-        let line = self.hear()?;
+        let line = self.receive()?;
         let version = line.strip_prefix("ready ");
-        let version = version.ok_or_else(|| format!("{}: it said {line:?}", self.name))?;
+        let version = version.ok_or_else(|| format!("{}: unexpected reply {line:?}", self.name))?;
         self.version = version.to_owned();
         Ok(())
     }
 
-    fn tell(&mut self, command: &str) -> Result<()> {
-        let told = self.commands.write_all(format!("{command}\n").as_bytes());
-        told.map_err(|error| format!("cannot tell {} to {command}: {error}", self.name).into())
+    fn send(&mut self, command: &str) -> Result<()> {
+        let sent = self.commands.write_all(format!("{command}\n").as_bytes());
+        sent.map_err(|error| format!("cannot send {command} to {}: {error}", self.name).into())
     }
 
-    /// Not bounded by itself: the script that starts all this bounds the whole.
-    fn hear(&mut self) -> Result<String> {
+    /// Receives a line. Has no timeout: `benches/peers/run` limits the time of the whole run.
+    fn receive(&mut self) -> Result<String> {
         let mut line = String::new();
         match self.replies.read_line(&mut line) {
             Ok(0) => Err(format!("{}: its process has ended", self.name).into()),
             Ok(_) => Ok(line.trim_end().to_owned()),
-            Err(error) => Err(format!("cannot read what {} says: {error}", self.name).into()),
+            Err(error) => Err(format!("cannot read a reply of {}: {error}", self.name).into()),
         }
     }
 
-    fn hear_numbers(&mut self) -> Result<Vec<u64>> {
-        let line = self.hear()?;
+    fn receive_numbers(&mut self) -> Result<Vec<u64>> {
+        let line = self.receive()?;
         let numbers = line.split(' ').map(str::parse).collect::<Result<_, _>>();
-        numbers.map_err(|error| format!("{}: it said {line:?}: {error}", self.name).into())
+        numbers.map_err(|error| format!("{}: unexpected reply {line:?}: {error}", self.name).into())
     }
 
-    fn hear_port(&mut self) -> Result<Option<u16>> {
-        match self.hear_numbers()?[..] {
+    fn receive_port(&mut self) -> Result<Option<u16>> {
+        match self.receive_numbers()?[..] {
             [port] => self.port(port),
-            _ => Err(format!("{}: it did not say a port", self.name).into()),
+            _ => Err(format!("{}: the reply is not one port", self.name).into()),
         }
     }
 
     fn port(&self, number: u64) -> Result<Option<u16>> {
         let port = u16::try_from(number);
-        let port = port.map_err(|_| format!("{}: {number} is no port", self.name))?;
+        let port = port.map_err(|_| format!("{}: {number} is not a port", self.name))?;
         Ok((port != 0).then_some(port))
     }
 
     fn pick(&mut self) -> Result<Option<u16>> {
-        self.tell("pick")?;
-        self.hear_port()
+        self.send("pick")?;
+        self.receive_port()
     }
 
-    /// How long it took, and the ports.
-    fn hear_kept(&mut self) -> Result<(Duration, Vec<Option<u16>>)> {
-        let numbers = self.hear_numbers()?;
+    /// Receives the time that it took, and the ports.
+    fn receive_kept(&mut self) -> Result<(Duration, Vec<Option<u16>>)> {
+        let numbers = self.receive_numbers()?;
         let [nanoseconds, ports @ ..] = &numbers[..] else {
-            return Err(format!("{}: it said nothing", self.name).into());
+            return Err(format!("{}: the reply is empty", self.name).into());
         };
         let ports = ports
             .iter()
@@ -194,16 +194,16 @@ impl Worker {
         Ok((Duration::from_nanos(*nanoseconds), ports))
     }
 
-    /// Ports per second.
-    fn hear_rate(&mut self) -> Result<f64> {
-        match self.hear_numbers()?[..] {
+    /// Receives a rate, in ports per second.
+    fn receive_rate(&mut self) -> Result<f64> {
+        match self.receive_numbers()?[..] {
             [times, nanoseconds] => Ok(rate(times as usize, Duration::from_nanos(nanoseconds))),
-            _ => Err(format!("{}: it did not say a rate", self.name).into()),
+            _ => Err(format!("{}: the reply is not a rate", self.name).into()),
         }
     }
 }
 
-/// With SIGKILL: whatever it keeps must not outlive it.
+/// Kills with SIGKILL: the ports that the worker keeps must not outlive it.
 impl Drop for Worker {
     fn drop(&mut self) {
         let _ = self.process.kill();
@@ -227,7 +227,7 @@ impl Server {
         let process = command.spawn();
         let process = process.map_err(|error| format!("cannot run {command:?}: {error}"))?;
         let server = Self(process);
-        // The client takes any port if it does not reach the server.
+        // The client picks a random port if it cannot reach the server, so wait for it.
         let address = SockAddr::unix(server_address().replacen('@', "\0", 1))?;
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
@@ -259,7 +259,7 @@ impl Drop for Server {
     }
 }
 
-/// In the abstract namespace: nothing to clean up.
+/// An address in the abstract namespace, which needs no cleanup.
 fn server_address() -> String {
     format!("@portlock-peers-{}", process::id())
 }
@@ -277,7 +277,7 @@ fn start_all(tool: &Tool, places: &Places) -> Result<Vec<Worker>> {
     Ok(workers)
 }
 
-/// The version of the tool.
+/// Returns the version of the tool.
 pub(crate) fn version(tool: &Tool, places: &Places) -> Result<String> {
     Ok(Worker::start(tool, places, FIRST, LAST)?.version.clone())
 }
@@ -292,8 +292,8 @@ pub(crate) fn round(tool: &Tool, places: &Places, effort: Effort) -> Result<Samp
     let cycle_alone = cycle(|tool, places| Ok(vec![Worker::start(tool, places, FIRST, LAST)?]))?;
     let cycle_together = cycle(start_all)?;
     let (keep_together, duplicates, none_together) = keep_together(tool, places, effort)?;
-    let (strict, none_strict) = bind_at_once(tool, places, effort, How::Strictly)?;
-    let (listen, none_listen) = bind_at_once(tool, places, effort, How::ReusingAndListening)?;
+    let (strict, none_strict) = bind_immediately(tool, places, effort, How::Strictly)?;
+    let (listen, none_listen) = bind_immediately(tool, places, effort, How::ReusingAndListening)?;
     let (later, none_later) = bind_later(tool, places, effort)?;
     Ok(Sample {
         keep,
@@ -310,22 +310,22 @@ pub(crate) fn round(tool: &Tool, places: &Places, effort: Effort) -> Result<Samp
 
 fn keep_alone(tool: &Tool, places: &Places, effort: Effort) -> Result<(f64, usize)> {
     let mut worker = Worker::start(tool, places, FIRST, LAST)?;
-    worker.tell(&format!("keep {}", effort.alone))?;
-    let (taken, ports) = worker.hear_kept()?;
+    worker.send(&format!("keep {}", effort.alone))?;
+    let (taken, ports) = worker.receive_kept()?;
     let none = ports.iter().filter(|port| port.is_none()).count();
     Ok((rate(effort.alone, taken), none))
 }
 
-/// Ports per second, duplicates, and picks that gave no port.
+/// Returns ports per second, duplicates, and picks without a port.
 fn keep_together(tool: &Tool, places: &Places, effort: Effort) -> Result<(f64, usize, usize)> {
     let mut workers = start_all(tool, places)?;
     let start = Instant::now();
     for worker in &mut workers {
-        worker.tell(&format!("keep {}", effort.ports))?;
+        worker.send(&format!("keep {}", effort.ports))?;
     }
     let mut kept = Vec::new();
     for worker in &mut workers {
-        kept.extend(worker.hear_kept()?.1);
+        kept.extend(worker.receive_kept()?.1);
     }
     let taken = start.elapsed();
     let ports: Vec<u16> = kept.iter().copied().flatten().collect();
@@ -334,12 +334,12 @@ fn keep_together(tool: &Tool, places: &Places, effort: Effort) -> Result<(f64, u
     Ok((rate(kept.len(), taken), ports.len() - distinct.len(), none))
 }
 
-/// Ports per second of all workers.
+/// Returns the ports per second of all workers together.
 fn cycle(mut workers: Vec<Worker>, effort: Effort) -> Result<f64> {
     for worker in &mut workers {
-        worker.tell(&format!("cycle {}", effort.cycle.as_millis()))?;
+        worker.send(&format!("cycle {}", effort.cycle.as_millis()))?;
     }
-    workers.iter_mut().map(Worker::hear_rate).sum()
+    workers.iter_mut().map(Worker::receive_rate).sum()
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -350,7 +350,7 @@ enum How {
     ReusingAndListening,
 }
 
-/// Binds `port` on the one address that every tool vouches for, unless it is in use.
+/// Binds `port`, unless it is in use, on the one address that every tool checks.
 fn bind(port: u16, how: How) -> Result<Option<Socket>> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into();
     let bound = Socket::new(Domain::IPV4, Type::STREAM, None).and_then(|socket| {
@@ -369,7 +369,7 @@ fn bind(port: u16, how: How) -> Result<Option<Socket>> {
     }
 }
 
-/// What was bound stays bound until all have theirs.
+/// Sockets that stay bound until all ports have been picked.
 #[derive(Default)]
 struct Bound {
     sockets: Vec<Socket>,
@@ -388,14 +388,19 @@ impl Bound {
     }
 }
 
-/// Each port is bound as soon as its number is there, while others go on
-/// picking. Failed binds, and picks that gave no port.
-fn bind_at_once(tool: &Tool, places: &Places, effort: Effort, how: How) -> Result<(usize, usize)> {
+/// Binds each port as soon as its number arrives, while other workers keep
+/// picking. Returns failed binds, and picks without a port.
+fn bind_immediately(
+    tool: &Tool,
+    places: &Places,
+    effort: Effort,
+    how: How,
+) -> Result<(usize, usize)> {
     let workers = start_all(tool, places)?;
-    let all_at_once = Barrier::new(workers.len());
+    let start_together = Barrier::new(workers.len());
     let bind_all = |mut worker: Worker| {
         let mut bound = Bound::default();
-        all_at_once.wait();
+        start_together.wait();
         for _ in 0..effort.ports {
             let port = worker.pick().map_err(|error| error.to_string())?;
             bound.add(port, how).map_err(|error| error.to_string())?;
@@ -416,18 +421,18 @@ fn bind_at_once(tool: &Tool, places: &Places, effort: Effort, how: How) -> Resul
     Ok((sum(|bound| bound.failed), sum(|bound| bound.none)))
 }
 
-/// Again and again, all processes pick one port each, and when all have done
-/// that, these are bound. Failed binds, and picks that gave no port.
+/// Repeatedly lets every process pick one port, and binds these when all have one.
+/// Returns failed binds, and picks without a port.
 fn bind_later(tool: &Tool, places: &Places, effort: Effort) -> Result<(usize, usize)> {
     let mut workers = start_all(tool, places)?;
     let mut bound = Bound::default();
     for _ in 0..effort.ports {
         for worker in &mut workers {
-            worker.tell("pick")?;
+            worker.send("pick")?;
         }
         let ports: Vec<_> = workers
             .iter_mut()
-            .map(Worker::hear_port)
+            .map(Worker::receive_port)
             .collect::<Result<_>>()?;
         for port in ports {
             bound.add(port, How::Strictly)?;
@@ -436,7 +441,7 @@ fn bind_later(tool: &Tool, places: &Places, effort: Effort) -> Result<(usize, us
     Ok((bound.failed, bound.none))
 }
 
-/// With a range of one port: `None` for a tool that takes no range.
+/// Tests with a range of one port; returns `None` for a tool that takes no range.
 pub(crate) fn keeping(tool: &Tool, places: &Places) -> Result<Option<Keeping>> {
     if !tool.takes_range {
         return Ok(None);
@@ -446,7 +451,7 @@ pub(crate) fn keeping(tool: &Tool, places: &Places) -> Result<Option<Keeping>> {
     if holder.pick()? != Some(FIRST) {
         return Err(format!("{}: port {FIRST} is in use", tool.name).into());
     }
-    // A new process each time: what the tool keeps within one must not count.
+    // A new process each time: ports that the tool keeps only within a process must not count.
     let others_get_it = || -> Result<bool> {
         Ok(Worker::start(tool, places, FIRST, FIRST)?.pick()? == Some(FIRST))
     };

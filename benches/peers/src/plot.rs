@@ -1,4 +1,4 @@
-//! What was found, as a picture.
+//! The results as a plot.
 
 use std::path::Path;
 
@@ -18,8 +18,8 @@ const WIDTH: u32 = 1180;
 const ROW: u32 = 46;
 const NAMES: u32 = 190;
 const FONT: &str = "sans-serif";
-/// Colours that can be told apart by everybody (Okabe and Ito).
-const COLOURS: [RGBColor; 4] = [
+/// Colors that color-blind readers can distinguish (Okabe and Ito).
+const COLORS: [RGBColor; 4] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
     RGBColor(0, 158, 115),
@@ -37,7 +37,7 @@ const THROUGHPUT: [Series; 2] = [
         value: |sample| sample.keep,
     },
     Series {
-        name: "8 processes at once",
+        name: "8 processes in parallel",
         value: |sample| sample.keep_together,
     },
 ];
@@ -48,11 +48,11 @@ const WRONG: [Series; 4] = [
         value: |sample| sample.duplicates as f64,
     },
     Series {
-        name: "failed at once, strict",
+        name: "failed immediately, strict",
         value: |sample| sample.strict as f64,
     },
     Series {
-        name: "failed at once, listen",
+        name: "failed immediately, listen",
         value: |sample| sample.listen as f64,
     },
     Series {
@@ -69,7 +69,7 @@ pub(crate) fn write(path: &Path, entries: &[Entry], effort: Effort) -> Result<()
     root.fill(&WHITE)?;
     let (left, right) = root.split_horizontally(NAMES + (WIDTH - NAMES) / 2);
 
-    // Decades, so that a decade is as long in both panels' labels: 10^x ports a second.
+    // The axis counts decades: 10^x ports per second.
     let decades = Axis {
         title: "Ports picked and kept per second",
         scale: f64::log10,
@@ -78,7 +78,7 @@ pub(crate) fn write(path: &Path, entries: &[Entry], effort: Effort) -> Result<()
     };
     panel(&left, entries, &THROUGHPUT, NAMES, &decades)?;
 
-    let title = format!("Of {} ports, how many went wrong", effort.all());
+    let title = format!("Duplicates and failed binds, of {} ports", effort.all());
     let wrong = Axis {
         title: &title,
         scale: from_zero,
@@ -95,13 +95,13 @@ pub(crate) fn write(path: &Path, entries: &[Entry], effort: Effort) -> Result<()
 
 struct Axis<'a> {
     title: &'a str,
-    /// From a value to where it is on the axis; labels stand at whole numbers.
+    /// Converts a value to a position on the axis; labels are at whole numbers.
     scale: fn(f64) -> f64,
     range: std::ops::Range<f64>,
     label: fn(f64) -> String,
 }
 
-/// The decades that the throughputs lie in.
+/// Returns the decades that contain the throughputs.
 fn decades(entries: &[Entry]) -> std::ops::Range<f64> {
     let spreads = || {
         let all = entries.iter();
@@ -114,7 +114,7 @@ fn decades(entries: &[Entry]) -> std::ops::Range<f64> {
     min.log10().floor()..max.log10().ceil()
 }
 
-/// A logarithm that has a place for zero: 0, 1, 10, 100 lie equally far apart.
+/// A logarithm that is also defined for zero: 0, 1, 10, 100 are equally spaced.
 fn from_zero(value: f64) -> f64 {
     if value < 1.0 {
         value
@@ -155,13 +155,13 @@ fn panel(
     let mut mark = range.start;
     while mark <= range.end {
         plotting.draw(&PathElement::new([(mark, 0.0), (mark, rows)], grid))?;
-        let centred = Pos::new(HPos::Center, VPos::Top);
+        let centered = Pos::new(HPos::Center, VPos::Top);
         let (x, y) = chart.backend_coord(&(mark, 0.0));
         label(
             area,
             (axis.label)(mark),
             (x, y + 6),
-            text.color(&BLACK).pos(centred),
+            text.color(&BLACK).pos(centered),
         )?;
         mark += 1.0;
     }
@@ -181,12 +181,12 @@ fn panel(
             let y = top - 0.1 - step * (index as f64 + 0.5);
             let Spread { median, min, max } = entry.spread(series.value);
             let [median, min, max] = [median, min, max].map(axis.scale);
-            let colour = COLOURS[index];
+            let color = COLORS[index];
             plotting.draw(&PathElement::new(
                 [(min, y), (max, y)],
-                colour.stroke_width(2),
+                color.stroke_width(2),
             ))?;
-            plotting.draw(&Circle::new((median, y), 4, colour.filled()))?;
+            plotting.draw(&Circle::new((median, y), 4, color.filled()))?;
         }
     }
     legend(&chart, area, all)
@@ -198,26 +198,26 @@ type Chart<'a, 'b> = ChartContext<
     Cartesian2d<plotters::coord::types::RangedCoordf64, plotters::coord::types::RangedCoordf64>,
 >;
 
-/// Below the axis, two in a line.
+/// Draws the legend below the axis, two entries per line.
 fn legend(chart: &Chart<'_, '_>, area: &Area<'_>, all: &[Series]) -> Result<()> {
     let (left, axis) = chart.backend_coord(&(chart.x_range().start, chart.y_range().start));
     let origin = area.get_base_pixel();
     let after = (FONT, 13).into_font().color(&BLACK);
     let after = after.pos(Pos::new(HPos::Left, VPos::Center));
     let places = [(0, 40), (190, 40), (0, 60), (190, 60)];
-    for ((series, colour), (right, down)) in all.iter().zip(COLOURS).zip(places) {
+    for ((series, color), (right, down)) in all.iter().zip(COLORS).zip(places) {
         let (x, y) = (left + right + 4, axis + down);
         area.draw(&Circle::new(
             (x - origin.0, y - origin.1),
             4,
-            colour.filled(),
+            color.filled(),
         ))?;
         label(area, series.name.to_owned(), (x + 10, y), after.clone())?;
     }
     Ok(())
 }
 
-/// Writes at a place of the whole picture.
+/// Writes text at a position of the whole plot.
 fn label(area: &Area<'_>, text: String, at: (i32, i32), style: TextStyle<'_>) -> Result<()> {
     let origin = area.get_base_pixel();
     Ok(area.draw(&Text::new(text, (at.0 - origin.0, at.1 - origin.1), style))?)

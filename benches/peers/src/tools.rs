@@ -1,31 +1,31 @@
-//! The tools that are compared, and all that differs between them.
+//! The compared tools, and everything that differs between them.
 
-/// The ports that every tool that takes a range is given: outside the ephemeral
-/// range, from which the kernel gives ports to anybody.
+/// The range for every tool that takes one: outside the ephemeral range, from which the
+/// kernel assigns ports to any program.
 pub(crate) const FIRST: u16 = 20000;
 pub(crate) const LAST: u16 = 23999;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Program {
-    /// This one; the name of the crate.
+    /// This program; the name of the crate.
     Rust(&'static str),
     Python,
-    /// With a port server beside it.
+    /// With a running port server.
     PythonServed,
     Node,
 }
 
 pub(crate) struct Tool {
     pub(crate) name: &'static str,
-    /// What its worker is told to use.
+    /// The name of the tool in the arguments of its worker.
     pub(crate) id: &'static str,
     pub(crate) program: Program,
     pub(crate) call: &'static str,
-    /// What its documentation or, where that is silent, its source promises.
+    /// The promise of its documentation or, if that says nothing, of its source.
     pub(crate) promise: &'static str,
     pub(crate) ports: &'static str,
     pub(crate) takes_range: bool,
-    /// A port that was picked can be given back, to anybody.
+    /// Whether a picked port can be released, for any process.
     pub(crate) releases: bool,
 }
 
@@ -43,8 +43,8 @@ pub(crate) const TOOLS: [Tool; 12] = [
         id: "portpicker",
         program: Program::Rust("portpicker"),
         call: "`pick_unused_port()`",
-        promise: "free for TCP and UDP when looked at; nothing is kept",
-        ports: "15000-24999, its own",
+        promise: "free for TCP and UDP when checked; nothing is kept",
+        ports: "15000-24999, fixed",
         takes_range: false,
         releases: false,
     },
@@ -53,7 +53,7 @@ pub(crate) const TOOLS: [Tool; 12] = [
         id: "openport",
         program: Program::Rust("openport"),
         call: "`PortReservation::new(range).reserve_port()`",
-        promise: "the first port free for TCP and UDP; kept within the process, in a set",
+        promise: "the first port that is free for TCP and UDP; kept within the process, in a set",
         ports: RANGE,
         takes_range: true,
         releases: true,
@@ -63,7 +63,7 @@ pub(crate) const TOOLS: [Tool; 12] = [
         id: "port-selector",
         program: Program::Rust("port-selector"),
         call: "`select_free_port(Selector { port_range, .. })`",
-        promise: "free for TCP and UDP when looked at; nothing is kept",
+        promise: "free for TCP and UDP when checked; nothing is kept",
         ports: RANGE,
         takes_range: true,
         releases: false,
@@ -73,7 +73,7 @@ pub(crate) const TOOLS: [Tool; 12] = [
         id: "port_check",
         program: Program::Rust("port_check"),
         call: "`free_local_port()`",
-        promise: "free on 127.0.0.1 when looked at; says so, and offers a retry helper",
+        promise: "free on 127.0.0.1 when checked; says so, and offers a retry helper",
         ports: EPHEMERAL,
         takes_range: false,
         releases: false,
@@ -83,7 +83,7 @@ pub(crate) const TOOLS: [Tool; 12] = [
         id: "port_check-range",
         program: Program::Rust("port_check"),
         call: "`free_local_port_in_range(range)`",
-        promise: "the first port of the range that is free on 127.0.0.1 when looked at",
+        promise: "the first port of the range that is free on 127.0.0.1 when checked",
         ports: RANGE,
         takes_range: true,
         releases: false,
@@ -93,7 +93,7 @@ pub(crate) const TOOLS: [Tool; 12] = [
         id: "portpicker",
         program: Program::Python,
         call: "`pick_unused_port()`",
-        promise: "free for TCP and UDP when looked at; kept within the process, in a set",
+        promise: "free for TCP and UDP when checked; kept within the process, in a set",
         ports: EPHEMERAL,
         takes_range: false,
         releases: true,
@@ -106,7 +106,7 @@ pub(crate) const TOOLS: [Tool; 12] = [
         promise: "a daemon remembers which process has which port; recommended on loaded hosts",
         ports: RANGE,
         takes_range: true,
-        // What is returned stays the process's own.
+        // A returned port stays with its process.
         releases: false,
     },
     Tool {
@@ -114,7 +114,7 @@ pub(crate) const TOOLS: [Tool; 12] = [
         id: "recipe",
         program: Program::Python,
         call: "bind, then `InterProcessLock(<port>).acquire(blocking=False)`",
-        promise: "kept from all who use the same directory, by a lock file for each port",
+        promise: "kept from all users of the same directory, by a lock file for each port",
         ports: RANGE,
         takes_range: true,
         releases: true,
@@ -124,7 +124,7 @@ pub(crate) const TOOLS: [Tool; 12] = [
         id: "get-port",
         program: Program::Node,
         call: "`getPort({reserve: true})`",
-        promise: "free on every local address when looked at; kept within the process, in a set",
+        promise: "free on every local address when checked; kept within the process, in a set",
         ports: EPHEMERAL,
         takes_range: false,
         releases: true,
@@ -134,7 +134,7 @@ pub(crate) const TOOLS: [Tool; 12] = [
         id: "get-port-range",
         program: Program::Node,
         call: "`getPort({port: <the range in random order>, reserve: true})`",
-        promise: "the same, the first of these that is free, or else any port",
+        promise: "the same, for the first free port of the range, or else any port",
         ports: RANGE,
         takes_range: true,
         releases: true,
@@ -150,7 +150,7 @@ const PORTLOCK: Tool = Tool {
     id: "portlock",
     program: Program::Rust("portlock"),
     call: "`FreePort::try_new(range)`",
-    promise: "kept from all who use the same directory, by a lock file for each port",
+    promise: "kept from all users of the same directory, by a lock file for each port",
     ports: RANGE,
     takes_range: true,
     releases: true,
@@ -161,7 +161,7 @@ impl Tool {
         self.id == PORTLOCK.id
     }
 
-    /// It is slower while these are missing.
+    /// Whether the tool creates lock files, and so is slower while they are missing.
     pub(crate) fn makes_lock_files(&self) -> bool {
         self.is_ours() || self.id == "recipe"
     }

@@ -1,18 +1,18 @@
-//! What was compared with what, on what.
+//! The versions of the tools and the machine.
 
 use std::{fs, process::Command, thread};
 
 use crate::Result;
 
-/// The versions that this program was built with.
+/// The lock file with the versions that this program was built with.
 const LOCK_FILE: &str = include_str!("../../../Cargo.lock");
 
-/// The version of a crate that this program depends on.
+/// Returns the version of a crate that this program depends on.
 pub(crate) fn of(name: &str) -> Result<String> {
     let package = format!("name = \"{name}\"\nversion = \"");
     let version = LOCK_FILE.split_once(&package);
     let version = version.and_then(|(_, rest)| rest.split_once('"'));
-    let version = version.ok_or_else(|| format!("there is no {name} in Cargo.lock"))?;
+    let version = version.ok_or_else(|| format!("{name} is not in Cargo.lock"))?;
     Ok(version.0.to_owned())
 }
 
@@ -22,7 +22,7 @@ pub(crate) fn rustc() -> Result<String> {
     Ok(version.unwrap_or("of unknown version").to_owned())
 }
 
-/// The machine, as far as it matters, in one line.
+/// Describes the machine in one line.
 pub(crate) fn machine() -> Result<String> {
     let cpu = read("/proc/cpuinfo")?;
     let model = cpu.lines().find_map(|line| line.strip_prefix("model name"));
@@ -37,7 +37,7 @@ pub(crate) fn machine() -> Result<String> {
     ))
 }
 
-/// How busy the machine has been in the last minute, in processes.
+/// Returns the load average of the last minute.
 pub(crate) fn load() -> Result<String> {
     let text = read("/proc/loadavg")?;
     Ok(text.split(' ').next().unwrap_or_default().to_owned())
@@ -47,7 +47,7 @@ pub(crate) fn today() -> Result<String> {
     output("date", &["--utc", "+%Y-%m-%d"])
 }
 
-/// The kind of file system that `path` is on.
+/// Returns the type of the file system of `path`.
 pub(crate) fn file_system(path: &str) -> Result<String> {
     output(
         "findmnt",

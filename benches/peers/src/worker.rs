@@ -1,15 +1,15 @@
 //! The worker for the tools written in Rust: one process that picks ports.
 //!
-//! It is asked, and answers, a line at a time, as the workers in other languages do:
+//! Like the workers in other languages, it answers each line of input with one line:
 //!
 //! ```text
 //!              ready <version>           once, at the start
-//! pick         <port>                    0 if the tool found none; kept
-//! keep <n>     <nanoseconds> <port>...   the same n times
-//! cycle <ms>   <times> <nanoseconds>     picks and releases for so long
+//! pick         <port>                    keeps the port; 0 if the tool found none
+//! keep <n>     <nanoseconds> <port>...   picks n times
+//! cycle <ms>   <times> <nanoseconds>     picks and releases for ms milliseconds
 //! ```
 //!
-//! It ends with its standard input.
+//! It ends when its standard input ends.
 
 use std::{
     io::{self, Write},
@@ -53,7 +53,7 @@ impl Picker {
         }
     }
 
-    /// A port, kept as far as the tool can.
+    /// Picks a port, and keeps it if the tool can.
     fn pick(&mut self, range: Range<u16>) -> Result<Option<u16>> {
         Ok(match self {
             Self::Portlock(kept) => match FreePort::try_new(range) {
@@ -94,15 +94,15 @@ impl Picker {
 pub(crate) fn run(id: &str, first: u16, last: u16) -> Result<()> {
     let range = first..last + 1;
     let picker = Picker::named(id, range.clone());
-    let mut picker = picker.ok_or_else(|| format!("there is no tool {id} here"))?;
-    say(&format!("ready {}", version::of(picker.crate_name())?))?;
+    let mut picker = picker.ok_or_else(|| format!("no tool is named {id}"))?;
+    send(&format!("ready {}", version::of(picker.crate_name())?))?;
     for line in io::stdin().lines() {
         let line = line.map_err(|error| format!("cannot read standard input: {error}"))?;
         let (command, number) = line.split_once(' ').unwrap_or((&line, "0"));
         let number: u32 = number.parse()?;
         let mut pick = || picker.pick(range.clone());
         match command {
-            "pick" => say(&pick()?.unwrap_or(0).to_string())?,
+            "pick" => send(&pick()?.unwrap_or(0).to_string())?,
             "keep" => {
                 let start = Instant::now();
                 let ports: Result<Vec<_>> = (0..number).map(|_| pick()).collect();
@@ -111,7 +111,7 @@ pub(crate) fn run(id: &str, first: u16, last: u16) -> Result<()> {
                 for port in ports? {
                     reply += &format!(" {}", port.unwrap_or(0));
                 }
-                say(&reply)?;
+                send(&reply)?;
             }
             "cycle" => {
                 let long = Duration::from_millis(number.into());
@@ -122,17 +122,17 @@ pub(crate) fn run(id: &str, first: u16, last: u16) -> Result<()> {
                         times += 1;
                     }
                 }
-                say(&format!("{times} {}", start.elapsed().as_nanos()))?;
+                send(&format!("{times} {}", start.elapsed().as_nanos()))?;
             }
-            _ => return Err(format!("{line:?} is no command").into()),
+            _ => return Err(format!("{line:?} is not a command").into()),
         }
     }
     Ok(())
 }
 
-fn say(line: &str) -> Result<()> {
+fn send(line: &str) -> Result<()> {
     let mut out = io::stdout().lock();
-    let said = out.write_all(format!("{line}\n").as_bytes());
-    let said = said.and_then(|()| out.flush());
-    said.map_err(|error| format!("cannot write to standard output: {error}").into())
+    let sent = out.write_all(format!("{line}\n").as_bytes());
+    let sent = sent.and_then(|()| out.flush());
+    sent.map_err(|error| format!("cannot write to standard output: {error}").into())
 }

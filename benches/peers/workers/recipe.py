@@ -1,8 +1,8 @@
-"""The well-known recipe, in our own words: a lock file for each port, by fasteners.
+"""The well-known recipe, reimplemented: a lock file for each port, with fasteners.
 
-A random port is bound to see that it is free. While it is bound, its file is
-locked, without waiting. Then the socket is closed and the lock kept. fasteners'
-locks belong to the process (fcntl), so a set tells its threads apart.
+It binds a random port to check that it is free. While the port is bound, it locks the
+port's file without waiting. Then it closes the socket and keeps the lock. fasteners'
+locks belong to the process (fcntl), so a set distinguishes its threads.
 """
 
 import os
@@ -23,7 +23,7 @@ class FreePort:
 
     @classmethod
     def find(cls, directory, ports):
-        """A port that is free and locked, or None if chance does not find one."""
+        """Returns a port that is free and locked, or None if no random try finds one."""
         for _ in range(10 * len(ports)):
             number = random.choice(ports)
             with cls._guard:

@@ -1,4 +1,4 @@
-// The worker for get-port; src/worker.rs says what it speaks.
+// The worker for get-port; src/worker.rs describes the protocol.
 
 import { readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
@@ -9,15 +9,15 @@ const [modulePath, tool, first, last] = process.argv.slice(2);
 const { default: getPort, clearLockedPorts } = await import(pathToFileURL(modulePath));
 const { version } = JSON.parse(readFileSync(join(dirname(modulePath), 'package.json')));
 
-// Not portNumbers(): that begins at the first port each time, and looks at each
-// again that is reserved already, until a thousand ports take minutes.
-function* anyOrder(first, last) {
+// Not portNumbers(): it begins at the first port each time, and checks every reserved
+// port again, so that a thousand ports take minutes.
+function* randomOrder(first, last) {
   const count = last - first + 1;
   for (let n = 0; n < count; n++) yield first + Math.floor(Math.random() * count);
 }
 
 const options = tool === 'get-port-range'
-  ? () => ({ port: anyOrder(Number(first), Number(last)), reserve: true })
+  ? () => ({ port: randomOrder(Number(first), Number(last)), reserve: true })
   : () => ({ reserve: true });
 
 async function pick() {

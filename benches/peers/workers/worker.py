@@ -1,4 +1,4 @@
-"""The worker for the tools written in Python; src/worker.rs says what it speaks."""
+"""The worker for the tools written in Python; src/worker.rs describes the protocol."""
 
 import importlib.metadata
 import os
@@ -37,7 +37,7 @@ elif tool == "recipe":
         kept.pop(number).release()
 
 else:
-    sys.exit(f"there is no tool {tool} here")
+    sys.exit(f"no tool is named {tool}")
 
 
 def keep(count):

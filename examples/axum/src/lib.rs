@@ -2,7 +2,7 @@
 
 use axum::{Router, routing::get};
 
-/// A site that says whose it is.
+/// Returns a site that answers with its name.
 pub fn app(name: &str) -> Router {
     let greeting = format!("hello from {name}");
     Router::new().route("/", get(|| async { greeting }))

@@ -1,4 +1,4 @@
-//! Several axum servers in one test, each on a port of its own and ended
+//! Several axum servers in one test, each on its own port and shut down
 //! gracefully.
 
 use std::{error::Error, future::IntoFuture, io, net::SocketAddr, time::Duration};
@@ -17,7 +17,7 @@ type Result<T, E = Box<dyn Error + Send + Sync>> = std::result::Result<T, E>;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A server that runs as a task of the test's own runtime, and ends with it.
+/// A server that runs as a task of the test's runtime, and ends with it.
 struct Server {
     port: FreePort,
     stop: oneshot::Sender<()>,
@@ -27,22 +27,22 @@ struct Server {
 impl Server {
     async fn start(name: &str) -> Result<Self> {
         // Connections that the server closes stay in TIME_WAIT on its port for a minute.
-        // It does not matter to the next one, for these sockets set SO_REUSEADDR.
+        // They do not affect the next server, because these sockets set SO_REUSEADDR.
         let builder = FreePort::builder().reuse_address(true);
-        // Where every port is leased this waits, up to 30 seconds, and would keep a
-        // thread of the runtime waiting with it.
+        // If every port is leased, this waits up to 30 seconds, and would block a
+        // thread of the runtime.
         let (port, listener) = spawn_blocking(move || builder.listen()).await??;
-        // tokio wants it so (`TcpListener::from_std`), or `accept` would block.
+        // tokio requires this (`TcpListener::from_std`); otherwise `accept` would block.
         listener.set_nonblocking(true)?;
         Ok(Self::on(port, TcpListener::from_std(listener)?, name))
     }
 
-    /// The socket listens already: clients can connect from now on, and there is
+    /// Serves on a socket that already listens: clients can connect immediately, so there is
     /// nothing to wait for.
     fn on(port: FreePort, listener: TcpListener, name: &str) -> Self {
         let (stop, stopped) = oneshot::channel::<()>();
         let server = axum::serve(listener, app(name)).with_graceful_shutdown(async {
-            // Also if the sender is dropped, as when the test panics.
+            // Also completes if the sender is dropped, for example when the test panics.
             let _ = stopped.await;
         });
         let task = tokio::spawn(server.into_future());
@@ -53,8 +53,8 @@ impl Server {
         self.port.addr()
     }
 
-    /// Waits until every request that is under way has been answered. The port is
-    /// still leased then, and the caller's to release.
+    /// Waits until every pending request has been answered. Returns the port, which is
+    /// still leased until the caller releases it.
     async fn stop(self) -> Result<FreePort> {
         drop(self.stop);
         timeout(PATIENCE, self.task).await???;
@@ -62,7 +62,7 @@ impl Server {
     }
 }
 
-/// What a server says. Any HTTP client will do; this one saves a dependency.
+/// Returns a server's answer. Any HTTP client works; this one saves a dependency.
 async fn get(addr: SocketAddr) -> Result<String> {
     let mut stream = TcpStream::connect(addr).await?;
     stream
@@ -70,12 +70,12 @@ async fn get(addr: SocketAddr) -> Result<String> {
         .await?;
     let mut answer = String::new();
     timeout(PATIENCE, stream.read_to_string(&mut answer)).await??;
-    let (_, body) = answer.split_once("\r\n\r\n").ok_or("no HTTP")?;
+    let (_, body) = answer.split_once("\r\n\r\n").ok_or("not HTTP")?;
     Ok(body.to_owned())
 }
 
 #[tokio::test]
-async fn several_servers_answer_each_for_itself() -> Result<()> {
+async fn each_server_answers_with_its_own_name() -> Result<()> {
     let (api, admin, metrics) = tokio::try_join!(
         Server::start("api"),
         Server::start("admin"),
@@ -97,11 +97,11 @@ async fn a_new_version_takes_over_the_port() -> Result<()> {
     assert_eq!(get(addr).await?, "hello from version 1");
 
     let port = old.stop().await?;
-    let error = get(addr).await.expect_err("nobody listens");
+    let error = get(addr).await.expect_err("no server listens");
     let error = error.downcast::<io::Error>()?;
     assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
 
-    // Between the two the port is still ours, though nobody listens there.
+    // Between the two servers the port is still ours, although no process listens on it.
     let listener = TcpListener::bind(addr).await?;
     let new = Server::on(port, listener, "version 2");
     assert_eq!(get(addr).await?, "hello from version 2");

@@ -1,4 +1,4 @@
-//! The program under test: a small server that greets whoever connects.
+//! The program under test: a small server that greets its clients.
 
 use std::{
     env,
@@ -15,7 +15,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port.parse()?))
         .map_err(|error| format!("cannot listen on port {port}: {error}"))?;
     for stream in listener.incoming() {
-        // Who only looks whether somebody listens does not wait for the greeting.
+        // A client that only checks whether the server listens does not read the greeting.
         let _ = writeln!(stream?, "hello from {name}");
     }
     Ok(())

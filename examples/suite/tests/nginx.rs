@@ -1,22 +1,22 @@
-//! The fixture for a program that is not ours: nginx with a configuration file,
-//! ready when its health check says so, and gone with the test.
+//! The fixture for a third-party program: nginx with a configuration file. It is
+//! ready when its health check succeeds, and killed when the test ends.
 //!
-//! With a container it is the same lease, and only the command differs. Not run here, for
-//! want of docker's daemon:
+//! With a container the lease is the same, and only the command differs. This is not run here,
+//! because it needs docker's daemon:
 //!
 //! ```text
 //! let mapping = format!("127.0.0.1:{port}:80");
 //! let name = format!("nginx-{port}");
 //! Command::new("docker").args(["run", "--detach", "--name", &name, "-p", &mapping, "nginx"])
-//! // In drop. To kill the client, as `docker run`, would leave the container behind.
+//! // In drop. Killing the client, `docker run`, would leave the container behind.
 //! Command::new("docker").args(["rm", "--force", &name])
 //!
 //! // The same with the crate testcontainers 0.26:
 //! GenericImage::new("nginx", "latest").with_mapped_port(port.port(), 80.tcp()).start()
 //! ```
 //!
-//! What binds the port is then docker's daemon, which knows nothing of the lease: keep the
-//! `FreePort` as long as the container.
+//! Docker's daemon then binds the port, and does not know about the lease: keep the
+//! `FreePort` as long as the container runs.
 
 use std::{
     fs,
@@ -32,9 +32,9 @@ use tempfile::TempDir;
 
 const START: Duration = Duration::from_secs(10);
 
-/// All files are in a directory of the test's own. With `master_process off` there
-/// is one process only: a killed master would leave its workers behind, which would go
-/// on listening.
+/// All files are in the test's own directory. With `master_process off` there
+/// is only one process: a killed master would leave its workers behind, which would keep
+/// listening.
 const CONF: &str = r#"
 daemon off; master_process off; pid nginx.pid; events {}
 http {
@@ -60,7 +60,7 @@ impl Nginx {
         let port = FreePort::builder()
             .label("nginx under test")
             // Connections that nginx closes stay in TIME_WAIT on its port for a minute.
-            // It does not matter to the next one, for nginx sets SO_REUSEADDR.
+            // They do not affect the next server, because nginx sets SO_REUSEADDR.
             .reuse_address(true)
             .acquire()?;
         let dir = tempfile::tempdir()?;
@@ -72,14 +72,14 @@ impl Nginx {
             .stdin(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;
-        // From here on, whatever fails, the server is killed.
+        // From here on, the server is killed if anything fails.
         let mut nginx = Self { child, port, dir };
         nginx.wait_until_healthy()?;
         Ok(nginx)
     }
 
-    /// That something listens may be too early for a server that loads its data
-    /// first. Its health check knows.
+    /// Waits for the health check, because a server may listen before it has loaded its
+    /// data.
     fn wait_until_healthy(&mut self) -> io::Result<()> {
         let deadline = Instant::now() + START;
         loop {
@@ -95,7 +95,7 @@ impl Nginx {
         }
     }
 
-    /// All that the server answers. Any HTTP client will do.
+    /// Returns the server's whole answer. Any HTTP client works.
     fn get(&self, path: &str) -> io::Result<String> {
         let mut stream = TcpStream::connect(self.port.addr())?;
         stream.set_read_timeout(Some(START))?;
@@ -120,12 +120,12 @@ impl Drop for Nginx {
     }
 }
 
-/// nginx, or `None` where it is not installed.
+/// Starts nginx, or returns `None` if it is not installed.
 fn nginx() -> io::Result<Option<Nginx>> {
     match Nginx::start() {
         Ok(nginx) => Ok(Some(nginx)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            eprintln!("left out: nginx is not installed");
+            eprintln!("skipped: nginx is not installed");
             Ok(None)
         }
         Err(error) => Err(error),
@@ -133,7 +133,7 @@ fn nginx() -> io::Result<Option<Nginx>> {
 }
 
 #[test]
-fn each_test_has_an_nginx_of_its_own() -> io::Result<()> {
+fn each_test_has_its_own_nginx() -> io::Result<()> {
     let Some(one) = nginx()? else { return Ok(()) };
     let Some(other) = nginx()? else { return Ok(()) };
     for (nginx, page) in [(&one, "the one"), (&other, "the other")] {
@@ -145,13 +145,13 @@ fn each_test_has_an_nginx_of_its_own() -> io::Result<()> {
 }
 
 #[test]
-fn nothing_is_left_of_a_server_that_was_stopped() -> io::Result<()> {
+fn a_stopped_server_leaves_no_process_behind() -> io::Result<()> {
     let Some(mut nginx) = nginx()? else {
         return Ok(());
     };
     assert!(nginx.get("/missing")?.starts_with("HTTP/1.1 404 "));
     nginx.stop()?;
-    // The port is still leased, so that whoever answered there would be an orphan.
+    // The port is still leased, so any server that answers there would be an orphan.
     let error = nginx.get("/health").expect_err("no server");
     assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
     Ok(())

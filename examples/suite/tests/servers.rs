@@ -1,8 +1,8 @@
 //! Tests that each start servers and run at the same time: as threads of one
 //! process with `cargo test`, as processes with `cargo nextest run`.
 //!
-//! Each server answers with the name that its own test gave it, so a test that
-//! talked to the server of another one would fail.
+//! Each server answers with the name from its own test, so a test that
+//! reached the server of another test would fail.
 
 mod common;
 
@@ -54,7 +54,7 @@ fn a_server_that_was_restarted_is_at_the_same_address() {
 fn a_client_notices_that_the_server_is_gone() {
     let mut server = Server::start("heidi");
     server.stop();
-    // Nobody else can have come in the meantime: the port is still leased.
+    // No other server can have taken its place: the port is still leased.
     let error = TcpStream::connect(server.addr()).expect_err("no server");
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
 }

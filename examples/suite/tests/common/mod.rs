@@ -1,4 +1,4 @@
-//! The fixture: the server under test, on a port of its own.
+//! The fixture: the server under test, on its own port.
 
 use std::{
     io::{BufRead, BufReader},
@@ -15,25 +15,25 @@ const START: Duration = Duration::from_secs(10);
 pub struct Server {
     name: String,
     child: Child,
-    // Given back after `drop` has seen the server dead, so that whoever gets the
-    // port next can bind it.
+    // Released after `drop` has waited for the server's end, so that the next holder
+    // of the port can bind it.
     port: FreePort,
 }
 
 impl Server {
     pub fn start(name: &str) -> Self {
-        // Some port that this machine has left for servers. Which one does not matter:
-        // no other test has it, in this process or in any other, until it is dropped.
+        // Any port that this machine leaves for servers. No other test, in this or any
+        // other process, has it until it is dropped.
         let port = FreePort::builder()
             .label(format!("greeter for {name}"))
             // Connections that the server closes stay in TIME_WAIT on its port for a minute.
-            // It does not matter to the next one, which sets SO_REUSEADDR as std does.
+            // They do not affect the next server, because std sets SO_REUSEADDR.
             .reuse_address(true)
             .acquire()
             .expect("a free port");
         let child = greeter(&port, name);
         let name = name.to_owned();
-        // From here on, whatever fails, the server is killed.
+        // From here on, the server is killed if anything fails.
         let mut server = Self { name, child, port };
         server.wait_until_ready();
         server
@@ -52,12 +52,12 @@ impl Server {
     }
 
     pub fn stop(&mut self) {
-        // Killing one that has ended already is no error.
+        // Killing a process that has already ended is not an error.
         self.child.kill().expect("our own child");
         self.child.wait().expect("our own child");
     }
 
-    /// What the server says to a new client.
+    /// Returns the server's greeting to a new client.
     pub fn greeting(&self) -> String {
         let stream = TcpStream::connect(self.addr()).expect("a server");
         stream.set_read_timeout(Some(START)).expect("not zero");
@@ -66,12 +66,12 @@ impl Server {
         line.trim_end().to_owned()
     }
 
-    /// Waits for this server, and no other one, in short steps, to notice soon if it ends instead.
+    /// Waits for exactly this server. Waits in short steps, to notice soon if the server exits.
     fn wait_until_ready(&mut self) {
         let deadline = Instant::now() + START;
         let step = Duration::from_millis(100);
         while let Err(error) = self.port.wait_for_server(self.child.id(), step) {
-            // Another program has taken the port, for example.
+            // For example, another program has taken the port.
             assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
             if let Some(status) = self.child.try_wait().expect("our own child") {
                 panic!("the server for {} has ended: {status}", self.name);

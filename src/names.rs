@@ -18,7 +18,7 @@ use crate::{
     lock::{self, Access, PortLock},
     lock_dir::{LockDir, OpenDir},
     mark,
-    reservation::{Found, Key, Line, Reservation, variable},
+    reservation::{Found, Key, Line, Reservation, absolute_root, variable},
     search::ByReason,
     unavailable::{Attempt, Failure},
 };
@@ -280,6 +280,30 @@ impl LockDir {
         all.sort_unstable_by_key(|(port, _)| *port);
         let reservation = |(port, found): (u16, Found)| found.reservation(port);
         Ok(all.into_iter().map(reservation).collect())
+    }
+
+    /// Returns the reservations in the root directory `root`, by port.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidName`](ErrorKind::InvalidName) if the root cannot be used; otherwise as for
+    /// [`reservations`](Self::reservations).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use portlock::{LockDir, Reservation};
+    ///
+    /// for reservation in LockDir::locate()?.reservations_in(Reservation::default_root()?)? {
+    ///     println!("{}={}", reservation.variable(), reservation.port);
+    /// }
+    /// # Ok::<(), portlock::Error>(())
+    /// ```
+    pub fn reservations_in(&self, root: impl AsRef<Path>) -> Result<Vec<Reservation>> {
+        let root = absolute_root(Some(root.as_ref()))?;
+        let mut all = self.reservations()?;
+        all.retain(|reservation| reservation.root == Path::new(&root));
+        Ok(all)
     }
 
     /// Returns the reservation of `name` in the root directory `root`, if there is one. It reserves

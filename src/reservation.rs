@@ -216,31 +216,10 @@ impl Key {
                  lower-case letters, digits, `_` and `-`, and at most {MAX_NAME_LEN} of them"
             ));
         }
-        let default;
-        let root = match root {
-            Some(root) => root,
-            None => {
-                default = Reservation::default_root()?;
-                &default
-            }
-        };
-        // That of a root that no longer exists is looked up by its path as it is.
-        let found = match fs::canonicalize(root) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => std::path::absolute(root),
-            found => found,
-        };
-        let found = found.map_err(|error| cannot_use(root, error))?;
-        let Some(text) = found.to_str() else {
-            return refuse(format!("the root {} is not valid UTF-8", root.display()));
-        };
-        // What Windows puts before a canonical path with a drive letter says nothing.
-        let text = match text.strip_prefix(r"\\?\") {
-            Some(short) if short.as_bytes().get(1) == Some(&b':') => short,
-            _ => text,
-        };
+        let root = absolute_root(root)?;
         Ok(Self {
             name: name.to_owned(),
-            root: text.to_owned(),
+            root,
         })
     }
 
@@ -258,6 +237,39 @@ impl Key {
     pub(crate) fn preference(&self) -> String {
         format!("{}/{}", self.root, self.name)
     }
+}
+
+/// Returns the root directory, or without that the default one, as it is written in a reservation:
+/// absolute, without symbolic links.
+///
+/// # Errors
+///
+/// [`InvalidName`](ErrorKind::InvalidName) if it cannot be used.
+pub(crate) fn absolute_root(root: Option<&Path>) -> Result<String> {
+    let default;
+    let root = match root {
+        Some(root) => root,
+        None => {
+            default = Reservation::default_root()?;
+            &default
+        }
+    };
+    // That of a root that no longer exists is looked up by its path as it is.
+    let found = match fs::canonicalize(root) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => std::path::absolute(root),
+        found => found,
+    };
+    let found = found.map_err(|error| cannot_use(root, error))?;
+    let Some(text) = found.to_str() else {
+        let message = format!("the root {} is not valid UTF-8", root.display());
+        return Err(Error::new(ErrorKind::InvalidName, message));
+    };
+    // What Windows puts before a canonical path with a drive letter says nothing.
+    let text = match text.strip_prefix(r"\\?\") {
+        Some(short) if short.as_bytes().get(1) == Some(&b':') => short,
+        _ => text,
+    };
+    Ok(text.to_owned())
 }
 
 fn cannot_use(root: &Path, cause: io::Error) -> Error {

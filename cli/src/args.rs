@@ -47,14 +47,15 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     Run(Run),
     Pick(Pick),
+    Env(Env),
+    Port(Port),
+    #[command(hide = !sys::CAN_STOP)]
+    Stop(Stop),
     List(List),
     Check(Check),
     Wait(Wait),
     Release(Release),
-    /// Remove the lock files of ports that are not leased.
-    ///
-    /// There is no need to: they do no harm.
-    Clean,
+    Clean(Clean),
     Ports(Ports),
     /// Print which lock directory is in use and why, and check it.
     ///
@@ -113,9 +114,27 @@ pub(crate) struct Selection {
     #[command(flatten)]
     pub(crate) reuse: Reuse,
 
-    /// The same name gets the same port, whenever it is free.
-    #[arg(long, value_name = "NAME")]
+    /// The same text gets the same port, whenever it is free.
+    #[arg(long, value_name = "TEXT")]
     pub(crate) prefer: Option<String>,
+
+    /// Lease the port that is reserved for this name in the root directory, and reserve one
+    /// first if none is; may be given several times, for several ports: all or none.
+    #[arg(
+        long = "name",
+        value_name = "NAME",
+        conflicts_with_all = ["number", "contiguous", "prefer", "reuse_address"]
+    )]
+    pub(crate) names: Vec<String>,
+
+    /// The directory that the names belong to [default: the root of the git worktree or,
+    /// outside of any, the current directory].
+    #[arg(long, value_name = "DIR", requires = "names")]
+    pub(crate) root: Option<PathBuf>,
+
+    /// If a reserved port is bound by another program, lease any other port instead.
+    #[arg(long, requires = "names")]
+    pub(crate) or_any: bool,
 
     /// How long to wait while no port is free, in seconds or as in 500ms, 2s and 1m; 0:
     /// try once.
@@ -155,6 +174,11 @@ impl Selection {
 /// and {NAME} by that of the variable NAME. Other text in braces stays as it is, and so
 /// does ${NAME}, which is a shell's. A misspelled {NAME} or a {port2} without a second
 /// port is an error.
+///
+/// With --name web --name api-v2, the ports are those that are reserved for these names, and
+/// CMD finds them in WEB_PORT and API_V2_PORT, and the first in PORT too. In its arguments,
+/// {web} and {api-v2} are replaced. If another process has leased one of them, portlock
+/// waits for it.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = sys::RUN_HELP)]
 pub(crate) struct Run {
@@ -162,7 +186,12 @@ pub(crate) struct Run {
     pub(crate) selection: Selection,
 
     /// The variable for the port; may be given several times, for as many ports.
-    #[arg(long = "env", value_name = "NAME", conflicts_with = "number", value_parser = variable)]
+    #[arg(
+        long = "env",
+        value_name = "NAME",
+        conflicts_with_all = ["number", "names"],
+        value_parser = variable
+    )]
     pub(crate) env: Vec<String>,
 
     /// Pass listening sockets to CMD as systemd does (LISTEN_FDS, LISTEN_PID and
@@ -196,6 +225,113 @@ pub(crate) struct Pick {
 
     #[command(flatten)]
     pub(crate) json: Json,
+}
+
+/// Print the ports that are reserved for names, as variables such as WEB_PORT=23117.
+///
+/// A name that has no port yet is reserved one. From then on it has the same port every
+/// day, also after a restart of the machine, and nobody else is leased that port, until
+/// `portlock release NAME` or until the root directory is gone, as after `git worktree
+/// remove`. The variable is the name in upper case, with _ instead of -, and _PORT.
+///
+/// `eval "$(portlock env web api)"` sets them in a shell; with --format export, the programs
+/// that it starts have them too.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Env {
+    /// The names [default: all that have a port in the root directory].
+    #[arg(value_name = "NAME")]
+    pub(crate) names: Vec<String>,
+
+    /// How to print them. `dotenv` is for `docker compose --env-file` and .env files,
+    /// `fish` for `portlock env --format fish | source`. `github` prints nothing, and appends
+    /// to the file that $GITHUB_ENV names: the steps after that of GitHub Actions have the
+    /// variables.
+    #[arg(long, value_name = "FORMAT", default_value = "dotenv")]
+    pub(crate) format: Format,
+
+    #[command(flatten)]
+    pub(crate) reserving: Reserving,
+}
+
+/// How variables are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Format {
+    Dotenv,
+    Export,
+    Json,
+    Fish,
+    Github,
+}
+
+/// Print the port that is reserved for a name, and nothing else.
+///
+/// A name that has no port yet is reserved one, as by `portlock env`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Port {
+    /// The name.
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+
+    #[command(flatten)]
+    pub(crate) reserving: Reserving,
+}
+
+/// Where names are reserved, and which ports.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Reserving {
+    #[command(flatten)]
+    pub(crate) root: Root,
+
+    /// The ports to choose from for a name that has none yet
+    /// [default: as `portlock ports` tells].
+    #[arg(long, value_name = "SET", value_parser = some_ports, allow_hyphen_values = true)]
+    pub(crate) ports: Option<PortSet>,
+}
+
+/// Which directory names belong to.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Root {
+    /// The directory that the names belong to [default: the root of the git worktree or,
+    /// outside of any, the current directory].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) root: Option<PathBuf>,
+}
+
+/// Stop the processes that have leased the ports of names.
+///
+/// Only these processes and their descendants are ended, and never portlock itself or a
+/// process that it was started from. The reservations stay: what is started again under
+/// the same name has the same port.
+///
+/// The exit status is 0 if none of these processes is left, and 124 if one is.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = sys::STOP_HELP)]
+pub(crate) struct Stop {
+    /// The names.
+    #[arg(value_name = "NAME", required_unless_present = "all")]
+    pub(crate) names: Vec<String>,
+
+    /// All names of the root directory.
+    #[arg(long, conflicts_with = "names")]
+    pub(crate) all: bool,
+
+    #[command(flatten)]
+    pub(crate) root: Root,
+
+    /// Print what would be stopped, and stop nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+
+    /// After which time a process that has not ended is killed, in seconds or as in 500ms, 2s
+    /// and 1m; 0: immediately.
+    #[arg(
+        long,
+        value_name = "TIME",
+        default_value = "10",
+        value_parser = time,
+        allow_hyphen_values = true
+    )]
+    pub(crate) timeout: Duration,
 }
 
 /// List every lease, and whether the server on its port is the holder's.
@@ -333,6 +469,19 @@ pub(crate) struct Release {
     /// Also if it belongs to a process of another user, or one that cannot be seen.
     #[arg(long)]
     pub(crate) force: bool,
+}
+
+/// Remove the lock files of ports that are neither leased nor reserved.
+///
+/// There is no need to: they do no harm. A reservation is removed if its root directory is
+/// gone for certain. One whose root directory cannot be found, as on a disk that is not
+/// mounted, is kept and listed.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Clean {
+    /// Also remove the copies of reservations in your state directory whose root or lock
+    /// directory is gone for certain, for all lock directories.
+    #[arg(long)]
+    pub(crate) all: bool,
 }
 
 /// Print sets of ports: by default those that are left for servers here.

@@ -7,6 +7,7 @@ mod commands;
 mod exit_status;
 mod failure;
 mod lock_dir;
+mod names;
 mod notice;
 mod output;
 mod selection;

@@ -1,10 +1,21 @@
 //! Which ports to lease, and the leasing: what `run` and `pick` have in common.
 
-use std::path::Path;
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use portlock::{Builder, ErrorKind, FreePort};
 
-use crate::{args::Selection, failure::Failure, notice::announce_waits, output::warn};
+use crate::{
+    args::Selection,
+    exit_status::ExitStatus,
+    failure::Failure,
+    lock_dir::lock_dir,
+    names::find,
+    notice::announce_waits,
+    output::{note, warn},
+};
 
 impl Selection {
     /// Returns the builder that leases what was asked for. Warns of ephemeral ports.
@@ -30,27 +41,123 @@ impl Selection {
         if let Some(dir) = dir {
             builder = builder.lock_dir(dir);
         }
-        // Ports that were named are taken as they are; that they are ephemeral may
-        // not have been meant. Where the system does not tell, nobody can be warned.
-        let is_ephemeral = || match builder.overlaps_ephemeral() {
-            Err(error) if error.kind() == ErrorKind::Unsupported => Ok(false),
-            outcome => outcome,
-        };
-        if self.ports.is_some() && is_ephemeral()? {
-            warn(
-                "some of these ports are ephemeral: the system may give them to \
-                 clients although they are leased",
-            );
+        if let Some(root) = &self.root {
+            builder = builder.root(root);
+        }
+        if self.ports.is_some() {
+            warn_of_ephemeral(&builder)?;
         }
         Ok(announce_waits(builder))
     }
 
-    /// Leases `n` ports, all or none.
-    pub(crate) fn acquire(&self, builder: &Builder, n: usize) -> portlock::Result<Vec<FreePort>> {
-        if self.contiguous {
-            builder.acquire_block(n)
+    /// Leases the ports of the names, or `n` others, all or none.
+    pub(crate) fn acquire(&self, builder: &Builder, n: usize) -> Result<Vec<FreePort>, Failure> {
+        Ok(if !self.names.is_empty() {
+            self.lease_named(builder, Builder::acquire)?
+        } else if self.contiguous {
+            builder.acquire_block(n)?
         } else {
-            builder.acquire_many(n)
+            builder.acquire_many(n)?
+        })
+    }
+
+    /// Leases the ports of the names by `lease`, in the order of the names, all or none.
+    ///
+    /// While one of several is not available it waits for that one without holding any. All callers try
+    /// them in the order of the alphabet, so of those that want the same ones, one gets all.
+    pub(crate) fn lease_named<T>(
+        &self,
+        builder: &Builder,
+        lease: impl Fn(&Builder) -> portlock::Result<T>,
+    ) -> Result<Vec<T>, Failure> {
+        let start = Instant::now();
+        let builders = self.names.iter().map(|name| builder.clone().name(name));
+        let mut builders: Vec<Builder> = builders.collect();
+        if let [builder] = &builders[..] {
+            let builder = builder.clone();
+            let builder = match self.or_any {
+                true => builder.or_any(),
+                false => builder,
+            };
+            return Ok(vec![lease(&builder)?]);
+        }
+        let mut order: Vec<usize> = (0..builders.len()).collect();
+        order.sort_by_key(|&i| &self.names[i]);
+        if let Some(twice) = order
+            .windows(2)
+            .find(|pair| self.names[pair[0]] == self.names[pair[1]])
+        {
+            let message = format!("--name names {} twice", self.names[twice[0]]);
+            return Err(Failure::new(ExitStatus::Failed, message));
+        }
+        loop {
+            let mut leases: Vec<Option<T>> = builders.iter().map(|_| None).collect();
+            let mut missing = None;
+            for &i in &order {
+                match lease(&builders[i].clone().timeout(Duration::ZERO)) {
+                    Ok(lease) => leases[i] = Some(lease),
+                    Err(error) if error.is_busy() && start.elapsed() < self.timeout => {
+                        missing = Some(i);
+                        break;
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            let Some(i) = missing else {
+                return Ok(leases.into_iter().flatten().collect());
+            };
+            drop(leases);
+            let left = self.timeout.saturating_sub(start.elapsed());
+            let waited = builders[i].clone().timeout(left).wait_until_free();
+            match waited {
+                Err(error) if self.or_any && error.counts().is_some_and(|why| why.bound > 0) => {
+                    builders[i] = builders[i].clone().or_any();
+                }
+                waited => waited?,
+            }
         }
     }
+
+    /// Prints a note for each port that was leased instead of the one that is reserved for its name.
+    pub(crate) fn note_other_ports(
+        &self,
+        ports: &[u16],
+        dir: Option<&Path>,
+    ) -> Result<(), Failure> {
+        if !self.or_any {
+            return Ok(());
+        }
+        let locks = lock_dir(dir)?;
+        for (name, &port) in self.names.iter().zip(ports) {
+            let reservation = find(&locks, name, self.root.as_deref())?;
+            let Some(reserved) = reservation.filter(|reserved| reserved.port != port) else {
+                continue;
+            };
+            let by = match locks.server(reserved.port)? {
+                Some(server) => server.to_string(),
+                None => "another program".to_owned(),
+            };
+            note(&format!(
+                "port {}, which is reserved {reserved}, is bound by {by}; port {port} is leased instead",
+                reserved.port
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Warns if ports that were named are ephemeral. They are taken as they are, but that may not have been
+/// meant. Where the system does not report its range, nobody can be warned.
+pub(crate) fn warn_of_ephemeral(builder: &Builder) -> Result<(), Failure> {
+    let is_ephemeral = match builder.overlaps_ephemeral() {
+        Err(error) if error.kind() == ErrorKind::Unsupported => false,
+        outcome => outcome?,
+    };
+    if is_ephemeral {
+        warn(
+            "some of these ports are ephemeral: the system may give them to \
+             clients although they are leased",
+        );
+    }
+    Ok(())
 }

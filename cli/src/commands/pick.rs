@@ -22,7 +22,10 @@ pub(crate) fn pick(args: &Pick, dir: Option<&Path>) -> Result<ExitStatus, Failur
     let selection = &args.selection;
     let builder = selection.builder(dir)?;
     let mut ports = Vec::new();
-    let given = if selection.number() == 1 {
+    let given = if selection.names.len() == 1 {
+        ports = selection.lease_named(&builder, |builder| builder.acquire_for(pid))?;
+        Ok(())
+    } else if selection.names.is_empty() && selection.number() == 1 {
         // Unlike a lease that is delegated later, it can be of another port if the record of one
         // cannot be written.
         ports.push(builder.acquire_for(pid)?);
@@ -35,6 +38,7 @@ pub(crate) fn pick(args: &Pick, dir: Option<&Path>) -> Result<ExitStatus, Failur
         })
     };
     let printed = given.and_then(|()| {
+        selection.note_other_ports(&ports, dir)?;
         let text = if args.json.json {
             format!("{:#}\n", json!({ "pid": pid, "ports": ports }))
         } else {

@@ -4,7 +4,7 @@ mod template;
 
 use std::{env, io, net::TcpListener, path::Path, process};
 
-use portlock::FreePort;
+use portlock::{Builder, FreePort};
 
 use crate::{args::Run, exit_status::ExitStatus, failure::Failure, sys};
 
@@ -32,7 +32,10 @@ pub(crate) fn run(args: &Run, dir: Option<&Path>) -> Result<ExitStatus, Failure>
         0 => selection.number(),
         named => named,
     };
-    let names = Names::new(&args.env, n);
+    let names = match &selection.names[..] {
+        [] => Names::new(&args.env, n),
+        names => Names::reserved(names),
+    };
     let arguments = arguments
         .iter()
         .map(|argument| template::parse(argument, &names))
@@ -45,12 +48,17 @@ pub(crate) fn run(args: &Run, dir: Option<&Path>) -> Result<ExitStatus, Failure>
         builder = builder.label(name.to_string_lossy());
     }
     let (leases, listeners): (Vec<FreePort>, Vec<TcpListener>) = if args.listen {
-        builder.listen_many(n)?.into_iter().unzip()
+        let listening = match selection.names.is_empty() {
+            true => builder.listen_many(n)?,
+            false => selection.lease_named(&builder, Builder::listen)?,
+        };
+        listening.into_iter().unzip()
     } else {
         (selection.acquire(&builder, n)?, Vec::new())
     };
 
     let ports: Vec<u16> = leases.iter().map(FreePort::port).collect();
+    selection.note_other_ports(&ports, dir)?;
     let variables: Vec<(String, u16)> = names
         .variables()
         .iter()

@@ -4,7 +4,7 @@ use std::{io, os::unix::net::SocketAddr};
 
 use rustix::process::{Pid, geteuid, getpid, getppid, getsid, test_kill_process};
 
-use super::Caller;
+use super::{Caller, Listed};
 
 pub(super) const DEFAULT_ADDRESS: Option<&str> = None;
 pub(super) const ADDRESS_HELP: &str = "Where to listen: a path";
@@ -70,4 +70,43 @@ pub(super) fn check_user(pid: u32, user: u32) -> Result<(), String> {
         Some(Ok(())) => Ok(()),
         _ => Err(format!("process {pid}, which is not of user {user}")),
     }
+}
+
+pub(crate) const CAN_STOP: bool = false;
+pub(crate) const STOP_HELP: &str = "\
+stop does not work on macOS, where a process can be named by its pid alone, which another one may have \
+by the time that a signal is sent";
+
+/// A process that is named for certain. There is no way to do that.
+#[derive(Debug)]
+pub(crate) enum Process {}
+
+impl Process {
+    pub(crate) fn open(_: u32) -> io::Result<Option<Self>> {
+        Err(io::Error::new(io::ErrorKind::Unsupported, STOP_HELP))
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        match *self {}
+    }
+
+    pub(crate) fn has_ended(&self) -> io::Result<bool> {
+        match *self {}
+    }
+
+    pub(crate) fn is_child_of(&self, _: &Self) -> io::Result<bool> {
+        match *self {}
+    }
+
+    pub(crate) fn ask_to_end(&self) -> io::Result<()> {
+        match *self {}
+    }
+
+    pub(crate) fn kill(&self) -> io::Result<()> {
+        match *self {}
+    }
+}
+
+pub(crate) fn processes() -> io::Result<Vec<Listed>> {
+    Err(io::Error::new(io::ErrorKind::Unsupported, STOP_HELP))
 }

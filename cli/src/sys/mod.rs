@@ -38,3 +38,12 @@ pub(crate) enum Wish {
     Stop,
     Statistics,
 }
+
+/// A process that can be seen.
+#[derive(Clone, Debug)]
+pub(crate) struct Listed {
+    pub(crate) pid: u32,
+    /// The pid of the process that started it or has adopted it.
+    pub(crate) parent: u32,
+    pub(crate) program: String,
+}

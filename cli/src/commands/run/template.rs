@@ -1,4 +1,4 @@
-//! An argument of a command, with places for ports: `{port}`, `{port2}`, `{NAME}`.
+//! An argument of a command, with places for ports: `{port}`, `{port2}`, `{NAME}`, `{web}`.
 
 use std::ffi::{OsStr, OsString};
 
@@ -7,8 +7,9 @@ use crate::sys;
 /// The names of the ports that a command gets.
 #[derive(Debug)]
 pub(crate) struct Names<'a> {
-    /// Given with --env, one for each port; or none.
+    /// Given with --env or --name, one for each port; or none.
     chosen: &'a [String],
+    option: &'static str,
     /// Number of ports.
     count: usize,
     variables: Vec<(String, usize)>,
@@ -28,8 +29,26 @@ impl<'a> Names<'a> {
         };
         Self {
             chosen,
+            option: match chosen {
+                [] => "-n",
+                _ => "--env",
+            },
             count,
             variables,
+        }
+    }
+
+    /// Returns those of reserved ports.
+    pub(crate) fn reserved(names: &'a [String]) -> Self {
+        let variables = names.iter().map(|name| variable(name)).zip(0..);
+        Self {
+            chosen: names,
+            option: "--name",
+            count: names.len(),
+            variables: [("PORT".to_owned(), 0)]
+                .into_iter()
+                .chain(variables)
+                .collect(),
         }
     }
 
@@ -48,6 +67,10 @@ impl<'a> Names<'a> {
     fn index(&self, word: &str) -> Result<Option<usize>, String> {
         /// Shorter names are one letter away from too many words.
         const SHORTEST: usize = 4;
+        // First: `port` may be the name of one that is not the first.
+        if let Some(index) = self.chosen.iter().position(|name| name == word) {
+            return Ok(Some(index));
+        }
         if let Some((_, index)) = self.variables.iter().find(|(name, _)| name == word) {
             return Ok(Some(*index));
         }
@@ -64,7 +87,7 @@ impl<'a> Names<'a> {
         }
         let is_word = word
             .bytes()
-            .all(|byte| byte == b'_' || byte.is_ascii_alphanumeric());
+            .all(|byte| matches!(byte, b'_' | b'-') || byte.is_ascii_alphanumeric());
         let is_near = |name: &&String| {
             name.eq_ignore_ascii_case(word)
                 || name.len() >= SHORTEST && strsim::osa_distance(name, word) <= 1
@@ -93,15 +116,21 @@ impl<'a> Names<'a> {
     }
 
     fn how_many(&self) -> String {
-        let how = match self.chosen {
-            [] => "-n leases more",
-            _ => "each --env adds one",
+        let how = match self.option {
+            "-n" => "-n leases more".to_owned(),
+            option => format!("each {option} adds one"),
         };
         match self.count {
             1 => format!("there is only one, {{port}} ({how})"),
             count => format!("there are only {count}, {{port1}} to {{port{count}}} ({how})"),
         }
     }
+}
+
+/// Returns the variable of a name, as [`portlock::Reservation::variable`] does for one that is
+/// reserved.
+fn variable(name: &str) -> String {
+    name.to_ascii_uppercase().replace('-', "_") + "_PORT"
 }
 
 /// An argument, in which the places of ports are known.
@@ -294,6 +323,36 @@ mod tests {
         }
         // A name that is one letter away from another one is itself.
         assert_eq!(check("HTTPS", &["HTTP", "HTTPS"], 2), None);
+    }
+
+    #[test]
+    fn names_of_reserved_ports_stand_for_them() {
+        let chosen = ["web", "api-v2", "port"].map(str::to_owned);
+        let names = Names::reserved(&chosen);
+        let variables: Vec<&str> = names.variables().iter().map(|(name, _)| &**name).collect();
+        assert_eq!(variables, ["PORT", "WEB_PORT", "API_V2_PORT", "PORT_PORT"]);
+        for (text, expected) in [
+            ("{web} {api-v2}", "4000 4001"),
+            ("{WEB_PORT}:{API_V2_PORT}", "4000:4001"),
+            ("{port1} {port2} {PORT}", "4000 4001 4000"),
+            // A name of its own.
+            ("{port}", "4002"),
+            ("${web} {ui} {}", "${web} {ui} {}"),
+        ] {
+            let template = parse(OsStr::new(text), &names).expect(text);
+            assert_eq!(fill(&template, &[4000, 4001, 4002]), OsStr::new(expected));
+        }
+        for (word, meant) in [
+            ("Web", "did you mean {web}?"),
+            ("api-v3", "did you mean {api-v2}?"),
+            (
+                "port4",
+                "there are only 3, {port1} to {port3} (each --name adds one)",
+            ),
+        ] {
+            let error = parse(OsStr::new(&format!("{{{word}}}")), &names).expect_err(word);
+            assert!(error.ends_with(meant), "{error}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod caller;
 mod private_tmp;
+mod process;
 
 use std::{
     fs, io,
@@ -10,10 +11,18 @@ use std::{
     sync::LazyLock,
 };
 
-use procfs::{ProcResult, process::Process};
+use procfs::{ProcResult, process::Process as ShownProcess};
 
 pub(crate) use caller::caller;
 pub(crate) use private_tmp::private_tmp;
+pub(crate) use process::{Process, processes};
+pub(crate) const CAN_STOP: bool = true;
+pub(crate) const STOP_HELP: &str = "\
+Each process gets SIGTERM and, if it has not ended after --timeout, SIGKILL. A process is
+named by a descriptor (pidfd_open(2)), so that no signal ever reaches another one that has
+got its pid. What a process has started before it ends is stopped too, and so is what it
+has left its lease to. A descendant that had become an orphan before portlock was started,
+and does not have the lease, is not found.";
 pub(crate) const PICK_HELP: &str = "\
 The lease is for the process that will use the port. Starting at its parent, portlock
 passes over every process that only hands its output on: a process whose standard output
@@ -76,8 +85,8 @@ pub(crate) fn current_dir(pid: u32) -> Option<String> {
     Some(dir.to_string_lossy().into_owned())
 }
 
-fn process(pid: u32) -> Option<Process> {
-    Process::new(i32::try_from(pid).ok()?).ok()
+fn process(pid: u32) -> Option<ShownProcess> {
+    ShownProcess::new(i32::try_from(pid).ok()?).ok()
 }
 
 pub(super) fn abstract_address(name: &str) -> io::Result<SocketAddr> {
@@ -93,7 +102,7 @@ pub(super) fn abstract_name(address: &SocketAddr) -> Option<&[u8]> {
 pub(super) fn check_namespace(peer: Option<u32>) -> Result<(), String> {
     /// This process's pid namespace, if /proc shows it. A process never changes its own.
     static OWN: LazyLock<Option<PathBuf>> = LazyLock::new(|| {
-        let is_own_proc = namespaces(Process::myself()).ok()? == 1;
+        let is_own_proc = namespaces(ShownProcess::myself()).ok()? == 1;
         is_own_proc.then(|| fs::read_link("/proc/self/ns/pid").ok())?
     });
     // The kernel translates to 0 what is not visible.
@@ -112,7 +121,7 @@ pub(super) fn check_namespace(peer: Option<u32>) -> Result<(), String> {
         Ok(namespace) => Ok(namespace == *own),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             let process = i32::try_from(peer).map_err(|error| error.to_string())?;
-            namespaces(Process::new(process))
+            namespaces(ShownProcess::new(process))
                 .map(|number| number == 1)
                 .map_err(|error| error.to_string())
         }
@@ -131,7 +140,7 @@ pub(super) fn check_namespace(peer: Option<u32>) -> Result<(), String> {
 
 /// Returns in how many pid namespaces a process has a pid, counted from that of the /proc
 /// mount: 1 if it is in that one itself (`NSpid`, proc_pid_status(5)).
-fn namespaces(process: ProcResult<Process>) -> ProcResult<usize> {
+fn namespaces(process: ProcResult<ShownProcess>) -> ProcResult<usize> {
     let numbers = process?.status()?.nspid;
     Ok(numbers.map_or(0, |numbers| numbers.len()))
 }
@@ -140,7 +149,7 @@ fn namespaces(process: ProcResult<Process>) -> ProcResult<usize> {
 pub(super) fn check_user(pid: u32, user: u32) -> Result<(), String> {
     let process = i32::try_from(pid)
         .ok()
-        .and_then(|pid| Process::new(pid).ok());
+        .and_then(|pid| ShownProcess::new(pid).ok());
     let Some(status) = process.and_then(|process| process.status().ok()) else {
         return Err(format!("process {pid}, which does not exist"));
     };

@@ -24,7 +24,7 @@ pub(crate) use endpoint::{
     Connection, Endpoint, PassedListeners, SERVE_HELP, Wishes, check_client, check_peer, finish,
     notify_ready, notify_stopping, passed_listeners, raise_descriptor_limit,
 };
-pub(crate) use system::{PICK_HELP, caller};
+pub(crate) use system::{CAN_STOP, PICK_HELP, Process, STOP_HELP, caller, processes};
 pub(crate) const ADDRESS_HELP: &str = system::ADDRESS_HELP;
 pub(crate) const DEFAULT_ADDRESS: Option<&str> = system::DEFAULT_ADDRESS;
 /// Returns an option that names the calling shell, and where it does.

@@ -124,7 +124,7 @@ fn path(process: &HPROCESS) -> Option<String> {
 }
 
 /// When a process has started, in tenths of a microsecond.
-fn start(process: &HPROCESS) -> Option<u64> {
+pub(super) fn start(process: &HPROCESS) -> Option<u64> {
     let (
         FILETIME {
             dwHighDateTime: high,

@@ -3,6 +3,7 @@
 mod caller;
 mod command;
 mod endpoint;
+mod process;
 
 use std::{
     ffi::{OsStr, OsString},
@@ -18,6 +19,12 @@ pub(crate) use endpoint::{
     check_client, check_peer, finish, notify_ready, notify_stopping, passed_listeners,
     raise_descriptor_limit,
 };
+pub(crate) use process::{Process, processes};
+pub(crate) const CAN_STOP: bool = true;
+pub(crate) const STOP_HELP: &str = "\
+Each process is ended immediately (TerminateProcess): Windows has no signal that asks for it. \
+With `portlock run`, that is portlock itself, and CMD ends with it. A process is named by a \
+handle, so that it is never another one that has got its pid.";
 pub(crate) const PICK_HELP: &str = "\
 The lease is for the parent of portlock. Where that only waits for portlock and ends with
 it, portlock fails and asks for --pid.

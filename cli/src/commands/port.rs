@@ -1,0 +1,17 @@
+//! `port`: prints the port of a name.
+
+use std::path::Path;
+
+use crate::{
+    args::Port,
+    exit_status::ExitStatus,
+    failure::Failure,
+    names::reserve,
+    output::{print_to_somebody, unprintable},
+};
+
+pub(crate) fn port(args: &Port, dir: Option<&Path>) -> Result<ExitStatus, Failure> {
+    let reservation = reserve(&args.name, &args.reserving, dir)?;
+    print_to_somebody(&format!("{}\n", reservation.port)).map_err(|error| unprintable(&error))?;
+    Ok(ExitStatus::Success)
+}

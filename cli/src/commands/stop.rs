@@ -1,0 +1,304 @@
+//! `stop`: ends the processes that have leased the ports of names.
+
+use std::{
+    collections::HashSet,
+    fmt::Write as _,
+    io,
+    path::Path,
+    process, thread,
+    time::{Duration, Instant},
+};
+
+use portlock::{EntryState, LockDir, PortEntry, Reservation};
+
+use crate::{
+    args::Stop,
+    exit_status::ExitStatus,
+    failure::Failure,
+    lock_dir::lock_dir,
+    names::{counts, existing, root},
+    output::{holder, print},
+    sys,
+};
+
+/// How often it is checked what is left.
+const INTERVAL: Duration = Duration::from_millis(20);
+
+/// How long a process that was killed may take to end.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+
+pub(crate) fn stop(args: &Stop, dir: Option<&Path>) -> Result<ExitStatus, Failure> {
+    if !sys::CAN_STOP {
+        return Err(failed(sys::STOP_HELP));
+    }
+    let locks = lock_dir(dir)?;
+    let named_root = args.root.root.as_deref();
+    let mut reservations: Vec<Reservation> = if args.all {
+        locks.reservations_in(root(named_root)?)?
+    } else {
+        let names = args.names.iter();
+        names
+            .map(|name| existing(&locks, name, named_root))
+            .collect::<Result<_, _>>()?
+    };
+    reservations.retain(counts);
+    let mut stop = Stopping::new(&locks, reservations);
+    stop.find_holders()?;
+    stop.find_descendants()?;
+    if !args.dry_run {
+        stop.end_all(args.timeout)?;
+    }
+    print(&stop.text(args.dry_run))?;
+    let left = stop.left(args.dry_run)?;
+    if left.is_empty() {
+        return Ok(ExitStatus::Success);
+    }
+    Err(Failure::new(ExitStatus::TimedOut, left.join("; ")))
+}
+
+fn failed(message: impl Into<String>) -> Failure {
+    Failure::new(ExitStatus::Failed, message)
+}
+
+fn cannot_see(error: io::Error) -> Failure {
+    failed(format!("cannot see which processes there are: {error}"))
+}
+
+/// A process that is to end.
+struct Target {
+    process: sys::Process,
+    program: String,
+    /// The index of the reservation whose port it has.
+    of: usize,
+    is_asked: bool,
+    has_ended: bool,
+    error: Option<io::Error>,
+}
+
+impl Target {
+    fn text(&self) -> String {
+        let pid = self.process.pid();
+        format!("pid {pid} ({})", self.program.escape_debug())
+    }
+}
+
+struct Stopping<'a> {
+    locks: &'a LockDir,
+    reservations: Vec<Reservation>,
+    /// Those that have their port and are not stopped, with the reason; by reservation.
+    spared: Vec<Option<String>>,
+    targets: Vec<Target>,
+    /// This process, and those that it was started from.
+    ancestors: HashSet<u32>,
+}
+
+impl<'a> Stopping<'a> {
+    fn new(locks: &'a LockDir, reservations: Vec<Reservation>) -> Self {
+        Self {
+            locks,
+            spared: vec![None; reservations.len()],
+            reservations,
+            targets: Vec::new(),
+            ancestors: HashSet::new(),
+        }
+    }
+
+    /// Finds the processes that have the ports.
+    fn find_holders(&mut self) -> Result<(), Failure> {
+        self.ancestors = ancestors(&sys::processes().map_err(cannot_see)?);
+        for of in 0..self.reservations.len() {
+            if let Some(entry) = self.entry(of)?.filter(PortEntry::is_leased) {
+                self.spared[of] = self.find_holder(of, &entry)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds the processes that have inherited a lease from one that has ended. A lease that has begun
+    /// since, as that of a server that is started again, is not theirs.
+    fn find_heirs(&mut self) -> Result<(), Failure> {
+        for of in 0..self.reservations.len() {
+            let is_inherited = |entry: &PortEntry| entry.state == EntryState::Inherited;
+            if let Some(entry) = self.entry(of)?.filter(is_inherited) {
+                self.spared[of] = self.find_holder(of, &entry)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn entry(&self, of: usize) -> portlock::Result<Option<PortEntry>> {
+        self.locks.entry(self.reservations[of].port)
+    }
+
+    /// Makes the process that has a port a target, or returns why that one is spared.
+    fn find_holder(&mut self, of: usize, entry: &PortEntry) -> Result<Option<String>, Failure> {
+        let by = holder(entry).unwrap_or_else(|| "a process that cannot be seen".to_owned());
+        let Some(found) = entry.process() else {
+            return Ok(Some(format!("{by}, which cannot be seen from here")));
+        };
+        if self.ancestors.contains(&found.pid) {
+            return Ok(Some(format!("{by}, which portlock was started from")));
+        }
+        if self.targets.iter().any(|target| target.is(found.pid)) {
+            return Ok(None);
+        }
+        let process = match sys::Process::open(found.pid) {
+            Ok(Some(process)) => process,
+            // It has ended meanwhile.
+            Ok(None) => return Ok(None),
+            Err(error) => return Ok(Some(format!("{by}, which cannot be stopped: {error}"))),
+        };
+        // The record proves once more that the process with this pid has the lease: since it has not
+        // ended after that, it is the one that was opened before.
+        let again = self.entry(of)?.and_then(|entry| entry.process());
+        let is_still = again.is_some_and(|again| again.pid == found.pid);
+        if is_still && !process.has_ended().map_err(cannot_see)? {
+            self.add(process, found.program, of);
+        }
+        Ok(None)
+    }
+
+    fn add(&mut self, process: sys::Process, program: String, of: usize) {
+        self.targets.push(Target {
+            process,
+            program,
+            of,
+            is_asked: false,
+            has_ended: false,
+            error: None,
+        });
+    }
+
+    /// Finds the descendants of the targets that have not ended.
+    fn find_descendants(&mut self) -> Result<(), Failure> {
+        loop {
+            let listed = sys::processes().map_err(cannot_see)?;
+            let before = self.targets.len();
+            for listed in listed {
+                self.find_child(listed).map_err(cannot_see)?;
+            }
+            if self.targets.len() == before {
+                return Ok(());
+            }
+        }
+    }
+
+    fn find_child(&mut self, listed: sys::Listed) -> io::Result<()> {
+        let is_parent = |target: &&Target| target.is(listed.parent);
+        let Some(parent) = self.targets.iter().find(is_parent) else {
+            return Ok(());
+        };
+        if self.ancestors.contains(&listed.pid)
+            || self.targets.iter().any(|target| target.is(listed.pid))
+        {
+            return Ok(());
+        }
+        let Some(process) = sys::Process::open(listed.pid)? else {
+            return Ok(());
+        };
+        if process.is_child_of(&parent.process)? {
+            let of = parent.of;
+            self.add(process, listed.program, of);
+        }
+        Ok(())
+    }
+
+    /// Asks all to end and, after the timeout, kills them.
+    fn end_all(&mut self, timeout: Duration) -> Result<(), Failure> {
+        let start = Instant::now();
+        loop {
+            let is_late = start.elapsed() >= timeout;
+            for target in self.targets.iter_mut().filter(|target| !target.has_ended) {
+                let sent = match (is_late, target.is_asked) {
+                    (true, _) => target.process.kill(),
+                    (false, false) => target.process.ask_to_end(),
+                    (false, true) => continue,
+                };
+                target.is_asked = true;
+                target.error = sent.err();
+            }
+            for target in &mut self.targets {
+                target.has_ended = target.process.has_ended().map_err(cannot_see)?;
+            }
+            // Again: a target may have started another process, or left its lease to one.
+            let before = self.targets.len();
+            self.find_heirs()?;
+            self.find_descendants()?;
+            let is_over =
+                self.targets.len() == before && self.targets.iter().all(|target| target.has_ended);
+            if is_over || start.elapsed() >= timeout.saturating_add(KILL_TIMEOUT) {
+                return Ok(());
+            }
+            thread::sleep(INTERVAL);
+        }
+    }
+
+    /// Returns what was done, or would be.
+    fn text(&self, is_dry_run: bool) -> String {
+        let verb = if is_dry_run { "would stop" } else { "stopped" };
+        let mut text = String::new();
+        for (of, reservation) in self.reservations.iter().enumerate() {
+            let is_shown = |target: &&Target| target.of == of && (is_dry_run || target.has_ended);
+            let targets: Vec<String> = self
+                .targets
+                .iter()
+                .filter(is_shown)
+                .map(Target::text)
+                .collect();
+            let what = match (&targets[..], &self.spared[of]) {
+                ([], None) => "nothing to stop".to_owned(),
+                ([], Some(_)) => "not stopped".to_owned(),
+                (targets, _) => format!("{verb} {}", targets.join(", ")),
+            };
+            let (name, port) = (&reservation.name, reservation.port);
+            let _ = writeln!(text, "{name} {port}: {what}");
+        }
+        text
+    }
+
+    /// Returns what is left or, of a dry run, would be.
+    fn left(&self, is_dry_run: bool) -> Result<Vec<String>, Failure> {
+        let mut left = Vec::new();
+        for (reservation, spared) in self.reservations.iter().zip(&self.spared) {
+            if let Some(spared) = spared {
+                let (name, port) = (&reservation.name, reservation.port);
+                left.push(format!("{name} {port} is leased by {spared}"));
+            }
+        }
+        for target in self.targets.iter().filter(|_| !is_dry_run) {
+            if target.has_ended {
+                continue;
+            }
+            let name = &self.reservations[target.of].name;
+            let why = match &target.error {
+                Some(error) => format!(": {error}"),
+                None => String::new(),
+            };
+            left.push(format!("{} of {name} has not ended{why}", target.text()));
+        }
+        Ok(left)
+    }
+}
+
+impl Target {
+    /// Returns whether it is the process that has `pid` now.
+    fn is(&self, pid: u32) -> bool {
+        self.process.pid() == pid && !self.process.has_ended().unwrap_or(true)
+    }
+}
+
+/// Returns this process and those that it was started from.
+fn ancestors(all: &[sys::Listed]) -> HashSet<u32> {
+    let mut ancestors = HashSet::new();
+    let mut next = Some(process::id());
+    while let Some(pid) = next {
+        if !ancestors.insert(pid) {
+            break;
+        }
+        let listed = all.iter().find(|listed| listed.pid == pid);
+        next = listed
+            .map(|listed| listed.parent)
+            .filter(|&parent| parent != 0);
+    }
+    ancestors
+}

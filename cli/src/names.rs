@@ -1,0 +1,77 @@
+//! Names of reserved ports: what the user means by one.
+
+use std::path::{Path, PathBuf};
+
+use portlock::{Builder, LockDir, Reservation, ReservationState};
+
+use crate::{
+    args::Reserving, exit_status::ExitStatus, failure::Failure, notice::announce_waits,
+    selection::warn_of_ephemeral,
+};
+
+/// Returns the root directory that was named, or else the one that is used without.
+pub(crate) fn root(named: Option<&Path>) -> portlock::Result<PathBuf> {
+    match named {
+        Some(root) => Ok(root.to_owned()),
+        None => Reservation::default_root(),
+    }
+}
+
+/// Returns the reservation of a name, if it has one that counts. It reserves nothing.
+pub(crate) fn find(
+    locks: &LockDir,
+    name: &str,
+    named_root: Option<&Path>,
+) -> portlock::Result<Option<Reservation>> {
+    let found = locks.reservation(name, root(named_root)?)?;
+    Ok(found.filter(counts))
+}
+
+/// Returns the reservation of a name, and reserves a port if there is none yet.
+pub(crate) fn reserve(
+    name: &str,
+    args: &Reserving,
+    dir: Option<&Path>,
+) -> Result<Reservation, Failure> {
+    let mut builder = Builder::new().name(name);
+    if let Some(root) = &args.root.root {
+        builder = builder.root(root);
+    }
+    if let Some(ports) = &args.ports {
+        builder = builder.ports(ports);
+        warn_of_ephemeral(&builder)?;
+    }
+    if let Some(dir) = dir {
+        builder = builder.lock_dir(dir);
+    }
+    Ok(announce_waits(builder).reserve()?)
+}
+
+/// Returns the reservation of a name that must have one.
+pub(crate) fn existing(
+    locks: &LockDir,
+    name: &str,
+    named_root: Option<&Path>,
+) -> Result<Reservation, Failure> {
+    match find(locks, name, named_root)? {
+        Some(reservation) => Ok(reservation),
+        None => Err(Failure::new(
+            ExitStatus::Failed,
+            not_reserved(name, named_root)?,
+        )),
+    }
+}
+
+/// Returns the sentence that no port is reserved for a name.
+pub(crate) fn not_reserved(name: &str, named_root: Option<&Path>) -> portlock::Result<String> {
+    let root = root(named_root)?;
+    Ok(format!(
+        "no port is reserved as {name} in {} (portlock port {name} reserves one)",
+        root.to_string_lossy().escape_debug()
+    ))
+}
+
+/// Returns whether a reservation counts: its root directory is not gone.
+pub(crate) fn counts(reservation: &Reservation) -> bool {
+    reservation.state != ReservationState::RootGone
+}

@@ -288,6 +288,13 @@ pub(crate) struct Reserving {
     pub(crate) ports: Option<PortSet>,
 }
 
+/// A port, or the name that it is reserved for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    Port(u16),
+    Name(String),
+}
+
 /// Which directory names belong to.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Root {
@@ -342,6 +349,8 @@ pub(crate) struct Stop {
 /// served, or that the server is unknown: its process cannot be seen, or it may have
 /// daemonized.
 ///
+/// A port that is reserved for a name and not leased is shown as reserved.
+///
 /// A lock file that is left from an earlier lease is shown as stale. It does no
 /// harm, and its port is free. Where the system does not list the locks that are
 /// held, a lock file that this user cannot open is shown as unknown.
@@ -364,6 +373,15 @@ pub(crate) struct List {
     #[arg(long, value_name = "TEXT", conflicts_with = "map")]
     pub(crate) label: Option<String>,
 
+    /// Show only ports that are reserved for this name, in whatever root directory.
+    #[arg(long, value_name = "NAME", conflicts_with = "map")]
+    pub(crate) name: Option<String>,
+
+    /// Show only ports that are reserved in this root directory, which is `.` for the
+    /// current directory.
+    #[arg(long, value_name = "DIR", conflicts_with = "map")]
+    pub(crate) root: Option<PathBuf>,
+
     /// Again every second, until interrupted. With --json, each time one object on one line.
     #[arg(long, short)]
     pub(crate) watch: bool,
@@ -378,18 +396,23 @@ pub(crate) struct List {
 /// user, as far as they can be seen: of other users' servers, Linux shows the user, macOS
 /// nothing, and Windows the process. On Linux, JSON has the command line and directory too.
 ///
+/// A port that is reserved is free for its own name, and leased to all others.
+///
 /// The exit status is 0 if all are free, 1 if one is leased, and 3 if one is bound
 /// by a program without a lease, or may not be bound.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Check {
-    /// The ports.
+    /// The ports, as numbers or as the names that they are reserved for.
     #[arg(
         required = true,
-        value_name = "PORT",
-        value_parser = port,
+        value_name = "PORT|NAME",
+        value_parser = target,
         allow_negative_numbers = true
     )]
-    pub(crate) ports: Vec<u16>,
+    pub(crate) targets: Vec<Target>,
+
+    #[command(flatten)]
+    pub(crate) root: Root,
 
     #[command(flatten)]
     pub(crate) json: Json,
@@ -400,21 +423,26 @@ pub(crate) struct Check {
 /// On a leased port it waits for the server of the lease's holder: that process, a
 /// descendant of it or a process that has inherited the lease. A server of which nobody can
 /// tell is accepted, with a note: one that daemonized, or one of another user (on Windows,
-/// only if its process may not be opened). On a port that is not leased, any server will do.
+/// only if its process may not be opened). On a port that is neither leased nor reserved, any
+/// server will do. A reserved port that is not leased is waited for until it is, and has the
+/// holder's server; a name that has no port yet, until it has one.
 ///
 /// A connection that is refused or not answered, or for which there is no network yet, is
 /// tried again. The exit status is 3 if another process's server answers, and 124 if a port
 /// is not ready in time.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Wait {
-    /// The ports.
+    /// The ports, as numbers or as the names that they are reserved for.
     #[arg(
         required = true,
-        value_name = "PORT",
-        value_parser = port,
+        value_name = "PORT|NAME",
+        value_parser = target,
         allow_negative_numbers = true
     )]
-    pub(crate) ports: Vec<u16>,
+    pub(crate) targets: Vec<Target>,
+
+    #[command(flatten)]
+    pub(crate) root: Root,
 
     /// Wait until each port can be leased.
     #[arg(long)]
@@ -452,19 +480,27 @@ pub(crate) struct Wait {
     pub(crate) json: Json,
 }
 
-/// End the lease of a port that was picked.
+/// End the lease of a port that was picked, or the reservation of a name.
 ///
-/// A lease that a running process holds itself ends with that process.
+/// By its number, the lease of a port that was picked is ended, and a reservation stays. A
+/// lease that a running process holds itself ends with that process.
+///
+/// By its name, the reservation is ended: the name has no port any more, and any caller can
+/// be leased the port. That is an error as long as a process holds it. A picked lease goes
+/// on. A reservation that cannot be read has no name, and is ended by the number of its port.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Release {
-    /// The ports.
+    /// The ports, as numbers or as the names that they are reserved for.
     #[arg(
         required = true,
-        value_name = "PORT",
-        value_parser = port,
+        value_name = "PORT|NAME",
+        value_parser = target,
         allow_negative_numbers = true
     )]
-    pub(crate) ports: Vec<u16>,
+    pub(crate) targets: Vec<Target>,
+
+    #[command(flatten)]
+    pub(crate) root: Root,
 
     /// Also if it belongs to a process of another user, or one that cannot be seen.
     #[arg(long)]
@@ -615,9 +651,14 @@ fn separate_value(words: &[OsString]) -> Option<&str> {
     }
 }
 
-fn port(text: &str) -> Result<u16, String> {
+fn target(text: &str) -> Result<Target, String> {
+    if text.starts_with(|c: char| c.is_ascii_lowercase()) {
+        // Whether it is a good name, the library says.
+        return Ok(Target::Name(text.to_owned()));
+    }
     let port = text.parse().ok().filter(|&port| port > 0);
-    port.ok_or_else(|| "not a port from 1 to 65535".to_owned())
+    let port = port.map(Target::Port);
+    port.ok_or_else(|| "not a port from 1 to 65535, nor a name such as web".to_owned())
 }
 
 fn some_ports(text: &str) -> Result<PortSet, String> {

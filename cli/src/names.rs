@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use portlock::{Builder, LockDir, Reservation, ReservationState};
 
+use serde_json::Value;
+
 use crate::{
     args::Reserving, exit_status::ExitStatus, failure::Failure, notice::announce_waits,
     selection::warn_of_ephemeral,
@@ -62,6 +64,12 @@ pub(crate) fn existing(
     }
 }
 
+/// Returns the reservation of a port, if it has one that counts.
+pub(crate) fn of_port(locks: &LockDir, port: u16) -> portlock::Result<Option<Reservation>> {
+    let mut all = locks.reservations()?.into_iter();
+    Ok(all.find(|reservation| reservation.port == port && counts(reservation)))
+}
+
 /// Returns the sentence that no port is reserved for a name.
 pub(crate) fn not_reserved(name: &str, named_root: Option<&Path>) -> portlock::Result<String> {
     let root = root(named_root)?;
@@ -69,6 +77,31 @@ pub(crate) fn not_reserved(name: &str, named_root: Option<&Path>) -> portlock::R
         "no port is reserved as {name} in {} (portlock port {name} reserves one)",
         root.to_string_lossy().escape_debug()
     ))
+}
+
+/// Describes a reservation, such as `as web in /home/ada/shop`.
+pub(crate) fn describe(reservation: &Reservation) -> String {
+    match reservation.state {
+        ReservationState::Unreadable => "for a name that cannot be read".to_owned(),
+        ReservationState::RootNotFound => format!("{reservation}, which cannot be found"),
+        ReservationState::RootGone => format!("{reservation}, which is gone"),
+        _ => reservation.to_string(),
+    }
+}
+
+/// Adds the name and the root of a port that is reserved.
+pub(crate) fn add_reservation(row: &mut Value, reservation: Option<&Reservation>) {
+    let readable = reservation.filter(|it| it.state != ReservationState::Unreadable);
+    row["name"] = readable.map(|it| &*it.name).into();
+    row["root"] = readable.map(|it| it.root.to_string_lossy()).into();
+    row["reservation"] = reservation
+        .map(|reservation| match reservation.state {
+            ReservationState::RootNotFound => "root not found",
+            ReservationState::RootGone => "root gone",
+            ReservationState::Unreadable => "unreadable",
+            _ => "present",
+        })
+        .into();
 }
 
 /// Returns whether a reservation counts: its root directory is not gone.

@@ -4,15 +4,16 @@ use std::{fmt::Write as _, path::Path};
 
 use portlock::{
     BelongsTo, Builder, EntryState, FreePort, LockDir, Owner, PortCounts, PortEntry, Process,
-    Server,
+    Reservation, Server,
 };
 use serde_json::{Value, json};
 
 use crate::{
-    args::Check,
+    args::{Check, Target},
     exit_status::ExitStatus,
     failure::{Failure, is_busy},
     lock_dir::lock_dir,
+    names::{add_reservation, describe, existing, of_port},
     output::{add_server, heir, holder, print, print_json},
     sys,
 };
@@ -21,10 +22,10 @@ use crate::{
 pub(crate) fn check(args: &Check, dir: Option<&Path>) -> Result<ExitStatus, Failure> {
     let locks = lock_dir(dir)?;
     let (mut status, mut text, mut rows) = (ExitStatus::Success, String::new(), Vec::new());
-    for &port in &args.ports {
-        let found = Found::find(port, &locks, dir)?;
+    for target in &args.targets {
+        let found = Found::find(target, args.root.root.as_deref(), &locks, dir)?;
         status = status.max(found.status);
-        let _ = writeln!(text, "{port} {}", found.text());
+        let _ = writeln!(text, "{} {}", found.port, found.text());
         rows.push(found.row());
     }
     if args.json.json {
@@ -36,6 +37,8 @@ pub(crate) fn check(args: &Check, dir: Option<&Path>) -> Result<ExitStatus, Fail
 }
 
 const BOUND: &str = "bound";
+const LEASED: &str = "leased";
+const RESERVED: &str = "reserved";
 
 /// What was found of one port.
 struct Found {
@@ -46,17 +49,35 @@ struct Found {
     /// Of a leased port.
     entry: Option<PortEntry>,
     server: Option<Server>,
+    reservation: Option<Reservation>,
 }
 
 impl Found {
-    fn find(port: u16, locks: &LockDir, dir: Option<&Path>) -> Result<Self, Failure> {
-        let mut builder = FreePort::builder().ports(port);
+    fn find(
+        target: &Target,
+        root: Option<&Path>,
+        locks: &LockDir,
+        dir: Option<&Path>,
+    ) -> Result<Self, Failure> {
+        let mut builder = FreePort::builder();
+        let (port, reservation) = match target {
+            Target::Port(port) => {
+                builder = builder.ports(*port);
+                (*port, of_port(locks, *port)?)
+            }
+            Target::Name(name) => {
+                let reservation = existing(locks, name, root)?;
+                builder = builder.name(name).root(&reservation.root);
+                (reservation.port, Some(reservation))
+            }
+        };
         if let Some(dir) = dir {
             builder = builder.lock_dir(dir);
         }
         let strict = busy(&builder.clone().reuse_address(false))?;
         let in_time_wait = strict.is_some_and(|why| why.lingering > 0) && busy(&builder)?.is_none();
-        let (state, status) = match in_time_wait {
+        let is_reserved = strict.is_some_and(|why| why.reserved > 0 && why.leased == 0);
+        let (mut state, mut status) = match in_time_wait {
             true => state(None),
             false => state(strict),
         };
@@ -65,13 +86,22 @@ impl Found {
             ExitStatus::Success => None,
             _ => locks.server(port)?,
         };
+        if is_reserved {
+            (state, status) = match server {
+                Some(_) => (BOUND, ExitStatus::Bound),
+                None => (RESERVED, ExitStatus::Leased),
+            };
+        } else if reservation.is_some() && status == ExitStatus::Success {
+            state = RESERVED;
+        }
         Ok(Self {
             port,
             state,
             status,
             in_time_wait,
-            entry: entry.filter(|_| status == ExitStatus::Leased),
+            entry: entry.filter(|_| state == LEASED),
             server,
+            reservation,
         })
     }
 
@@ -95,6 +125,9 @@ impl Found {
 
     fn text(&self) -> String {
         let mut text = self.state.to_owned();
+        if let (RESERVED, Some(reservation)) = (self.state, &self.reservation) {
+            let _ = write!(text, " {}", describe(reservation));
+        }
         if self.in_time_wait {
             text.push_str(", in TIME_WAIT");
         }
@@ -119,6 +152,9 @@ impl Found {
                 BelongsTo::Other => write!(text, "; served by {server}, not by the holder"),
                 _ => write!(text, "; served by {server}, which may not be the holder's"),
             };
+        }
+        if let Some(reservation) = self.reservation.as_ref().filter(|_| self.state != RESERVED) {
+            let _ = write!(text, "; reserved {}", describe(reservation));
         }
         text
     }
@@ -150,6 +186,7 @@ impl Found {
             "heir": self.entry.as_ref().and_then(heir),
         });
         add_server(&mut row, self.server.as_ref());
+        add_reservation(&mut row, self.reservation.as_ref());
         row
     }
 }
@@ -166,7 +203,7 @@ fn busy(builder: &Builder) -> Result<Option<PortCounts>, Failure> {
 fn state(busy: Option<PortCounts>) -> (&'static str, ExitStatus) {
     match busy {
         None => ("free", ExitStatus::Success),
-        Some(busy) if busy.leased > 0 => ("leased", ExitStatus::Leased),
+        Some(busy) if busy.leased > 0 => (LEASED, ExitStatus::Leased),
         Some(busy) if busy.not_permitted > 0 => ("not permitted", ExitStatus::Bound),
         Some(busy) if busy.lingering > 0 => ("bound, and not listening", ExitStatus::Bound),
         Some(_) => (BOUND, ExitStatus::Bound),

@@ -4,6 +4,7 @@ mod map;
 mod snapshot;
 
 use std::{
+    collections::HashSet,
     fmt::Write as _,
     io::{self, IsTerminal as _},
     path::Path,
@@ -12,7 +13,7 @@ use std::{
 };
 
 use comfy_table::{Table, presets};
-use portlock::{BelongsTo, EntryState, Owner, PortEntry, PortSet, Server};
+use portlock::{BelongsTo, Owner, PortEntry, PortSet, Reservation, ReservationState, Server};
 use serde_json::{Value, json};
 
 use crate::{
@@ -20,11 +21,12 @@ use crate::{
     exit_status::ExitStatus,
     failure::Failure,
     lock_dir::lock_dir,
+    names::add_reservation,
     output::{add_server, heir, json_line, json_text, print_to_somebody, unprintable},
     sys,
 };
 
-use snapshot::Snapshot;
+use snapshot::{Known, Snapshot, State};
 
 pub(crate) fn list(args: &List, dir: Option<&Path>) -> Result<ExitStatus, Failure> {
     let dir = lock_dir(dir)?;
@@ -38,7 +40,14 @@ pub(crate) fn list(args: &List, dir: Option<&Path>) -> Result<ExitStatus, Failur
             };
             map::draw(&ports, &snapshot)?
         } else {
-            rows(args, &snapshot)
+            let in_root = args.root.as_ref().map(|root| dir.reservations_in(root));
+            let in_root = in_root.transpose()?;
+            let ports = |all: Vec<Reservation>| all.iter().map(|it| it.port).collect();
+            let filter = Filter {
+                args,
+                in_root: in_root.map(ports),
+            };
+            rows(&filter, &snapshot)
         };
         if args.watch && to_terminal && !args.json.json {
             // Cursor home, and clear what is below (ECMA-48: CUP, ED).
@@ -55,25 +64,41 @@ pub(crate) fn list(args: &List, dir: Option<&Path>) -> Result<ExitStatus, Failur
     }
 }
 
-fn rows(args: &List, snapshot: &Snapshot) -> String {
-    let is_asked_for = |entry: &&PortEntry| {
-        let ports = args.ports.as_ref();
-        let label = entry.owner.as_ref().and_then(Owner::label);
-        ports.is_none_or(|ports| ports.contains(entry.port))
+/// Which ports are shown.
+struct Filter<'a> {
+    args: &'a List,
+    /// The ports that are reserved in the root directory that was named.
+    in_root: Option<HashSet<u16>>,
+}
+
+impl Filter<'_> {
+    fn passes(&self, known: &Known) -> bool {
+        let args = self.args;
+        let owner = known.entry.as_ref().and_then(|entry| entry.owner.as_ref());
+        let label = owner.and_then(Owner::label);
+        let name = known.reservation.as_ref().map(|it| &*it.name);
+        let is_there = |ports: &PortSet| ports.contains(known.port);
+        args.ports.as_ref().is_none_or(is_there)
             && (args.label.is_none() || args.label.as_deref() == label)
-    };
-    let (stale, mut shown): (Vec<&PortEntry>, Vec<&PortEntry>) = snapshot
-        .entries
+            && (args.name.is_none() || args.name.as_deref() == name)
+            && (self.in_root.as_ref()).is_none_or(|ports| ports.contains(&known.port))
+    }
+}
+
+fn rows(filter: &Filter<'_>, snapshot: &Snapshot) -> String {
+    let args = filter.args;
+    let (stale, mut shown): (Vec<&Known>, Vec<&Known>) = snapshot
+        .ports
         .iter()
-        .filter(is_asked_for)
-        .partition(|entry| entry.state == EntryState::Stale);
+        .filter(|known| filter.passes(known))
+        .partition(|known| known.state() == State::Stale);
     if args.all {
         shown.extend(&stale);
-        shown.sort_unstable_by_key(|entry| entry.port);
+        shown.sort_unstable_by_key(|known| known.port);
     }
 
     if args.json.json {
-        let rows: Vec<Value> = shown.iter().map(|entry| row(entry, snapshot)).collect();
+        let rows: Vec<Value> = shown.iter().map(|known| row(known, snapshot)).collect();
         if args.watch {
             let time = SystemTime::now().duration_since(UNIX_EPOCH);
             let time = time.unwrap_or_default().as_secs();
@@ -101,44 +126,73 @@ fn rows(args: &List, snapshot: &Snapshot) -> String {
     text
 }
 
-fn table(entries: &[&PortEntry], snapshot: &Snapshot) -> String {
+fn table(shown: &[&Known], snapshot: &Snapshot) -> String {
+    let has_names = shown.iter().any(|known| known.reservation.is_some());
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
-    table.set_header(["PORT", "STATE", "PID", "PROGRAM", "AGE", "LABEL"]);
-    for entry in entries {
-        let server = snapshot.servers.get(&entry.port);
-        let state = match (entry.state, server) {
-            (EntryState::Held, server) => format!("leased, {}", served(server)),
-            (EntryState::Inherited, server) => format!("inherited, {}", served(server)),
-            (EntryState::Delegated, server) => format!("delegated, {}", served(server)),
-            (EntryState::Unknown, Some(_)) => "unknown, bound".to_owned(),
-            (EntryState::Unknown, None) => "unknown".to_owned(),
-            (_, Some(server)) => format!("not leased, {}", served(Some(server))),
-            (_, None) => "stale file".to_owned(),
-        };
-        let owner = entry.owner.as_ref();
+    let mut header = vec!["PORT", "STATE", "PID", "PROGRAM", "AGE", "LABEL"];
+    if has_names {
+        header.extend(["NAME", "ROOT"]);
+    }
+    table.set_header(header);
+    for known in shown {
+        let entry = known.entry.as_ref();
+        let owner = entry.and_then(|entry| entry.owner.as_ref());
         // What others wrote must not drive the terminal.
         let text = |text: Option<&str>| text.unwrap_or_default().escape_debug().to_string();
         // The process that has the port now; of one that has ended and whose heir cannot be seen,
-        // nothing that could be taken for a living one.
-        let (pid, program) = match (entry.state, &entry.heir) {
-            (EntryState::Inherited, heir) => (
-                heir.as_ref().map(|heir| heir.pid),
-                heir.as_ref().map(|heir| heir.program.clone()),
+        // nothing that could be taken for a living one. The last one that had a reserved port does not
+        // have it any more.
+        let (pid, program) = match (known.state(), entry) {
+            (State::Inherited, Some(entry)) => (
+                entry.heir.as_ref().map(|heir| heir.pid),
+                entry.heir.as_ref().map(|heir| heir.program.clone()),
             ),
-            _ => (owner.map(Owner::pid), program(entry)),
+            (State::Reserved, _) | (_, None) => (None, None),
+            (_, Some(entry)) => (owner.map(Owner::pid), program(entry)),
         };
-        table.add_row([
-            entry.port.to_string(),
-            state,
+        let owner = owner.filter(|_| known.state() != State::Reserved);
+        let mut row = vec![
+            known.port.to_string(),
+            state(known, snapshot.servers.get(&known.port)),
             pid.map(|pid| pid.to_string()).unwrap_or_default(),
             text(program.as_deref()),
             owner.and_then(since).unwrap_or_default(),
             text(owner.and_then(Owner::label)),
-        ]);
+        ];
+        if has_names {
+            let reservation = known.reservation.as_ref();
+            let root = reservation.map(|it| it.root.to_string_lossy());
+            row.push(text(reservation.map(|it| &*it.name)));
+            row.push(text(root.as_deref()));
+        }
+        table.add_row(row);
     }
     let lines = table.lines().map(|line| format!("{}\n", line.trim()));
     lines.collect()
+}
+
+/// Describes the state of a port.
+fn state(known: &Known, server: Option<&Server>) -> String {
+    let reservation = known.reservation.as_ref().map(|it| it.state);
+    match (known.state(), server) {
+        (State::Held, server) => format!("leased, {}", served(server)),
+        (State::Inherited, server) => format!("inherited, {}", served(server)),
+        (State::Delegated, server) => format!("delegated, {}", served(server)),
+        (State::Unknown, Some(_)) => "unknown, bound".to_owned(),
+        (State::Unknown, None) => "unknown".to_owned(),
+        (State::Reserved, Some(server)) => format!("reserved, served by {server}"),
+        (State::Reserved, None) => match reservation {
+            Some(ReservationState::RootNotFound) => "reserved, root not found".to_owned(),
+            Some(ReservationState::Unreadable) => "reserved, name unreadable".to_owned(),
+            _ => "reserved".to_owned(),
+        },
+        (State::Stale, Some(server)) => format!("not leased, {}", served(Some(server))),
+        (State::Stale, None) => match reservation {
+            Some(ReservationState::RootGone) => "stale file, root gone".to_owned(),
+            _ => "stale file".to_owned(),
+        },
+    }
 }
 
 /// Whether a port is bound, and by whom if that is not the holder.
@@ -172,25 +226,28 @@ fn since(owner: &Owner) -> Option<String> {
     Some(humantime::format_duration(seconds).to_string())
 }
 
-fn row(entry: &PortEntry, snapshot: &Snapshot) -> Value {
-    let state = match entry.state {
-        EntryState::Held => "leased",
-        EntryState::Inherited => "inherited",
-        EntryState::Delegated => "delegated",
-        EntryState::Unknown => "unknown",
-        _ => "stale",
+fn row(known: &Known, snapshot: &Snapshot) -> Value {
+    let entry = known.entry.as_ref();
+    let state = match known.state() {
+        State::Held => "leased",
+        State::Inherited => "inherited",
+        State::Delegated => "delegated",
+        State::Unknown => "unknown",
+        State::Reserved => "reserved",
+        State::Stale => "stale",
     };
-    let owner = entry.owner.as_ref();
+    let entry = entry.filter(|_| known.state() != State::Reserved);
+    let owner = entry.and_then(|entry| entry.owner.as_ref());
     let since = owner.and_then(Owner::since);
     let since = since.and_then(|since| since.duration_since(UNIX_EPOCH).ok());
-    let server = snapshot.servers.get(&entry.port);
-    let program = match entry.state {
-        EntryState::Inherited => owner.and_then(Owner::program).map(str::to_owned),
-        _ => program(entry),
+    let server = snapshot.servers.get(&known.port);
+    let program = match known.state() {
+        State::Inherited => owner.and_then(Owner::program).map(str::to_owned),
+        _ => entry.and_then(program),
     };
-    let process = entry.process();
+    let process = entry.and_then(PortEntry::process);
     let mut row = json!({
-        "port": entry.port,
+        "port": known.port,
         "state": state,
         "bound": server.is_some(),
         "pid": owner.map(Owner::pid),
@@ -198,8 +255,9 @@ fn row(entry: &PortEntry, snapshot: &Snapshot) -> Value {
         "cwd": process.and_then(|process| sys::current_dir(process.pid)),
         "since": since.map(|since| since.as_secs()),
         "label": owner.and_then(Owner::label),
-        "heir": heir(entry),
+        "heir": entry.and_then(heir),
     });
     add_server(&mut row, server);
+    add_reservation(&mut row, known.reservation.as_ref());
     row
 }

@@ -1,16 +1,41 @@
-//! `release`: ends leases that were picked.
+//! `release`: ends leases that were picked, and reservations.
 
 use std::path::Path;
 
-use crate::{args::Release, exit_status::ExitStatus, failure::Failure, lock_dir::lock_dir};
+use portlock::{LockDir, ReservationState};
+
+use crate::{
+    args::{Release, Target},
+    exit_status::ExitStatus,
+    failure::Failure,
+    lock_dir::lock_dir,
+    names::existing,
+};
 
 pub(crate) fn release(args: &Release, dir: Option<&Path>) -> Result<ExitStatus, Failure> {
     let locks = lock_dir(dir)?;
-    for &port in &args.ports {
-        match args.force {
-            true => locks.force_release(port)?,
-            false => locks.release(port)?,
+    for target in &args.targets {
+        match target {
+            Target::Name(name) => {
+                let reservation = existing(&locks, name, args.root.root.as_deref())?;
+                locks.unreserve(&reservation)?;
+            }
+            Target::Port(port) => release_port(&locks, *port, args.force)?,
         }
     }
     Ok(ExitStatus::Success)
+}
+
+fn release_port(locks: &LockDir, port: u16, force: bool) -> portlock::Result<()> {
+    if let Some(entry) = locks.entry(port)?
+        && let Some(reservation) = &entry.reservation
+        && reservation.state == ReservationState::Unreadable
+        && !entry.is_leased()
+    {
+        return locks.unreserve(reservation);
+    }
+    match force {
+        true => locks.force_release(port),
+        false => locks.release(port),
+    }
 }

@@ -49,7 +49,7 @@ pub(crate) fn stop(args: &Stop, dir: Option<&Path>) -> Result<ExitStatus, Failur
         stop.end_all(args.timeout)?;
     }
     print(&stop.text(args.dry_run))?;
-    let left = stop.left(args.dry_run)?;
+    let left = stop.left(args.dry_run);
     if left.is_empty() {
         return Ok(ExitStatus::Success);
     }
@@ -85,8 +85,10 @@ impl Target {
 struct Stopping<'a> {
     locks: &'a LockDir,
     reservations: Vec<Reservation>,
-    /// Those that have their port and are not stopped, with the reason; by reservation.
+    /// Who has the port of a reservation and is not stopped, and why.
     spared: Vec<Option<String>>,
+    /// The same of those that have inherited a lease. For a moment nobody is seen to have it.
+    spared_heirs: Vec<Option<String>>,
     targets: Vec<Target>,
     /// This process, and those that it was started from.
     ancestors: HashSet<u32>,
@@ -97,6 +99,7 @@ impl<'a> Stopping<'a> {
         Self {
             locks,
             spared: vec![None; reservations.len()],
+            spared_heirs: vec![None; reservations.len()],
             reservations,
             targets: Vec::new(),
             ancestors: HashSet::new(),
@@ -107,21 +110,27 @@ impl<'a> Stopping<'a> {
     fn find_holders(&mut self) -> Result<(), Failure> {
         self.ancestors = ancestors(&sys::processes().map_err(cannot_see)?);
         for of in 0..self.reservations.len() {
-            if let Some(entry) = self.entry(of)?.filter(PortEntry::is_leased) {
+            if let Some(entry) = self.entry(of)?
+                && entry.is_leased()
+                && entry.state != EntryState::Inherited
+            {
                 self.spared[of] = self.find_holder(of, &entry)?;
             }
         }
-        Ok(())
+        self.find_heirs()
     }
 
     /// Finds the processes that have inherited a lease from one that has ended. A lease that has begun
     /// since, as that of a server that is started again, is not theirs.
     fn find_heirs(&mut self) -> Result<(), Failure> {
         for of in 0..self.reservations.len() {
-            let is_inherited = |entry: &PortEntry| entry.state == EntryState::Inherited;
-            if let Some(entry) = self.entry(of)?.filter(is_inherited) {
-                self.spared[of] = self.find_holder(of, &entry)?;
-            }
+            let entry = self.entry(of)?;
+            self.spared_heirs[of] = match entry {
+                Some(entry) if entry.state == EntryState::Inherited => {
+                    self.find_holder(of, &entry)?
+                }
+                _ => None,
+            };
         }
         Ok(())
     }
@@ -233,6 +242,10 @@ impl<'a> Stopping<'a> {
         }
     }
 
+    fn spared(&self, of: usize) -> Option<&String> {
+        self.spared[of].as_ref().or(self.spared_heirs[of].as_ref())
+    }
+
     /// Returns what was done, or would be.
     fn text(&self, is_dry_run: bool) -> String {
         let verb = if is_dry_run { "would stop" } else { "stopped" };
@@ -245,7 +258,7 @@ impl<'a> Stopping<'a> {
                 .filter(is_shown)
                 .map(Target::text)
                 .collect();
-            let what = match (&targets[..], &self.spared[of]) {
+            let what = match (&targets[..], self.spared(of)) {
                 ([], None) => "nothing to stop".to_owned(),
                 ([], Some(_)) => "not stopped".to_owned(),
                 (targets, _) => format!("{verb} {}", targets.join(", ")),
@@ -257,10 +270,10 @@ impl<'a> Stopping<'a> {
     }
 
     /// Returns what is left or, of a dry run, would be.
-    fn left(&self, is_dry_run: bool) -> Result<Vec<String>, Failure> {
+    fn left(&self, is_dry_run: bool) -> Vec<String> {
         let mut left = Vec::new();
-        for (reservation, spared) in self.reservations.iter().zip(&self.spared) {
-            if let Some(spared) = spared {
+        for (of, reservation) in self.reservations.iter().enumerate() {
+            if let Some(spared) = self.spared(of) {
                 let (name, port) = (&reservation.name, reservation.port);
                 left.push(format!("{name} {port} is leased by {spared}"));
             }
@@ -276,7 +289,7 @@ impl<'a> Stopping<'a> {
             };
             left.push(format!("{} of {name} has not ended{why}", target.text()));
         }
-        Ok(left)
+        left
     }
 }
 

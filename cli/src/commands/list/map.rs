@@ -3,11 +3,11 @@
 use std::{collections::HashMap, fmt::Write as _};
 
 use anstyle::{AnsiColor, Style};
-use portlock::{EntryState, PortSet, ephemeral_port_range};
+use portlock::{PortSet, ephemeral_port_range};
 
 use crate::failure::Failure;
 
-use super::snapshot::Snapshot;
+use super::snapshot::{Snapshot, State};
 
 const CELLS_PER_ROW: usize = 64;
 const MOST_ROWS: usize = 32;
@@ -20,16 +20,18 @@ enum Mark {
     Leased,
     Unknown,
     Bound,
+    Reserved,
     Ephemeral,
     Free,
 }
 
 impl Mark {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::LeasedAndBound,
         Self::Leased,
         Self::Unknown,
         Self::Bound,
+        Self::Reserved,
         Self::Ephemeral,
         Self::Free,
     ];
@@ -45,6 +47,7 @@ impl Mark {
             ),
             Self::Unknown => ('?', "closed to this user", color(AnsiColor::Magenta)),
             Self::Bound => ('x', "bound without a lease", color(AnsiColor::Red)),
+            Self::Reserved => ('r', "reserved for a name", color(AnsiColor::Cyan)),
             Self::Ephemeral => ('~', "free, but ephemeral", color(AnsiColor::Blue)),
             Self::Free => ('.', "free", Style::new().dimmed()),
         }
@@ -53,18 +56,19 @@ impl Mark {
 
 pub(crate) fn draw(ports: &PortSet, snapshot: &Snapshot) -> Result<String, Failure> {
     let ephemeral = ephemeral_port_range()?;
-    let states: HashMap<u16, EntryState> = snapshot
-        .entries
+    let states: HashMap<u16, State> = snapshot
+        .ports
         .iter()
-        .map(|entry| (entry.port, entry.state))
+        .map(|known| (known.port, known.state()))
         .collect();
     let mark = |port: u16| match (states.get(&port), snapshot.servers.contains_key(&port)) {
-        (Some(EntryState::Unknown), false) => Mark::Unknown,
-        (None | Some(EntryState::Stale | EntryState::Unknown), true) => Mark::Bound,
-        (None | Some(EntryState::Stale), false) if ephemeral.contains(&port) => Mark::Ephemeral,
-        (None | Some(EntryState::Stale), false) => Mark::Free,
-        (Some(_), true) => Mark::LeasedAndBound,
-        (Some(_), false) => Mark::Leased,
+        (Some(State::Unknown), false) => Mark::Unknown,
+        (None | Some(State::Stale | State::Reserved | State::Unknown), true) => Mark::Bound,
+        (Some(State::Reserved), false) => Mark::Reserved,
+        (None | Some(State::Stale), false) if ephemeral.contains(&port) => Mark::Ephemeral,
+        (None | Some(State::Stale), false) => Mark::Free,
+        (Some(State::Held | State::Inherited | State::Delegated), true) => Mark::LeasedAndBound,
+        (Some(State::Held | State::Inherited | State::Delegated), false) => Mark::Leased,
     };
 
     let all: Vec<u16> = ports.iter().collect();
@@ -94,7 +98,7 @@ pub(crate) fn draw(ports: &PortSet, snapshot: &Snapshot) -> Result<String, Failu
         let (character, name, style) = mark.look();
         let count = count(mark);
         // On most systems there is none.
-        if count > 0 || mark != Mark::Unknown {
+        if count > 0 || !matches!(mark, Mark::Unknown | Mark::Reserved) {
             let _ = writeln!(text, "  {style}{character}{style:#} {name}: {count}");
         }
     }

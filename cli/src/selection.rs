@@ -109,12 +109,14 @@ impl Selection {
             drop(leases);
             let left = self.timeout.saturating_sub(start.elapsed());
             let waited = builders[i].clone().timeout(left).wait_until_free();
-            match waited {
-                Err(error) if self.or_any && error.counts().is_some_and(|why| why.bound > 0) => {
-                    builders[i] = builders[i].clone().or_any();
-                }
-                waited => waited?,
+            let Err(error) = waited else { continue };
+            if self.or_any && error.counts().is_some_and(|why| why.bound > 0) {
+                builders[i] = builders[i].clone().or_any();
+                continue;
             }
+            // Unlike a check, a lease that fails names the processes that have bound the port.
+            let again = lease(&builders[i].clone().timeout(Duration::ZERO));
+            return Err(again.err().unwrap_or(error).into());
         }
     }
 

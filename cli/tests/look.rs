@@ -234,6 +234,7 @@ fn the_list_is_there_as_json() {
             "port": port, "state": state, "bound": server.is_some(), "pid": pid, "cwd": null,
             "program": null, "since": null, "label": label, "heir": null, "server": server,
             "server_pid": server.map(|_| id()), "server_program": null,
+            "name": null, "root": null, "reservation": null,
         })
     };
     let pid = |n: usize| crowd.children[n].id().into();
@@ -773,6 +774,7 @@ fn check_is_there_as_json() {
             "port": port, "state": state, "pid": pid, "program": program, "label": label,
             "heir": null, "time_wait": false, "user": pid.and(user.as_deref()), "cwd": null,
             "command": null, "server": null, "server_pid": null, "server_program": null,
+            "name": null, "root": null, "reservation": null,
         })
     };
     let (child, program) = (crowd.children[0].id(), cat_program());

@@ -30,6 +30,8 @@ fn each_command_has_help() {
     for command in [
         "run",
         "pick",
+        "env",
+        "port",
         "list",
         "check",
         "wait",
@@ -118,6 +120,17 @@ fn what_is_no_usage_is_refused() {
         (&["release"], "PORT"),
         (&["clean", "4000"], "4000"),
         (&["dir", "/"], "/"),
+        (&["port"], "NAME"),
+        (&["port", "web", "api"], "api"),
+        (&["port", "Web"], "is not a name"),
+        (&["port", "web", "--ports=x"], "x"),
+        (&["env", "-"], "is not a name"),
+        (&["env", "--format=toml"], "toml"),
+        (&["stop"], "NAME"),
+        (&["run", "--name=1", TRUE], "is not a name"),
+        (&["run", "--root=.", TRUE], "--name"),
+        (&["run", "--or-any", TRUE], "--name"),
+        (&["pick", "--name=web", "--name=web"], "web twice"),
         (&["completions"], "SHELL"),
         (&["completions", "nonsense"], "nonsense"),
         (&["man", "/", "/"], "/"),
@@ -160,6 +173,12 @@ fn options_that_exclude_each_other_are_refused() {
         &["run", "--listen", "--contiguous", "-n", "2", TRUE],
         &["pick", "--udp", "--tcp-and-udp"],
         &["list", "--map", "--json"],
+        &["run", "--name=a", "-n", "2", TRUE],
+        &["run", "--name=a", "--env=A", TRUE],
+        &["run", "--name=a", "--contiguous", TRUE],
+        &["pick", "--name=a", "--prefer=b"],
+        &["pick", "--name=a", "--reuse-address"],
+        &["list", "--map", "--name=a"],
         &["ports", "--server", "--ephemeral"],
         &["ports", "--server", "4000"],
         &["ports", "--ephemeral", "4000"],
@@ -202,7 +221,7 @@ fn what_is_no_port_is_refused() {
     for port in [
         "0",
         "65536",
-        "x",
+        "X",
         "",
         "4000-4001",
         "4000,4001",
@@ -214,6 +233,19 @@ fn what_is_no_port_is_refused() {
     }
     let good = scene.port().to_string();
     assert_refused(&scene, &["check", &good, "0"], "not a port");
+    // A name can be one that nothing is reserved for, or none at all.
+    for (name, why) in [
+        ("x", "no port is reserved as x"),
+        ("x!", "\"x!\" is not a name"),
+    ] {
+        for command in [
+            &["check", name][..],
+            &["wait", "--free", name],
+            &["release", name],
+        ] {
+            assert_refused(&scene, command, why);
+        }
+    }
     assert_refused(&scene, &["check", "-1"], "-1");
 }
 
@@ -443,10 +475,14 @@ fn what_is_not_utf8_is_refused_where_text_is_meant() {
 
 /// What each command that uses the lock directory is called with.
 #[cfg(unix)]
-fn commands(port: &str) -> [Vec<&str>; 9] {
+fn commands(port: &str) -> [Vec<&str>; 13] {
     [
         vec!["run", TRUE],
         vec!["pick"],
+        vec!["env"],
+        vec!["env", "web"],
+        vec!["port", "web"],
+        vec!["stop", "--all"],
         vec!["list"],
         vec!["list", "--map"],
         vec!["check", port],

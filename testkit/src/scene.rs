@@ -13,21 +13,24 @@ use crate::{
 #[cfg(unix)]
 use crate::{is_permitted, unshare};
 
-/// A lock directory and a block of ports for one test.
+/// A lock directory, a state directory and a block of ports for one test.
 ///
-/// Every command has both in its environment. A test that chose from all ports
+/// Every command has them in its environment. A test that chose from all ports
 /// would briefly probe the ports of another test.
 pub struct Scene {
     dir: TempDir,
+    /// For the copies of reservations, where `XDG_STATE_HOME` names it.
+    state: TempDir,
     block: Block,
 }
 
 impl Scene {
-    /// Creates the directory, and reserves `n` ports.
+    /// Creates the directories, and reserves `n` ports.
     pub fn new(n: u16) -> Self {
         let dir = lock_dir();
+        let state = lock_dir();
         let block = Block::new(n);
-        Self { dir, block }
+        Self { dir, state, block }
     }
 
     /// Returns the lock directory.
@@ -79,6 +82,7 @@ impl Scene {
         command
             .env("PATH", env::join_paths(path).expect("as it was"))
             .env("PORTLOCK_DIR", self.dir())
+            .env("XDG_STATE_HOME", self.state.path())
             .env("PORTLOCK_PORTS", self.set());
         command
     }

@@ -85,9 +85,11 @@ impl<'a> Names<'a> {
             };
             return Err(format!("{{{word}}} stands for no port: {meant}"));
         }
+        // In a name of a port, and not in that of a variable.
+        let dash = if self.option == "--name" { b'-' } else { b'_' };
         let is_word = word
             .bytes()
-            .all(|byte| matches!(byte, b'_' | b'-') || byte.is_ascii_alphanumeric());
+            .all(|byte| byte == b'_' || byte == dash || byte.is_ascii_alphanumeric());
         let is_near = |name: &&String| {
             name.eq_ignore_ascii_case(word)
                 || name.len() >= SHORTEST && strsim::osa_distance(name, word) <= 1

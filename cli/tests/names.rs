@@ -1,0 +1,922 @@
+//! Names: reserving, printing, leasing, looking up and releasing them. The commands are a Unix shell's.
+
+#![cfg(unix)]
+
+use std::{
+    fs,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use assert_cmd::assert::Assert;
+use portlock_testkit::{
+    BOUND, EXHAUSTED, FAILED, LEASED, Running, Said, Scene, TIMED_OUT, answer, is_installed,
+    leave_in_time_wait, listen_strictly,
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// A project in a directory of its own.
+struct Project {
+    scene: Scene,
+    dir: TempDir,
+}
+
+impl Project {
+    fn new(ports: u16) -> Self {
+        Self {
+            scene: Scene::new(ports),
+            dir: tempfile::tempdir().expect("a temporary directory"),
+        }
+    }
+
+    /// Without symbolic links.
+    fn root(&self) -> PathBuf {
+        fs::canonicalize(self.dir.path()).expect("our own")
+    }
+
+    fn create(&self, dir: &str) -> PathBuf {
+        let path = self.root().join(dir);
+        fs::create_dir_all(&path).expect("our own directory");
+        path
+    }
+
+    fn command_in(&self, dir: &Path, args: &[&str]) -> Command {
+        let mut command = self.scene.program(args);
+        command.current_dir(dir);
+        command
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        self.command_in(self.dir.path(), args)
+    }
+
+    #[track_caller]
+    fn portlock(&self, args: &[&str]) -> Assert {
+        answer(self.command(args))
+    }
+
+    #[track_caller]
+    fn portlock_in(&self, dir: &Path, args: &[&str]) -> Assert {
+        answer(self.command_in(dir, args))
+    }
+
+    #[track_caller]
+    fn port(&self, name: &str) -> u16 {
+        let port = self.portlock(&["port", name]).code(0).warns_of_nothing();
+        port.ports()[0]
+    }
+
+    /// Starts a command that has leased these names, until its input is closed.
+    #[track_caller]
+    fn hold(&self, names: &[&str]) -> Running {
+        let names: Vec<String> = names.iter().map(|name| format!("--name={name}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let line = ["--", "sh", "-c", "echo leased; exec cat"];
+        let holder = Running::start(self.command(&[&["run"], &names[..], &line].concat()));
+        assert_eq!(holder.hear(), "leased");
+        holder
+    }
+
+    #[track_caller]
+    fn list(&self, options: &[&str]) -> Vec<Value> {
+        let list = self.portlock(&[&["list", "--json"], options].concat());
+        let list = list.code(0).json();
+        list.as_array().expect("an array").clone()
+    }
+
+    /// The names that are reserved, in the order of their ports.
+    fn reserved(&self) -> usize {
+        self.list(&[]).len()
+    }
+}
+
+// ---------------------------------------------------------------------------
+// `env` and `port`.
+
+#[test]
+fn a_name_is_reserved_a_port_that_stays_the_same() {
+    let project = Project::new(20);
+    let web = project
+        .portlock(&["port", "web"])
+        .code(0)
+        .warns_of_nothing();
+    let port = web.ports()[0];
+    assert!(project.scene.ports().contains(&port));
+    web.prints_just(&format!("{port}\n"));
+    let api = project.port("api");
+    assert_ne!(port, api);
+    assert_eq!(project.port("web"), port);
+    // In another root it is another one, wherever portlock is called.
+    let other = project.create("other");
+    let elsewhere = project.portlock_in(&other, &["port", "web"]).code(0);
+    assert!(![port, api].contains(&elsewhere.ports()[0]));
+    let root = project.root();
+    let root = root.to_str().expect("UTF-8");
+    let by_root = project.portlock_in(&other, &["port", "web", "--root", root]);
+    assert_eq!(by_root.code(0).ports(), [port]);
+    assert_eq!(
+        project
+            .portlock_in(&other, &["port", "web", "--root=.."])
+            .code(0)
+            .ports(),
+        [port]
+    );
+    // The lock directory is lost, as by a restart of the machine.
+    for file in fs::read_dir(project.scene.dir()).expect("our own directory") {
+        fs::remove_file(file.expect("our own directory").path()).expect("our own");
+    }
+    assert_eq!(project.list(&[]).len(), 3);
+    assert_eq!(project.port("web"), port);
+    assert_eq!(project.port("api"), api);
+}
+
+#[test]
+fn the_root_is_that_of_the_git_worktree() {
+    let project = Project::new(20);
+    if !is_installed("git") {
+        return;
+    }
+    let main = project.create("main");
+    let git = |args: &[&str]| {
+        let mut git = project.scene.command("git");
+        git.current_dir(&main).args(args);
+        git.env("GIT_CONFIG_GLOBAL", "/dev/null")
+            .env("GIT_CONFIG_NOSYSTEM", "1");
+        answer(git).code(0);
+    };
+    git(&["init", "--quiet"]);
+    let commit = ["commit", "--quiet", "--allow-empty", "--message=First"];
+    git(&[
+        &["-c", "user.name=a", "-c", "user.email=a@example.com"],
+        &commit[..],
+    ]
+    .concat());
+    git(&["worktree", "add", "--quiet", "../feature"]);
+    let feature = project.root().join("feature");
+    let sub = feature.join("sub");
+    fs::create_dir(&sub).expect("our own directory");
+    let port = |dir: &Path| project.portlock_in(dir, &["port", "web"]).code(0).ports()[0];
+    let (in_main, in_feature) = (port(&main), port(&feature));
+    assert_ne!(in_main, in_feature);
+    assert_eq!(port(&sub), in_feature);
+    // With the worktree, the reservation ends.
+    git(&["worktree", "remove", "--force", "../feature"]);
+    assert_eq!(project.list(&["--name=web"]).len(), 1);
+    project.scene.assert_leasable(in_feature);
+    let clean = project.portlock(&["clean", "--all"]).code(0);
+    clean.prints_just("1 lock file removed, 1 kept\n1 copy of a reservation removed\n");
+}
+
+#[test]
+fn variables_are_printed_in_each_format() {
+    let project = Project::new(20);
+    let note = format!(
+        "portlock: note: no port is reserved in {}\n",
+        project.root().display()
+    );
+    let env = project.portlock(&["env"]).code(0).prints_just("");
+    assert_eq!(env.err(), note);
+    let (web, api) = (project.port("web"), project.port("api-v2"));
+    let dotenv = format!("WEB_PORT={web}\nAPI_V2_PORT={api}\n");
+    let names = ["web", "api-v2"];
+    let env = |args: &[&str]| {
+        project
+            .portlock(&[&["env"], args].concat())
+            .code(0)
+            .warns_of_nothing()
+    };
+    env(&names).prints_just(&dotenv);
+    let format = |format: &str| env(&[&names[..], &["--format", format]].concat());
+    format("dotenv").prints_just(&dotenv);
+    format("export").prints_just(&format!(
+        "export WEB_PORT={web}\nexport API_V2_PORT={api}\n"
+    ));
+    format("fish").prints_just(&format!(
+        "set -gx WEB_PORT {web}\nset -gx API_V2_PORT {api}\n"
+    ));
+    assert_eq!(
+        format("json").json(),
+        json!({ "WEB_PORT": web, "API_V2_PORT": api })
+    );
+    // Without names, all of this root, in the order of the alphabet.
+    let sub = project.create("sub");
+    project.portlock_in(&sub, &["port", "db"]).code(0);
+    env(&[]).prints_just(&format!("API_V2_PORT={api}\nWEB_PORT={web}\n"));
+    env(&["web"]).prints_just(&format!("WEB_PORT={web}\n"));
+}
+
+#[test]
+fn a_step_of_github_actions_passes_variables_on() {
+    let project = Project::new(5);
+    let refused = project.portlock(&["env", "web", "--format=github"]);
+    refused
+        .code(FAILED)
+        .prints_just("")
+        .warns("GITHUB_ENV is not set");
+    let file = project.root().join("github env");
+    fs::write(&file, "A=b\n").expect("our own directory");
+    let mut command = project.command(&["env", "web", "--format=github"]);
+    command.env("GITHUB_ENV", &file);
+    answer(command).code(0).prints_just("").warns_of_nothing();
+    let text = fs::read_to_string(&file).expect("our own");
+    assert_eq!(text, format!("A=b\nWEB_PORT={}\n", project.port("web")));
+    let mut command = project.command(&["env", "web", "--format=github"]);
+    command.env("GITHUB_ENV", project.root());
+    answer(command).code(FAILED).warns("which GITHUB_ENV names");
+}
+
+#[test]
+fn shells_take_what_is_printed() {
+    let project = Project::new(5);
+    let web = project.port("web");
+    for (shell, line) in [
+        ("sh", "eval \"$(portlock env web)\"; echo $WEB_PORT"),
+        (
+            "sh",
+            "eval \"$(portlock env --format export)\"; sh -c 'echo $WEB_PORT'",
+        ),
+        ("bash", ". <(portlock env web); echo $WEB_PORT"),
+        (
+            "fish",
+            "portlock env --format fish | source; sh -c 'echo $WEB_PORT'",
+        ),
+    ] {
+        if !is_installed(shell) {
+            continue;
+        }
+        let mut script = project.scene.script(shell, line);
+        script.current_dir(project.dir.path());
+        answer(script).code(0).prints_just(&format!("{web}\n"));
+    }
+}
+
+#[test]
+fn two_names_with_the_same_variable_are_refused() {
+    let project = Project::new(10);
+    let web = project.port("web-app");
+    for args in [
+        &["port", "web_app"][..],
+        &["env", "web-app", "web_app"],
+        &["run", "--name=web_app", "true"],
+        &["run", "--name=web-app", "--name=web_app", "true"],
+    ] {
+        let refused = project.portlock(args).code(FAILED);
+        refused
+            .prints_just("")
+            .warns("the same variable WEB_APP_PORT");
+    }
+    assert_eq!(project.reserved(), 1);
+    // It is one of this root only.
+    let sub = project.create("sub");
+    project.portlock_in(&sub, &["port", "web_app"]).code(0);
+    assert_eq!(project.port("web-app"), web);
+}
+
+#[test]
+fn a_port_for_a_new_name_is_chosen_from_a_set() {
+    let project = Project::new(5);
+    let only = project.scene.ports().nth(3).expect("five").to_string();
+    let port = project.portlock(&["port", "web", "--ports", &only]).code(0);
+    port.prints_just(&format!("{only}\n"));
+    // One that has a port keeps it.
+    let first = project.scene.port().to_string();
+    let port = project
+        .portlock(&["port", "web", "--ports", &first])
+        .code(0);
+    port.prints_just(&format!("{only}\n"));
+    let full = project.portlock(&["env", "api", "--ports", &only]);
+    drop(full.code(EXHAUSTED).prints_just("").warns("1 reserved"));
+    let env = project.portlock(&["env", "db", "--ports", &first]).code(0);
+    env.prints_just(&format!("DB_PORT={first}\n"));
+}
+
+#[test]
+fn nothing_but_asking_for_its_port_reserves_a_name() {
+    let project = Project::new(5);
+    for (args, code) in [
+        (&["list", "--name=web"][..], 0),
+        (&["check", "web"], FAILED),
+        (&["wait", "--timeout=0", "web"], TIMED_OUT),
+        (&["wait", "--free", "web"], FAILED),
+        (&["release", "web"], FAILED),
+        (&["stop", "web"], FAILED),
+        (&["stop", "--all"], 0),
+        (&["env"], 0),
+    ] {
+        project.portlock(args).code(code);
+    }
+    assert_eq!(project.scene.lock_files(), 0);
+    for args in [
+        &["env", "a"][..],
+        &["port", "b"],
+        &["run", "--name=c", "true"],
+        &["pick", "--name=d"],
+    ] {
+        project.portlock(args).code(0);
+    }
+    assert_eq!(project.reserved(), 4);
+}
+
+// ---------------------------------------------------------------------------
+// `run` and `pick`.
+
+#[test]
+fn a_command_finds_the_ports_of_its_names() {
+    let project = Project::new(10);
+    let line = "echo $PORT $WEB_PORT $API_V2_PORT $0 $1 ${PORT_1-none}";
+    let run = [
+        "run",
+        "--name=web",
+        "--name=api-v2",
+        "--",
+        "sh",
+        "-c",
+        line,
+        "{web}",
+        "{api-v2}:{port2}",
+    ];
+    let run = project.portlock(&run).code(0).warns_of_nothing();
+    let (web, api) = (project.port("web"), project.port("api-v2"));
+    run.prints_just(&format!("{web} {web} {api} {web} {api}:{api} none\n"));
+    let refused = project.portlock(&["run", "--name=web", "--", "echo", "{wep}"]);
+    drop(refused.code(0).prints_just("{wep}\n"));
+    let refused = project.portlock(&["run", "--name=frontend", "--", "echo", "{frontemd}"]);
+    refused
+        .code(FAILED)
+        .prints_just("")
+        .warns("did you mean {frontend}?");
+    assert_eq!(project.reserved(), 2);
+}
+
+#[test]
+fn a_leased_name_is_waited_for_and_says_who_has_it() {
+    let project = Project::new(5);
+    let holder = project.hold(&["web"]);
+    let port = project.port("web");
+    let refused = project.portlock(&["run", "--name=web", "--timeout=0", "true"]);
+    let by = format!("1 leased ({port} by pid {}", holder.id());
+    refused.code(EXHAUSTED).warns(&by);
+    let mut next =
+        Running::start(project.command(&["run", "--name=web", "--", "sh", "-c", "echo $PORT"]));
+    assert!(!next.has_ended());
+    holder.kill();
+    assert_eq!(next.hear(), port.to_string());
+    assert!(next.wait().success());
+}
+
+#[test]
+fn while_one_of_several_names_is_leased_none_is_held() {
+    let project = Project::new(5);
+    // The first of the alphabet, and the last.
+    for leased in ["api", "web"] {
+        let holder = project.hold(&[leased]);
+        let both = ["run", "--name=web", "--name=api"];
+        let line = ["--", "sh", "-c", "echo $WEB_PORT $API_PORT"];
+        let mut waiting = Running::start(project.command(&[&both[..], &line].concat()));
+        let now = [&both[..], &["--timeout=0", "true"]].concat();
+        for _ in 0..5 {
+            project.portlock(&now).code(EXHAUSTED).warns("1 leased");
+            // The other one can be leased.
+            let other = if leased == "api" {
+                "--name=web"
+            } else {
+                "--name=api"
+            };
+            project
+                .portlock(&["run", other, "--timeout=5", "true"])
+                .code(0);
+        }
+        assert!(!waiting.has_ended());
+        holder.kill();
+        let ports = format!("{} {}", project.port("web"), project.port("api"));
+        assert_eq!(waiting.hear(), ports);
+        assert!(waiting.wait().success());
+    }
+}
+
+#[test]
+fn commands_that_want_the_same_names_in_any_order_all_get_them() {
+    let project = Project::new(5);
+    let orders = [
+        ["--name=a", "--name=b", "--name=c"],
+        ["--name=c", "--name=b", "--name=a"],
+    ];
+    let mut running: Vec<Running> = (0..8)
+        .map(|i| {
+            let args = [
+                &["run", "--timeout=60"],
+                &orders[i % 2][..],
+                &["--", "sleep", "0.01"],
+            ];
+            Running::start(project.command(&args.concat()))
+        })
+        .collect();
+    for running in &mut running {
+        assert!(running.wait().success());
+    }
+}
+
+#[test]
+fn a_port_that_another_program_has_bound_is_an_error_or_replaced() {
+    let project = Project::new(10);
+    let (web, api) = (project.port("web"), project.port("api"));
+    let server = listen_strictly(web).expect("free");
+    let own = format!("pid {}", std::process::id());
+    let bound = [
+        &["run", "--name=web", "true"][..],
+        &["run", "--name=web", "--name=api", "true"],
+        &["pick", "--name=web"],
+    ];
+    for args in bound {
+        project
+            .portlock(args)
+            .code(EXHAUSTED)
+            .prints_just("")
+            .warns(&own);
+    }
+    let echo = ["--", "sh", "-c", "echo $WEB_PORT; echo ${API_PORT-0}"];
+    for names in [&["--name=web"][..], &["--name=api", "--name=web"]] {
+        let args = [&["run", "--or-any"], names, &echo].concat();
+        let run = project.portlock(&args).code(0);
+        let [other, second] = run.ports()[..] else {
+            panic!("two")
+        };
+        assert!(other != web && other != api);
+        assert_eq!(second, if names.len() == 1 { 0 } else { api });
+        let note = format!(
+            "portlock: note: port {web}, which is reserved as web in {}, is bound by {own} (",
+            project.root().display()
+        );
+        assert!(run.err().starts_with(&note), "{}", run.err());
+        assert!(
+            run.err()
+                .ends_with(&format!("); port {other} is leased instead\n"))
+        );
+    }
+    drop(server);
+    let args = [&["run", "--or-any", "--name=web"], &echo[..]].concat();
+    let run = project.portlock(&args).code(0).warns_of_nothing();
+    run.prints_just(&format!("{web}\n0\n"));
+}
+
+#[test]
+fn connections_in_time_wait_keep_no_name_from_its_port() {
+    let project = Project::new(5);
+    let web = project.port("web");
+    leave_in_time_wait(web);
+    let run = project.portlock(&["run", "--name=web", "--timeout=0", "--", "echo", "{web}"]);
+    run.code(0).prints_just(&format!("{web}\n"));
+}
+
+#[test]
+fn a_picked_name_is_leased_and_released_by_its_number() {
+    let project = Project::new(10);
+    let web = project.port("web");
+    let pick = project.portlock(&["pick", "--name=web"]).code(0);
+    pick.prints_just(&format!("{web}\n"));
+    project
+        .portlock(&["check", "web"])
+        .code(LEASED)
+        .prints(&format!("{web} leased by pid "));
+    let both = project
+        .portlock(&["pick", "--name=db", "--name=api", "--json"])
+        .code(0)
+        .json();
+    assert_eq!(
+        both["ports"],
+        json!([project.port("db"), project.port("api")])
+    );
+    project
+        .portlock(&["pick", "--name=web", "--timeout=0"])
+        .code(EXHAUSTED);
+    // By its number the lease ends, and the reservation stays.
+    project
+        .portlock(&["release", &web.to_string()])
+        .code(0)
+        .prints_just("");
+    project.portlock(&["check", "web"]).code(0);
+    assert_eq!(project.port("web"), web);
+    // By its name the reservation ends, and the lease stays.
+    project
+        .portlock(&["release", "db", "web"])
+        .code(0)
+        .prints_just("");
+    assert_eq!(project.list(&["--name=web"]).len(), 0);
+    project.scene.assert_leasable(web);
+    let list = project.list(&[]);
+    let states: Vec<_> = list
+        .iter()
+        .map(|row| (&row["state"], &row["name"]))
+        .collect();
+    assert_eq!(states.len(), 2);
+    assert!(states.contains(&(&json!("delegated"), &json!("api"))));
+    assert!(states.contains(&(&json!("delegated"), &json!(null))));
+    let refused = project.portlock(&["release", "web"]).code(FAILED);
+    refused.warns("no port is reserved as web in ");
+}
+
+#[test]
+fn a_reservation_whose_port_is_held_is_not_released() {
+    let project = Project::new(5);
+    let holder = project.hold(&["web"]);
+    let refused = project.portlock(&["release", "web"]).code(FAILED);
+    refused.warns(&format!("by pid {}", holder.id()));
+    holder.kill();
+    project.portlock(&["release", "web"]).code(0);
+}
+
+#[test]
+fn a_reservation_that_cannot_be_read_is_released_by_its_number() {
+    let project = Project::new(5);
+    let port = project.scene.port();
+    let torn = [&[b' '; 512][..], b"reserved web /ho"].concat();
+    fs::write(project.scene.dir().join(port.to_string()), torn).expect("our own directory");
+    let check = project.scene.check(port).code(LEASED);
+    check.prints_just(&format!("{port} reserved for a name that cannot be read\n"));
+    let list = project.portlock(&["list"]).code(0);
+    assert!(
+        list.out().contains("reserved, name unreadable"),
+        "{}",
+        list.out()
+    );
+    project.portlock(&["release", &port.to_string()]).code(0);
+    project.scene.assert_leasable(port);
+}
+
+#[test]
+fn a_server_that_is_started_again_waits_for_the_one_that_ends() {
+    let project = Project::new(3);
+    if !is_installed("python3") {
+        return;
+    }
+    let server = "import http.server as h, signal, sys, time\n\
+                  def end(*_):\n time.sleep(0.3); sys.exit()\n\
+                  signal.signal(signal.SIGTERM, end)\n\
+                  s = h.HTTPServer(('127.0.0.1', int(sys.argv[1])), h.SimpleHTTPRequestHandler)\n\
+                  print(s.server_port, flush=True); s.serve_forever()";
+    let start = || {
+        let args = ["run", "--name=web", "--", "python3", "-c", server, "{web}"];
+        Running::start(project.command(&args))
+    };
+    let mut old = start();
+    let port = old.hear();
+    old.signal(rustix::process::Signal::TERM);
+    let new = start();
+    assert_eq!(new.hear(), port);
+    old.wait();
+    project.portlock(&["wait", "web"]).code(0);
+}
+
+// ---------------------------------------------------------------------------
+// `list`, `check` and `wait`.
+
+#[test]
+fn check_says_for_what_a_port_is_reserved() {
+    let project = Project::new(10);
+    let web = project.port("web");
+    let reserved = format!("reserved as web in {}\n", project.root().display());
+    let by_name = |code| {
+        project
+            .portlock(&["check", "web"])
+            .code(code)
+            .warns_of_nothing()
+    };
+    let by_number = |code| project.scene.check(web).code(code);
+    by_name(0).prints_just(&format!("{web} {reserved}"));
+    by_number(LEASED).prints_just(&format!("{web} {reserved}"));
+    let row = project.portlock(&["check", "web", "--json"]).code(0).json();
+    assert_eq!(row[0]["state"], "reserved");
+    assert_eq!(row[0]["name"], "web");
+    assert_eq!(row[0]["root"], project.root().to_str().expect("UTF-8"));
+    assert_eq!(row[0]["reservation"], "present");
+
+    let holder = project.hold(&["web"]);
+    for check in [by_name(LEASED), by_number(LEASED)] {
+        let check = check.prints(&format!("{web} leased by pid {} \"cat\"", holder.id()));
+        assert!(
+            check.out().ends_with(&format!("; {reserved}")),
+            "{}",
+            check.out()
+        );
+    }
+    holder.kill();
+    let server = listen_strictly(web).expect("free");
+    for check in [by_name(BOUND), by_number(BOUND)] {
+        let check = check.prints(&format!("{web} bound by pid {}", std::process::id()));
+        assert!(
+            check.out().ends_with(&format!("; {reserved}")),
+            "{}",
+            check.out()
+        );
+    }
+    drop(server);
+    // Of several the greatest.
+    project.portlock(&["port", "api"]).code(0);
+    let _holder = project.hold(&["api"]);
+    project.portlock(&["check", "web", "api"]).code(LEASED);
+}
+
+#[test]
+fn reserved_ports_are_listed_with_their_names_and_roots() {
+    let project = Project::new(20);
+    let sub = project.create("sub");
+    let (web, api) = (project.port("web"), project.port("api"));
+    let other = project.portlock_in(&sub, &["port", "web"]).code(0).ports()[0];
+    let holder = project.hold(&["api"]);
+    let root = project.root();
+    let root = root.to_str().expect("UTF-8");
+    let list = project.portlock(&["list"]).code(0).warns_of_nothing();
+    let mut lines = list.out().lines();
+    let words = |line: &str| {
+        line.split_whitespace()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let header = [
+        "PORT", "STATE", "PID", "PROGRAM", "AGE", "LABEL", "NAME", "ROOT",
+    ];
+    assert_eq!(words(lines.next().expect("a header")), header);
+    let line = |port: u16| {
+        let line = list
+            .out()
+            .lines()
+            .find(|line| line.starts_with(&port.to_string()));
+        words(line.unwrap_or_else(|| panic!("{port}: {}", list.out())))
+    };
+    assert_eq!(line(web), [&web.to_string(), "reserved", "web", root]);
+    let held = line(api);
+    assert_eq!(
+        held[1..7],
+        [
+            "leased,",
+            "not",
+            "bound",
+            "yet",
+            &holder.id().to_string(),
+            "cat"
+        ]
+    );
+    assert_eq!(held[held.len() - 2..], ["api", root]);
+
+    let ports = |options: &[&str]| -> Vec<u64> {
+        let rows = project.list(options);
+        rows.iter()
+            .map(|row| row["port"].as_u64().expect("a port"))
+            .collect()
+    };
+    let sorted = |ports: &[u16]| {
+        let mut ports: Vec<u64> = ports.iter().map(|&port| port.into()).collect();
+        ports.sort_unstable();
+        ports
+    };
+    assert_eq!(ports(&[]), sorted(&[web, api, other]));
+    assert_eq!(ports(&["--name=web"]), sorted(&[web, other]));
+    assert_eq!(ports(&["--root=."]), sorted(&[web, api]));
+    assert_eq!(ports(&["--root", root, "--name=api"]), sorted(&[api]));
+    assert_eq!(ports(&["--root=sub"]), sorted(&[other]));
+    assert_eq!(ports(&["--label=sh"]), sorted(&[api]));
+    assert_eq!(ports(&["--name=nothing"]), sorted(&[]));
+    let rows = project.list(&["--name=api"]);
+    let row = &rows[0];
+    assert_eq!(
+        (&row["state"], &row["name"], &row["root"]),
+        (&json!("leased"), &json!("api"), &json!(root))
+    );
+    if cfg!(target_os = "linux") {
+        assert_eq!(row["cwd"], root);
+    }
+    // Who had it last is no news.
+    holder.kill();
+    let row = &project.list(&["--name=api"])[0];
+    assert_eq!(
+        (&row["state"], &row["pid"], &row["label"]),
+        (&json!("reserved"), &json!(null), &json!(null))
+    );
+    // A port that another program has bound.
+    let _server = listen_strictly(web).expect("free");
+    let list = project
+        .portlock(&["list", "--name=web", "--root=."])
+        .code(0);
+    let served = format!("reserved, served by pid {} (", std::process::id());
+    assert!(list.out().contains(&served), "{}", list.out());
+    // One object a line, again and again.
+    let watch = Running::start(project.command(&["list", "--watch", "--json", "--name=api"]));
+    for _ in 0..2 {
+        let line: Value = serde_json::from_str(&watch.hear()).expect("an object");
+        assert_eq!(line["ports"][0]["name"], "api");
+    }
+}
+
+#[test]
+fn reservations_whose_root_is_gone_or_not_found_are_shown_as_such() {
+    let project = Project::new(20);
+    let (gone, disk) = (project.create("gone"), project.create("disk/shop"));
+    let port = |dir: &Path| project.portlock_in(dir, &["port", "web"]).code(0).ports()[0];
+    let (of_gone, of_disk) = (port(&gone), port(&disk));
+    fs::remove_dir(&gone).expect("our own");
+    // As when it is not mounted.
+    let mounted = project.root().join("disk");
+    fs::rename(&mounted, project.root().join("elsewhere")).expect("our own");
+    let list = project.portlock(&["list"]).code(0);
+    assert!(!list.out().contains(&of_gone.to_string()), "{}", list.out());
+    assert!(
+        list.out().contains("reserved, root not found"),
+        "{}",
+        list.out()
+    );
+    let list = project.portlock(&["list", "--all"]).code(0);
+    assert!(
+        list.out().contains("stale file, root gone"),
+        "{}",
+        list.out()
+    );
+    let check = project.scene.check(of_disk).code(LEASED);
+    let named = format!(
+        "reserved as web in {}, which cannot be found\n",
+        disk.display()
+    );
+    check.prints_just(&format!("{of_disk} {named}"));
+    project
+        .scene
+        .check(of_gone)
+        .code(0)
+        .prints_just(&format!("{of_gone} free\n"));
+    let kept = format!(
+        "{of_disk} kept, reserved as web in {}: root not found\n",
+        disk.display()
+    );
+    let clean = project.portlock(&["clean"]).code(0);
+    clean.prints_just(&format!("1 lock file removed, 1 kept\n{kept}"));
+    // It can be released all the same.
+    let root = disk.to_str().expect("UTF-8");
+    project
+        .portlock(&["release", "web", "--root", root])
+        .code(0);
+    project
+        .portlock(&["clean"])
+        .code(0)
+        .prints_just("1 lock file removed, 0 kept\n");
+}
+
+#[test]
+fn copies_of_other_lock_directories_are_removed_if_asked_for() {
+    let project = Project::new(5);
+    let locks = tempfile::tempdir().expect("a temporary directory");
+    let other = locks.path().join("locks");
+    fs::create_dir(&other).expect("our own directory");
+    portlock_testkit::set_mode(&other, 0o700);
+    let dir = other.to_str().expect("UTF-8");
+    project
+        .portlock(&["port", "web", "--lock-dir", dir])
+        .code(0);
+    fs::remove_dir_all(&other).expect("our own");
+    project
+        .portlock(&["clean"])
+        .code(0)
+        .prints_just("0 lock files removed, 0 kept\n");
+    let clean = project.portlock(&["clean", "--all"]).code(0);
+    clean.prints_just("0 lock files removed, 0 kept\n1 copy of a reservation removed\n");
+    let clean = project.portlock(&["clean", "--all"]).code(0);
+    clean.prints_just("0 lock files removed, 0 kept\n0 copies of reservations removed\n");
+}
+
+#[test]
+fn the_map_shows_reserved_ports() {
+    let project = Project::new(5);
+    let second = project.scene.ports().nth(1).expect("five").to_string();
+    project
+        .portlock(&["port", "web", "--ports", &second])
+        .code(0);
+    let map = project.portlock(&["list", "--map"]).code(0);
+    assert!(
+        map.out()
+            .starts_with(&format!("{:>5} .r...\n", project.scene.port())),
+        "{}",
+        map.out()
+    );
+    assert!(
+        map.out().contains("  r reserved for a name: 1\n"),
+        "{}",
+        map.out()
+    );
+}
+
+/// A server that announces its port on its standard output.
+const SERVER: &str = "import http.server as h, os\n\
+    s = h.HTTPServer(('127.0.0.1', int(os.environ['WEB_PORT'])), h.SimpleHTTPRequestHandler)\n\
+    print('listens', flush=True); s.serve_forever()";
+
+#[test]
+fn a_name_is_waited_for_until_it_is_reserved_leased_and_served() {
+    let project = Project::new(5);
+    if !is_installed("python3") {
+        return;
+    }
+    let wait = || Running::start(project.command(&["wait", "web", "--timeout=60", "--json"]));
+    let timed_out = |why: &str| {
+        let wait = project.portlock(&["wait", "web", "--timeout=0.1"]);
+        drop(wait.code(TIMED_OUT).prints_just("").warns(why));
+    };
+    let (mut first, mut second) = (wait(), wait());
+    timed_out("no port is reserved as web in ");
+    let web = project.port("web");
+    timed_out(&format!("port {web}, which is reserved as web in "));
+    // A stranger's server is not accepted.
+    let stranger = TcpListener::bind(("127.0.0.1", web)).expect("a free port");
+    timed_out(&format!("(it is served by pid {} (", std::process::id()));
+    let by_number = project.portlock(&["wait", "--timeout=0.1", &web.to_string()]);
+    by_number
+        .code(TIMED_OUT)
+        .warns("which is reserved as web in ");
+    project.portlock(&["wait", "--any", "web"]).code(0);
+    drop(stranger);
+    // Neither is a lease without a server.
+    let holder = project.hold(&["web"]);
+    timed_out(&web.to_string());
+    assert!(!first.has_ended() && !second.has_ended());
+    holder.kill();
+    let server =
+        Running::start(project.command(&["run", "--name=web", "--", "python3", "-c", SERVER]));
+    assert_eq!(server.hear(), "listens");
+    for waiting in [&mut first, &mut second] {
+        assert!(waiting.wait().success());
+        let mut text = String::new();
+        while let Some(line) = waiting.hear_or_end() {
+            text += &line;
+        }
+        let row: Value = serde_json::from_str(&text).expect("JSON");
+        let row = &row[0];
+        assert_eq!(
+            (&row["port"], &row["name"], &row["server"]),
+            (&json!(web), &json!("web"), &json!("holder"))
+        );
+        assert_eq!(row["server_pid"], server.id());
+    }
+    project
+        .portlock(&["wait", "--free", "--timeout=0", "web"])
+        .code(TIMED_OUT)
+        .warns("1 leased");
+    server.kill();
+    project
+        .portlock(&["wait", "--free", "--timeout=5", "web"])
+        .code(0);
+}
+
+#[test]
+fn another_process_on_a_leased_name_is_not_its_server() {
+    let project = Project::new(5);
+    let holder = project.hold(&["web"]);
+    let web = project.port("web");
+    let _stranger = TcpListener::bind(("127.0.0.1", web)).expect("a free port");
+    let wait = project
+        .portlock(&["wait", "web", "--timeout=30"])
+        .code(BOUND);
+    let own = format!("is served by pid {}", std::process::id());
+    wait.prints_just("")
+        .warns(&own)
+        .warns(&format!("pid {}", holder.id()));
+}
+
+#[test]
+fn a_wait_on_a_terminal_says_for_what_it_waits() {
+    let project = Project::new(5);
+    let web = project.port("web");
+    let _holder = project.hold(&["web"]);
+    let root = project.root();
+    let root = root.to_str().expect("UTF-8");
+    for (line, says) in [
+        (
+            format!("portlock run --name web --root {root} --timeout 1.5 true"),
+            format!("{web} by pid "),
+        ),
+        (
+            format!("portlock run --name api --name web --root {root} --timeout 1.5 true"),
+            format!("{web} by pid "),
+        ),
+        (
+            format!("portlock wait web --root {root} --timeout 1.5"),
+            format!("for a server on port {web}, leased by pid "),
+        ),
+        (
+            format!("portlock wait new --root {root} --timeout 1.5"),
+            "no port is reserved as new in ".to_owned(),
+        ),
+    ] {
+        let Some(command) = project.scene.on_terminal(&line) else {
+            return;
+        };
+        let waited = answer(command);
+        let notices = waited
+            .out()
+            .lines()
+            .filter(|line| line.contains("portlock: waiting: "));
+        let notices: Vec<&str> = notices.collect();
+        assert!(
+            matches!(notices[..], [only] if only.contains(&says)),
+            "{}",
+            waited.out()
+        );
+    }
+}

@@ -1,0 +1,332 @@
+//! `portlock stop`: it ends the processes that have leased a name, and no other one.
+
+#![cfg(target_os = "linux")]
+
+use std::{
+    fs,
+    os::unix::process::ExitStatusExt as _,
+    path::Path,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use assert_cmd::assert::Assert;
+use portlock_testkit::{
+    OrdinaryUser, Process, Running, Said, Scene, TIMED_OUT, am_root, answer, until,
+};
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+/// A project with servers.
+struct Project {
+    scene: Scene,
+    root: TempDir,
+}
+
+impl Project {
+    fn new() -> Self {
+        Self {
+            scene: Scene::new(8),
+            root: tempfile::tempdir().expect("a temporary directory"),
+        }
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = self.scene.program(args);
+        command.current_dir(self.root.path());
+        command
+    }
+
+    #[track_caller]
+    fn portlock(&self, args: &[&str]) -> Assert {
+        answer(self.command(args))
+    }
+
+    #[track_caller]
+    fn port(&self, name: &str) -> u16 {
+        self.portlock(&["port", name]).code(0).ports()[0]
+    }
+
+    /// Starts a shell that has leased a name.
+    fn start(&self, name: &str, script: &str) -> Running {
+        let name = format!("--name={name}");
+        Running::start(self.command(&["run", &name, "--", "sh", "-c", script]))
+    }
+}
+
+/// Returns the pids in a line.
+fn pids(line: &str) -> Vec<u32> {
+    let pids = line.split_whitespace();
+    pids.map(|pid| pid.parse().expect("a pid")).collect()
+}
+
+/// Returns whether a process lives, a zombie not.
+fn lives(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+    stat.is_ok_and(|stat| !stat.rsplit(") ").next().expect("a state").starts_with('Z'))
+}
+
+#[test]
+fn the_holder_and_its_descendants_are_stopped_and_nobody_else() {
+    let project = Project::new();
+    // A child, a grandchild, and a process that is none of them.
+    let script = "sh -c 'sleep 1000 & echo $$ $!; wait' & wait";
+    let mut holder = project.start("web", script);
+    let descendants = pids(&holder.hear());
+    let mut other = project.start("api", "sleep 1000 & echo $!; wait");
+    let of_other = pids(&other.hear());
+    let mut stranger = Process::start({
+        let mut sleep = Command::new("sleep");
+        sleep.arg("1000").current_dir(project.root.path());
+        sleep
+    });
+    let web = project.port("web");
+    let would = project.portlock(&["stop", "--dry-run", "web"]).code(0);
+    let start = format!("web {web}: would stop pid {} (sh), pid ", holder.id());
+    let would = would.warns_of_nothing().prints(&start);
+    for &pid in &descendants {
+        assert!(
+            would.out().contains(&format!(", pid {pid} (")),
+            "{}",
+            would.out()
+        );
+        assert!(lives(pid));
+    }
+    let stopped = project
+        .portlock(&["stop", "web"])
+        .code(0)
+        .warns_of_nothing();
+    assert_eq!(stopped.out(), would.out().replace("would stop", "stopped"));
+    assert_eq!(holder.wait().signal(), Some(Signal::TERM.as_raw()));
+    assert!(!descendants.iter().any(|&pid| lives(pid)));
+    // The port can be leased immediately, and the reservation stays.
+    let again = ["run", "--name=web", "--timeout=0", "--", "echo", "{web}"];
+    project
+        .portlock(&again)
+        .code(0)
+        .prints_just(&format!("{web}\n"));
+    let nothing = project
+        .portlock(&["stop", "web"])
+        .code(0)
+        .warns_of_nothing();
+    nothing.prints_just(&format!("web {web}: nothing to stop\n"));
+    assert!(!other.has_ended() && of_other.iter().all(|&pid| lives(pid)));
+    assert!(!stranger.has_ended());
+    // All names, of this root only.
+    let sub = project.root.path().join("sub");
+    fs::create_dir(&sub).expect("our own directory");
+    let mut all = project.command(&["stop", "--all"]);
+    all.current_dir(&sub);
+    answer(all).code(0).prints_just("");
+    assert!(!other.has_ended());
+    let all = project.portlock(&["stop", "--all"]).code(0);
+    assert_eq!(all.out().lines().count(), 2, "{}", all.out());
+    assert!(other.wait().signal().is_some() && !of_other.iter().any(|&pid| lives(pid)));
+    assert!(!stranger.has_ended());
+}
+
+#[test]
+fn what_ignores_sigterm_is_killed_after_the_timeout() {
+    let project = Project::new();
+    let mut stubborn = project.start("web", "trap '' TERM; echo $$; exec sleep 1000");
+    stubborn.hear();
+    let start = Instant::now();
+    project
+        .portlock(&["stop", "web", "--timeout=0.5"])
+        .code(0)
+        .warns_of_nothing();
+    let took = start.elapsed().as_secs_f64();
+    assert!((0.5..10.0).contains(&took), "{took}");
+    assert_eq!(stubborn.wait().signal(), Some(Signal::KILL.as_raw()));
+    let mut stubborn = project.start("web", "trap '' TERM; echo $$; exec sleep 1000");
+    stubborn.hear();
+    project.portlock(&["stop", "web", "--timeout=0"]).code(0);
+    assert_eq!(stubborn.wait().signal(), Some(Signal::KILL.as_raw()));
+}
+
+#[test]
+fn a_server_may_take_its_time_to_end() {
+    let project = Project::new();
+    let files = tempfile::tempdir().expect("a temporary directory");
+    let saved = files.path().join("saved");
+    let script = format!(
+        "trap 'sleep 0.3; echo yes >{}; exit 5' TERM; echo ready; while :; do sleep 0.05; done",
+        saved.display()
+    );
+    let mut server = project.start("web", &script);
+    server.hear();
+    project.portlock(&["stop", "web", "--timeout=60"]).code(0);
+    assert_eq!(fs::read_to_string(saved).expect("it was saved"), "yes\n");
+    assert_eq!(server.wait().code(), Some(5));
+}
+
+#[test]
+fn processes_that_have_inherited_the_lease_are_stopped() {
+    let project = Project::new();
+    // Its parent has ended, and so would that of a server that daemonized.
+    let script = "sleep 1000 & sleep 1001 & echo $! & wait $!; exit";
+    let mut parent = project.start("web", script);
+    let orphan = pids(&parent.hear());
+    assert!(parent.wait().success());
+    project.portlock(&["check", "web"]).code(1);
+    let stopped = project
+        .portlock(&["stop", "web"])
+        .code(0)
+        .warns_of_nothing();
+    assert!(!lives(orphan[0]));
+    assert_eq!(
+        stopped.out().matches("(sleep)").count(),
+        2,
+        "{}",
+        stopped.out()
+    );
+    project.portlock(&["check", "web"]).code(0);
+}
+
+#[test]
+fn children_that_are_started_in_the_end_are_stopped_too() {
+    let project = Project::new();
+    let script = "trap 'sleep 1000 & echo $!; wait' TERM; echo ready; while :; do sleep 0.05; done";
+    let mut server = project.start("web", script);
+    server.hear();
+    let mut stop = Running::start(project.command(&["stop", "web", "--timeout=2"]));
+    let last = pids(&server.hear());
+    assert!(stop.wait().success());
+    assert!(!lives(last[0]));
+    assert!(server.wait().signal().is_some());
+}
+
+#[test]
+fn what_leases_the_name_after_that_is_not_stopped() {
+    let project = Project::new();
+    let mut old = project.start(
+        "web",
+        "trap 'sleep 0.3; exit' TERM; echo ready; while :; do sleep 0.05; done",
+    );
+    old.hear();
+    // It waits for the port.
+    let mut new = project.start("web", "echo has it; exec cat");
+    project.portlock(&["stop", "web"]).code(0);
+    old.wait();
+    assert_eq!(new.hear(), "has it");
+    assert!(!new.has_ended());
+    project.portlock(&["check", "web"]).code(1);
+}
+
+#[test]
+fn portlock_and_what_it_was_started_from_are_spared() {
+    let project = Project::new();
+    // The lease is for this process.
+    let web = project.portlock(&["pick", "--name=web"]).code(0).ports()[0];
+    for options in [&[][..], &["--dry-run"], &["--timeout=0"]] {
+        let stop = project
+            .portlock(&[&["stop", "web"], options].concat())
+            .code(TIMED_OUT);
+        let stop = stop.prints_just(&format!("web {web}: not stopped\n"));
+        stop.warns(&format!("leased by pid {}", std::process::id()));
+    }
+    // A command that stops its own name: what it has started would not be told from itself.
+    let script = "sleep 1000 & echo $!; portlock stop web; echo $?";
+    let mut own = project.command(&["run", "--name=api", "--name=db", "--", "sh", "-c"]);
+    own.arg(script.replace("web", "api"));
+    let mut own = Running::start(own);
+    let sleeper = pids(&own.hear());
+    assert!(own.hear().ends_with("not stopped"));
+    assert_eq!(own.hear(), TIMED_OUT.to_string());
+    assert!(own.wait().success() && lives(sleeper[0]));
+    project.portlock(&["stop", "api"]).code(0);
+    assert!(!lives(sleeper[0]));
+}
+
+#[test]
+fn names_of_one_process_are_stopped_together() {
+    let project = Project::new();
+    let args = [
+        "run",
+        "--name=web",
+        "--name=api",
+        "--",
+        "sh",
+        "-c",
+        "echo ready; exec sleep 1000",
+    ];
+    let mut holder = Running::start(project.command(&args));
+    holder.hear();
+    project.portlock(&["stop", "api"]).code(0);
+    assert!(holder.wait().signal().is_some());
+    project.portlock(&["check", "web", "api"]).code(0);
+}
+
+#[test]
+fn a_process_of_another_user_is_left_and_named() {
+    if !am_root() {
+        eprintln!("left out: only root can run this as two users");
+        return;
+    }
+    let (project, user) = (Project::new(), OrdinaryUser::new());
+    let open = |path: &Path, mode| portlock_testkit::set_mode(path, mode);
+    open(project.scene.dir(), 0o1777);
+    open(project.root.path(), 0o755);
+    let root = project.root.path().to_str().expect("UTF-8").to_owned();
+    let script = "echo ready; exec sleep 1000";
+    let args = [
+        "run",
+        "--name=web",
+        "--root",
+        &root,
+        "--",
+        "sh",
+        "-c",
+        script,
+    ];
+    let mut holder = Running::start(project.command(&args));
+    holder.hear();
+    let web = project.port("web");
+    let mut stop = user.program(
+        &project.scene,
+        &["stop", "web", "--root", &root, "--timeout=0"],
+    );
+    stop.env("XDG_STATE_HOME", "/nowhere");
+    let stop = answer(stop).code(TIMED_OUT);
+    stop.prints_just(&format!("web {web}: nothing to stop\n"))
+        .warns(&format!(
+            "pid {} (sleep) of web has not ended: ",
+            holder.id()
+        ))
+        .warns("not permitted");
+    assert!(!holder.has_ended());
+}
+
+#[test]
+fn a_pid_that_another_process_has_got_is_not_signaled() {
+    let project = Project::new();
+    let mut stranger = project.scene.idle();
+    let web = project.port("web");
+    // The start of a process is known to a hundredth of a second, and taken for the same if it is one
+    // of these earlier or later.
+    thread::sleep(Duration::from_millis(100));
+    // As if the process that had leased it had ended, and this one had got its pid.
+    let mut holder = project.start("web", "echo ready; exec cat");
+    holder.hear();
+    holder.kill_only();
+    let pid = stranger.id().to_string();
+    project.scene.forge_word(web, 1, &pid);
+    project.portlock(&["stop", "web", "--timeout=0"]).code(0);
+    assert!(!stranger.has_ended());
+}
+
+#[test]
+fn a_process_that_holds_many_descendants_leaves_none() {
+    let project = Project::new();
+    let script = "for i in 1 2 3 4 5; do (sleep 1000 & sleep 1000 & sleep 1000 & wait) & done; echo ready; wait";
+    let mut holder = project.start("web", script);
+    holder.hear();
+    until("all descendants", || {
+        let would = project.portlock(&["stop", "--dry-run", "web"]).code(0);
+        (would.out().matches("(sleep)").count() == 15).then_some(())
+    });
+    let stop = project.portlock(&["stop", "web"]).code(0);
+    assert_eq!(stop.out().matches("(sleep)").count(), 15, "{}", stop.out());
+    assert!(holder.wait().signal().is_some());
+}

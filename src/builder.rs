@@ -794,29 +794,41 @@ impl Builder {
     }
 
     fn check_within(&self, timeout: Duration) -> Result<()> {
+        let start = Instant::now();
         let endpoints = self.endpoints.with_closing_as_free();
         let key = self.key()?;
-        let reserved = match &key {
-            Some(key) => {
-                let dir = LockDir::located(self.lock_dir.as_deref())?;
-                match dir.reserved(key)? {
-                    // Where its line has to be restored, the port is still like any other.
-                    Some(found) => Some((found.port, dir.has_line(key, found.port)?)),
-                    None => None,
+        let mut moves = 0;
+        loop {
+            let reserved = match &key {
+                Some(key) => {
+                    let dir = LockDir::located(self.lock_dir.as_deref())?;
+                    match dir.reserved(key)? {
+                        // Where its line has to be restored, the port is still like any other.
+                        Some(found) => Some((found.port, dir.has_line(key, found.port)?)),
+                        None => None,
+                    }
                 }
+                None => None,
+            };
+            let mut acquisition = match reserved {
+                Some((port, has_line)) => {
+                    let key = key.as_ref().filter(|_| has_line);
+                    self.begin_with(Cow::Owned(port.into()), &endpoints, key)
+                }
+                None => self.begin()?,
+            };
+            acquisition.timeout = timeout.saturating_sub(start.elapsed());
+            acquisition.request.creates_dir = false;
+            let outcome = acquisition.none();
+            let why = outcome.as_ref().err().and_then(Error::counts);
+            match why {
+                // The line has been restored or removed since.
+                Some(why) if reserved.is_some() && why.reserved > 0 && moves < MAX_MOVES => {
+                    moves += 1;
+                }
+                _ => return outcome,
             }
-            None => None,
-        };
-        let mut acquisition = match reserved {
-            Some((port, has_line)) => {
-                let key = key.as_ref().filter(|_| has_line);
-                self.begin_with(Cow::Owned(port.into()), &endpoints, key)
-            }
-            None => self.begin()?,
-        };
-        acquisition.timeout = timeout;
-        acquisition.request.creates_dir = false;
-        acquisition.none()
+        }
     }
 
     fn begin_several(&self) -> Result<Acquisition<'_>> {

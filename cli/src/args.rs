@@ -123,7 +123,7 @@ pub(crate) struct Selection {
     #[arg(
         long = "name",
         value_name = "NAME",
-        conflicts_with_all = ["number", "contiguous", "prefer", "reuse_address"]
+        conflicts_with_all = ["number", "contiguous", "prefer"]
     )]
     pub(crate) names: Vec<String>,
 

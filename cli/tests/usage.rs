@@ -177,7 +177,6 @@ fn options_that_exclude_each_other_are_refused() {
         &["run", "--name=a", "--env=A", TRUE],
         &["run", "--name=a", "--contiguous", TRUE],
         &["pick", "--name=a", "--prefer=b"],
-        &["pick", "--name=a", "--reuse-address"],
         &["list", "--map", "--name=a"],
         &["ports", "--server", "--ephemeral"],
         &["ports", "--server", "4000"],

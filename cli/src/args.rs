@@ -396,10 +396,10 @@ pub(crate) struct List {
 /// user, as far as they can be seen: of other users' servers, Linux shows the user, macOS
 /// nothing, and Windows the process. On Linux, JSON has the command line and directory too.
 ///
-/// A port that is reserved is free for its own name, and leased to all others.
+/// A port that is reserved for a name is free if it is named so, and not free as a number.
 ///
-/// The exit status is 0 if all are free, 1 if one is leased, and 3 if one is bound
-/// by a program without a lease, or may not be bound.
+/// The exit status is 0 if all are free, 1 if one is leased or reserved, and 3 if one is
+/// bound by a program without a lease, or may not be bound.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Check {
     /// The ports, as numbers or as the names that they are reserved for.

@@ -43,13 +43,15 @@ impl ExitStatus {
     const fn meaning(self) -> &'static str {
         match self {
             Self::Success => "success",
-            Self::Leased => "`check`: a port is leased",
+            Self::Leased => "`check`: a port is leased, or reserved for a name",
             Self::Bound => {
                 "`check`: a port is bound without a lease, or may not be bound; `wait`: another \
                  process's server answers"
             }
             Self::Exhausted => "no port was free in time",
-            Self::TimedOut => "what was waited for did not happen in time",
+            Self::TimedOut => {
+                "what was waited for did not happen in time; `stop`: a process is left"
+            }
             Self::Failed => "portlock itself failed",
             Self::NotExecutable => "`run`: CMD could not be executed",
             Self::NotFound => "`run`: CMD was not found",
@@ -102,6 +104,8 @@ mod tests {
         assert_eq!(statuses(&help("check"), "exit status"), check);
         let wait = codes(&[ExitStatus::Bound, ExitStatus::TimedOut]);
         assert_eq!(statuses(&help("wait"), "exit status"), wait);
+        let stop = codes(&[ExitStatus::Success, ExitStatus::TimedOut]);
+        assert_eq!(statuses(&help("stop"), "exit status"), stop);
         let all = command.get_after_long_help().expect("a help").to_string();
         assert_eq!(statuses(&all, "Exit status"), codes(&ExitStatus::ALL));
     }

@@ -8,7 +8,6 @@ use winsafe::{HPROCESS, HPROCESSLIST, SysResult, co, guard::CloseHandleGuard};
 use super::{super::Listed, caller::start};
 
 /// One process, whether it still runs or not.
-#[derive(Debug)]
 pub(crate) struct Process {
     pid: u32,
     handle: CloseHandleGuard<HPROCESS>,

@@ -351,6 +351,21 @@ fn names_are_checked() {
 }
 
 #[test]
+fn a_name_that_is_checked_while_it_is_restored_is_free() {
+    let project = Project::new(4);
+    let (mut checker, mut restorer) = (project.caller(), project.caller());
+    let web = port(restorer.ask("reserve web"));
+    for _ in 0..stress(300) {
+        project.reboot();
+        restorer.say("reserve web");
+        for _ in 0..3 {
+            assert_eq!(checker.ask("check web"), "free");
+        }
+        assert_eq!(restorer.hear(), web);
+    }
+}
+
+#[test]
 fn a_reservation_outlives_the_lock_directory_and_ends_with_its_root() {
     let project = Project::new(4);
     let mut caller = project.caller();

@@ -255,6 +255,36 @@ fn what_breaks_away_from_the_job_goes_on_when_portlock_is_killed() {
 }
 
 #[test]
+fn a_server_that_has_leased_a_name_is_stopped_with_its_command() {
+    let scene = Scene::new(5);
+    let project = tempfile::tempdir().expect("a temporary directory");
+    let root = project.path().to_str().expect("UTF-8");
+    let named = |args: &[&str]| scene.portlock([args, &["--root", root]].concat());
+    let web = named(&["port", "web"]).code(0).ports()[0];
+    let env = named(&["env", "web"]).code(0);
+    assert_eq!(env.out().trim_end(), format!("WEB_PORT={web}"));
+    let (mut other, _) = scene.hold(&["--name=api", "--root", root]);
+    let (mut holder, port) = scene.hold(&["--name=web", "--root", root]);
+    assert_eq!(port, web);
+    named(&["check", "web"]).code(1).warns_of_nothing();
+    let would = named(&["stop", "web", "--dry-run"]).code(0);
+    would.prints(&format!("web {web}: would stop pid {} (", holder.id()));
+    assert!(!holder.has_ended());
+    let stop = named(&["stop", "web"]).code(0).warns_of_nothing();
+    stop.prints(&format!("web {web}: stopped pid {} (", holder.id()));
+    holder.wait();
+    named(&["check", "web"]).code(0);
+    assert!(!other.has_ended());
+    drop(other);
+    // The state directory is this user's, and not the test's own.
+    until("the end of the lease", || {
+        let release = named(&["release", "web", "api"]);
+        let is_done = release.get_output().status.success() || release.err().contains("no port");
+        is_done.then_some(())
+    });
+}
+
+#[test]
 fn a_command_that_waits_for_a_lease_gets_it() {
     let scene = Scene::new(1);
     let (holder, port) = scene.hold(&[]);

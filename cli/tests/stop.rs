@@ -71,14 +71,14 @@ fn lives(pid: u32) -> bool {
 fn the_holder_and_its_descendants_are_stopped_and_nobody_else() {
     let project = Project::new();
     // A child, a grandchild, and a process that is none of them.
-    let script = "sh -c 'sleep 1000 & echo $$ $!; wait' & wait";
+    let script = "sh -c 'sleep 100 & echo $$ $!; wait' & wait";
     let mut holder = project.start("web", script);
     let descendants = pids(&holder.hear());
-    let mut other = project.start("api", "sleep 1000 & echo $!; wait");
+    let mut other = project.start("api", "sleep 100 & echo $!; wait");
     let of_other = pids(&other.hear());
     let mut stranger = Process::start({
         let mut sleep = Command::new("sleep");
-        sleep.arg("1000").current_dir(project.root.path());
+        sleep.arg("100").current_dir(project.root.path());
         sleep
     });
     let web = project.port("web");
@@ -129,7 +129,7 @@ fn the_holder_and_its_descendants_are_stopped_and_nobody_else() {
 #[test]
 fn what_ignores_sigterm_is_killed_after_the_timeout() {
     let project = Project::new();
-    let mut stubborn = project.start("web", "trap '' TERM; echo $$; exec sleep 1000");
+    let mut stubborn = project.start("web", "trap '' TERM; echo $$; exec sleep 100");
     stubborn.hear();
     let start = Instant::now();
     project
@@ -139,7 +139,7 @@ fn what_ignores_sigterm_is_killed_after_the_timeout() {
     let took = start.elapsed().as_secs_f64();
     assert!((0.5..10.0).contains(&took), "{took}");
     assert_eq!(stubborn.wait().signal(), Some(Signal::KILL.as_raw()));
-    let mut stubborn = project.start("web", "trap '' TERM; echo $$; exec sleep 1000");
+    let mut stubborn = project.start("web", "trap '' TERM; echo $$; exec sleep 100");
     stubborn.hear();
     project.portlock(&["stop", "web", "--timeout=0"]).code(0);
     assert_eq!(stubborn.wait().signal(), Some(Signal::KILL.as_raw()));
@@ -165,7 +165,7 @@ fn a_server_may_take_its_time_to_end() {
 fn processes_that_have_inherited_the_lease_are_stopped() {
     let project = Project::new();
     // Its parent has ended, and so would that of a server that daemonized.
-    let script = "sleep 1000 & sleep 1001 & echo $! & wait $!; exit";
+    let script = "sleep 100 & sleep 101 & echo $! & wait $!; exit";
     let mut parent = project.start("web", script);
     let orphan = pids(&parent.hear());
     assert!(parent.wait().success());
@@ -187,7 +187,7 @@ fn processes_that_have_inherited_the_lease_are_stopped() {
 #[test]
 fn children_that_are_started_in_the_end_are_stopped_too() {
     let project = Project::new();
-    let script = "trap 'sleep 1000 & echo $!; wait' TERM; echo ready; while :; do sleep 0.05; done";
+    let script = "trap 'sleep 100 & echo $!; wait' TERM; echo ready; while :; do sleep 0.05; done";
     let mut server = project.start("web", script);
     server.hear();
     let mut stop = Running::start(project.command(&["stop", "web", "--timeout=2"]));
@@ -227,7 +227,7 @@ fn portlock_and_what_it_was_started_from_are_spared() {
         stop.warns(&format!("leased by pid {}", std::process::id()));
     }
     // A command that stops its own name: what it has started would not be told from itself.
-    let script = "sleep 1000 & echo $!; portlock stop web; echo $?";
+    let script = "sleep 100 & echo $!; portlock stop web; echo $?";
     let mut own = project.command(&["run", "--name=api", "--name=db", "--", "sh", "-c"]);
     own.arg(script.replace("web", "api"));
     let mut own = Running::start(own);
@@ -249,7 +249,7 @@ fn names_of_one_process_are_stopped_together() {
         "--",
         "sh",
         "-c",
-        "echo ready; exec sleep 1000",
+        "echo ready; exec sleep 100",
     ];
     let mut holder = Running::start(project.command(&args));
     holder.hear();
@@ -269,7 +269,7 @@ fn a_process_of_another_user_is_left_and_named() {
     open(project.scene.dir(), 0o1777);
     open(project.root.path(), 0o755);
     let root = project.root.path().to_str().expect("UTF-8").to_owned();
-    let script = "echo ready; exec sleep 1000";
+    let script = "echo ready; exec sleep 100";
     let args = [
         "run",
         "--name=web",
@@ -319,7 +319,7 @@ fn a_pid_that_another_process_has_got_is_not_signaled() {
 #[test]
 fn a_process_that_holds_many_descendants_leaves_none() {
     let project = Project::new();
-    let script = "for i in 1 2 3 4 5; do (sleep 1000 & sleep 1000 & sleep 1000 & wait) & done; echo ready; wait";
+    let script = "for i in 1 2 3 4 5; do (sleep 100 & sleep 100 & sleep 100 & wait) & done; echo ready; wait";
     let mut holder = project.start("web", script);
     holder.hear();
     until("all descendants", || {

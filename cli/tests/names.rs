@@ -12,7 +12,7 @@ use std::{
 use assert_cmd::assert::Assert;
 use portlock_testkit::{
     BOUND, EXHAUSTED, FAILED, LEASED, Running, Said, Scene, TIMED_OUT, answer, is_installed,
-    leave_in_time_wait, listen_strictly,
+    leave_in_time_wait, listen_strictly, until,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -862,6 +862,33 @@ fn a_name_is_waited_for_until_it_is_reserved_leased_and_served() {
     project
         .portlock(&["wait", "--free", "--timeout=5", "web"])
         .code(0);
+}
+
+#[test]
+fn a_stranger_that_comes_when_the_lease_has_ended_is_not_its_server() {
+    let project = Project::new(5);
+    let holder = project.hold(&["web"]);
+    let web = project.port("web");
+    let mut waiting = Running::start(project.command(&["wait", "web", "--timeout=60"]));
+    // In this time it has begun to wait for the holder's server.
+    project
+        .portlock(&["wait", "web", "--timeout=1"])
+        .code(TIMED_OUT);
+    holder.kill();
+    let stranger = TcpListener::bind(("127.0.0.1", web)).expect("a free port");
+    stranger.set_nonblocking(true).expect("it can be");
+    until("a connection of the one that waits", || {
+        stranger.accept().ok()
+    });
+    project
+        .portlock(&["wait", "web", "--timeout=0.5"])
+        .code(TIMED_OUT);
+    assert!(!waiting.has_ended());
+    drop(stranger);
+    let echo = ["--", "sh", "-c", "echo leased; exec cat"];
+    let holder = Running::start(project.command(&[&["run", "--name=web"], &echo[..]].concat()));
+    assert_eq!(holder.hear(), "leased");
+    assert!(!waiting.has_ended());
 }
 
 #[test]

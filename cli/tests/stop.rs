@@ -187,14 +187,21 @@ fn processes_that_have_inherited_the_lease_are_stopped() {
 #[test]
 fn children_that_are_started_in_the_end_are_stopped_too() {
     let project = Project::new();
-    let script = "trap 'sleep 100 & echo $!; wait' TERM; echo ready; while :; do sleep 0.05; done";
-    let mut server = project.start("web", script);
-    server.hear();
-    let mut stop = Running::start(project.command(&["stop", "web", "--timeout=2"]));
-    let last = pids(&server.hear());
-    assert!(stop.wait().success());
-    assert!(!lives(last[0]));
-    assert!(server.wait().signal().is_some());
+    // One that has the lease, and one that has closed what it inherited.
+    let closed = "3<&- 4<&- 5<&- 6<&- 7<&- 8<&- 9<&-";
+    for descriptors in ["", closed] {
+        let script = format!(
+            "trap 'sleep 100 {descriptors} & echo $!; wait' TERM; echo ready; \
+             while :; do sleep 0.05; done"
+        );
+        let mut server = project.start("web", &script);
+        server.hear();
+        let mut stop = Running::start(project.command(&["stop", "web", "--timeout=2"]));
+        let last = pids(&server.hear());
+        assert!(stop.wait().success());
+        assert!(!lives(last[0]));
+        assert!(server.wait().signal().is_some());
+    }
 }
 
 #[test]

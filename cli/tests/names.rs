@@ -689,6 +689,9 @@ fn reserved_ports_are_listed_with_their_names_and_roots() {
     }
     // Who had it last is no news.
     holder.kill();
+    let list = project.portlock(&["list", "--name=api"]).code(0);
+    let line = list.out().lines().nth(1).expect("a line");
+    assert_eq!(words(line), [&api.to_string(), "reserved", "api", root]);
     let row = &project.list(&["--name=api"])[0];
     assert_eq!(
         (&row["state"], &row["pid"], &row["label"]),

@@ -215,6 +215,7 @@ fn check_says_which_user_has_a_port_whose_process_cannot_be_seen() {
             "port": port, "state": "bound", "time_wait": false, "user": "root", "pid": null,
             "program": null, "command": null, "cwd": null, "label": null, "heir": null,
             "server": null, "server_pid": null, "server_program": null,
+            "name": null, "root": null, "reservation": null,
         }])
     );
 }

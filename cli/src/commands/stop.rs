@@ -197,6 +197,7 @@ impl<'a> Stopping<'a> {
         let Some(parent) = self.targets.iter().find(is_parent) else {
             return Ok(());
         };
+        // An ancestor is no child of a target, unless one has adopted it since.
         if self.ancestors.contains(&listed.pid)
             || self.targets.iter().any(|target| target.is(listed.pid))
         {

@@ -447,7 +447,17 @@ pub use server::{BelongsTo, Process, Server};
 pub use system_ports::ephemeral_port_range;
 pub use wait_status::WaitStatus;
 
-/// The README's examples, run as doctests.
+/// The examples of the README and of the guide, run as doctests.
 #[cfg(doctest)]
-#[doc = include_str!("../README.md")]
-struct Readme;
+mod pages {
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+    #[doc = include_str!("../docs/guide/one-port.md")]
+    struct OnePort;
+    #[doc = include_str!("../docs/guide/ci.md")]
+    struct Ci;
+    #[doc = include_str!("../docs/guide/ports.md")]
+    struct Ports;
+    #[doc = include_str!("../docs/guide/worktrees.md")]
+    struct Worktrees;
+}

@@ -1,26 +1,45 @@
-//! The guide on containers, `docs/containers.md`: its commands do what the page shows.
+//! The pages in `docs/`: their commands print what the pages show.
 
 #![cfg(target_os = "linux")]
 
 use std::{
+    ffi::OsStr,
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
 use portlock_testkit::{Scene, am_root, is_installed, portlock};
 
-/// The page.
-fn page() -> String {
-    let cli = Path::new(env!("CARGO_MANIFEST_DIR"));
-    fs::read_to_string(cli.with_file_name("docs").join("containers.md")).expect("the page")
+/// Returns the directory of the pages.
+fn docs() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("docs")
 }
 
-/// The blocks of commands with their output.
+/// Returns the paths of all pages.
+fn pages() -> Vec<PathBuf> {
+    let mut pages = Vec::new();
+    let mut dirs = vec![docs()];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(dir).expect("a directory") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else if path.extension() == Some(OsStr::new("md")) {
+                pages.push(path);
+            }
+        }
+    }
+    pages.sort();
+    pages
+}
+
+/// Returns the blocks of commands with their output. Commands behind a `#` are for root to run by hand.
 fn sessions(page: &str) -> Vec<&str> {
     let blocks = page.split("\n```console\n").skip(1);
     blocks
         .map(|block| block.split("\n```\n").next().expect("one part at least"))
+        .filter(|session| session.starts_with("$ "))
         .collect()
 }
 
@@ -32,25 +51,45 @@ fn script(session: &str) -> String {
     let commands = session.lines().filter_map(|line| line.strip_prefix("$ "));
     let runs = commands.map(|command| {
         let quoted = command.replace('\'', r"'\''");
-        format!("echo '$ {quoted}'; {{ {command}; }} 2>&1\n")
+        format!("printf '%s\\n' '$ {quoted}'; {{ {command}; }} 2>&1\n")
     });
     let fresh = format!(
         "umask 022; set -e
          mount -t tmpfs none /usr/local/bin; cp {} /usr/local/bin/portlock
          mount -t tmpfs none /run; mount -t tmpfs none /tmp; cd /
          export PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin
+         ip link set lo up
          set +e\n",
         portlock().display()
     );
     fresh + &runs.collect::<String>()
 }
 
-/// With one number for all pids, which the page cannot know.
-fn without_pids(text: &str) -> String {
-    let mut parts = text.split("by pid ");
+/// Returns the text without what a page cannot know: pids, and in the rows of `portlock list` ages and the
+/// widths of columns too.
+fn comparable(text: &str) -> String {
+    let lines = text.lines().map(|line| {
+        let is_row = line.starts_with("PORT ") || line.starts_with(|c: char| c.is_ascii_digit());
+        if !is_row || !line.contains("  ") {
+            return without_pids(line);
+        }
+        let words = line.split_whitespace().enumerate();
+        let words = words.map(|(column, word)| {
+            let unit = word.trim_start_matches(|c: char| c.is_ascii_digit());
+            let is_pid_or_age = unit.len() < word.len() && ["", "s", "m", "h"].contains(&unit);
+            if column > 0 && is_pid_or_age { "N" } else { word }
+        });
+        without_pids(&words.collect::<Vec<_>>().join(" "))
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Returns the line with one number for all pids.
+fn without_pids(line: &str) -> String {
+    let mut parts = line.split("pid ");
     let first = parts.next().unwrap_or_default().to_owned();
-    parts.fold(first, |text, part| {
-        text + "by pid N" + part.trim_start_matches(|c: char| c.is_ascii_digit())
+    parts.fold(first, |line, part| {
+        line + "pid N" + part.trim_start_matches(|c: char| c.is_ascii_digit())
     })
 }
 
@@ -72,8 +111,7 @@ fn can_run(session: &str) -> bool {
 }
 
 #[test]
-fn each_command_of_the_guide_prints_what_it_shows() {
-    let page = page();
+fn each_command_prints_what_its_page_shows() {
     // Root of a container has only some users.
     let users = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     if !am_root() || !users.contains("4294967295") {
@@ -87,10 +125,17 @@ fn each_command_of_the_guide_prints_what_it_shows() {
         eprintln!("left out: portlock is in a directory that the test covers");
         return;
     }
-    let sessions = sessions(&page);
-    assert!(sessions.len() > 5, "the page's format has changed");
-    let mut differ = Vec::new();
-    for session in sessions {
+    let pages: Vec<(PathBuf, String)> = pages()
+        .into_iter()
+        .map(|path| (path.clone(), fs::read_to_string(path).expect("a page")))
+        .collect();
+    let sessions = pages.iter().flat_map(|(path, page)| {
+        let sessions = sessions(page).into_iter();
+        sessions.map(move |session| (path, session))
+    });
+    let (mut count, mut differ) = (0, Vec::new());
+    for (path, session) in sessions {
+        count += 1;
         let scene = Scene::new(1);
         let command = scene.in_namespace("--mount --net", &script(session));
         let Some(mut command) = command.filter(|_| can_run(session)) else {
@@ -104,18 +149,20 @@ fn each_command_of_the_guide_prints_what_it_shows() {
             .output()
             .expect("it was run before");
         let said = String::from_utf8_lossy(&output.stdout);
-        let (said, shown) = (without_pids(said.trim_end()), without_pids(session));
+        let (said, shown) = (comparable(said.trim_end()), comparable(session));
         if said != shown {
-            differ.push(format!("-- shown:\n{shown}\n-- but is:\n{said}"));
+            let path = path.display();
+            differ.push(format!("-- {path} shows:\n{shown}\n-- but it is:\n{said}"));
         }
     }
+    assert!(count > 5, "the pages' format has changed");
     assert!(differ.is_empty(), "{}", differ.join("\n\n"));
 }
 
 /// The init container of the page's pod, run as Kubernetes would run it.
 #[test]
 fn the_pod_of_the_guide_creates_the_directory_that_it_names() {
-    let page = page();
+    let page = fs::read_to_string(docs().join("containers.md")).expect("the page");
     let value = |key: &str| {
         let (_, rest) = page.split_once(key).expect("on the page");
         rest.split(['}', '\n']).next().expect("one part").trim()

@@ -278,8 +278,11 @@ impl Acquisition<'_> {
                             Duration::ZERO => String::new(),
                             _ => format!(" after {:.1} s", waited.as_secs_f64()),
                         };
-                        // A check is often one of many, in a loop until the port is free.
-                        let endpoints = self.request.creates_dir.then_some(self.request.endpoints);
+                        // It takes milliseconds. A check, and a call that tries many ports once, is
+                        // often one of many in a loop until a port is free.
+                        let names_servers = self.request.creates_dir
+                            && (!self.timeout.is_zero() || self.ports().len() == 1);
+                        let endpoints = names_servers.then_some(self.request.endpoints);
                         let examples =
                             leases::explain(dir.as_ref(), exhausted.examples(), endpoints);
                         return Err(exhausted.into_error(headline() + &waited, &examples));

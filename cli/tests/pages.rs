@@ -57,6 +57,7 @@ fn script(session: &str) -> String {
         "umask 022; set -e
          mount -t tmpfs none /usr/local/bin; cp {} /usr/local/bin/portlock
          mount -t tmpfs none /run; mount -t tmpfs none /tmp; cd /
+         mkdir /tmp/home; export HOME=/tmp/home
          export PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin
          ip link set lo up
          set +e\n",

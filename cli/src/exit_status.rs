@@ -111,19 +111,23 @@ mod tests {
     }
 
     #[test]
-    fn the_readme_names_the_statuses_of_failures() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
-        let Ok(readme) = std::fs::read_to_string(path) else {
-            eprintln!("left out: the README of the repository is not in the package");
+    fn the_page_has_each_status_as_the_help_says_it() {
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../docs/reference/exit-status.md"
+        );
+        let Ok(page) = std::fs::read_to_string(path) else {
+            eprintln!("skipped: the pages of the repository are not in the package");
             return;
         };
-        let failures: Vec<ExitStatus> = ExitStatus::ALL
-            .into_iter()
-            .filter(|&status| status >= ExitStatus::Exhausted)
+        let rows = page.lines().filter_map(|line| line.strip_prefix("| "));
+        let rows: Vec<&str> = rows
+            .filter(|row| row.starts_with(|c: char| c.is_ascii_digit()))
             .collect();
-        assert_eq!(
-            statuses(&readme, "The program fails with"),
-            codes(&failures)
-        );
+        let expected = ExitStatus::ALL.map(|status| {
+            let meaning = status.meaning().replace("CMD", "the command");
+            format!("{} | {meaning} |", status.code())
+        });
+        assert_eq!(rows, expected);
     }
 }

@@ -78,7 +78,11 @@ fn comparable(text: &str) -> String {
         let words = words.map(|(column, word)| {
             let unit = word.trim_start_matches(|c: char| c.is_ascii_digit());
             let is_pid_or_age = unit.len() < word.len() && ["", "s", "m", "h"].contains(&unit);
-            if column > 0 && is_pid_or_age { "N" } else { word }
+            if column > 0 && is_pid_or_age {
+                "N"
+            } else {
+                word
+            }
         });
         without_pids(&words.collect::<Vec<_>>().join(" "))
     });

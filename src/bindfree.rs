@@ -1,7 +1,7 @@
-//! The probe: is this port free right now?
+//! The probe: checks whether a port is free.
 //!
-//! A probe is a *strict* bind, one without `SO_REUSEADDR`, on every address
-//! asked for; on Windows, where that is not enough, one with `SO_EXCLUSIVEADDRUSE`.
+//! A probe is a *strict* bind, one without `SO_REUSEADDR`, on every requested address. On
+//! Windows, where that is not enough, it sets `SO_EXCLUSIVEADDRUSE`.
 //! On Linux one strict bind of `[::]` with `IPV6_V6ONLY` off fails
 //! if any IPv4 or IPv6 address of the port is bound, listening or not
 //! (`inet_csk_get_port` in net/ipv4/inet_connection_sock.c). A strict bind of
@@ -42,23 +42,21 @@ pub(crate) use macos as probe;
 #[cfg(windows)]
 pub(crate) use windows as probe;
 
-/// A port that is bound, but not leased: the probe alone.
+/// A port that is bound but not leased: only the probe.
 ///
-/// It keeps every other program from binding the port as long as it lives, the
-/// caller's own server included. `release` it, or drop it, and the port is
-/// anybody's again. To keep a port for a server that binds it later, use
-/// [`FreePort`](crate::FreePort), of which this is one step.
+/// While it lives, no other program can bind the port, and neither can the caller's own server.
+/// After `release` or drop, any program can bind the port. To keep a port for a server that binds
+/// it later, use [`FreePort`](crate::FreePort), which uses this probe as one step.
 ///
-/// It knows nothing of leases: it may bind a port that is leased but not bound
-/// yet, just when the holder's server wants to. Do not use both on one range.
+/// It ignores leases: it may bind a port that is leased but not yet bound, at the moment when the
+/// holder's server tries to bind it. Do not use both on the same range.
 ///
 /// # Platform-specific behavior
 ///
-/// The socket is dual-stack: it occupies the port on every IPv4 and IPv6
-/// address. Where the system has no IPv6, it occupies every IPv4 address.
-/// On Windows it has `SO_EXCLUSIVEADDRUSE`: nobody can bind beside it, not even with
-/// `SO_REUSEADDR`. On macOS a program that sets `SO_REUSEADDR` can bind one specific address
-/// beside it.
+/// The socket is dual-stack: it occupies the port on every IPv4 and IPv6 address. If the system
+/// has no IPv6, it occupies every IPv4 address. On Windows it has `SO_EXCLUSIVEADDRUSE`: no other
+/// socket can bind the port, even with `SO_REUSEADDR`. On macOS, a program that sets
+/// `SO_REUSEADDR` can still bind one specific address.
 ///
 /// # Examples
 ///
@@ -73,22 +71,21 @@ pub(crate) use windows as probe;
 /// probe.release()?;
 /// # Ok::<(), portlock::Error>(())
 /// ```
-#[must_use = "dropping a probe at once frees its port again"]
+#[must_use = "dropping a probe immediately frees its port"]
 #[derive(Debug)]
 pub struct BindFreePort {
     probe: Probe,
 }
 
 impl BindFreePort {
-    /// Binds a random free TCP port of `ports`, on every address of this machine.
+    /// Binds a random free TCP port from `ports` on every address of this machine.
     ///
     /// # Errors
     ///
-    /// [`InvalidPorts`](ErrorKind::InvalidPorts) for an empty set, a reversed range
-    /// or port 0 alone; [`Exhausted`](ErrorKind::Exhausted) when each
-    /// port is bound by another program; [`PermissionDenied`](ErrorKind::PermissionDenied)
-    /// when this process may bind none of them;
-    /// [`Probe`](ErrorKind::Probe) for any other error of the system.
+    /// [`InvalidPorts`](ErrorKind::InvalidPorts) for an empty set, a reversed range or port 0
+    /// alone; [`Exhausted`](ErrorKind::Exhausted) if each port is bound by another program;
+    /// [`PermissionDenied`](ErrorKind::PermissionDenied) if this process is not permitted to bind
+    /// any of them; [`Probe`](ErrorKind::Probe) for any other system error.
     pub fn new(ports: impl Into<PortSet>) -> Result<Self> {
         let ports = ports.into();
         ports.must_not_be_empty()?;
@@ -112,19 +109,18 @@ impl BindFreePort {
         }
     }
 
-    /// The port that is bound.
+    /// Returns the bound port.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.probe.port
     }
 
-    /// Frees the port, so that anybody can bind it.
+    /// Frees the port, so that any program can bind it.
     ///
     /// # Errors
     ///
-    /// [`Probe`](ErrorKind::Probe) if the system refuses to set `SO_REUSEADDR`
-    /// before closing; the port is freed all the same. Dropping does the same
-    /// and ignores it.
+    /// [`Probe`](ErrorKind::Probe) if the system refuses to set `SO_REUSEADDR` before closing;
+    /// the port is freed anyway. Dropping does the same and ignores the error.
     pub fn release(self) -> Result<()> {
         self.probe.neutralize()
     }
@@ -139,8 +135,8 @@ impl Drop for BindFreePort {
 /// The transport protocols for which a port must be free. TCP and UDP ports
 /// of the same number are different ports (RFC 9293, RFC 768).
 ///
-/// A lease is of the number, whatever the protocol: two callers are never given
-/// the same one, not even one for TCP and one for UDP.
+/// A lease covers the number, whatever the protocol: two callers never get the same number, even
+/// if one wants it for TCP and the other for UDP.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Protocol {
@@ -163,37 +159,37 @@ impl Protocol {
     }
 }
 
-/// Where a port must be free.
+/// The addresses and protocols for which a port must be free.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Endpoints {
-    /// All that were added.
+    /// All hosts that were added.
     named: Vec<IpAddr>,
-    /// As [`distinct`] gives them; none means every address of this machine.
+    /// The result of [`distinct`]; empty means every address of this machine.
     hosts: Vec<IpAddr>,
     pub(crate) protocol: Protocol,
     time_wait: TimeWait,
 }
 
-/// How a TCP socket is bound. For UDP, which has no TIME_WAIT, it is always strictly.
+/// How a TCP socket is bound. For UDP, which has no TIME_WAIT, the bind is always strict.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Bind<'a> {
     /// Without `SO_REUSEADDR`.
     Strict,
-    /// Without it, or with it where nothing but closing connections are in the way.
+    /// Without `SO_REUSEADDR`, or with it if only closing connections occupy the port.
     StrictOrClosing(&'a ClosingPorts),
     /// With `SO_REUSEADDR`.
     Shared,
 }
 
-/// The ports that nothing but closing connections keep from being bound strictly, with the local
-/// addresses of these: the system's table of sockets, read when it is first needed, because that takes
-/// some milliseconds.
+/// The ports that only closing connections keep from being bound strictly, with the local
+/// addresses of those connections. The system's socket table takes some milliseconds to read, so
+/// it is read when first needed.
 #[derive(Debug, Default)]
 pub(crate) struct ClosingPorts(OnceCell<HashMap<u16, Vec<IpAddr>>>);
 
 impl ClosingPorts {
-    /// Whether closing connections, and nothing else that is known, kept the address from being bound
-    /// strictly. The caller has just bound it with `SO_REUSEADDR`.
+    /// Returns whether only closing connections kept the address from being bound strictly. The
+    /// caller has just bound it with `SO_REUSEADDR`.
     fn is_all_there_is(&self, host: IpAddr, port: u16) -> io::Result<bool> {
         let is_in_the_way = |ports: &HashMap<u16, Vec<IpAddr>>| {
             let mut addresses = ports.get(&port).into_iter().flatten();
@@ -203,13 +199,13 @@ impl ClosingPorts {
             let ports = probe::closing_ports()?;
             return Ok(is_in_the_way(self.0.get_or_init(|| ports)));
         };
-        // It was read before that bind, which keeps all newcomers out.
+        // The table was read before that bind, which keeps all later sockets out.
         Ok(is_in_the_way(ports) && is_in_the_way(&probe::closing_ports()?))
     }
 }
 
-/// Whether a connection with the local address `address` is in the way of a socket bound to `host`,
-/// which is of both families if that is `::`.
+/// Returns whether a connection with the local address `address` conflicts with a socket bound to
+/// `host`. For `::`, that socket is dual-stack.
 fn is_met_by(host: IpAddr, address: IpAddr) -> bool {
     match host {
         IpAddr::V6(host) if host.is_unspecified() => true,
@@ -224,16 +220,17 @@ impl Endpoints {
         self.hosts = distinct(&self.named);
     }
 
-    /// What ports with closing connections count as.
+    /// Returns how ports with closing connections are treated.
     pub(crate) fn time_wait(&self) -> TimeWait {
         match self.time_wait {
-            // Only by proof.
+            // Here they cannot be proven to be closing.
             TimeWait::LastResort if !probe::SHOWS_CLOSING => TimeWait::Busy,
             time_wait => time_wait,
         }
     }
 
-    /// Returns the same, with TIME_WAIT as free unless that was decided otherwise.
+    /// Returns a copy that treats closing connections as free unless the caller decided
+    /// otherwise.
     pub(crate) fn with_closing_as_free(&self) -> Self {
         let mut endpoints = self.clone();
         if endpoints.time_wait == TimeWait::LastResort {
@@ -246,38 +243,38 @@ impl Endpoints {
         self.time_wait = time_wait;
     }
 
-    /// The addresses that are bound, none meaning all.
+    /// Returns the addresses to bind; empty means all.
     pub(crate) fn hosts(&self) -> &[IpAddr] {
         &self.hosts
     }
 }
 
-/// Sockets that hold a port, strictly bound.
+/// Strictly bound sockets that hold a port.
 #[derive(Debug)]
 pub(crate) struct Probe {
     port: u16,
-    /// Separate from the rest, so that the usual single one takes no allocation.
-    /// `None` only while it is being made.
+    /// Separate from `others`, so that the usual single socket takes no allocation. `None` only
+    /// during construction.
     first: Option<Socket>,
-    /// Of further hosts and protocols.
+    /// Sockets for further hosts and protocols.
     others: Vec<Socket>,
 }
 
 const ANY: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 const ANY_V4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
-/// Ports below this need a privilege by default (ip(7)).
+/// Lowest port that needs no privilege by default (ip(7)).
 const PRIVILEGED: u16 = 1024;
 
-/// How many connections may wait to be accepted. The kernel lowers it to
-/// `net.core.somaxconn` (listen(2)), which is this by default since Linux 5.4.
+/// Maximum number of connections in the accept queue. The kernel caps it at `net.core.somaxconn`
+/// (listen(2)), which has this default since Linux 5.4.
 const BACKLOG: i32 = 4096;
 
 impl Probe {
     /// Binds `port` strictly on each of the endpoints.
     ///
-    /// A host of a family that this system lacks does not count, unless none is left: no program
-    /// can occupy the port there.
+    /// A host of a family that this system lacks is ignored, unless it is the only host: no
+    /// program can occupy the port there.
     pub(crate) fn bind(port: u16, endpoints: &Endpoints, how: Bind<'_>) -> Attempt<Self> {
         let types = endpoints.protocol.socket_types();
         let bind = |hosts: &[IpAddr]| Self::bind_hosts(port, hosts, types, how);
@@ -326,14 +323,14 @@ impl Probe {
         }
     }
 
-    /// Finds out whether [`bind`](Self::bind) would succeed, for a caller that does not have the lock
-    /// of the port, and so must not be in the way of one that has.
+    /// Checks whether [`bind`](Self::bind) would succeed, for a caller that does not hold the
+    /// port's lock and so must not disturb a caller that does.
     ///
-    /// Where the system's table of sockets has none with this port, a TCP socket is bound with
-    /// `SO_REUSEADDR` from the start. So it keeps away no server that sets that option, nor a caller
-    /// that leases the port at this moment, which tries again. Only a socket that another program has
-    /// bound with that option, and that does not listen, is then not seen. UDP sockets are all in the
-    /// table.
+    /// If the system's socket table shows no socket on this port, a TCP socket is bound with
+    /// `SO_REUSEADDR` from the start. So it does not block a server that sets that option, nor a
+    /// caller that leases the port at this moment, which retries. The check misses only a socket
+    /// that another program has bound with that option and that does not listen. The table shows
+    /// all UDP sockets.
     pub(crate) fn check_unlocked(port: u16, endpoints: &Endpoints, how: Bind<'_>) -> Attempt<()> {
         for &ty in endpoints.protocol.socket_types() {
             let is_in_use = probe::is_in_table(port, ty)
@@ -345,7 +342,7 @@ impl Probe {
                 },
                 ..endpoints.clone()
             };
-            // Who has a port that is in use, only a strict bind tells.
+            // If the port is in use, only a strict bind determines by what.
             let how = match is_in_use {
                 Some(false) if ty == Type::DGRAM && port >= PRIVILEGED => continue,
                 Some(false) => Bind::Shared,
@@ -356,41 +353,39 @@ impl Probe {
         Ok(())
     }
 
-    /// Frees the port and leaves nothing in the way of the server to come.
+    /// Frees the port so that nothing blocks the next server.
     pub(crate) fn close(self) -> Result<()> {
         self.neutralize()
     }
 
-    /// Keeps the port bound, but out of the way of a server that sets
-    /// `SO_REUSEADDR`.
+    /// Keeps the port bound, but lets a server that sets `SO_REUSEADDR` bind it.
     ///
-    /// A socket that was bound strictly, never listens and got the option
-    /// afterwards keeps the port from the kernel's own choice and from strict
-    /// binds (`inet_csk_get_port` and `__inet_hash_connect` on Linux).
+    /// A socket that was bound strictly, never listens and had the option set afterwards still
+    /// keeps the kernel from choosing the port and other programs from binding it strictly
+    /// (`inet_csk_get_port` and `__inet_hash_connect` on Linux).
     ///
     /// # Errors
     ///
-    /// A UDP socket cannot: with the option set on both, Linux gives its port to any socket, one
-    /// bound to port 0 included (`udp_lib_lport_inuse` in net/ipv4/udp.c).
+    /// For UDP sockets: with the option set on both, Linux gives the port to any socket, even one
+    /// bound to port 0 (`udp_lib_lport_inuse` in net/ipv4/udp.c).
     pub(crate) fn hold(self, endpoints: &Endpoints) -> Result<Self> {
         probe::can_hold()?;
         if endpoints.protocol != Protocol::Tcp {
-            let message = "a lease cannot hold its socket for UDP: other sockets would be given \
-                           its port all the same (hold_socket works for TCP alone)";
+            let message = "a lease cannot hold its socket for UDP: other sockets would still \
+                           get its port (hold_socket works only for TCP)";
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
         self.neutralize()?;
         Ok(self)
     }
 
-    /// Makes whatever may outlive the closing of the probe harmless.
+    /// Neutralizes copies of the probe's sockets that may outlive it.
     ///
-    /// A child that another thread is just starting has a duplicate of every
-    /// descriptor until it executes its program, so the port can stay bound
-    /// for a moment after we close it. With `SO_REUSEADDR` set *after* the
-    /// strict bind, that duplicate does not refuse a server that sets the option
-    /// too, as most do on Unix: Linux compares both sockets as they are at the
-    /// time of the later bind (`inet_csk_bind_conflict`).
+    /// A child that another thread is spawning has a copy of every descriptor until it calls
+    /// exec, so the port can stay bound for a moment after we close it. With `SO_REUSEADDR` set
+    /// *after* the strict bind, that copy does not block a server that also sets the option, as
+    /// most do on Unix: Linux compares the options that both sockets have at the time of the
+    /// later bind (`inet_csk_bind_conflict`).
     fn neutralize(&self) -> Result<()> {
         for socket in self.first.iter().chain(&self.others) {
             probe::neutralize(socket)
@@ -399,33 +394,32 @@ impl Probe {
         Ok(())
     }
 
-    /// Turns the probe into a listener on the port that it has bound all the while, unless
-    /// another program has come to listen there.
+    /// Turns the probe into a listener on its port, which stays bound throughout, unless another
+    /// program has started to listen there.
     ///
-    /// A probe of several sockets becomes the listener of its first host.
+    /// A probe of several sockets listens on its first host.
     pub(crate) fn listen(self) -> Attempt<TcpListener> {
-        // Accepted connections inherit the option. Without it, what remains of
-        // them in TIME_WAIT would keep the next server of this port from
-        // binding for a minute, even one that sets it.
+        // Accepted connections inherit the option. Without it, those in TIME_WAIT would block the
+        // next server of this port for a minute, even one that sets the option.
         self.neutralize()?;
         let Some(socket) = self.first else {
             return Err(Unavailable::Bound.into());
         };
         match socket.listen(BACKLOG) {
             Ok(()) => Ok(socket.into()),
-            // Since the option was set, a program outside the lease that sets
-            // it too could have bound and listened first.
+            // Since the option was set, a program without a lease that also sets it could have
+            // bound the port and listened first.
             Err(error) if probe::is_in_use(&error) => Err(Unavailable::Bound.into()),
             Err(error) => Err(fail("listen on", self.port, error).into()),
         }
     }
 }
 
-/// The addresses to bind for `hosts`: each once, and none that another one
-/// covers, for the two binds would refuse each other. Empty means all.
+/// Returns the addresses to bind for `hosts`: each once, without those that another one covers,
+/// because the two binds would conflict. Empty means all.
 ///
-/// `[::]` is bound dual-stack, as servers get it by default on Linux, and so
-/// covers IPv4 too (`IPV6_V6ONLY` in ipv6(7)).
+/// `[::]` is bound dual-stack, as servers bind it by default on Linux, so it covers IPv4 too
+/// (`IPV6_V6ONLY` in ipv6(7)).
 fn distinct(hosts: &[IpAddr]) -> Vec<IpAddr> {
     if hosts.is_empty() {
         return Vec::new();
@@ -443,7 +437,7 @@ fn distinct(hosts: &[IpAddr]) -> Vec<IpAddr> {
     hosts
 }
 
-/// Why a socket could not be bound, for another reason than that the port is unavailable.
+/// A failure to bind a socket for a reason other than an unavailable port.
 struct BindError {
     address: SocketAddr,
     ty: Type,
@@ -462,7 +456,7 @@ impl From<BindError> for Error {
     }
 }
 
-/// Binds one address so that the bind fails if any socket is in the way of a server there.
+/// Binds one address. The bind fails if any socket would block a server there.
 #[inline]
 fn bind_address(
     host: IpAddr,
@@ -471,14 +465,14 @@ fn bind_address(
     how: Bind<'_>,
 ) -> Attempt<Socket, Unavailable, io::Error> {
     let how = match how {
-        // UDP has no TIME_WAIT: there the option would only hide other sockets.
+        // UDP has no TIME_WAIT, so the option would only hide other sockets.
         _ if ty != Type::STREAM => Bind::Strict,
         how => how,
     };
     probe::bind(host, port, ty, how)
 }
 
-/// Binds one address, and checks no others. `only_v6` matters to IPv6 sockets.
+/// Binds one address without checking others. `only_v6` applies to IPv6 sockets.
 #[inline]
 pub(crate) fn bind_one(
     host: IpAddr,
@@ -490,7 +484,7 @@ pub(crate) fn bind_one(
     let address = SocketAddr::new(host, port);
     let socket = Socket::new(Domain::for_address(address), ty, None)?;
     if address.is_ipv6() {
-        // Its default is a setting of the system (net.ipv6.bindv6only).
+        // The default depends on a system setting (net.ipv6.bindv6only).
         socket.set_only_v6(only_v6)?;
     }
     let is_shared = matches!(how, Bind::Shared);
@@ -501,14 +495,14 @@ pub(crate) fn bind_one(
     match socket.bind(&address.into()) {
         Ok(()) => Ok(socket),
         Err(error) if probe::is_not_permitted(&error) => Err(Unavailable::NotPermitted.into()),
-        // A UDP socket that has the port is not asked what it is: if it has SO_REUSEADDR, a second
-        // one with that option is bound beside it, and gets its datagrams.
+        // Do not probe a UDP socket further: if it has SO_REUSEADDR, a second socket with that
+        // option could be bound to the same port and would receive its datagrams.
         Err(error) if probe::is_in_use(&error) && (is_shared || ty == Type::DGRAM) => {
             Err(Unavailable::Bound.into())
         }
         Err(error) if probe::is_in_use(&error) => {
             match (probe::occupant(&socket, address)?, how) {
-                // Bound with `SO_REUSEADDR` now.
+                // The socket is now bound with `SO_REUSEADDR`.
                 (Unavailable::Lingering, Bind::StrictOrClosing(closing))
                     if closing.is_all_there_is(host, port)? =>
                 {
@@ -521,11 +515,11 @@ pub(crate) fn bind_one(
     }
 }
 
-/// Whether `error`, of a socket for `host`, says that this system does not have
-/// that address family at all.
+/// Returns whether `error`, from a socket for `host`, means that this system lacks that address
+/// family.
 ///
-/// With `net.ipv6.conf.*.disable_ipv6` set, sockets of the family can be made,
-/// but it has no addresses left, not even its loopback.
+/// With `net.ipv6.conf.*.disable_ipv6` set, sockets of the family can be created, but no address
+/// is left, not even the loopback address.
 pub(crate) fn is_absent_family(host: IpAddr, error: &io::Error) -> bool {
     let v6_everywhere = host == IpAddr::V6(Ipv6Addr::LOCALHOST) || host.is_unspecified();
     let is_unknown = error.kind() == io::ErrorKind::AddrNotAvailable;
@@ -536,8 +530,8 @@ pub(crate) fn is_absent_family(host: IpAddr, error: &io::Error) -> bool {
 #[cold]
 fn cannot_bind(address: SocketAddr, ty: Type, cause: io::Error) -> Error {
     let name = if ty == Type::DGRAM { "UDP" } else { "TCP" };
-    // A refusal of bind(2) makes the port unavailable. This one is of socket(2), by a policy such as those of
-    // seccomp, AppArmor and SELinux.
+    // If bind(2) is refused, the port is unavailable. This error is from socket(2), refused by a
+    // policy such as seccomp, AppArmor or SELinux.
     let message = match (cause.kind(), address.is_ipv6()) {
         (io::ErrorKind::PermissionDenied, true) => format!(
             "cannot bind {name} {address}, because a policy forbids this process to create IPv6 \
@@ -585,7 +579,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_is_in_the_way_of_sockets_that_cover_its_address() {
+    fn a_connection_conflicts_with_sockets_that_cover_its_address() {
         for (host, address, expected) in [
             ("::", "127.0.0.1", true),
             ("::", "2001:db8::1", true),
@@ -604,7 +598,7 @@ mod tests {
     }
 
     #[test]
-    fn an_absent_family_is_told_from_a_missing_address() {
+    fn an_absent_family_is_distinguished_from_a_missing_address() {
         let not_available = io::Error::from(io::ErrorKind::AddrNotAvailable);
         let [any, loopback, other] = ["::", "::1", "2001:db8::1"].map(|host| hosts(&[host])[0]);
         assert!(is_absent_family(any, &not_available));

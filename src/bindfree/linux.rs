@@ -1,4 +1,4 @@
-//! One strict bind sees all that is in its way.
+//! On Linux, one strict bind sees every conflicting socket.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -16,7 +16,7 @@ use crate::{
 
 pub(crate) use super::unix::*;
 
-/// Binds one address so that the bind fails if any socket is in the way of a server there.
+/// Binds one address. The bind fails if any socket would block a server there.
 #[inline]
 pub(crate) fn bind(
     host: IpAddr,
@@ -27,15 +27,15 @@ pub(crate) fn bind(
     bind_one(host, port, ty, !host.is_unspecified(), how)
 }
 
-/// Whether [`closing_ports`] shows the ports that nothing but closing connections keep from being
+/// Whether [`closing_ports`] reports the ports that only closing connections keep from being
 /// bound strictly.
 pub(crate) const SHOWS_CLOSING: bool = true;
 
-/// The TCP ports on which nothing but closing connections are shown, with their local addresses. None
-/// if /proc shows nothing.
+/// Returns the TCP ports that have only closing connections, with the local addresses of these.
+/// Empty if /proc shows nothing.
 ///
-/// A connection is closing if its program has no descriptor of it any more, and so its socket no
-/// inode, and its state is one of those that follow a close (include/net/tcp_states.h).
+/// A connection is closing if its program no longer has a descriptor for it (so its socket has no
+/// inode), and its state is one that follows a close (include/net/tcp_states.h).
 pub(crate) fn closing_ports() -> io::Result<HashMap<u16, Vec<IpAddr>>> {
     const FIN_WAIT1: &str = "04";
     const FIN_WAIT2: &str = "05";
@@ -67,11 +67,11 @@ pub(crate) fn closing_ports() -> io::Result<HashMap<u16, Vec<IpAddr>>> {
     Ok(closing)
 }
 
-/// Returns what kept the socket from being bound strictly, which has just failed.
+/// Returns what kept the socket from being bound strictly. That bind has just failed.
 ///
-/// Whatever still refuses a socket with `SO_REUSEADDR` listens there, or was bound
-/// without it. What does not is a neutralized probe in a child that is starting, or a
-/// connection in TIME_WAIT.
+/// If it still conflicts with a socket that has `SO_REUSEADDR`, it is listening or was bound
+/// without that option. Otherwise it is a neutralized probe in a child that is being spawned, or
+/// a connection in TIME_WAIT.
 pub(crate) fn occupant(socket: &Socket, address: SocketAddr) -> io::Result<Unavailable> {
     socket.set_reuse_address(true)?;
     match socket.bind(&address.into()) {
@@ -81,15 +81,16 @@ pub(crate) fn occupant(socket: &Socket, address: SocketAddr) -> io::Result<Unava
     }
 }
 
-/// Whether a port can be held by a socket that is out of its server's way.
+/// Returns an error if a lease cannot keep its port bound without blocking its own server. Linux
+/// can.
 #[inline]
 pub(crate) fn can_hold() -> Result<()> {
     Ok(())
 }
 
-/// Whether any socket of this type has the port, connections in TIME_WAIT included, or `None` if
-/// /proc does not show that. A TCP socket that is bound, and neither listens nor is connected, is
-/// not shown (proc_pid_net(5)).
+/// Returns whether any socket of this type has the port, including connections in TIME_WAIT, or
+/// `None` if /proc does not show that. A TCP socket that is bound but neither listening nor
+/// connected is not shown (proc_pid_net(5)).
 pub(crate) fn is_in_table(port: u16, ty: Type) -> io::Result<Option<bool>> {
     let tables = tables(ty)?;
     Ok(tables.map(|tables| {
@@ -101,8 +102,8 @@ pub(crate) fn is_in_table(port: u16, ty: Type) -> io::Result<Option<bool>> {
     }))
 }
 
-/// The tables of sockets of this type in this network namespace (proc_pid_net(5)), or `None` if
-/// /proc does not show them.
+/// Returns the socket tables for this type in this network namespace (proc_pid_net(5)), or `None`
+/// if /proc does not show them.
 fn tables(ty: Type) -> io::Result<Option<Vec<String>>> {
     let names = match ty {
         Type::DGRAM => ["udp", "udp6"],
@@ -113,7 +114,7 @@ fn tables(ty: Type) -> io::Result<Option<Vec<String>>> {
         match table(name) {
             Ok(text) => tables.push(text),
             Err(error) => match error.kind() {
-                // Without IPv6 its tables are missing.
+                // Without IPv6, its tables do not exist.
                 io::ErrorKind::NotFound if name.ends_with('6') => {}
                 io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => return Ok(None),
                 _ => return Err(error),
@@ -123,12 +124,12 @@ fn tables(ty: Type) -> io::Result<Option<Vec<String>>> {
     Ok(Some(tables))
 }
 
-/// Returns one of these tables, such as `tcp6`.
+/// Returns one socket table, such as `tcp6`.
 pub(crate) fn table(name: &str) -> io::Result<String> {
     fs::read_to_string(format!("/proc/self/net/{name}"))
 }
 
-/// What is needed out of a line of such a table to find the processes that have the socket.
+/// The fields of a table line that are needed to find the processes that have the socket.
 pub(crate) struct TableLine<'a> {
     pub(crate) address: SocketAddr,
     pub(crate) state: &'a str,
@@ -141,7 +142,7 @@ impl<'a> TableLine<'a> {
         let address = local_address(line)?.into();
         let mut words = line.split_ascii_whitespace().skip(3);
         let state = words.next()?;
-        // Behind the queues, the timer and the retransmissions.
+        // Skips the queues, the timer and the retransmissions.
         let user_id = words.nth(3)?.parse().ok();
         let inode = words.nth(1)?.parse().ok()?;
         Some(Self {
@@ -153,8 +154,8 @@ impl<'a> TableLine<'a> {
     }
 }
 
-/// The local address of a line such as `0: 0100007F:1F90 00000000:0000 0A …`: 32 bits of it at a time
-/// as a number of this machine, in hexadecimal digits.
+/// Parses the local address of a line such as `0: 0100007F:1F90 00000000:0000 0A …`. The address
+/// is in hexadecimal, in groups of 32 bits in this machine's byte order.
 fn local_address(line: &str) -> Option<(IpAddr, u16)> {
     let (address, port) = line.split_ascii_whitespace().nth(1)?.split_once(':')?;
     let port = u16::from_str_radix(port, 16).ok()?;
@@ -186,7 +187,7 @@ mod tests {
     };
 
     #[test]
-    fn a_copy_of_a_closed_probe_keeps_no_server_away() {
+    fn a_copy_of_a_closed_probe_does_not_block_a_server() {
         let close: [fn(Probe); 2] = [
             |probe| probe.close().expect("our own socket"),
             |probe| drop(BindFreePort { probe }),
@@ -194,7 +195,7 @@ mod tests {
         for close in close {
             let probe = Probe::bind(0, &Endpoints::default(), Bind::Strict).expect("a free port");
             let socket = probe.first.as_ref().expect("bound");
-            // As in a child that has not executed its program yet.
+            // As in a child that has not called exec yet.
             let copy = socket.try_clone().expect("descriptors left");
             let address = copy.local_addr().expect("bound").as_socket();
             close(probe);
@@ -219,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_of_several_hosts_listens_on_the_first_and_is_none_if_one_is_not_there() {
+    fn a_probe_of_several_hosts_listens_on_the_first_and_fails_if_one_does_not_exist() {
         let bind = |others: &[[u8; 4]]| {
             let mut endpoints = Endpoints::default();
             endpoints.add_host(Ipv4Addr::LOCALHOST.into());
@@ -235,7 +236,7 @@ mod tests {
             listener.local_addr().expect("bound").ip(),
             Ipv4Addr::LOCALHOST
         );
-        // For documentation (RFC 5737), so no machine has it.
+        // An address for documentation (RFC 5737), which no machine has.
         let Err(Failure::Error(error)) = bind(&[[192, 0, 2, 1]]) else {
             panic!("no error");
         };
@@ -243,7 +244,7 @@ mod tests {
         assert!(text.starts_with("cannot bind TCP 192.0.2.1:0"), "{text}");
     }
 
-    /// A socket that shares its port, and the port.
+    /// Returns a socket that shares its port, and the port.
     fn shared(ty: Type) -> (Socket, u16) {
         let socket = Socket::new(Domain::IPV4, ty, None).expect("a socket");
         socket.set_reuse_address(true).expect("our own socket");
@@ -254,9 +255,9 @@ mod tests {
     }
 
     #[test]
-    fn a_check_without_the_lock_keeps_no_server_away() {
+    fn a_check_without_the_lock_does_not_block_a_server() {
         let (_server, port) = shared(Type::STREAM);
-        // The price is that it does not see a server that has not begun to listen.
+        // As a trade-off, it misses a server that does not listen yet.
         Probe::check_unlocked(port, &Endpoints::default(), Bind::Strict).expect("not seen");
     }
 
@@ -283,7 +284,7 @@ mod tests {
         let earlier = HashMap::from([(address.port(), vec![address.ip()])]);
         let closing = ClosingPorts(earlier.into());
         let outcome = closing.is_all_there_is(address.ip(), address.port());
-        assert!(!outcome.expect("readable"), "somebody listens now");
+        assert!(!outcome.expect("readable"), "a socket listens now");
     }
 
     #[test]
@@ -304,7 +305,7 @@ mod tests {
     fn the_kernels_table_is_read() {
         for host in ["127.0.0.1", "[::1]"] {
             let Ok(tcp) = TcpListener::bind(format!("{host}:0")) else {
-                eprintln!("left out: {host} is not there");
+                eprintln!("skipped: {host} does not exist here");
                 continue;
             };
             let udp = UdpSocket::bind(format!("{host}:0")).expect("as for TCP");

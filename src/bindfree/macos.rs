@@ -1,5 +1,5 @@
-//! A wildcard address and a specific one can both be bound, and a bind of one can miss the other:
-//! [`xnu`](super::xnu) says which are bound, and in which order.
+//! On macOS, a wildcard address and a specific one can both be bound, and a bind of one can miss
+//! the other: [`xnu`](super::xnu) determines which addresses to bind, and in which order.
 
 use std::{
     collections::HashMap,
@@ -21,7 +21,7 @@ use crate::{
 
 pub(crate) use super::unix::*;
 
-/// Binds one address, and checks the others that matter to a server there.
+/// Binds one address, and checks the others that affect a server there.
 pub(crate) fn bind(
     host: IpAddr,
     port: u16,
@@ -32,7 +32,7 @@ pub(crate) fn bind(
     xnu::bind(&Sockets { port, ty }, host, ty, closing_is_free)
 }
 
-/// Real sockets.
+/// The real network: sockets of this system.
 struct Sockets {
     port: u16,
     ty: Type,
@@ -55,7 +55,7 @@ impl Network for Sockets {
             if let Some(v4) = address.as_sockaddr_in() {
                 return Some(IpAddr::V4(v4.ip()));
             }
-            // Link-local addresses need an interface to be bound.
+            // A bind of a link-local address needs an interface.
             let v6 = address.as_sockaddr_in6()?.ip();
             (!v6.is_unicast_link_local()).then_some(IpAddr::V6(v6))
         });
@@ -63,26 +63,26 @@ impl Network for Sockets {
     }
 }
 
-/// Whether [`closing_ports`] shows the ports that nothing but closing connections keep from being
+/// Whether [`closing_ports`] reports the ports that only closing connections keep from being
 /// bound strictly.
 pub(crate) const SHOWS_CLOSING: bool = false;
 
-/// The ports with nothing but closing connections, which no table shows.
+/// Returns no ports: macOS has no table that shows closing connections.
 pub(crate) fn closing_ports() -> io::Result<HashMap<u16, Vec<IpAddr>>> {
     Ok(HashMap::new())
 }
 
-/// Returns what kept the socket from being bound strictly: `xnu` finds that out.
+/// Returns what kept the socket from being bound strictly. `xnu` determines that.
 pub(crate) fn occupant(_: &Socket, _: SocketAddr) -> io::Result<Unavailable> {
     Ok(Unavailable::Bound)
 }
 
-/// Whether any socket has the port, which no table shows.
+/// Returns `None`: macOS has no table that shows whether a socket has the port.
 pub(crate) fn is_in_table(_: u16, _: Type) -> io::Result<Option<bool>> {
     Ok(None)
 }
 
-/// Whether a port can be held by a socket that is out of its server's way.
+/// Returns an error: a held socket would block the lease's own server.
 pub(crate) fn can_hold() -> Result<()> {
     let message = "a lease cannot hold its socket on macOS: it would keep out its own server";
     Err(Error::new(ErrorKind::Unsupported, message))

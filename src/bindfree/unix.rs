@@ -1,32 +1,32 @@
-//! Strict binds: those without `SO_REUSEADDR`.
+//! Strict binds on Unix: those without `SO_REUSEADDR`.
 
 use std::io;
 
 use rustix::io::Errno;
 use socket2::Socket;
 
-/// The error of an address family that the system does not have.
+/// The error for an address family that the system lacks.
 pub(crate) const UNKNOWN_FAMILY: i32 = Errno::AFNOSUPPORT.raw_os_error();
 
-/// Makes a bind of the socket fail if its address is in use. That is the default on Unix.
+/// Makes a bind of the socket fail if its address is in use. This is the default on Unix.
 #[inline]
 pub(crate) fn make_strict(_: &Socket) -> io::Result<()> {
     Ok(())
 }
 
-/// Lets a bind of the socket pass over connections in TIME_WAIT.
+/// Lets a bind of the socket ignore connections in TIME_WAIT.
 pub(crate) fn ignore_time_wait(socket: &Socket) -> io::Result<()> {
     socket.set_reuse_address(true)
 }
 
-/// Keeps a copy of a bound socket that outlives it from being in the way of servers. See
+/// Lets servers bind a port although a copy of its bound socket outlives that socket. See
 /// `Probe::neutralize`.
 #[inline]
 pub(crate) fn neutralize(socket: &Socket) -> io::Result<()> {
     socket.set_reuse_address(true)
 }
 
-/// The options with which a socket may share its port, and whether it has them.
+/// Returns the options that let a socket share its port, and whether each is set.
 pub(crate) fn sharing_options(socket: &Socket) -> [(&'static str, io::Result<bool>); 2] {
     [
         ("SO_REUSEADDR", socket.reuse_address()),
@@ -34,12 +34,12 @@ pub(crate) fn sharing_options(socket: &Socket) -> [(&'static str, io::Result<boo
     ]
 }
 
-/// Somebody has bound it.
+/// Returns whether another socket has bound the address.
 pub(crate) fn is_in_use(error: &io::Error) -> bool {
     is(error, Errno::ADDRINUSE)
 }
 
-/// This process may not bind it.
+/// Returns whether this process is not permitted to bind the address.
 pub(crate) fn is_not_permitted(error: &io::Error) -> bool {
     is(error, Errno::ACCESS) || is(error, Errno::PERM)
 }
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_failed_bind_says_is_told_by_its_number() {
+    fn a_failed_bind_is_classified_by_its_error_number() {
         for (errno, in_use, not_permitted) in [
             (Errno::ADDRINUSE, true, false),
             (Errno::ACCESS, false, true),
@@ -66,7 +66,7 @@ mod tests {
             assert_eq!(is_in_use(&error), in_use, "{error}");
             assert_eq!(is_not_permitted(&error), not_permitted, "{error}");
         }
-        // Without a number it is not the system's.
+        // An error without a number is not the system's.
         assert!(!is_in_use(&io::ErrorKind::AddrInUse.into()));
     }
 

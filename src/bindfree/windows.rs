@@ -1,6 +1,6 @@
-//! Strict binds: those with `SO_EXCLUSIVEADDRUSE`. Without, two sockets that both set
-//! `SO_REUSEADDR` get the same address ("Using SO_REUSEADDR and SO_EXCLUSIVEADDRUSE" in
-//! Microsoft's documentation, with a table of what a second bind gives).
+//! Strict binds on Windows: those with `SO_EXCLUSIVEADDRUSE`. Without it, two sockets that both
+//! set `SO_REUSEADDR` get the same address ("Using SO_REUSEADDR and SO_EXCLUSIVEADDRUSE" in
+//! Microsoft's documentation has a table of the results of a second bind).
 
 use std::{
     collections::HashMap,
@@ -24,19 +24,19 @@ pub(crate) use exclusive::set_exclusive_address_use as make_strict;
 const ANY: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 const ANY_V4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
-/// The error of an address family that the system does not have.
+/// The error for an address family that the system lacks.
 pub(crate) const UNKNOWN_FAMILY: i32 = WSAEAFNOSUPPORT;
 
-/// Binds one address so that the bind fails if any socket is in the way of a server there, closing
-/// connections excepted, which keep nobody from binding.
+/// Binds one address. The bind fails if any socket would block a server there. Closing
+/// connections never do.
 ///
-/// Before, it checks the addresses whose sockets that bind does not see:
+/// It first checks the addresses whose sockets that bind does not see:
 ///
-/// * That a dual-stack bind of `[::]` sees who has an IPv4 address is not documented.
-/// * One of a specific address, strict or not, does not see who has the wildcard
-///   address, and would get his connections; a strict bind of that would see who has
-///   bound another specific one, which is in nobody's way. So it is bound as sockets
-///   are by default, which sees just who has the wildcard address.
+/// * It is not documented that a dual-stack bind of `[::]` sees sockets with an IPv4 address.
+/// * A bind of a specific address, strict or not, does not see a socket with the wildcard
+/// address, and would receive its connections. A strict bind of the wildcard address would see
+/// sockets with other specific addresses, which do not conflict. So the wildcard address is bound
+/// without options, which sees only sockets with the wildcard address.
 pub(crate) fn bind(
     host: IpAddr,
     port: u16,
@@ -53,7 +53,7 @@ pub(crate) fn bind(
     match checked {
         Some((other, Err(Failure::Error(error)))) if is_absent_family(other, &error) => {}
         Some((_, Err(failure))) => return Err(failure),
-        // It would refuse the next one.
+        // This socket would block the next bind.
         Some((_, Ok(socket))) => drop(socket),
         None => {}
     }
@@ -70,58 +70,58 @@ fn bind_by_default(host: IpAddr, port: u16, ty: Type) -> Attempt<Socket, Unavail
     }
 }
 
-/// Whether [`closing_ports`] shows the ports that nothing but closing connections keep from being
+/// Whether [`closing_ports`] reports the ports that only closing connections keep from being
 /// bound strictly.
 pub(crate) const SHOWS_CLOSING: bool = false;
 
-/// The ports with nothing but closing connections, which no table shows.
+/// Returns no ports: Windows has no table that shows closing connections.
 pub(crate) fn closing_ports() -> io::Result<HashMap<u16, Vec<IpAddr>>> {
     Ok(HashMap::new())
 }
 
-/// Whether any socket has the port, which no table shows.
+/// Returns `None`: Windows has no table that shows whether a socket has the port.
 pub(crate) fn is_in_table(_: u16, _: Type) -> io::Result<Option<bool>> {
     Ok(None)
 }
 
-/// Whether a port can be held by a socket that is out of its server's way.
+/// Returns an error: a held socket would block the lease's own server.
 pub(crate) fn can_hold() -> Result<()> {
     let message = "a lease cannot hold its socket on Windows: it would keep out its own server";
     Err(Error::new(ErrorKind::Unsupported, message))
 }
 
-/// Lets a bind of the socket pass over connections in TIME_WAIT: it does so as it is.
-/// `SO_REUSEADDR` would let it pass over listeners too.
+/// Lets a bind of the socket ignore connections in TIME_WAIT. This is the default on Windows,
+/// where `SO_REUSEADDR` would let it ignore listeners too.
 pub(crate) fn ignore_time_wait(_: &Socket) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes what may outlive the closing of a bound socket harmless: nothing does. There
-/// is no fork, and socket2 makes sockets that no child inherits.
+/// Does nothing: no copy of a bound socket outlives it, because Windows has no fork and socket2
+/// creates sockets that no child inherits.
 pub(crate) fn neutralize(_: &Socket) -> io::Result<()> {
     Ok(())
 }
 
-/// Returns what kept the socket from being bound strictly, which has just failed.
+/// Returns what kept the socket from being bound strictly. That bind has just failed.
 pub(crate) fn occupant(_: &Socket, _: SocketAddr) -> io::Result<Unavailable> {
     Ok(Unavailable::Bound)
 }
 
-/// The options with which a socket may share its port, and whether it has them.
+/// Returns the options that let a socket share its port, and whether each is set.
 pub(crate) fn sharing_options(socket: &Socket) -> [(&'static str, io::Result<bool>); 1] {
     [("SO_REUSEADDR", socket.reuse_address())]
 }
 
-/// Somebody has bound it, or the system has excluded it.
+/// Returns whether another socket has bound the address, or the system has excluded the port.
 ///
-/// `WSAEACCES` is what a bind gives of an excluded range, of an address that another
-/// user's socket has, and of one that another one has exclusively: taken in any case,
-/// for no port needs a privilege.
+/// A bind fails with `WSAEACCES` if the port is in an excluded range, if another user's socket
+/// has the address, or if another socket has it exclusively. All count as in use, because no port
+/// needs a privilege.
 pub(crate) fn is_in_use(error: &io::Error) -> bool {
     is(error, WSAEADDRINUSE) || is(error, WSAEACCES)
 }
 
-/// This process may not bind it.
+/// Returns `false`: on Windows, no port needs a privilege.
 pub(crate) fn is_not_permitted(_: &io::Error) -> bool {
     false
 }

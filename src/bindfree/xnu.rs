@@ -1,16 +1,16 @@
 //! The order of the binds of a probe on XNU, the kernel of macOS.
 //!
 //! A bind without options sees every socket of its family that its address covers, whatever the
-//! options of that socket; `[::]` of both families misses IPv4 sockets beside one of `0.0.0.0`.
-//! A bind with `SO_REUSEADDR` sees only an unconnected socket of exactly its address, and
-//! connections look for the most specific address first. So one of `127.0.0.1` with the option
-//! succeeds beside a server of `0.0.0.0`, and takes the server's connections on that address until
-//! it is closed. (`in_pcbbind`, `in_pcblookup_local` and `in_pcblookup_hash_locked` in
+//! options of that socket; a dual-stack bind of `[::]` misses IPv4 sockets other than one of
+//! `0.0.0.0`. A bind with `SO_REUSEADDR` sees only an unconnected socket of exactly its address,
+//! and connections go to the most specific address. So a bind of `127.0.0.1` with the option
+//! succeeds beside a server on `0.0.0.0`, and takes the server's connections on that address
+//! until it is closed. (`in_pcbbind`, `in_pcblookup_local` and `in_pcblookup_hash_locked` in
 //! bsd/netinet/in_pcb.c; `in6_pcbbind` and `in6_pcblookup_local` in bsd/netinet6/in6_pcb.c.)
 //!
-//! Therefore the option is set only to find out what a strict bind has met, and the wildcard
-//! addresses come first: a specific address is bound only while its wildcard address is held, and
-//! so has no server.
+//! Therefore the option is set only to find out what a strict bind conflicts with, and the
+//! wildcard addresses come first: a specific address is bound only while its wildcard address is
+//! held, and so no server has it.
 
 use std::{io, net::IpAddr};
 
@@ -27,12 +27,12 @@ pub(super) trait Network {
     /// A bound socket, until it is dropped.
     type Socket;
 
-    /// Binds a new socket. An address in use is [`Unavailable::Bound`], and one that another socket
-    /// may not share with this process as well.
+    /// Binds a new socket. An address in use is [`Unavailable::Bound`], and so is one that
+    /// another socket may not share with this process.
     fn bind(&self, host: IpAddr, options: Options)
     -> Attempt<Self::Socket, Unavailable, io::Error>;
 
-    /// Returns the addresses of this machine, the loopback addresses among them.
+    /// Returns the addresses of this machine, including the loopback addresses.
     fn addresses(&self) -> io::Result<Vec<IpAddr>>;
 }
 
@@ -44,10 +44,10 @@ pub(super) struct Options {
     pub(super) reuse_address: bool,
 }
 
-/// Binds `host` strictly, or with `SO_REUSEADDR` if `closing_is_free` and nothing but connections
-/// is in the way.
+/// Binds `host` strictly, or with `SO_REUSEADDR` if `closing_is_free` and only connections
+/// conflict.
 ///
-/// Connections count as closing whether they are or not, for the kernel makes no difference.
+/// All connections count as closing, because the kernel makes no difference.
 pub(super) fn bind<N: Network>(
     network: &N,
     host: IpAddr,
@@ -55,7 +55,7 @@ pub(super) fn bind<N: Network>(
     closing_is_free: bool,
 ) -> Attempt<N::Socket, Unavailable, io::Error> {
     match bind_strictly(network, host) {
-        // UDP has no TIME_WAIT: a connected socket is in use as any other.
+        // UDP has no TIME_WAIT: a connected socket is in use like any other.
         Err(Failure::Unavailable(Unavailable::Bound)) if ty == Type::STREAM => {}
         outcome => return outcome,
     }
@@ -79,14 +79,14 @@ fn bind_strictly<N: Network>(
         network.bind(host, options)
     };
     if host == ANY {
-        // Kept until the other is bound, so that no server of IPv4 comes in between.
+        // Kept until the other socket is bound, so that no IPv4 server can bind in between.
         let _v4 = bind(ANY_V4)?;
         return bind(ANY);
     }
     bind(host)
 }
 
-/// Binds `host` with `SO_REUSEADDR`, unless a socket that is not connected is in the way.
+/// Binds `host` with `SO_REUSEADDR`, unless a socket that is not connected conflicts.
 fn bind_beside_connections<N: Network>(
     network: &N,
     host: IpAddr,
@@ -97,13 +97,13 @@ fn bind_beside_connections<N: Network>(
             reuse_address: true,
         };
         match network.bind(host, options) {
-            // A strict bind has just found the address in use. Why this one is refused, as for want
-            // of a privilege for a specific address, makes it no less so.
+            // A strict bind has just found the address in use. It still is, whatever the reason
+            // for this refusal, such as a missing privilege for a specific address.
             Err(Failure::Unavailable(_)) => Err(Unavailable::Bound.into()),
             outcome => outcome,
         }
     };
-    // What is bound first is kept, so that no server comes to a wildcard address afterwards.
+    // Keep the first bind, so that no server can bind a wildcard address afterwards.
     let (_other, socket) = match host {
         ANY => (Some(bind(ANY_V4, false)?), bind(ANY, false)?),
         ANY_V4 => (None, bind(ANY_V4, false)?),
@@ -116,7 +116,7 @@ fn bind_beside_connections<N: Network>(
         }
         match bind(address, true) {
             Ok(_) => {}
-            // It is not, or no longer, an address that sockets can have.
+            // Sockets cannot have this address, or no longer can.
             Err(Failure::Error(error)) if error.kind() == io::ErrorKind::AddrNotAvailable => {}
             Err(failure) => return Err(failure),
         }

@@ -1,7 +1,7 @@
-//! A model of how XNU binds sockets and finds the socket of a connection, and the probe run on it.
+//! A model of how XNU binds sockets and finds the socket of a connection, and tests that run the
+//! probe on it.
 //!
-//! It is of one port. It leaves out privileged ports, scopes of IPv6, and the reservations of
-//! Skywalk.
+//! It models one port. It omits privileged ports, IPv6 scopes and Skywalk's reservations.
 
 use std::{
     cell::RefCell,
@@ -36,11 +36,11 @@ enum State {
     TimeWait,
 }
 
-/// A protocol control block: `struct inpcb` with what matters of its `struct socket`.
+/// A protocol control block: `struct inpcb` with the relevant parts of its `struct socket`.
 #[derive(Clone, Copy, PartialEq)]
 struct Pcb {
     ty: Type,
-    /// `PF_INET6`. The address may be of IPv4 all the same: `::ffff:127.0.0.1`.
+    /// `PF_INET6`. The address may still be an IPv4 one: `::ffff:127.0.0.1`.
     is_v6_socket: bool,
     address: IpAddr,
     only_v6: bool,
@@ -48,13 +48,13 @@ struct Pcb {
     reuse_port: bool,
     state: State,
     uid: u32,
-    /// Of the probe, not of an occupant.
+    /// Whether it belongs to the probe rather than an occupant.
     is_probe: bool,
     id: usize,
 }
 
 impl Pcb {
-    /// `INP_IPV4`, set by `tcp6_usr_bind` and `udp6_bind` for some sockets of IPv6.
+    /// `INP_IPV4`, set by `tcp6_usr_bind` and `udp6_bind` for some IPv6 sockets.
     fn has_v4(&self) -> bool {
         self.address.is_ipv4() || self.address.is_unspecified() && !self.only_v6
     }
@@ -71,7 +71,7 @@ impl Pcb {
         }
     }
 
-    /// Whether its foreign address is not the wildcard address.
+    /// Returns whether its foreign address is not the wildcard address.
     fn is_connected(&self) -> bool {
         matches!(self.state, State::Connected | State::TimeWait)
     }
@@ -96,7 +96,7 @@ impl fmt::Display for Pcb {
     }
 }
 
-/// The sockets, newest first, as both hash lists of the kernel have them (`in_pcbinshash`).
+/// The sockets, newest first, as in both hash lists of the kernel (`in_pcbinshash`).
 #[derive(Default)]
 struct Kernel {
     pcbs: RefCell<Vec<Pcb>>,
@@ -123,14 +123,14 @@ impl Kernel {
                 + usize::from(pcb.address.is_unspecified() != address.is_unspecified());
             is_met.then_some(wildcards)
         };
-        // The first of those that fit equally well.
+        // The first of several that match equally well.
         candidates
             .filter_map(|pcb| Some((fit(pcb)?, pcb)))
             .min_by_key(|(wildcards, _)| *wildcards)
             .map(|(_, pcb)| *pcb)
     }
 
-    /// `in_pcbbind` and `in6_pcbbind`, after `tcp_usr_bind` and the like.
+    /// Models `in_pcbbind` and `in6_pcbbind`, after `tcp_usr_bind` and similar functions.
     fn may_bind(&self, new: &Pcb) -> bool {
         let wild = !new.reuse_address && !new.reuse_port;
         let share_port = |t: &Pcb| new.reuse_port && t.reuse_port;
@@ -144,7 +144,8 @@ impl Kernel {
             }
         };
         if new.address.is_ipv4() {
-            // Of two wildcard addresses it asks for no user, which makes SO_REUSEPORT moot here.
+            // For two wildcard addresses the kernel compares no users, so SO_REUSEPORT has no
+            // effect here.
             let is_other_users =
                 met_by_user.is_some_and(|t| !(new_is_any && t.address.is_unspecified()));
             let is_in_use = met.is_some_and(|t| {
@@ -175,8 +176,8 @@ impl Kernel {
             && !met.is_some_and(|t| !share_port(&t) && is_met(&t))
     }
 
-    /// Which socket gets a new connection or a datagram to `address`: `in_pcblookup_hash_locked` and
-    /// `in6_pcblookup_hash_locked`.
+    /// Returns which socket receives a new connection or a datagram to `address`:
+    /// `in_pcblookup_hash_locked` and `in6_pcblookup_hash_locked`.
     fn receiver(&self, ty: Type, address: IpAddr, with_probe: bool) -> Option<Pcb> {
         let (mut wild, mut mapped) = (None, None);
         for pcb in self.pcbs.borrow().iter() {
@@ -205,7 +206,7 @@ impl Kernel {
     }
 }
 
-/// The probe of a user.
+/// The sockets that one user's probe creates.
 struct Sockets<'a> {
     kernel: &'a Kernel,
     ty: Type,
@@ -287,7 +288,7 @@ const REQUESTS: [&[IpAddr]; 9] = [
     &[ANY_V4, LOOPBACK],
 ];
 
-/// What the probe finds, as `Probe::bind` calls it.
+/// Returns what the probe finds, called as `Probe::bind` calls it.
 fn probe(
     kernel: &Kernel,
     uid: u32,
@@ -314,7 +315,7 @@ fn probe(
     Verdict::Free
 }
 
-/// What the probe has to find: the first of the hosts and protocols that is not free decides.
+/// Returns what the probe must find: the first host and protocol that is not free decides.
 fn expected(
     occupants: &[Pcb],
     uid: u32,
@@ -330,7 +331,7 @@ fn expected(
             };
             pcb.ty == ty && hosts.iter().any(meets)
         };
-        // Another user's connection is in the way even of a server with SO_REUSEADDR.
+        // Another user's connection blocks even a server with SO_REUSEADDR.
         let is_bound =
             |pcb: &Pcb| !pcb.is_connected() || ty == Type::DGRAM || uid != ROOT && uid != pcb.uid;
         let mut met = occupants.iter().filter(is_met).peekable();
@@ -357,7 +358,7 @@ fn expected(
     })
 }
 
-/// All occupants of one protocol that there can be.
+/// Returns all possible occupants for one protocol.
 fn occupants(ty: Type, uids: &[u32]) -> Vec<Pcb> {
     let places = [
         (false, ANY_V4, false),
@@ -408,7 +409,7 @@ fn occupants(ty: Type, uids: &[u32]) -> Vec<Pcb> {
     all
 }
 
-/// Counts of what the probe did with some occupants.
+/// Counts the results of the probe for some occupants.
 #[derive(Default)]
 struct Tally {
     cells: usize,
@@ -425,7 +426,7 @@ impl Tally {
                 continue;
             }
             for types in PROTOCOLS {
-                // Not set is as `false`: no table shows closing connections.
+                // Unset is the same as `false`: no table shows closing connections.
                 for reuse_address in [None, Some(false), Some(true)] {
                     let closing_is_free = reuse_address == Some(true);
                     let kernel = Kernel {
@@ -490,7 +491,7 @@ fn the_probe_never_binds_in_front_of_a_server() {
     tally.assert_all_right("one occupant");
 }
 
-/// A child that is starting may keep each of them.
+/// A child that is being spawned may keep a copy of each.
 #[test]
 fn a_free_port_takes_as_few_sockets_as_can_be() {
     for (host, binds) in [(ANY, 2), (ANY_V4, 1), (LOOPBACK_V4, 1), (LOOPBACK, 1)] {
@@ -504,14 +505,15 @@ fn a_free_port_takes_as_few_sockets_as_can_be() {
     }
 }
 
-/// Such as a server and its connections in TIME_WAIT, or one of IPv4 and one of IPv6.
+/// Such as a server and its connections in TIME_WAIT, or an IPv4 and an IPv6 socket.
 #[test]
 fn two_occupants_do_not_hide_each_other() {
     let mut tally = Tally::default();
     let all = occupants(Type::STREAM, &[USER, OTHER_USER]);
     for first in &all {
         for second in &all {
-            // The options of a connection are not compared, and both are as SO_REUSEPORT alone.
+            // The options of a connection are not compared, and both options behave like
+            // SO_REUSEPORT alone.
             let is_repeated = |pcb: &Pcb| {
                 pcb.reuse_address && (pcb.reuse_port || pcb.is_connected())
                     || pcb.reuse_port && pcb.is_connected()
@@ -522,8 +524,9 @@ fn two_occupants_do_not_hide_each_other() {
             let kernel = Kernel::default();
             kernel.insert(*first);
             if second.is_connected() || kernel.may_bind(second) {
-                // Of several sockets of a family, the kernel compares only the best fit with the user
-                // of the new one, so no bind says whether the others are another user's.
+                // Of several sockets of a family, the kernel compares the user of only the best
+                // match with the user of the new socket, so a bind does not show whether the
+                // others belong to another user.
                 let have_both = |has: fn(&Pcb) -> bool| has(first) && has(second);
                 let verdicts_matter =
                     first.uid == second.uid || !have_both(Pcb::has_v4) && !have_both(Pcb::has_v6);

@@ -1,15 +1,14 @@
-//! The lock directory: where it is, and whether it can be trusted.
+//! The lock directory: its location, and whether it can be trusted.
 //!
-//! A user who can rename or remove files in the directory can end exclusivity
-//! unseen, and one who can plant a link in it can aim our writes elsewhere. So
-//! it is checked before it is used. What is checked, and where the directory is, depends on the
-//! system: see the files in `lock_dir/`.
+//! A user who can rename or remove files in the directory can break exclusivity unnoticed, and
+//! one who can place a link in it can redirect our writes. So it is checked before it is used.
+//! What is checked, and where the directory is, depends on the system: see the files in
+//! `lock_dir/`.
 //!
-//! The result is used for [`RECHECK_INTERVAL`], because checking for every lease would cost a tenth
-//! of the lease. Only the directory's owner and root can change it
-//! in that time, and what they could do then they can do at any later moment of
-//! the lease too. A directory that was removed is noticed with the next file, which cannot
-//! be created in it.
+//! The result is cached for [`RECHECK_INTERVAL`], because checking for every lease would add a
+//! tenth to its cost. In that time only the directory's owner and root can change the directory,
+//! and they could also do so at any later moment of the lease. The removal of the directory is
+//! noticed when the next file cannot be created in it.
 
 use std::{
     env, fmt, io,
@@ -48,10 +47,10 @@ use windows::{self as system, default_dir, default_dirs};
 /// The environment variable that names the lock directory.
 pub(crate) const VARIABLE: &str = "PORTLOCK_DIR";
 
-/// How long a directory that was found trustworthy is used without another check.
+/// How long a directory that passed its check is used without another one.
 const RECHECK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// A lock directory that has been checked, and is open: what leasing needs.
+/// A lock directory that has been checked and is open, for leasing.
 #[derive(Clone, Debug)]
 pub(crate) struct OpenDir {
     dir: Arc<Inner>,
@@ -62,20 +61,20 @@ struct Inner {
     path: PathBuf,
     origin: Origin,
     sys: system::Dir,
-    /// Of `sys`, because to compute it for each lease would take an allocation.
+    /// The digest of `sys`, stored because computing it for each lease would take an allocation.
     digest: u64,
-    /// The copies of reservations have been restored into it, as far as this process knows.
+    /// Whether this process knows that the copies of reservations have been restored into it.
     is_restored: AtomicBool,
 }
 
 /// The directory with one lock file per port, checked to be trustworthy.
 ///
-/// Only callers that use the same lock directory exclude each other. Leasing ports
-/// needs no value of this type: [`Builder`](crate::Builder) finds the directory by
-/// the same rules. It is for inspecting and cleaning the directory.
+/// Only callers that use the same lock directory exclude each other. Leasing ports does not
+/// require this type: [`Builder`](crate::Builder) finds the directory by the same rules. Use it
+/// to inspect and clean the directory.
 ///
-/// Locating never creates anything. A default directory that does not exist yet is an
-/// empty one: no port is leased in it.
+/// Locating never creates anything. A default directory that does not exist yet counts as empty:
+/// no port is leased in it.
 ///
 /// # Examples
 ///
@@ -107,7 +106,7 @@ pub enum Origin {
     Variable,
     /// It is `/run/portlock`, which root has created for all users, on Linux.
     Machine,
-    /// It is this user's own in `/tmp`, on Linux.
+    /// It is this user's directory in `/tmp`, on Linux.
     Tmp,
     /// It is in this user's runtime directory because there is no `/tmp`, on Linux.
     RuntimeDir,
@@ -118,13 +117,13 @@ pub enum Origin {
 }
 
 impl Origin {
-    /// Returns whether nobody named it, so that it is where it is until the rules change.
+    /// Returns whether the directory was chosen by the rules, not named by a program or user.
     pub(crate) fn is_default(self) -> bool {
         !matches!(self, Self::Given | Self::Variable)
     }
 
-    /// Returns whether its user creates it. Others are created by somebody who decides who
-    /// shares them.
+    /// Returns whether its user creates it. Any other directory is created by the person who
+    /// decides who shares it.
     pub(crate) fn is_created_by_its_user(self) -> bool {
         match self {
             Self::Given | Self::Variable | Self::Machine => false,
@@ -187,7 +186,7 @@ impl LockDir {
         Self::located(Some(path.as_ref()))
     }
 
-    /// Returns the directory at `chosen` if that is named, else the one to use without.
+    /// Returns the directory at `chosen` if it is set, else the one that the rules choose.
     pub(crate) fn located(chosen: Option<&Path>) -> Result<Self> {
         Ok(match locate(chosen, since_1970(), IfMissing::Allow)? {
             Location::Open(open) => Self {
@@ -203,11 +202,11 @@ impl LockDir {
         })
     }
 
-    /// Returns every path at which a caller of this user may have its default directory, in
-    /// whatever session it runs and whatever root creates, or had it by earlier rules.
+    /// Returns every path at which a caller of this user may have its default directory, in any
+    /// session and whatever root creates, or had it under earlier rules.
     ///
-    /// Callers with different default directories do not exclude each other. With these
-    /// paths, a program can say whether that happens.
+    /// Callers with different default directories do not exclude each other. With these paths, a
+    /// program can detect that.
     ///
     /// # Examples
     ///
@@ -230,20 +229,20 @@ impl LockDir {
         default_dirs(system::user())
     }
 
-    /// Returns where it is.
+    /// Returns the path of the directory.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Returns why it is this one.
+    /// Returns why this directory is the one in use.
     #[must_use]
     pub fn origin(&self) -> Origin {
         self.origin
     }
 
-    /// Returns whether other users may lease ports in it too. A default directory that
-    /// does not exist will be private when the first lease creates it.
+    /// Returns whether other users may lease ports in it too. A default directory that does not
+    /// exist yet will be private when the first lease creates it.
     #[must_use]
     pub fn is_shared(&self) -> bool {
         self.open
@@ -258,8 +257,8 @@ impl LockDir {
 }
 
 impl OpenDir {
-    /// Returns the directory to lease from, by the rules of [`LockDir`], for a caller
-    /// that knows what time it is, after 1970. A default directory that is missing is created.
+    /// Returns the directory to lease from, by the rules of [`LockDir`], given the time since
+    /// 1970. A default directory that is missing is created.
     pub(crate) fn locate_at(chosen: Option<&Path>, now: Duration) -> Result<Self> {
         match locate(chosen, now, IfMissing::Create)? {
             Location::Open(open) => Ok(open),
@@ -276,7 +275,7 @@ impl OpenDir {
         self.dir.origin
     }
 
-    /// Returns whether it is known that no reservation has to be restored into it.
+    /// Returns whether it is known that all reservations have been restored into it.
     #[inline]
     pub(crate) fn is_restored(&self) -> bool {
         self.dir.is_restored.load(Ordering::Relaxed)
@@ -286,8 +285,8 @@ impl OpenDir {
         self.dir.is_restored.store(true, Ordering::Relaxed);
     }
 
-    /// Returns the error that it turned out to be removed; the next
-    /// [`locate`](Self::locate) checks it again.
+    /// Returns the error for a directory that was removed. The next [`locate`](Self::locate)
+    /// checks it again.
     pub(crate) fn removed(&self) -> Error {
         if let Some(mut last) = LAST_USED.lock() {
             last.take_if(|last| Arc::ptr_eq(&last.open.dir, &self.dir));
@@ -306,7 +305,7 @@ impl OpenDir {
         match found {
             Ok(Some(found)) => !self.dir.sys.is_still(&found),
             Ok(None) => true,
-            // Whatever it is, it is not missing.
+            // Whatever the error is, the directory is not missing.
             Err(_) => false,
         }
     }
@@ -316,7 +315,7 @@ impl OpenDir {
         self.dir.sys.is(&other.dir.sys)
     }
 
-    /// Returns a number that distinguishes it from most other directories, the same for all callers.
+    /// Returns a hash that distinguishes it from other directories, the same for all callers.
     pub(crate) fn digest(&self) -> u64 {
         self.dir.digest
     }
@@ -339,8 +338,9 @@ enum Location {
     Missing { path: PathBuf, origin: Origin },
 }
 
-/// Returns the path that a relative one is now, so that it stays the same directory when the
-/// working directory changes. Returns it as it is if it is none: opening it will say why.
+/// Returns the absolute form of a relative path, so that it stays the same directory when the
+/// working directory changes. If there is none, returns the path unchanged: opening it reports
+/// why.
 pub(crate) fn absolute(path: PathBuf) -> PathBuf {
     if path.is_absolute() {
         return path;
@@ -376,17 +376,17 @@ fn locate(chosen: Option<&Path>, now: Duration, default: IfMissing) -> Result<Lo
     }
     let located = match named {
         Some((Origin::Variable, path)) if path.is_relative() => {
-            // It would mean another directory in each working directory.
+            // It would mean a different directory in each working directory.
             let message = format!("{VARIABLE}={} is not an absolute path", path.display());
             return Err(Error::new(ErrorKind::LockDir, message));
         }
-        // A directory that was named must exist. To create it would need a guess
-        // at its kind, and a misspelt path would give its caller an empty
-        // directory of its own, in which every port is free.
+        // A named directory must exist. To create it, we would have to guess its kind, and a
+        // misspelled path would give its caller a separate empty directory in which every port is
+        // free.
         Some((origin, path)) => open(path, IfMissing::Refuse, origin, user)?,
         None => {
             let (path, origin) = default_dir(user)?;
-            // Root may just have removed the one of all users, which is not ours to create.
+            // Root may just have removed the directory of all users, which we must not create.
             let missing = if origin.is_created_by_its_user() {
                 default
             } else {
@@ -408,7 +408,7 @@ fn locate(chosen: Option<&Path>, now: Duration, default: IfMissing) -> Result<Lo
     Ok(located)
 }
 
-/// What to do when there is nothing at the path.
+/// What to do if nothing exists at the path.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum IfMissing {
     Create,
@@ -416,10 +416,10 @@ pub(crate) enum IfMissing {
     Refuse,
 }
 
-/// The directory used last, so that a process that leases from one directory opens
-/// it once. Only one is kept, for each costs a descriptor.
+/// The last used directory, so that a process that leases from one directory opens it once. Only
+/// one is kept, because each costs a descriptor.
 struct LastUsed {
-    /// What was asked for; `None` is the user's own directory.
+    /// The requested directory; `None` is the user's own.
     named: Option<(Origin, PathBuf)>,
     user: system::User,
     checked: Duration,
@@ -437,23 +437,22 @@ impl LastUsed {
     ) -> bool {
         let same_name = match (&self.named, named) {
             (Some((origin, path)), Some(named)) => {
-                // As text: to compare paths by their components takes longer.
+                // Compared as text, because comparing paths by their components takes longer.
                 *origin == named.0 && path.as_os_str() == named.1.as_os_str()
             }
             (None, None) => true,
             _ => false,
         };
-        // If the clock was set back, it is time.
+        // If the clock was set back, check again.
         let age = now.checked_sub(self.checked);
         same_name && self.user == user && age.is_some_and(|age| age < RECHECK_INTERVAL)
     }
 }
 
-/// Opens the directory at `path` and checks it, or only checks it again if it
-/// is still the one used last.
+/// Opens the directory at `path` and checks it. If it is still the last used one, only checks it.
 fn open(path: &Path, missing: IfMissing, origin: Origin, user: system::User) -> Result<Location> {
-    // Without a trailing slash, with which a symbolic link would be followed
-    // in spite of lstat and O_NOFOLLOW (path_resolution(7)).
+    // Strip a trailing slash: with it, a symbolic link would be followed in spite of lstat and
+    // O_NOFOLLOW (path_resolution(7)).
     let path: PathBuf = path.components().collect();
     let Some(found) = system::find(&path, missing, origin, user)? else {
         return Ok(Location::Missing { path, origin });
@@ -488,7 +487,7 @@ pub(crate) fn refuse(path: &Path, why: &str) -> Error {
     Error::new(ErrorKind::LockDir, message)
 }
 
-// Owners and modes are those of Unix.
+// Owners and modes exist only on Unix.
 #[cfg(all(test, unix))]
 mod tests {
     use std::{fs, os::unix::fs::PermissionsExt};
@@ -535,13 +534,13 @@ mod tests {
             assert!(error.to_string().contains("not sticky"), "{error}");
             assert!(error.to_string().contains("chmod 1777"), "{error}");
         }
-        // Root can change that of any user, if it is one that this user namespace maps.
+        // Root can change the owner to any user that this user namespace maps.
         if std::os::unix::fs::chown(dir.path(), Some(12345), None).is_ok() {
             let error = refused(dir.path()).to_string();
             assert!(error.contains("chmod 1777"), "{error}");
             std::os::unix::fs::chown(dir.path(), Some(geteuid().as_raw()), None).expect("root");
         }
-        // As with an emptyDir of Kubernetes, whose users may not change its mode.
+        // As with a Kubernetes emptyDir, whose mode its users may not change.
         mode(dir.path(), 0o2777);
         let other = rustix::process::Uid::from_raw(geteuid().as_raw() + 1);
         let error = open(dir.path(), IfMissing::Refuse, Origin::Given, other);
@@ -573,7 +572,7 @@ mod tests {
         let roundabout = dir.path().join("..");
         let roundabout = roundabout.join(dir.path().file_name().expect("a name"));
         mode(dir.path(), 0o1777);
-        // The one that was used last, too.
+        // This includes the last used path.
         for path in [dir.path(), &roundabout, dir.path()] {
             let located = LockDir::open(path).expect("trusted");
             assert_eq!(located.path(), path);
@@ -614,7 +613,7 @@ mod tests {
     }
 
     #[test]
-    fn what_replaces_a_directory_after_the_check_is_not_opened() {
+    fn a_replacement_of_a_directory_after_the_check_is_not_opened() {
         let parent = tempfile::tempdir().expect("a temporary directory");
         let [target, link, file] = ["target", "link", "file"].map(|name| parent.path().join(name));
         let target = opened(&target, IfMissing::Create);
@@ -625,13 +624,13 @@ mod tests {
             let error = outcome.expect_err("no directory");
             assert!(error.to_string().starts_with("cannot open"), "{error}");
         }
-        // Nor does a program that is executed inherit it.
+        // A program started with exec does not inherit it either.
         let flags = rustix::io::fcntl_getfd(target.sys().fd()).expect("open");
         assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
     }
 
     #[test]
-    fn a_missing_directory_is_not_created_to_look_at_it() {
+    fn a_missing_directory_is_not_created_by_inspecting_it() {
         let parent = tempfile::tempdir().expect("a temporary directory");
         let path = parent.path().join("locks");
         let located = open(&path, IfMissing::Allow, Origin::Given, geteuid());
@@ -656,7 +655,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_in_the_place_of_a_directory_keeps_its_mode() {
+    fn a_file_instead_of_a_directory_keeps_its_mode() {
         let parent = tempfile::tempdir().expect("a temporary directory");
         let path = parent.path().join("locks");
         fs::write(&path, "").expect("our own directory");
@@ -669,7 +668,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_whose_maker_was_killed_is_finished() {
+    fn a_directory_whose_creator_was_killed_is_completed() {
         let parent = tempfile::tempdir().expect("a temporary directory");
         let path = parent.path().join("locks");
         fs::create_dir(&path).expect("our own directory");
@@ -678,12 +677,12 @@ mod tests {
         opened(&path, IfMissing::Create);
         let finished = fs::metadata(&path).expect("made").permissions();
         assert_eq!(finished.mode() & 0o7777, 0o700);
-        // One that can be used keeps its mode.
+        // A usable directory keeps its mode.
         mode(&path, 0o755);
         opened(&path, IfMissing::Create);
         let usable = fs::metadata(&path).expect("made").permissions();
         assert_eq!(usable.mode() & 0o7777, 0o755);
-        // But not one that somebody has named.
+        // A directory that was named keeps its mode too.
         mode(&path, 0o500);
         opened(&path, IfMissing::Refuse);
         let named = fs::metadata(&path).expect("made").permissions();

@@ -1,30 +1,27 @@
-//! The lock directory.
+//! The lock directory on Unix.
 //!
-//! A user who can rename or remove files in the directory can end exclusivity
-//! unseen, and one who can plant a link in it can aim our writes elsewhere. So
-//! it is checked before it is used: a real directory (no symbolic link),
-//! and one of two kinds.
+//! A user who can rename or remove files in the directory can break exclusivity unnoticed, and
+//! one who can place a link in it can redirect our writes. So it is checked before it is used: it
+//! must be a real directory (no symbolic link) of one of two kinds.
 //!
-//! * **Private**: owned by this user, and nobody else can write to it. Files in it are
-//!   readable and writable by this user alone. A mode like 0755 is as good as 0700 here,
-//!   because others can neither open the files nor add any.
-//! * **Shared between users**: writable by group or others, and then sticky
-//!   (mode 1777), owned by root or by this user, because a directory's owner
-//!   may rename and remove what is in it in spite of the sticky bit (unlink(2),
-//!   EPERM). Files in it are readable and writable by all, whatever the umask. An owner who
-//!   is not mapped into our user namespace looks like every other such owner, root
-//!   among them, and counts as root for a directory that somebody has chosen: one that
-//!   was named, or the one of all users.
+//! * **Private**: owned by this user and writable by no other user. Only this user can read and
+//! write the files in it. A mode like 0755 is as good as 0700 here, because others can neither
+//! open the files nor add any.
+//! * **Shared between users**: writable by group or others, and therefore required to be sticky
+//! (mode 1777) and owned by root or by this user, because a directory's owner may rename and
+//! remove the files in it in spite of the sticky bit (unlink(2), EPERM). All users can read and
+//! write the files in it, whatever the umask. An owner that is not mapped into our user namespace
+//! looks like any other unmapped owner, including root. It counts as root for a directory that
+//! somebody chose: a named one, or the one of all users.
 //!
-//! In a shared directory every user can do some harm, though none outside it: keep ports
-//! from others (lock files, or put something else in their place), hold up waiters
-//! until the timeout, end a *delegated* lease by writing to its record, and remove or
-//! rename a lock file that he has made. That ends exclusivity as it does wherever a
-//! lock file or the directory is removed or replaced while a lease is held: the lock
-//! goes on, on a file that is no longer at its path. Later callers in the same process
-//! still know of the lease, by the process-wide set; others only if the port is bound.
-//! Moved back, the file or directory is what it was. Files that root has made can be
-//! removed by root alone. What is above the directory is not checked.
+//! In a shared directory every user can do some harm, though only inside it: keep ports from
+//! others (by locking files or replacing them), delay waiters until the timeout, end a
+//! *delegated* lease by writing to its record, and remove or rename a lock file that this user
+//! created. Removing or replacing a lock file or the directory during a lease always breaks
+//! exclusivity: the lock continues on a file that is no longer at its path. Later callers in the
+//! same process still know about the lease, by the process-wide set; other callers only if the
+//! port is bound. If the file or directory is moved back, the lease is visible again. Only root
+//! can remove files that root created. The parents of the directory are not checked.
 
 use std::{
     fs::{self, File},
@@ -61,7 +58,7 @@ pub(crate) fn user() -> User {
     geteuid()
 }
 
-/// A directory that has been checked, and is open.
+/// A directory that has been checked and is open.
 #[derive(Debug)]
 pub(crate) struct Dir {
     fd: OwnedFd,
@@ -69,7 +66,7 @@ pub(crate) struct Dir {
     local: bool,
 }
 
-/// What a check has found.
+/// The result of a check.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct DirStatus {
     identity: Identity,
@@ -82,14 +79,14 @@ impl Dir {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(CWD, path, flags, Mode::empty())
             .map_err(|error| fail("open", path, error))?;
-        // What was checked before may have been replaced since.
+        // It may have been replaced after the check.
         let stat = rustix::fs::fstat(&fd).map_err(|error| fail("stat", path, error))?;
         let checked = check(path, &stat, origin, user)?;
         let local = is_local(&fd).map_err(|error| fail("stat", path, error))?;
         Ok(Self { fd, checked, local })
     }
 
-    /// Returns whether it is still what has just been found.
+    /// Returns whether it is still the directory that was just found.
     pub(crate) fn is_still(&self, found: &DirStatus) -> bool {
         self.checked == *found
     }
@@ -104,15 +101,15 @@ impl Dir {
         self.checked.identity == other.checked.identity
     }
 
-    /// Returns a hash of what it is, and not of its path: in another mount namespace, the same path
-    /// can be another directory.
+    /// Returns a hash of the directory's identity rather than its path: in another mount
+    /// namespace, the same path can be another directory.
     pub(crate) fn digest(&self) -> u64 {
         let (device, inode) = self.checked.identity;
         fnv1a(format!("{device} {inode}").as_bytes())
     }
 
-    /// Returns whether it is on a file system of this machine on which a file that is removed
-    /// has no links left, and one that is open for reading can be locked.
+    /// Returns whether it is on a file system of this machine on which a removed file has no
+    /// links left, and a file that is open for reading can be locked.
     #[inline]
     pub(crate) fn is_local(&self) -> bool {
         self.local
@@ -123,7 +120,7 @@ impl Dir {
         self.fd.as_fd()
     }
 
-    /// Returns the permissions that the files in it have.
+    /// Returns the permissions for files in it.
     pub(crate) fn permissions(&self) -> Mode {
         let own = Mode::RUSR | Mode::WUSR;
         if self.checked.shared {
@@ -133,7 +130,7 @@ impl Dir {
         }
     }
 
-    /// Returns the mode that lock files in it have.
+    /// Returns the mode for lock files in it.
     pub(crate) fn file_mode(&self) -> Mode {
         self.permissions() | KEPT
     }
@@ -144,8 +141,8 @@ impl Dir {
     }
 }
 
-/// Checks the directory at `path`. Creates it first if it is missing and `missing` says
-/// so; returns `None` if it is missing and may be.
+/// Checks the directory at `path`. If it is missing, `missing` determines whether it is created,
+/// `None` is returned, or an error.
 pub(crate) fn find(
     path: &Path,
     missing: IfMissing,
@@ -164,11 +161,12 @@ pub(crate) fn find(
     check(path, &found, origin, user).map(Some)
 }
 
-/// Creates the directory at `path` with the reservations that it had, if this user has copies of any.
+/// Creates the directory at `path` and restores this user's reservations, if there are copies of
+/// any.
 ///
-/// It is created under another name, and renamed when all are in it: nobody finds it without them. If
-/// another process is faster, or the file system cannot rename without replacing, they have to be
-/// restored into the directory that is there.
+/// It is created under another name and renamed when all reservations are in it, so no caller
+/// finds it without them. If another process is faster, or the file system cannot rename without
+/// replacing, they have to be restored into the existing directory.
 fn make_restored(path: &Path, us: Uid) -> Result<()> {
     let Some(copies) = Copies::of(path) else {
         return Ok(());
@@ -188,7 +186,7 @@ fn make_restored(path: &Path, us: Uid) -> Result<()> {
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
             let file = stray.join(copy.port.to_string());
             let file = File::from(rustix::fs::openat(CWD, file, flags, mode)?);
-            // The umask may take permissions, and a file system may refuse the sticky bit.
+            // The umask may remove permissions, and a file system may refuse the sticky bit.
             rustix::fs::fchmod(&file, mode)
                 .or_else(|_| rustix::fs::fchmod(&file, mode.difference(KEPT)))?;
             file.write_all_at(copy.line.text().as_bytes(), reservation::OFFSET as u64)?;
@@ -200,13 +198,13 @@ fn make_restored(path: &Path, us: Uid) -> Result<()> {
         .and_then(|()| copies::set_mark(&stray))
         .and_then(|()| rename(&stray, path));
     if !matches!(restored, Ok(true)) {
-        // It is this process's alone.
+        // No other process uses it.
         let _ = fs::remove_dir_all(&stray);
     }
     restored.map(|_| ())
 }
 
-/// Renames a directory unless something is at `path`. Returns whether it was renamed.
+/// Renames a directory unless something exists at `path`. Returns whether it was renamed.
 fn rename(stray: &Path, path: &Path) -> Result<bool> {
     match rustix::fs::renameat_with(CWD, stray, CWD, path, RenameFlags::NOREPLACE) {
         Ok(()) => Ok(true),
@@ -215,8 +213,8 @@ fn rename(stray: &Path, path: &Path) -> Result<bool> {
     }
 }
 
-/// Creates the directory at `path` with mode 0700, or finds that another process has just
-/// created it, or was killed in between.
+/// Creates the directory at `path` with mode 0700, or completes one that another process has just
+/// created, even if that process was killed in between.
 fn make_private(path: &Path, us: Uid) -> Result<Stat> {
     let made = match rustix::fs::mkdir(path, Mode::RWXU) {
         Ok(()) | Err(Errno::EXIST) => rustix::fs::lstat(path),
@@ -226,22 +224,22 @@ fn make_private(path: &Path, us: Uid) -> Result<Stat> {
         if !is_unfinished(&made, us) {
             return Ok(made);
         }
-        // The path is safe to use again: what is ours at it lies in a directory
-        // that is ours or sticky.
+        // It is safe to use the path again: our directory there is in a parent directory that is
+        // ours or sticky.
         rustix::fs::chmod(path, Mode::RWXU)?;
         rustix::fs::lstat(path)
     })
     .map_err(|error| fail("create", path, error))
 }
 
-/// Returns whether it is a directory of ours that we cannot use: an umask that takes bits
-/// from the owner leaves it so until its maker has set the mode.
+/// Returns whether it is a directory of ours that we cannot use. A umask that removes the owner's
+/// permissions leaves it in that state until its creator sets the mode.
 fn is_unfinished(stat: &Stat, us: Uid) -> bool {
     let mode = Mode::from_raw_mode(stat.st_mode);
     is_dir(stat) && stat.st_uid == us.as_raw() && !mode.contains(Mode::RWXU)
 }
 
-/// Refuses the directory unless it is of one of the two kinds; returns what was found.
+/// Refuses the directory unless it is of one of the two kinds; otherwise returns its status.
 fn check(path: &Path, stat: &Stat, origin: Origin, us: Uid) -> Result<DirStatus> {
     let refuse = |why: String| Err(refuse(path, &why));
     match FileType::from_raw_mode(stat.st_mode) {
@@ -257,9 +255,9 @@ fn check(path: &Path, stat: &Stat, origin: Origin, us: Uid) -> Result<DirStatus>
         let what_to_do = if owner == us || us == 0 && !is_unmapped(owner) {
             "chmod 700 keeps it private, chmod 1777 shares it".to_owned()
         } else {
-            // As with an `emptyDir` volume of Kubernetes, which has mode 0777 or 2777.
+            // As with a Kubernetes `emptyDir` volume, which has mode 0777 or 2777.
             format!(
-                "it takes its owner to change that: create a directory in it \
+                "only its owner can change that: create a directory in it \
                  (mkdir -m 1777 {}/portlock) and name that one",
                 path.display()
             )
@@ -268,8 +266,8 @@ fn check(path: &Path, stat: &Stat, origin: Origin, us: Uid) -> Result<DirStatus>
             "others may write to it (mode {octal:04o}) and it is not sticky; {what_to_do}"
         ));
     }
-    // Where its user creates it, as in /tmp, any other user can be faster, who from in here
-    // may look like root.
+    // If the user creates the directory, as in /tmp, any other user can create it first, and may
+    // look like root in this user namespace.
     let is_root = || owner == 0 || !origin.is_created_by_its_user() && is_unmapped(owner);
     if owner != us && !(shared && is_root()) {
         let may_be_any = if is_unmapped(owner) {
@@ -296,7 +294,7 @@ fn is_dir(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::Directory
 }
 
-/// What distinguishes a file from every other one that exists at the same time.
+/// The identity of a file: it differs from that of every other file that exists at the same time.
 pub(crate) type Identity = (Dev, u64);
 
 pub(crate) fn identity(stat: &Stat) -> Identity {

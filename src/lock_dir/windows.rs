@@ -1,13 +1,12 @@
-//! The lock directory.
+//! The lock directory on Windows.
 //!
-//! The access control list of the default directory is left as it is inherited from the
-//! user's profile, which by default lets in this user, the system and the administrators,
-//! and nobody else. That of a directory that was named is not checked either: the user
-//! who names it has to know who can write to it.
+//! The access control list of the default directory is inherited from the user's profile, which
+//! by default permits access only to this user, the system and administrators. The list of a
+//! named directory is not checked either: the user who names it has to know who can write to it.
 //!
-//! It must be a real directory: no symbolic link, junction or other reparse point. It is
-//! not held open. As long as a port of it is leased, it can be neither renamed nor
-//! removed, for a file in it is open.
+//! It must be a real directory: no symbolic link, junction or other reparse point. It is not held
+//! open. As long as one of its ports is leased, it can be neither renamed nor removed, because a
+//! file in it is open.
 
 use std::{
     fs, io,
@@ -42,18 +41,18 @@ pub(crate) struct Dir {
 pub(crate) struct DirStatus;
 
 impl Dir {
-    /// Returns the directory, which has just been found.
+    /// Returns the directory, which the caller has just found.
     pub(crate) fn open(path: &Path, _: Origin, _: User) -> Result<Self> {
         let path = path.to_owned();
         Ok(Self { path })
     }
 
-    /// Returns whether it is still what has just been found: by its path, it is.
+    /// Returns `true`: the directory is identified by its path.
     pub(crate) fn is_still(&self, _: &DirStatus) -> bool {
         true
     }
 
-    /// Returns whether it is known that other users lease ports in it too: it is not.
+    /// Returns `false`: Windows does not show whether other users lease ports in it.
     pub(crate) fn is_shared(&self) -> bool {
         false
     }
@@ -78,8 +77,8 @@ impl Dir {
     }
 }
 
-/// Checks the directory at `path`. Creates it first if it is missing and `missing` says
-/// so; returns `None` if it is missing and may be.
+/// Checks the directory at `path`. If it is missing, `missing` determines whether it is created,
+/// `None` is returned, or an error.
 pub(crate) fn find(
     path: &Path,
     missing: IfMissing,
@@ -114,12 +113,12 @@ pub(crate) fn find(
     Ok(Some(DirStatus))
 }
 
-/// Returns `.portlock` in the user's profile, which no environment variable moves
+/// Returns `.portlock` in the user's profile, whose path no environment variable changes
 /// (`FOLDERID_Profile`).
 ///
-/// It is not in `AppData`: what a packaged (MSIX) program and its children create there is
-/// redirected, file by file, into a private copy. Two lock files of one port would exist
-/// and look alike.
+/// It is not in `AppData`: files that a packaged (MSIX) program and its children create there are
+/// redirected, one by one, into a private copy. Two lock files of one port would exist at the
+/// same path.
 pub(crate) fn default_dir(_: User) -> Result<(PathBuf, Origin)> {
     match dirs::home_dir() {
         Some(dir) => Ok((dir.join(".portlock"), Origin::Home)),
@@ -130,8 +129,8 @@ pub(crate) fn default_dir(_: User) -> Result<(PathBuf, Origin)> {
     }
 }
 
-/// Returns every path at which a caller of this user has its default directory, or had it
-/// by earlier rules.
+/// Returns every path at which a caller of this user has its default directory, or had it under
+/// earlier rules.
 pub(crate) fn default_dirs(_: User) -> Vec<PathBuf> {
     let home = dirs::home_dir().map(|dir| dir.join(".portlock"));
     let data = dirs::data_local_dir().map(|dir| dir.join("portlock"));

@@ -138,7 +138,7 @@ pub(crate) fn expected(scenario: Scenario, call: &Call, fault: Fault) -> Option<
             Works
         }
 
-        ("newfstatat", Machine | Tmp, _) => Fails(ErrorKind::LockDir, &["look for the default"]),
+        ("newfstatat", Machine | Tmp, _) => Fails(ErrorKind::LockDir, &["check for the default"]),
         ("newfstatat", Dir, _) => Fails(ErrorKind::LockDir, &["use", "create"]),
         ("mkdirat" | "fchmodat", Dir, _) => Fails(ErrorKind::LockDir, &["create"]),
         ("openat", Dir, _) => Fails(ErrorKind::LockDir, &["open", "read"]),

@@ -1,4 +1,4 @@
-//! The wait for a server that is starting.
+//! Waits for a server that is starting.
 
 use std::{
     io,
@@ -12,20 +12,21 @@ use crate::error::{Error, ErrorKind, Result};
 /// Waits until something accepts connections at `address`, or at one of several: a socket
 /// address, a host and a port, or a slice of socket addresses.
 ///
-/// It connects, and closes the connection immediately. A connection that is refused, not
-/// answered or has no way to its host is tried again, and so is one from an address that
-/// this machine does not have yet: networks come up while servers start. A name is
-/// resolved once, and of its addresses any will do.
+/// It connects, and closes the connection immediately. It retries if a connection is refused, is
+/// not answered or has no route to its host, or if this machine does not have the local address
+/// yet: networks come up while servers start. A name is resolved once, and any of its addresses
+/// is sufficient.
 ///
-/// That may be any server: if yours has failed to start, because another program has taken the port, the
-/// other program's. [`FreePort::wait_for_server`](crate::FreePort::wait_for_server) and
+/// That can be any server. If yours failed to start because another program has taken the port,
+/// the other program's server answers.
+/// [`FreePort::wait_for_server`](crate::FreePort::wait_for_server) and
 /// [`LockDir::wait_for_server`](crate::LockDir::wait_for_server) distinguish them.
 ///
 /// # Errors
 ///
-/// [`Timeout`](ErrorKind::Timeout) with the last failure if nothing accepts a connection
-/// within `timeout`; [`Probe`](ErrorKind::Probe) if the name cannot be resolved, or if
-/// connecting fails at every address for a reason that does not pass.
+/// [`Timeout`](ErrorKind::Timeout) with the last failure if nothing accepts a connection within
+/// `timeout`; [`Probe`](ErrorKind::Probe) if the name cannot be resolved, or if connecting fails
+/// at every address for a reason that does not go away.
 ///
 /// # Examples
 ///
@@ -41,16 +42,16 @@ pub fn wait_until_listening(address: impl ToSocketAddrs, timeout: Duration) -> R
     wait_for_any(address, timeout, |_| Ok(()))
 }
 
-/// What a connection shows of the server that accepted it.
+/// Facts about the server that accepted a connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Accepted {
     pub(crate) address: SocketAddr,
-    /// The address is one of this machine.
+    /// Whether the address belongs to this machine.
     pub(crate) is_local: bool,
 }
 
-/// Waits until something accepts connections at an address, and returns what `inspect` makes of the first
-/// server that does. An error of `inspect` ends the wait.
+/// Waits until something accepts connections at an address, and returns the result of `inspect`
+/// for the first server that does. An error from `inspect` ends the wait.
 pub(crate) fn wait_for_any<T>(
     address: impl ToSocketAddrs,
     timeout: Duration,
@@ -69,8 +70,8 @@ pub(crate) fn wait_for_any<T>(
     let start = Instant::now();
     let mut pause = Duration::from_millis(1);
     loop {
-        // The last one of this round, for the message. A refusal says most, because it is the
-        // host's own answer.
+        // The last failure of this round, for the message. A refusal is preferred, because it is
+        // the host's own answer.
         let mut failure = io::Error::from(io::ErrorKind::TimedOut);
         let mut next = 0;
         while let Some(&address) = addresses.get(next) {
@@ -82,7 +83,7 @@ pub(crate) fn wait_for_any<T>(
                     }
                     next += 1;
                 }
-                // Such as that there is no IPv6: another address may still answer.
+                // For example because there is no IPv6: another address may still answer.
                 Err(_) if addresses.len() > 1 => drop(addresses.remove(next)),
                 Err(error) => {
                     let message = format!("cannot connect to {address}");
@@ -108,7 +109,7 @@ pub(crate) fn wait_for_any<T>(
 
 /// Connects to a server and closes the connection.
 fn connect(address: SocketAddr, left: Duration) -> io::Result<Accepted> {
-    /// An attempt that is not answered for this long may have been lost, and is made again.
+    /// Time after which an unanswered attempt is repeated, because it may have been lost.
     const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(1);
     // Zero is not a valid timeout for connecting.
     let timeout = left.clamp(Duration::from_millis(1), ATTEMPT_TIMEOUT);
@@ -116,9 +117,9 @@ fn connect(address: SocketAddr, left: Duration) -> io::Result<Accepted> {
     if is_connected_with_itself(&stream) {
         return Err(io::ErrorKind::ConnectionRefused.into());
     }
-    // For the wildcard address, the loopback address is connected to.
+    // A connection to the wildcard address goes to the loopback address.
     let address = stream.peer_addr().unwrap_or(address);
-    // To itself, a machine sends from the address that it sends to.
+    // For a connection to itself, a machine uses the same source address.
     let from_itself = stream
         .local_addr()
         .is_ok_and(|own| own.ip() == address.ip());
@@ -128,7 +129,7 @@ fn connect(address: SocketAddr, left: Duration) -> io::Result<Accepted> {
     })
 }
 
-/// Returns whether connecting may succeed after this error.
+/// Returns whether connecting may succeed later, after this error.
 fn may_pass(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -145,8 +146,8 @@ fn may_pass(error: &io::Error) -> bool {
     )
 }
 
-/// A client that is given the very port it connects to is connected with itself
-/// (RFC 9293, section 3.5: simultaneous open).
+/// Returns whether the client was assigned the same port that it connects to, and so is connected
+/// with itself (RFC 9293, section 3.5: simultaneous open).
 fn is_connected_with_itself(stream: &TcpStream) -> bool {
     match (stream.local_addr(), stream.peer_addr()) {
         (Ok(local), Ok(peer)) => local == peer,
@@ -163,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_connection_with_itself_is_not_one_with_a_server() {
+    fn a_connection_with_itself_does_not_count_as_a_server() {
         let any: SocketAddr = (Ipv4Addr::LOCALHOST, 0).into();
         let server = TcpListener::bind(any).expect("a free port");
         let client = TcpStream::connect(server.local_addr().expect("bound"));

@@ -14,13 +14,13 @@ use crate::{
     search::{ByReason, Exhausted},
 };
 
-/// The shortest time between two calls of a callback.
+/// Minimum time between two calls of a callback.
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// What a call waits for, and why it could not be had yet: the argument of the callback of
+/// What a call waits for, and why it does not have it yet: the argument of the callback of
 /// [`Builder::on_wait`](crate::Builder::on_wait).
 ///
-/// As text, it is what the error would say if the time were over now.
+/// Its text form is the message that the error would have if the timeout expired now.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct WaitStatus {
@@ -36,14 +36,15 @@ impl WaitStatus {
         self.elapsed
     }
 
-    /// Returns how many ports could not be leased at the last rescan, by reason.
+    /// Returns the numbers of ports that could not be leased at the last rescan, by reason.
     #[must_use]
     pub fn counts(&self) -> PortCounts {
         self.counts
     }
 }
 
-/// Such as `no free port in 4711 after 1.2 s: 1 leased (4711 by pid 812 "orders-test")`.
+/// Writes text such as `no free port in 4711 after 1.2 s: 1 leased (4711 by pid 812
+/// "orders-test")`.
 impl fmt::Display for WaitStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
@@ -75,7 +76,7 @@ pub(crate) struct Calls<'a> {
     callback: &'a OnWait,
     start: Instant,
     due: Instant,
-    /// Of the last rescan of all ports: the counts, and ports of which the message says more.
+    /// From the last rescan of all ports: the counts, and the ports that the message explains.
     counts: PortCounts,
     examples: ByReason<u16>,
 }
@@ -96,14 +97,14 @@ impl<'a> Calls<'a> {
         self.due
     }
 
-    /// Notes the outcome of a rescan of all ports.
+    /// Records the outcome of a rescan of all ports.
     pub(crate) fn update(&mut self, exhausted: &mut Exhausted) {
         self.counts = exhausted.counts();
         self.examples = exhausted.examples();
     }
 
-    /// Calls the callback if that is due. The holders are read anew for each call: they may have
-    /// changed while this caller was in the wait queue, where it rescans nothing.
+    /// Calls the callback if a call is due. The holders are read again for each call: they may
+    /// have changed while this caller was in the wait queue, where it does not rescan.
     ///
     /// # Errors
     ///
@@ -125,7 +126,7 @@ impl<'a> Calls<'a> {
             message: self.counts.message(headline, &examples),
         };
         let answer = (self.callback.0)(&status);
-        // From its end: a slow callback must leave time for the ports.
+        // From the end of the call: a slow callback must leave time for the ports.
         self.due = Instant::now() + INTERVAL;
         match answer {
             ControlFlow::Continue(()) => Ok(()),

@@ -1,16 +1,16 @@
-//! Wait for a port: in a wait queue, and woken by the kernel.
+//! Waits for a port: in a wait queue, and woken by the kernel.
 //!
-//! Of all who wait for the same ports, threads or processes, only the leader watches; the
-//! others wait behind it in the wait queue. So a hundred waiters cost hardly more than one
-//! while nothing is released, and a release wakes one of them. What the wait queue is made
-//! of, and what wakes the leader, depends on the system: Linux has both (`waiting/linux.rs`).
-//! The others have no wait queue (`waiting/unsupported.rs`), so that every waiter is a leader, and
-//! another watch (`waiting/lock_watch.rs`).
+//! Of all threads and processes that wait for the same ports, only the leader watches; the others
+//! wait behind it in the wait queue. So a hundred waiters cost hardly more than one while nothing
+//! is released, and a release wakes one of them. How the wait queue works, and what wakes the
+//! leader, depends on the system: Linux has both (`waiting/linux.rs`). The other systems have no
+//! wait queue (`waiting/unsupported.rs`), so every waiter is a leader, and they use another watch
+//! (`waiting/lock_watch.rs`).
 //!
-//! The kernel does not report everything: not that a server leaves a port it had
-//! bound without a lease, that a delegated lease ends with its process, or, on Linux, that a
-//! lease ends whose descriptor a child has inherited. So the leader also rescans
-//! all ports from time to time. Where there can be no watch, rescans are all there is.
+//! The kernel does not report everything: not when a server closes a port that it had bound
+//! without a lease, when a delegated lease ends with its process, or, on Linux, when a lease ends
+//! whose descriptor a child has inherited. So the leader also rescans all ports from time to
+//! time. Without a watch, it only rescans.
 
 use std::{
     thread,
@@ -26,7 +26,7 @@ mod lock_watch;
 #[cfg(any(lock_watch, not(target_os = "linux")))]
 mod unsupported;
 
-// With `--cfg lock_watch` a test uses on Linux what the other systems use.
+// With `--cfg lock_watch`, a test on Linux uses the code of the other systems.
 #[cfg(all(target_os = "linux", not(lock_watch)))]
 use linux::{WaitQueue, Watch};
 #[cfg(any(lock_watch, not(target_os = "linux")))]
@@ -46,49 +46,49 @@ const MAX_RESCAN_INTERVAL: Duration = Duration::from_secs(2);
 const MAX_RESCAN_INTERVAL_IN_SCANS: u32 = 200;
 
 /// The pause after a scan that a wakeup by the kernel caused, as a multiple of the duration of
-/// that scan, so that callers who try and fail all the time cannot keep the leader busy. Callers
-/// that want several ports each undo what they have when there are not enough;
-/// those who try at the same time would keep each other from success.
+/// that scan, so that callers that retry and fail all the time cannot keep the leader busy.
+/// Callers that want several ports each release what they have if there are not enough; if they
+/// retried simultaneously, they would block each other.
 const PAUSE_AFTER_WAKEUP_IN_SCANS: u32 = 8;
 
 /// The longest single wait, a year: `Instant` and the system's calls overflow with
 /// `Duration::MAX`.
 const MAX_WAIT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// What is to be scanned after a wait.
+/// What to scan after a wait.
 #[derive(Debug)]
 pub(crate) enum WakeReason {
     /// These ports were released, or tried by another caller.
     Released(PortSet),
     /// The port with this lock, which was released.
     Locked(PortLock),
-    /// All of them.
+    /// All ports.
     Due,
-    /// Nothing yet: the wait was interrupted, and has to be continued.
+    /// Nothing yet: the wait was interrupted and has to be continued.
     Interrupted,
 }
 
-/// What a watch reports.
+/// An event that a watch reports.
 #[derive(Debug)]
 #[allow(dead_code, reason = "each system has its own")]
 enum Event {
     /// The files of these ports were closed.
     Closed(Vec<u16>),
-    /// More files were closed than the kernel keeps.
+    /// More files were closed than the kernel's queue holds.
     Overflow,
-    /// A lock has ended, and is now this waiter's.
+    /// A lock has ended, and this waiter has taken it.
     Locked(PortLock),
 }
 
 /// One caller's wait for some ports.
 #[derive(Debug)]
 pub(crate) struct Wait<'a> {
-    /// `None` if it does not exist: then nothing is leased, and nobody can be woken.
+    /// `None` if it does not exist: then nothing is leased, and no waiter can be woken.
     dir: Option<OpenDir>,
     ports: &'a PortSet,
     queue: Option<WaitQueue>,
-    /// The leader, or without a queue, or ahead of a leader that is stopped. With a watch, if there can
-    /// be one.
+    /// Whether it is the leader, has no queue, or overtook a stopped leader. If so, it has a
+    /// watch, if there can be one.
     is_ahead: bool,
     watch: Option<Watch>,
     rescan_interval: Duration,
@@ -121,7 +121,7 @@ impl<'a> Wait<'a> {
         }
     }
 
-    /// Returns whether it is a wait for ports of this directory.
+    /// Returns whether it waits for ports of this directory.
     pub(crate) fn is_in(&self, dir: Option<&OpenDir>) -> bool {
         match (&self.dir, dir) {
             (Some(ours), Some(dir)) => ours.is(dir),
@@ -129,15 +129,15 @@ impl<'a> Wait<'a> {
         }
     }
 
-    /// Has these ports watched too, which the last scan has found leased.
+    /// Also watches these ports, which the last scan found leased.
     pub(crate) fn watch_for(&mut self, leased: &[u16]) {
         if let Some(watch) = &mut self.watch {
             watch.watch_for(leased);
         }
     }
 
-    /// Waits until there is something to scan, for `left`, or until `interrupt`. The last scan of
-    /// the ports took `scan`.
+    /// Waits until there is something to scan, for at most `left`, or until `interrupt`. The last
+    /// scan of the ports took `scan`.
     pub(crate) fn wait(
         &mut self,
         scan: Duration,
@@ -169,9 +169,9 @@ impl<'a> Wait<'a> {
             });
             return WakeReason::Due;
         }
-        // Only the leader sends heartbeats. Were one sent on behalf of a leader that is stopped, the
-        // waiters behind it would believe that it is awake, and keep waiting after this one leaves,
-        // which wakes nobody.
+        // Only the leader sends heartbeats. A heartbeat on behalf of a stopped leader would make
+        // the waiters behind it believe that it is awake, so they would keep waiting after this
+        // waiter leaves, which wakes no waiter.
         if let Some(queue) = &self.queue
             && queue.is_leader()
         {
@@ -201,8 +201,8 @@ impl<'a> Wait<'a> {
         woken
     }
 
-    /// Returns those of the ports that were released, or that all are to be scanned, if there were none
-    /// until `end` or the kernel does not report them.
+    /// Returns the ports that were released, or a scan of all ports if none were released until
+    /// `end` or the kernel does not report it.
     fn watch_until(&mut self, end: Instant) -> WakeReason {
         loop {
             let left = end.saturating_duration_since(Instant::now());
@@ -235,7 +235,7 @@ impl<'a> Wait<'a> {
     }
 }
 
-// Elsewhere there is no wait queue, and another watch, which has its own tests.
+// The other systems have no wait queue, and another watch, which has its own tests.
 #[cfg(all(test, target_os = "linux", not(lock_watch)))]
 mod tests {
     use std::{fs, mem::MaybeUninit, sync::mpsc, time::SystemTime};
@@ -257,9 +257,9 @@ mod tests {
         mark, registry,
     };
 
-    // Nothing here binds: the ports are only numbers, each used by one test alone.
+    // Nothing here binds: the ports are only numbers, each used by one test.
 
-    /// Longer than anything takes on a crowded machine.
+    /// Longer than anything takes on a busy machine.
     const LONG: Duration = Duration::from_secs(60);
 
     fn lock_dir() -> (TempDir, OpenDir) {
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_watcher_is_told_of_what_is_released() {
+    fn a_watcher_is_notified_of_releases() {
         let (_dir, dir) = lock_dir();
         let (first, second, other) = (hold(&dir, 11), hold(&dir, 12), hold(&dir, 13));
         let ports = PortSet::from(11..=12);
@@ -303,12 +303,12 @@ mod tests {
         assert_eq!(released(&waiting.wait(Duration::ZERO, LONG, None)), [11]);
         second.release().expect("our own");
         assert_eq!(released(&waiting.wait(Duration::ZERO, LONG, None)), [12]);
-        // When it hears of it, the port can be claimed already.
+        // When the watcher is notified, the port can already be claimed.
         assert!(registry::claim(12, mark::current()).is_some());
     }
 
     #[test]
-    fn a_check_wakes_nobody() {
+    fn a_check_wakes_no_waiter() {
         let (_dir, dir) = lock_dir();
         drop(hold(&dir, 14));
         let ports = PortSet::from(14..=14);
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn one_waiter_after_the_other_becomes_the_leader() {
+    fn each_waiter_becomes_the_leader_in_turn() {
         let (_dir, dir) = lock_dir();
         let ports = PortSet::from(15..=16);
         let leader = watcher(&dir, &ports);
@@ -355,7 +355,7 @@ mod tests {
             let (woken, _) = epoll::wait(&wakeup, &mut events[..], Some(&now)).expect("our own");
             woken.len()
         };
-        // A waiter that is not the leader wakes nobody.
+        // A waiter that is not the leader wakes no other waiter.
         drop(WaitQueue::join(&dir, ports.digest()).expect("our own directory"));
         assert_eq!(woken(), 0);
         drop(watcher(&dir, &ports));
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leader_that_was_killed_or_stopped_is_not_waited_for() {
+    fn waiters_do_not_wait_for_a_leader_that_was_killed_or_stopped() {
         let (dir, locks) = lock_dir();
         let ports = PortSet::from(19..=19);
         let join = || WaitQueue::join(&locks, ports.digest()).expect("our own directory");
@@ -371,7 +371,7 @@ mod tests {
 
         let mut leader = join();
         leader.wait_for_leadership(end()).expect("no other");
-        // It wakes nobody any more.
+        // This simulates a kill: it wakes no waiter when it is dropped.
         leader.is_leader = false;
         drop(leader);
         let mut leader = join();
@@ -380,7 +380,7 @@ mod tests {
 
         let mut behind = join();
         let now = SystemTime::now();
-        // Long ago; or the clock was set back since.
+        // Long ago; or the clock was set back since then.
         for time in [now - 10 * LEADER_STALE_AFTER, now + 10 * LONG] {
             leader.fifo.set_modified(time).expect("our own");
             let start = Instant::now();
@@ -390,7 +390,7 @@ mod tests {
             assert!(!behind.leader_is_stopped());
         }
 
-        // A waiter that goes ahead of it does not make it seem awake.
+        // A waiter that overtakes it does not make it seem awake.
         leader
             .fifo
             .set_modified(now - 10 * LEADER_STALE_AFTER)
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn where_there_can_be_no_wait_queue_every_waiter_watches() {
+    fn without_a_wait_queue_every_waiter_watches() {
         let (dir, locks) = lock_dir();
         let ports = PortSet::from(20..=20);
         let name = format!("{NAME_PREFIX}{:016x}", ports.digest());
@@ -428,7 +428,7 @@ mod tests {
             waiting.wait(Duration::ZERO, Duration::MAX, None),
             WakeReason::Due
         ));
-        // On a crowded machine the first rescan is due before the event is read.
+        // On a busy machine, the first rescan is due before the event is read.
         waiting.rescan_interval = LONG * 2;
         drop(held);
         assert_eq!(
@@ -438,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_queue_is_removed_when_nobody_waits() {
+    fn an_empty_wait_queue_is_removed() {
         let (dir, locks) = lock_dir();
         let ports = PortSet::from(21..=21);
         let clean = || {
@@ -453,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_queue_that_was_made_again_is_not_removed() {
+    fn a_wait_queue_that_was_created_again_is_not_removed() {
         let (dir, locks) = lock_dir();
         let ports = PortSet::from(22..=22);
         let name = format!("{NAME_PREFIX}{:016x}", ports.digest());
@@ -472,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_is_interrupted_wherever_it_is_and_goes_on() {
+    fn a_wait_can_be_interrupted_at_any_point_and_continues() {
         let (_dir, dir) = lock_dir();
         let ports = PortSet::from(24);
         let held = hold(&dir, 24);
@@ -488,13 +488,13 @@ mod tests {
         }
         drop(held);
         assert_eq!(released(&leader.wait(Duration::ZERO, LONG, soon())), [24]);
-        // In the pause after a scan that a wakeup caused, though the next one is due.
+        // In the pause after a scan that a wakeup caused, although the next scan is due.
         leader.due = Instant::now();
         let start = Instant::now();
         let woken = leader.wait(LONG, LONG, soon());
         assert!(matches!(woken, WakeReason::Interrupted));
         assert!(start.elapsed() < LONG / 2);
-        // What ends the wait is no interruption.
+        // The end of the wait is not an interruption.
         let end = Duration::from_millis(20);
         let late = Some(Instant::now() + LONG);
         assert!(matches!(leader.wait(LONG, end, late), WakeReason::Due));

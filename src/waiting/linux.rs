@@ -1,4 +1,4 @@
-//! Wait on Linux: a FIFO as the wait queue, and inotify(7) as the watch.
+//! Waits on Linux: a FIFO as the wait queue, and inotify(7) as the watch.
 
 pub(super) mod wait_queue;
 mod watch;
@@ -11,6 +11,6 @@ pub(crate) use wait_queue::{WaitQueue, remove_wait_queue};
 pub(crate) use watch::Watch;
 
 pub(crate) fn timespec(duration: Duration) -> Timespec {
-    // No wait is longer than the maximum of this type.
+    // No wait exceeds the maximum of this type.
     Timespec::try_from(duration).unwrap_or_default()
 }

@@ -1,17 +1,17 @@
-//! The watch where nothing reports that a file was closed: threads that wait for the locks of
+//! The watch on systems that do not report closed files: threads that wait for the locks of
 //! leased ports.
 //!
-//! Each of these threads blocks in flock(2) or LockFileEx until it has one lock. When a lock ends, the
-//! system passes it to one of the threads that wait for it, in any process, so that a release wakes one
-//! waiter. The thread hands the file, still locked, to a waiter of its process. A waiter that cannot use
-//! the lock ends it, which wakes the next thread.
+//! Each of these threads blocks in flock(2) or LockFileEx until it gets one lock. When a lock
+//! ends, the system passes it to one of the threads that wait for it, in any process, so a
+//! release wakes one waiter. The thread hands the file, still locked, to a waiter of its process.
+//! A waiter that cannot use the lock ends it, which wakes the next thread.
 //!
-//! Only the lock ends the wait of such a thread: when a waiter leaves, its threads remain. There is at
-//! most one for each port, which serves all waiters of this process, and at most [`MAX_WATCHED`] in all.
-//! A thread that gets a lock for which no waiter is left ends the lock and then itself. For that moment
-//! the port counts as leased, as it does for a check.
+//! Only the lock ends the wait of such a thread: when a waiter leaves, its threads remain. There
+//! is at most one thread for each port, which serves all waiters of this process, and at most
+//! [`MAX_WATCHED`] in total. A thread that gets a lock for which no waiter is left ends the lock
+//! and then itself. For that moment the port counts as leased, as it does for a check.
 //!
-//! A process that is stopped (SIGSTOP, a debugger) can get a lock too, and has it until it continues.
+//! A stopped process (SIGSTOP, a debugger) can get a lock too, and has it until it continues.
 
 use std::{
     io, mem,
@@ -30,39 +30,39 @@ use crate::{
     unavailable::Failure,
 };
 
-/// Largest number of ports that a process watches, each with a thread and an open file. Which ones of
-/// more is random, and the others are found by rescans.
+/// Largest number of ports that a process watches, each with a thread and an open file. If there
+/// are more ports, a random choice is watched, and the others are found by rescans.
 ///
-/// A lock that ends is given to each thread that waits for it in turn, also to those whose waiter has
-/// left. Under Wine, 32 threads of 8 processes that lease 24 ports all the time took four times as long
-/// with 16 as with 4, and with 4 no longer than without.
+/// A lock that ends is passed to each waiting thread in turn, including those whose waiter has
+/// left. Under Wine, 32 threads of 8 processes that lease 24 ports all the time took four times
+/// as long with 16 as with 4, and with 4 no longer than without.
 const MAX_WATCHED: usize = 4;
 
-/// For how long a waiter only rescans. In a range where ports are released all the time, a rescan soon
-/// finds one.
+/// Time for which a waiter only rescans. In a range where ports are released all the time, a
+/// rescan soon finds one.
 const UNWATCHED: Duration = Duration::from_millis(50);
 
-/// The threads call little, and recurse nowhere.
+/// Stack size in bytes. The threads make few calls and do not recurse.
 const STACK_SIZE: usize = 256 << 10;
 
-/// Largest number of times that a waiter checks whether a lease of its own process, whose lock has ended
-/// and was handed to it, has been dropped altogether, and the pause before each. That takes
-/// microseconds.
+/// Largest number of times that a waiter checks whether a lease of its own process, whose lock
+/// has ended and was handed to it, has been dropped completely, and the pause before each check.
+/// That takes microseconds.
 const MAX_CLAIM_CHECKS: u32 = 50;
 const CLAIM_CHECK_INTERVAL: Duration = Duration::from_micros(100);
 
-/// The ports for whose locks threads of this process wait.
+/// The ports whose locks threads of this process wait for.
 static WATCHED: PerProcess<Vec<Watched>> = PerProcess::new();
 
 #[derive(Debug)]
 struct Watched {
     dir: OpenDir,
     port: u16,
-    /// Those that want it, in the order in which they came. Some may have left.
+    /// The waiters for the port, in order of arrival. Some may have left.
     waiters: Vec<Weak<Waiter>>,
 }
 
-/// Where a lock is handed to one waiter.
+/// The place where a lock is handed to one waiter.
 #[derive(Debug, Default)]
 struct Waiter {
     state: Mutex<State>,
@@ -71,7 +71,7 @@ struct Waiter {
 
 #[derive(Debug, Default)]
 enum State {
-    /// It scans, pauses or has left. No lock is kept for it meanwhile.
+    /// It scans, pauses or has left. No lock is kept for it in the meantime.
     #[default]
     Away,
     Wait,
@@ -97,7 +97,7 @@ impl Watch {
         })
     }
 
-    /// Watches these ports too, which the last scan has found leased.
+    /// Also watches these ports, which the last scan found leased.
     pub(crate) fn watch_for(&mut self, leased: &[u16]) {
         for &port in leased {
             if self.wanted.len() == MAX_WATCHED {
@@ -109,8 +109,8 @@ impl Watch {
         }
     }
 
-    /// Waits until the lock of a port has ended and is this waiter's, but not longer than `at_most`:
-    /// then all ports are to be scanned.
+    /// Waits until the lock of a port has ended and belongs to this waiter, but not longer than
+    /// `at_most`; after that, all ports must be scanned.
     pub(crate) fn wait(&mut self, at_most: Duration) -> io::Result<Option<Event>> {
         if self.begun.elapsed() < UNWATCHED {
             thread::sleep(at_most);
@@ -118,12 +118,12 @@ impl Watch {
             return Ok(None);
         }
         let mark = mark::current();
-        // Before the threads are looked for: one that finds nobody who waits ends.
+        // Before searching for threads: a thread that finds no waiter ends.
         *self.waiter.state() = State::Wait;
         let found = self.wanted.iter().find_map(|&port| self.watch(port, mark));
         let lock = match found {
             Some(lock) => {
-                // One of another port, which was handed over just now, ends.
+                // A lock of another port that was just handed over ends here.
                 drop(self.waiter.leave(Duration::ZERO));
                 Some(lock)
             }
@@ -143,7 +143,7 @@ impl Watch {
         Ok(Some(Event::Locked(lock)))
     }
 
-    /// Has a thread wait for the lock of this port, or returns it if nobody has it any more.
+    /// Makes a thread wait for the lock of this port, or returns the lock if it is free.
     fn watch(&self, port: u16, mark: Mark) -> Option<PortLock> {
         let mut table = WATCHED.lock()?;
         let table = table.get_or_insert_default();
@@ -158,12 +158,12 @@ impl Watch {
         }
         match PortLock::try_existing(&self.dir, port, Access::Write) {
             Ok(lock) => {
-                // A port that its record keeps, or that this process leases in another directory, has no
-                // lock whose end could be waited for.
+                // A port that its record keeps, or that this process leases in another directory,
+                // has no lock to wait for.
                 let lock = lock?.unless_kept_by_its_record().ok()?;
                 (!registry::is_claimed(port, mark)).then_some(lock)
             }
-            // The next scan of all ports meets it too, and reports it.
+            // The next scan of all ports meets this error too, and reports it.
             Err(Failure::Error(_)) => None,
             Err(Failure::Unavailable(_)) => {
                 if table.len() < MAX_WATCHED {
@@ -191,13 +191,12 @@ fn find(table: &[Watched], dir: &OpenDir, port: u16) -> Option<usize> {
         .position(|watched| watched.port == port && watched.dir.is(dir))
 }
 
-/// Waits for the lock of a port and hands it to a waiter, as often as there is one.
+/// Waits for the lock of a port and hands it to a waiter, as long as there is one.
 fn hand_over(dir: &OpenDir, port: u16) {
     loop {
         let lock = PortLock::wait_for_existing(dir, port)
             .and_then(|lock| lock.map(PortLock::unless_kept_by_its_record).transpose());
-        // Without a lock, as where the file was removed, a scan of all ports finds out what is the
-        // matter.
+        // Without a lock, as when the file was removed, a scan of all ports finds the cause.
         let lock = lock.ok().flatten();
         let Some(mut table) = WATCHED.lock() else {
             return;
@@ -209,14 +208,15 @@ fn hand_over(dir: &OpenDir, port: u16) {
         let waiters = &mut table[watched].waiters;
         let handed_over = lock.map(|lock| offer(lock, waiters));
         if !matches!(handed_over, Some(Ok(()))) || waiters.is_empty() {
-            // A lock that nobody took ends after that: a waiter that finds no thread waits for it anew.
+            // The lock ends after this if it was not taken: a waiter that finds no thread starts
+            // a new one.
             table.swap_remove(watched);
             return;
         }
     }
 }
 
-/// Hands the lock to the first of these that waits, and returns it if none does.
+/// Hands the lock to the first of these waiters that waits, and returns it if none does.
 fn offer(lock: PortLock, waiters: &mut Vec<Weak<Waiter>>) -> Result<(), PortLock> {
     let mut lock = Some(lock);
     waiters.retain(|waiter| match (waiter.upgrade(), lock.take()) {
@@ -248,7 +248,7 @@ impl Waiter {
         Ok(())
     }
 
-    /// Waits for a lock, and then for none.
+    /// Waits for a lock, and then stops waiting.
     fn leave(&self, at_most: Duration) -> Option<PortLock> {
         let waits = |state: &mut State| matches!(state, State::Wait);
         let waited = self.handed.wait_timeout_while(self.state(), at_most, waits);
@@ -274,10 +274,10 @@ mod tests {
         process,
     };
 
-    // Nothing here binds: the ports are only numbers, each used by one test alone. But the threads are
-    // bounded in number, and so these tests run one after the other.
+    // Nothing here binds: the ports are only numbers, each used by one test. But the number of
+    // threads is bounded, so these tests run one after the other.
 
-    /// Longer than anything takes on a crowded machine.
+    /// Longer than anything takes on a busy machine.
     const LONG: Duration = Duration::from_secs(60);
 
     /// Long enough for a thread to get a lock.
@@ -353,14 +353,14 @@ mod tests {
         assert_eq!(lock.port(), 32);
         released.join().expect("no panic");
         assert!(is_locked(&dir, 32), "it was handed over locked");
-        let claim = registry::claim(32, mark::current()).expect("claimed by nobody any more");
+        let claim = registry::claim(32, mark::current()).expect("no longer claimed");
         let lock = lock.claimed(claim);
         lock.write_owner(&owner::nobody())
             .expect("open for writing");
         lock.release().expect("our own");
         assert!(!is_locked(&dir, 32));
         drop(first);
-        let lock = handed(&mut watch, LONG).expect("released while nobody waited");
+        let lock = handed(&mut watch, LONG).expect("released while no one waited");
         assert_eq!(lock.port(), 31);
     }
 
@@ -398,7 +398,7 @@ mod tests {
         assert!(handed(&mut left, MOMENT).is_none());
         assert!(is_watched(&dir, 34));
         drop(left);
-        // The same thread serves the next one, and the lock is not kept for one that pauses.
+        // The same thread serves the next waiter, and the lock is not kept for a pausing waiter.
         let mut pausing = watch(&dir, &[34]);
         assert!(handed(&mut pausing, MOMENT).is_none());
         drop(held);
@@ -414,9 +414,9 @@ mod tests {
 
     #[serial(watched_locks)]
     #[test]
-    fn what_has_no_lock_to_wait_for_is_not_handed_over() {
+    fn a_port_without_a_lock_to_wait_for_is_not_handed_over() {
         let (_dir, dir) = lock_dir();
-        // Its record keeps it; and this process leases a port of this number elsewhere.
+        // Its record keeps port 35, and this process leases port 36 elsewhere.
         let this = process::this();
         let delegated = hold_elsewhere(&dir, 35);
         let record = owner::of_process(Kind::Delegated, &this, None);
@@ -424,14 +424,14 @@ mod tests {
         drop(delegated);
         drop(hold_elsewhere(&dir, 36));
         let _elsewhere = registry::claim(36, mark::current()).expect("of this test alone");
-        // Without a file.
+        // Port 37 has no file.
         let mut watch = watch(&dir, &[35, 36, 37]);
         for _ in 0..2 {
             watch.watch_for(&[35, 36, 37]);
             assert!(handed(&mut watch, MOMENT).is_none());
         }
         assert!([35, 36, 37].iter().all(|&port| !is_watched(&dir, port)));
-        // One that is delegated while its lock is waited for.
+        // A port that is delegated while a thread waits for its lock.
         let held = hold_elsewhere(&dir, 38);
         watch.watch_for(&[38]);
         assert!(handed(&mut watch, MOMENT).is_none());
@@ -448,7 +448,7 @@ mod tests {
         let held = hold_elsewhere(&locks, 39);
         let mut watch = watch(&locks, &[39]);
         assert!(handed(&mut watch, MOMENT).is_none());
-        // By somebody who does not lock it. On Windows nobody can.
+        // Removed by a user who does not lock it. On Windows nobody can do that.
         if std::fs::remove_file(dir.path().join("39")).is_ok() {
             let again = hold(&locks, 39);
             drop(held);

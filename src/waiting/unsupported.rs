@@ -1,10 +1,10 @@
-//! The wait queue, which only Linux has. Elsewhere every waiter is a leader.
+//! The wait queue, which only Linux has. On other systems every waiter is a leader.
 
 use std::{io, time::Instant};
 
 use crate::lock_dir::OpenDir;
 
-/// The wait queue, which does not exist here: every waiter is a leader.
+/// The wait queue, which has no values on this system.
 #[derive(Debug)]
 pub(crate) enum WaitQueue {}
 

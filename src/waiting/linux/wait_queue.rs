@@ -2,9 +2,9 @@
 //! `.waiting.<hash of the ports>`.
 //!
 //! The waiter that has locked it is the leader. A leader that leaves unlocks it and writes a
-//! byte, and the kernel wakes one of those who wait to read it (`EPOLLEXCLUSIVE` in
-//! epoll_ctl(2)). The lock is the truth and the byte only a wakeup: a leader that is
-//! killed writes none, so the others also check now and then whether the lock is free.
+//! byte, and the kernel wakes one of the waiters that wait to read it (`EPOLLEXCLUSIVE` in
+//! epoll_ctl(2)). The lock decides, and the byte is only a wakeup: a leader that is killed writes
+//! none, so the others also check now and then whether the lock is free.
 
 use std::{
     fs::File,
@@ -34,12 +34,13 @@ use crate::{
     },
 };
 
-/// How often the waiters behind the leader check whether it has left without a wakeup, as one that
-/// was killed does; half of it is random. A hundred of them use half a hundredth of a core for that.
+/// Interval at which the waiters behind the leader check whether it has left without a wakeup, as
+/// a killed leader does; half of it is random. For a hundred waiters, these checks take 0.5 % of
+/// a core.
 const LEADER_CHECK_INTERVAL: Duration = Duration::from_millis(400);
 
-/// A leader whose last heartbeat is older than this is stopped (SIGSTOP, a debugger), and
-/// not waited for.
+/// Age of the last heartbeat from which a leader counts as stopped (SIGSTOP, a debugger). Waiters
+/// do not wait for a stopped leader.
 pub(crate) const LEADER_STALE_AFTER: Duration = Duration::from_secs(10);
 
 /// A waiter's membership in the queue for a set of ports.
@@ -49,11 +50,11 @@ pub(crate) struct WaitQueue {
     pub(crate) is_leader: bool,
 }
 
-/// What the file names of wait queues begin with.
+/// Prefix of the file names of wait queues.
 pub(crate) const NAME_PREFIX: &str = ".waiting.";
 
-/// Removes a wait queue in which nobody waits. Returns `None` if somebody does, or the file is no wait
-/// queue.
+/// Removes a wait queue without waiters. Returns `None` if it has a waiter, or the file is not a
+/// wait queue.
 pub(crate) fn remove_wait_queue(dir: &OpenDir, name: &str) -> Option<io::Result<()>> {
     if !name.starts_with(NAME_PREFIX) {
         return None;
@@ -63,7 +64,7 @@ pub(crate) fn remove_wait_queue(dir: &OpenDir, name: &str) -> Option<io::Result<
 }
 
 impl WaitQueue {
-    /// Returns the wait queue for the ports of this digest, created if there is none.
+    /// Returns the wait queue for the ports of this digest, and creates it if there is none.
     pub(crate) fn join(dir: &OpenDir, digest: u64) -> io::Result<Self> {
         let name = format!("{NAME_PREFIX}{digest:016x}");
         match Self::open(dir, &name) {
@@ -81,9 +82,9 @@ impl WaitQueue {
 
     /// Creates a wait queue unless another process was faster.
     ///
-    /// As a lock file, it gets its name only once its mode is right: with one from which
-    /// the umask has taken permissions there would never be a wait queue for these ports, for
-    /// other users or even for its owner.
+    /// Like a lock file, it gets its name only after its mode is set: if the umask removed
+    /// permissions, there would never be a wait queue for these ports, for other users or even
+    /// for its owner.
     fn make(dir: &OpenDir, name: &str) -> io::Result<()> {
         let dir = dir.sys();
         let stray = stray_name(&name[1..], process::id());
@@ -106,7 +107,8 @@ impl WaitQueue {
     }
 
     fn open(dir: &OpenDir, name: &str) -> rustix::io::Result<Self> {
-        // For both: a FIFO without a reader cannot be opened for writing (fifo(7)).
+        // Open for reading and writing: a FIFO without a reader cannot be opened for writing
+        // (fifo(7)).
         let flags = OPEN | OFlags::RDWR;
         let fifo = rustix::fs::openat(dir.sys().fd(), name, flags, Mode::empty())?;
         let stat = rustix::fs::fstat(&fifo)?;
@@ -129,16 +131,16 @@ impl WaitQueue {
         if !self.is_leader {
             return None;
         }
-        // Since it was opened, another cleaner may have removed it, and a waiter made
-        // a new one, which is not ours to remove.
+        // Since it was opened, another cleaner may have removed it, and a waiter may have created
+        // a new one, which we must not remove.
         let locked = rustix::fs::fstat(&self.fifo).ok()?;
         let at_path = rustix::fs::statat(dir.sys().fd(), name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
         let is_at_its_path = identity(&locked) == identity(&at_path);
         is_at_its_path.then(|| rustix::fs::unlinkat(dir.sys().fd(), name, AtFlags::empty()))
     }
 
-    /// Waits until this waiter is the leader, the leader turns out to be stopped,
-    /// or it is `end`.
+    /// Waits until this waiter is the leader, the leader turns out to be stopped, or `end` is
+    /// reached.
     pub(crate) fn wait_for_leadership(&mut self, end: Instant) -> io::Result<()> {
         let mut wakeup = None;
         loop {
@@ -156,10 +158,10 @@ impl WaitQueue {
             match epoll::wait(wakeup, &mut events[..], Some(&at_most)) {
                 Ok(([], _)) | Err(Errno::INTR) => {}
                 Ok(_) => match (&self.fifo).read(&mut [0; 1]) {
-                    // Somebody else was faster, which is as well.
+                    // Another waiter was faster.
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    // And not again and again until the end.
+                    // Do not retry until the end.
                     Err(error) => return Err(error),
                     Ok(_) => {}
                 },
@@ -176,7 +178,7 @@ impl WaitQueue {
         Ok(wakeup)
     }
 
-    /// Shows the waiters behind the leader that it is awake.
+    /// Shows the waiters behind the leader that the leader is awake.
     pub(crate) fn heartbeat(&self) {
         let now = Timespec {
             tv_sec: 0,
@@ -186,7 +188,7 @@ impl WaitQueue {
             last_access: now,
             last_modification: now,
         };
-        // If it fails, the others stop waiting for this leader, which does no harm.
+        // If this fails, the others stop waiting for this leader, which is harmless.
         let _ = rustix::fs::futimens(&self.fifo, &times);
     }
 
@@ -195,17 +197,17 @@ impl WaitQueue {
             .fifo
             .metadata()
             .and_then(|metadata| metadata.modified());
-        // A time in the future is from before the clock was set back, and the leader has sent no
+        // A time in the future was set before the clock was set back, and the leader has sent no
         // heartbeat since.
         let age = |time: SystemTime| time.elapsed().unwrap_or_else(|ahead| ahead.duration());
         heartbeat.is_ok_and(|time| age(time) > LEADER_STALE_AFTER)
     }
 }
 
-/// Sets the mode of a new FIFO unless the umask has left it as it should be, and returns
-/// the mode that it was created with.
+/// Sets the mode of a new FIFO unless the umask has not changed it, and returns the mode that it
+/// was created with.
 ///
-/// By name, because its mode may keep us from opening it. Nobody else may replace it: the
+/// By name, because its mode may keep us from opening it. No other user may replace it: the
 /// directory is private or sticky.
 fn set_mode(dir: &Dir, name: &str) -> rustix::io::Result<Mode> {
     let stat = rustix::fs::statat(dir.fd(), name, AtFlags::SYMLINK_NOFOLLOW)?;
@@ -219,7 +221,7 @@ fn set_mode(dir: &Dir, name: &str) -> rustix::io::Result<Mode> {
 impl Drop for WaitQueue {
     fn drop(&mut self) {
         if self.is_leader && lock::unlock(&self.fifo).is_ok() {
-            // It is full only if nobody has read it for a long time.
+            // It is full only if no waiter has read it for a long time.
             let _ = (&self.fifo).write(b"\n");
         }
     }

@@ -1,8 +1,7 @@
 //! The watch on the lock directory: an inotify(7) instance.
 //!
-//! The end of a lease closes a file that was open for writing, and the kernel reports its
-//! name. Waiters that check a port open its file for reading only, and so wake
-//! nobody.
+//! The end of a lease closes a file that was open for writing, and the kernel reports its name.
+//! Waiters that check a port open its file only for reading, and so wake no other waiter.
 
 use std::{io, mem::MaybeUninit, os::fd::OwnedFd, time::Duration};
 
@@ -23,15 +22,15 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Watch {
     instance: Option<OwnedFd>,
-    /// Its name for the directory.
+    /// The watch descriptor of the directory.
     directory: i32,
-    /// The process that began to watch.
+    /// The process that started the watch.
     mark: Mark,
 }
 
-/// The inotify instance of this process while nobody waits. One is kept, because closing it
-/// takes the kernel some 10 ms, for which a caller that has just got a port would wait. A
-/// forked child must not read its parent's events, and creates its own.
+/// The inotify instance of this process while no caller waits. One is kept, because closing it
+/// takes the kernel about 10 ms, and a caller that has just got a port would wait for that. A
+/// forked child must not read its parent's events, and creates its own instance.
 static SPARE: PerProcess<OwnedFd> = PerProcess::new();
 
 impl Drop for Watch {
@@ -40,16 +39,16 @@ impl Drop for Watch {
             return;
         };
         if self.mark != mark::current() {
-            // A forked copy: the watch is the parent's.
+            // A forked copy: the watch belongs to the parent.
             return;
         }
-        // If the directory was removed, its watch was too.
+        // If the directory was removed, so was its watch.
         let _ = inotify::remove_watch(&instance, self.directory);
         let one_too_many = match SPARE.lock() {
             Some(mut spare) => spare.replace(instance),
             None => Some(instance),
         };
-        // Now that others need not wait for it.
+        // Only now, so that others need not wait for it.
         drop(one_too_many);
     }
 }
@@ -57,8 +56,8 @@ impl Drop for Watch {
 impl Watch {
     pub(crate) fn begin(dir: &OpenDir) -> io::Result<Self> {
         if !dir.sys().is_local() {
-            // There a check cannot be distinguished from the end of a lease, and would wake
-            // the waiter that made it; and nothing is reported of other machines.
+            // On such file systems a check cannot be distinguished from the end of a lease, and
+            // would wake the waiter that made it; and events of other machines are not reported.
             return Err(Errno::OPNOTSUPP.into());
         }
         let spare = SPARE.lock().and_then(|mut spare| spare.take());
@@ -78,11 +77,11 @@ impl Watch {
         })
     }
 
-    /// Watches these ports. All that are in the directory are watched in any case.
+    /// Does nothing: all ports in the directory are watched anyway.
     pub(crate) fn watch_for(&mut self, _: &[u16]) {}
 
-    /// Returns the ports whose files were closed since the last call, once there are any, or `None` if
-    /// there are none until `at_most` has passed.
+    /// Returns the ports whose files were closed since the last call, as soon as there are any,
+    /// or `None` if there are none before `at_most` has passed.
     ///
     /// # Errors
     ///
@@ -118,7 +117,7 @@ impl Watch {
                 return Err(Errno::OVERFLOW);
             }
             if event.wd() != self.directory {
-                // Of an earlier wait.
+                // An event of an earlier wait.
                 continue;
             }
             if event.events().contains(ReadFlags::IGNORED) {

@@ -1,14 +1,14 @@
-//! A value that each process has for itself, a forked child too.
+//! A value that belongs to one process: a forked child gets its own.
 //!
-//! A child that is forked while another thread of its parent holds a lock finds the lock
-//! held, and nobody there to release it. So a process does not lock what its parent may
-//! have locked. It takes one of several places that it finds unlocked, empties it, and from
-//! then on only its own threads lock that place, for which it may wait.
+//! If another thread of the parent holds a lock during a fork, the child finds the lock held, and
+//! no thread to release it. So a process does not lock what its parent may have locked. It takes
+//! one of several slots that it finds unlocked and empties it. From then on only its own threads
+//! lock that slot, so they may wait for it.
 //!
-//! What the parent left there is neither used nor dropped. The kernel copies the table of
-//! descriptors before the memory (`copy_process` in kernel/fork.c), and other threads go on
-//! in between. A descriptor that the memory names can be closed in the child, or be that of
-//! another file.
+//! The parent's value in that slot is neither used nor dropped. The kernel copies the descriptor
+//! table before the memory (`copy_process` in kernel/fork.c), and other threads continue in
+//! between. A descriptor that the memory names can be closed in the child, or belong to another
+//! file.
 
 use std::{
     mem,
@@ -20,17 +20,17 @@ use std::{
 
 use crate::mark::{self, Mark};
 
-/// Number of places. Each process of a line of forks can find at most one more of them
-/// locked for good.
+/// Number of slots. Each process in a chain of forks can find at most one more of them locked for
+/// good.
 const PLACES: usize = 8;
 
-/// Bits of a [`PerProcess::taken`] that say which place it is.
+/// Number of bits of [`PerProcess::taken`] that hold the slot's index.
 const BITS: u32 = PLACES.trailing_zeros();
 
 #[derive(Debug)]
 pub(crate) struct PerProcess<T> {
-    /// The place of a process and, above, the mark of that process. The highest bits of the
-    /// mark are cut off: no system has so many pids or forks in a line.
+    /// The slot of a process and, in the higher bits, the mark of that process. The highest bits
+    /// of the mark are cut off: no system has that many pids or nested forks.
     taken: AtomicU32,
     places: [Mutex<Option<T>>; PLACES],
 }
@@ -43,8 +43,8 @@ impl<T> PerProcess<T> {
         }
     }
 
-    /// Locks this process's value, which is `None` at first. Waits for this process's own
-    /// threads alone; returns `None` if no place can be locked without waiting for others.
+    /// Locks this process's value, which is `None` at first. Waits only for this process's own
+    /// threads; returns `None` if no slot can be locked without waiting for others.
     #[inline]
     pub(crate) fn lock(&self) -> Option<MutexGuard<'_, Option<T>>> {
         self.lock_as(mark::current())
@@ -125,11 +125,11 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_that_a_parent_held_is_not_waited_for() {
+    fn a_process_does_not_wait_for_a_lock_that_its_parent_held() {
         let values = PerProcess::new();
         let mut guards = Vec::new();
         for mark in (1..).take(PLACES) {
-            // Were the place of an earlier one waited for, this would never end.
+            // This would block forever if it waited for the slot of an earlier process.
             let mut guard = values.lock_as(mark).expect("one more place");
             assert_eq!(guard.replace(mark), None);
             guards.push(guard);

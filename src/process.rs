@@ -1,14 +1,13 @@
-//! A process, distinguished from every other one that has or had its pid, and the evidence
-//! that it lives or is gone.
+//! The identity of a process, which no other process with the same pid has, and the evidence that
+//! it is alive or gone.
 //!
-//! A pid alone is not enough: it is reused. With the start time it is unique
-//! (proc_pid_stat(5), field 22; a time of day on macOS and Windows). And a pid
-//! means something only in its own pid namespace (pid_namespaces(7)), which only Linux has.
+//! A pid alone is not enough because it is reused. With the start time it is unique
+//! (proc_pid_stat(5), field 22; a time of day on macOS and Windows). And a pid is valid only in
+//! its own pid namespace (pid_namespaces(7)), which only Linux has.
 //!
-//! **Gone needs proof.** A port that is leased to a process must not be given out again
-//! because somebody cannot see that process. So a process is [`Evidence::Gone`] only where
-//! the system proves it; what proves it is in `process/linux.rs` and its siblings. Everything else is
-//! undetermined.
+//! **Gone needs proof.** A port that is leased to a process must not be leased again because a
+//! caller cannot see that process. So a process is [`Evidence::Gone`] only if the system proves
+//! it; `process/linux.rs` and its siblings say what proves it. Everything else is undetermined.
 
 use std::{
     ffi::OsStr,
@@ -43,25 +42,25 @@ use windows as system;
 
 pub(crate) use system::{ADOPTS, Lineage};
 
-/// What is written of a process where something is not known.
+/// The text for an unknown value in a record.
 pub(crate) const UNKNOWN: &str = "-";
 
-/// Which process it is.
+/// The identity of a process.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Identity {
-    /// In the pid namespace [`namespace`](Self::namespace).
+    /// The pid in the pid namespace [`namespace`](Self::namespace).
     pub(crate) pid: u32,
     /// In clock ticks since boot on Linux, elsewhere as a time of day.
     pub(crate) start: Option<u64>,
-    /// The inode number of the pid namespace of the process that wrote this down, which
-    /// is not always the process's own: that may be nested deeper.
+    /// The inode number of the pid namespace of the process that wrote the record. The process's
+    /// own namespace may be nested deeper.
     pub(crate) namespace: Option<u64>,
 }
 
 /// What can be determined about a process from here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Evidence {
-    /// It lives, or nothing proves that its pid was reused.
+    /// It is alive, or nothing proves that its pid was reused.
     Alive(system::Place),
     /// It is proven to have ended.
     Gone,
@@ -79,22 +78,22 @@ pub(crate) struct ProcessInfo {
     pub(crate) program: Vec<u8>,
 }
 
-/// This process, as far as the system shows it.
+/// Returns the identity of this process, as far as the system shows it.
 pub(crate) fn this() -> Arc<NamedProcess> {
     this_as(mark::current())
 }
 
-/// The same for a caller that knows its own mark.
+/// Returns the same for a caller that knows its own mark.
 pub(crate) fn this_as(mark: Mark) -> Arc<NamedProcess> {
     read_once(mark).0
 }
 
-/// This process, and what kept the system from showing all of it. Read until that
-/// has succeeded once: it would cost more than the rest of a lease. A forked
-/// child, which has another mark, reads its own.
+/// Returns the identity of this process, and the error that kept the system from showing all of
+/// it. It is read until that has succeeded once, because reading it would cost more than the rest
+/// of a lease. A forked child, which has another mark, reads its own.
 fn read_once(mark: Mark) -> (Arc<NamedProcess>, io::Result<()>) {
-    // Never waited for: a forked child would wait for ever for a lock that another thread of
-    // its parent held at the fork. It reads the same again instead.
+    // Never waits: a forked child would wait forever for a lock that another thread of its parent
+    // held during the fork. It reads the same values again instead.
     static FIRST: RwLock<Option<(Mark, Arc<NamedProcess>)>> = RwLock::new(None);
     if let Ok(first) = FIRST.try_read()
         && let Some((of, first)) = &*first
@@ -112,18 +111,18 @@ fn read_once(mark: Mark) -> (Arc<NamedProcess>, io::Result<()>) {
     (this, outcome)
 }
 
-/// The file name of a program, in bytes of any kind.
+/// Returns the file name of a program, as arbitrary bytes.
 pub(crate) fn file_name(path: &OsStr) -> Vec<u8> {
     let name = Path::new(path).file_name();
     name.unwrap_or_default().as_encoded_bytes().to_vec()
 }
 
-/// The process that has `pid` now, with the name of its program, for a record that names it.
+/// Returns the process that has `pid` now, with the name of its program, for a record.
 ///
 /// # Errors
 ///
-/// There is no such process, or the system does not show what a record must say so that
-/// others can prove that it has ended.
+/// If there is no such process, or the system does not show what a record needs so that other
+/// callers can prove that the process has ended.
 pub(crate) fn find(pid: u32) -> Result<NamedProcess> {
     let (this, outcome) = read_once(mark::current());
     outcome.map_err(|error| not_found(pid, error))?;
@@ -142,7 +141,7 @@ pub(crate) fn find(pid: u32) -> Result<NamedProcess> {
     Ok((identity, program))
 }
 
-/// Returns whether no process has `pid`, or only one that has ended and was not waited for.
+/// Returns whether no process has `pid`, or only one that has ended and was not reaped.
 pub(crate) fn has_ended(pid: u32) -> bool {
     let any = Identity {
         pid,
@@ -161,11 +160,11 @@ pub(crate) fn describe(pid: u32) -> Process {
     }
 }
 
-/// Whether there is a process that has `pid`, without asking what it is.
+/// Checks that a process has `pid`, without identifying it.
 ///
 /// # Errors
 ///
-/// There is none.
+/// If there is none.
 pub(crate) fn check(pid: u32) -> Result<()> {
     if system::exists(pid) {
         Ok(())
@@ -184,21 +183,21 @@ fn not_found(pid: u32, cause: io::Error) -> Error {
 }
 
 fn cannot_record(pid: u32, why: &str) -> Error {
-    let message = format!("cannot give a lease to process {pid}: {why}");
+    let message = format!("cannot transfer a lease to process {pid}: {why}");
     Error::new(ErrorKind::Process, message)
 }
 
 impl Identity {
-    /// Whether the process lives, as far as that can be determined from here.
+    /// Returns whether the process is alive, as far as that can be determined from here.
     ///
     /// # Errors
     ///
-    /// The system fails to report it, for example because no descriptors are left.
+    /// If the system fails to report it, for example because no descriptors are left.
     pub(crate) fn evidence(&self) -> io::Result<Evidence> {
         system::evidence(self, &this().0)
     }
 
-    /// Whether the process is proven to have ended, or is known to run as this process's
+    /// Returns whether the process is proven to have ended, or is known to run as this process's
     /// user.
     ///
     /// # Errors
@@ -212,7 +211,7 @@ impl Identity {
         }
     }
 
-    /// Returns the pid that the process has here, or `None` if it is not seen to live.
+    /// Returns the pid that the process has here, or `None` if it is not known to be alive.
     ///
     /// # Errors
     ///
@@ -224,7 +223,7 @@ impl Identity {
         }
     }
 
-    /// Reads it back from the three words that [`Display`](fmt::Display) writes.
+    /// Parses the three words that [`Display`](fmt::Display) writes.
     pub(crate) fn parse<'a>(mut words: impl Iterator<Item = &'a str>) -> Option<Self> {
         let pid = words.next()?.parse().ok()?;
         let mut known = || {
@@ -241,7 +240,7 @@ impl Identity {
     }
 }
 
-/// `<pid> <start time> <pid namespace>`
+/// Writes `<pid> <start time> <pid namespace>`.
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let number = |f: &mut fmt::Formatter<'_>, number: Option<u64>| match number {
@@ -279,12 +278,12 @@ mod tests {
 
     #[test]
     fn this_process_is_read_once() {
-        // Another thread can be writing it down, or have read it first.
+        // Another thread can be writing it, or have read it first.
         assert!((0..1000).any(|_| Arc::ptr_eq(&this(), &this())));
     }
 
     #[test]
-    fn a_program_is_called_by_its_file_name() {
+    fn a_program_has_the_name_of_its_file() {
         for (path, name) in [
             ("/usr/bin/server", "server"),
             ("server", "server"),
@@ -304,7 +303,7 @@ mod tests {
 
     const CHILD: &str = "PORTLOCK_TEST_CHILD";
 
-    /// Lives until its input ends, where it is started as a child.
+    /// If started as a child, runs until its input ends.
     #[test]
     fn child() {
         if env::var_os(CHILD).is_some() {
@@ -313,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_is_alive_until_it_ends_waited_for_or_not() {
+    fn a_child_is_alive_until_it_ends_reaped_or_not() {
         let binary = env::current_exe().expect("this test binary");
         let mut child = Command::new(binary)
             .args(["--exact", "process::tests::child", "--nocapture"])
@@ -327,7 +326,7 @@ mod tests {
         assert!(!program.is_empty());
         assert!(is_alive(&identity));
         drop(child.stdin.take());
-        // Not waited for, it ends as a zombie: nobody can have its pid yet.
+        // Until it is reaped, it is a zombie, and no other process can have its pid.
         let deadline = Instant::now() + Duration::from_secs(60);
         while !is_gone(&identity) {
             assert!(Instant::now() < deadline);
@@ -339,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn another_start_is_another_process() {
+    fn a_different_start_time_means_a_different_process() {
         let this = this().0.clone();
         let started = |later: i64| Identity {
             start: this.start.map(|start| start.saturating_add_signed(later)),
@@ -348,7 +347,7 @@ mod tests {
         for later in [-1000, 1000] {
             assert!(is_gone(&started(later)));
         }
-        // The start is rounded where it is in ticks.
+        // A start time in ticks is rounded.
         let rounded = started(1);
         assert_eq!(is_alive(&rounded), cfg!(target_os = "linux"));
         let of_unknown_start = Identity {
@@ -366,8 +365,8 @@ mod tests {
     }
 
     #[test]
-    fn pids_that_nobody_has_are_not_found() {
-        // Beyond the largest that Linux gives (PID_MAX_LIMIT).
+    fn pids_that_no_process_has_are_not_found() {
+        // Beyond the largest that Linux assigns (PID_MAX_LIMIT).
         for pid in [0, 1 << 23, u32::MAX] {
             let error = find(pid).expect_err("no such process");
             assert_eq!(error.kind(), ErrorKind::Process);

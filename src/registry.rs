@@ -1,17 +1,16 @@
 //! The process-wide set of claimed ports.
 //!
-//! The lock files alone already exclude threads of one process from each
-//! other: `flock` belongs to the open file description, and every acquisition
-//! opens its own (flock(2)). The set saves the system calls for ports that
-//! this very process holds.
+//! The lock files alone already exclude threads of one process from each other: a `flock` lock
+//! belongs to the open file description, and every acquisition opens its own (flock(2)). The set
+//! saves the system calls for ports that this process holds.
 //!
 //! A port's entry is the mark of the process that claimed it rather than a bit. A child created
-//! by `fork` inherits the memory, and with mere bits it would believe for ever
-//! that it holds whatever its parent held then, with nobody to clear them. An
-//! entry with another mark is simply not ours, and the lock file decides.
+//! by `fork` inherits the memory. With bits, it would forever assume that it holds every port
+//! that its parent held then, because nothing would clear them. An entry with another mark does
+//! not belong to this process, and the lock file decides.
 //!
-//! The set is one for all lock directories: a port is the machine's, and two
-//! leases of one number in one process would help nobody.
+//! There is one set for all lock directories: a port belongs to the machine, and two leases of
+//! one number in one process would be useless.
 
 #[cfg(not(loom))]
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -21,12 +20,12 @@ use loom::sync::atomic::{AtomicU32, Ordering};
 
 use crate::mark::Mark;
 
-/// By port: the mark of the process that claimed it, or 0. 256 KiB of zero pages, of which
-/// only those are ever backed by memory whose ports are touched.
+/// The mark of the process that claimed each port, or 0. 256 KiB of zero pages; only the pages of
+/// claimed ports are backed by memory.
 #[cfg(not(loom))]
 static CLAIMED_BY: [AtomicU32; 1 << 16] = [const { AtomicU32::new(0) }; 1 << 16];
 
-// The model's: a new one for each of its executions, and no larger than it needs.
+// For the model: a new set for each execution, no larger than needed.
 #[cfg(loom)]
 loom::lazy_static! {
     static ref CLAIMED_BY: [AtomicU32; 3] = std::array::from_fn(|_| AtomicU32::new(0));
@@ -39,7 +38,7 @@ pub(crate) struct Claim {
     mark: Mark,
 }
 
-/// Claims `port` for the process of this mark, which must be the caller's own.
+/// Claims `port` for the process with this mark, which must be the caller's own.
 #[inline]
 pub(crate) fn claim(port: u16, mark: Mark) -> Option<Claim> {
     let entry = &CLAIMED_BY[usize::from(port)];
@@ -53,7 +52,8 @@ pub(crate) fn claim(port: u16, mark: Mark) -> Option<Claim> {
         .map(|_| Claim { port, mark })
 }
 
-/// Whether the process of this mark, which must be the caller's own, has claimed `port`.
+/// Returns whether the process with this mark, which must be the caller's own, has claimed
+/// `port`.
 pub(crate) fn is_claimed(port: u16, mark: Mark) -> bool {
     CLAIMED_BY[usize::from(port)].load(Ordering::Relaxed) == mark
 }
@@ -63,7 +63,7 @@ impl Claim {
         self.port
     }
 
-    /// The mark of the process that has claimed it.
+    /// Returns the mark of the process that claimed it.
     pub(crate) fn mark(&self) -> Mark {
         self.mark
     }
@@ -71,9 +71,9 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        // In a forked copy this clears the child's own memory only, where the
-        // parent's entry meant nothing anyway. Not by a load and a store: in between,
-        // another thread of the child may claim the port (the model finds it).
+        // In a forked copy this clears only the child's memory, where the parent's entry has no
+        // meaning anyway. Not a load and a store: in between, another thread of the child may
+        // claim the port (the model finds it).
         let _ = CLAIMED_BY[usize::from(self.port)].compare_exchange(
             self.mark,
             0,
@@ -87,7 +87,7 @@ impl Drop for Claim {
 mod tests {
     use super::*;
 
-    // Nothing here binds: ports 1 to 9 are only numbers, used by this module alone.
+    // Nothing here binds: ports 1 to 9 are only numbers, used only by this module.
 
     #[test]
     fn a_port_is_claimed_once_until_dropped() {
@@ -96,7 +96,7 @@ mod tests {
         assert_eq!((first.port(), first.mark()), (1, pid));
         assert!(claim(1, pid).is_none());
         assert!(is_claimed(1, pid) && !is_claimed(1, pid + 1));
-        assert!(claim(2, pid).is_some(), "dropped at once");
+        assert!(claim(2, pid).is_some(), "dropped immediately");
         drop(first);
         assert!(!is_claimed(1, pid));
         assert!(claim(1, pid).is_some());
@@ -112,9 +112,8 @@ mod tests {
     }
 }
 
-/// Every order in which the threads can take their steps, and every value that the
-/// memory model lets them read:
-/// `RUSTFLAGS="--cfg loom" cargo test --release --lib registry`.
+/// Explores every interleaving of the threads' steps, and every value that the memory model lets
+/// them read: `RUSTFLAGS="--cfg loom" cargo test --release --lib registry`.
 #[cfg(all(test, loom))]
 mod model {
     use std::{mem, sync::atomic as unmodelled};
@@ -132,17 +131,17 @@ mod model {
     const PID: u32 = 812;
     const PARENT: u32 = 811;
 
-    /// What belongs to whoever has a port.
+    /// The data of the holder of a port.
     #[derive(Default)]
     struct Place {
         is_held: AtomicBool,
-        /// Written without any ordering of its own: what one holder writes the next
-        /// one sees only if the claims make it so.
+        /// Written with relaxed ordering: the next holder sees what the last one wrote only if
+        /// the claims ensure it.
         holders: AtomicUsize,
     }
 
     impl Place {
-        /// Claims the port, if it can be had, and gives it back.
+        /// Claims the port if it is free, and releases it.
         fn visit(&self, port: u16) -> usize {
             let Some(claim) = claim(port, PID) else {
                 return 0;
@@ -167,7 +166,7 @@ mod model {
         println!("{name}: {executions:?} executions");
     }
 
-    /// Lets each thread visit its ports in this order.
+    /// Runs threads that each visit their ports in this order.
     fn visitors(orders: &'static [&'static [u16]]) {
         let places: Arc<[Place; 3]> = Arc::default();
         let visit = |ports: &'static [u16]| {
@@ -200,15 +199,15 @@ mod model {
     }
 
     #[test]
-    fn one_holder_at_a_time_who_sees_what_the_last_one_wrote() {
+    fn one_holder_at_a_time_sees_what_the_last_one_wrote() {
         explore("two threads", || visitors(&[&[1, 1], &[1, 1]]));
         explore("three threads", || visitors(&[&[1], &[1], &[1]]));
         explore("two ports", || visitors(&[&[1, 2], &[2, 1]]));
     }
 
     #[test]
-    fn of_two_who_claim_at_once_one_has_the_port() {
-        explore("at once", || {
+    fn one_of_two_simultaneous_claims_succeeds() {
+        explore("simultaneously", || {
             let other = thread::spawn(|| claim(1, PID));
             let both = [claim(1, PID), other.join().expect("no panic")];
             assert_eq!(both.iter().flatten().count(), 1);
@@ -216,7 +215,7 @@ mod model {
     }
 
     #[test]
-    fn in_a_forked_child_too_one_has_the_port() {
+    fn one_of_two_claims_in_a_forked_child_succeeds() {
         explore("in a child", || {
             mem::forget(claim(1, PARENT));
             let other = thread::spawn(|| claim(1, PID));

@@ -1,11 +1,12 @@
 //! The mark on Linux: a number in a page that the kernel clears in a forked child.
 //!
-//! A pid is not enough: after unshare(2) or setns(2) with a pid namespace, a forked child can have
-//! the very pid of its parent, as process 1 of a container that starts another one does. The kernel
-//! clears a page marked `MADV_WIPEONFORK` in each child (madvise(2), since Linux 4.14). A process that
-//! finds it cleared takes the next number.
+//! A pid is not enough: after unshare(2) or setns(2) with a pid namespace, a forked child can
+//! have the same pid as its parent, as when process 1 of a container starts another container.
+//! The kernel clears a page marked `MADV_WIPEONFORK` in each child (madvise(2), since Linux
+//! 4.14). A process that finds the page cleared takes the next number.
 //!
-//! To read it costs no system call, where getpid(2) costs two hundredths of a lease.
+//! Reading it takes no system call, whereas getpid(2) takes two hundredths of the time of a
+//! lease.
 
 #![allow(
     unsafe_code,
@@ -21,13 +22,14 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
 use super::Mark;
 
-/// Where the mark of this process is; 0 there if it has none yet. Null before the first call.
+/// The page with the mark of this process, which is 0 until the first call. Null before the first
+/// call.
 static PAGE: AtomicPtr<AtomicU32> = AtomicPtr::new(ptr::null_mut());
 
-/// Stands for a page where the kernel has none: always 0.
+/// Used instead of a page if the kernel does not support the advice: always 0.
 static NO_PAGE: AtomicU32 = AtomicU32::new(0);
 
-/// The mark that was given last, here or in a process that this one was forked from.
+/// The last assigned mark, in this process or one from which it was forked.
 static LAST: AtomicU32 = AtomicU32::new(0);
 
 /// Returns the mark of this process.
@@ -35,8 +37,8 @@ static LAST: AtomicU32 = AtomicU32::new(0);
 pub(crate) fn current() -> Mark {
     let page = PAGE.load(Ordering::Acquire);
     if !page.is_null() {
-        // SAFETY: a pointer that is not null is to `NO_PAGE` or to a mapping that is readable
-        // and writable, large enough, zeroed or written by this module alone, and never unmapped.
+        // SAFETY: a non-null pointer is to `NO_PAGE` or to a mapping that is readable and
+        // writable, large enough, zeroed or written only by this module, and never unmapped.
         let mark = unsafe { &*page }.load(Ordering::Relaxed);
         if mark != 0 {
             return mark;
@@ -53,7 +55,7 @@ fn take(mut page: *mut AtomicU32) -> Mark {
     if ptr::eq(page, &raw const NO_PAGE) {
         return process::id();
     }
-    // Incremented before it is stored: a child that is forked in between takes a later one.
+    // Incremented before it is stored, so that a child forked in between takes a later mark.
     let mark = LAST.fetch_add(1, Ordering::Relaxed).wrapping_add(1).max(1);
     // SAFETY: as in `current`.
     let page = unsafe { &*page };
@@ -64,18 +66,18 @@ fn take(mut page: *mut AtomicU32) -> Mark {
     }
 }
 
-/// Maps the page, or finds the one that another thread has just mapped.
+/// Maps the page, or returns the one that another thread has just mapped.
 fn map() -> *mut AtomicU32 {
     let len = rustix::param::page_size();
     let access = ProtFlags::READ | ProtFlags::WRITE;
-    // SAFETY: a new mapping at an address of the kernel's choice, zeroed and aligned to a page.
+    // SAFETY: a new mapping at an address that the kernel chooses, zeroed and page-aligned.
     let mapped = unsafe { mmap_anonymous(ptr::null_mut(), len, access, MapFlags::PRIVATE) };
     let unmap = |page| {
-        // SAFETY: nothing but this function has had its address.
+        // SAFETY: only this function has its address.
         let _ = unsafe { munmap(page, len) };
     };
     let cleared = mapped.ok().filter(|&page| {
-        // SAFETY: the advice changes what a forked child finds there, and nothing here.
+        // SAFETY: the advice changes only what a forked child finds there.
         let advised = unsafe { madvise(page, len, Advice::LinuxWipeOnFork) };
         advised.inspect_err(|_| unmap(page)).is_ok()
     });

@@ -1,4 +1,4 @@
-//! The mark where a forked child always has another pid than its parent: the pid.
+//! The mark on systems where a forked child never has its parent's pid: the pid.
 
 use super::Mark;
 

@@ -1,17 +1,17 @@
-//! Processes, as kill(2) and /proc show them, and what proves that one has ended.
+//! Processes on Linux, as kill(2) and /proc show them, and the proof that one has ended.
 //!
 //! A record names a process by its pid in the pid namespace of the process that *wrote* the
-//! record. What proves that it is gone:
+//! record. This proves that the process is gone:
 //!
 //! | the record's namespace | proof |
 //! |---|---|
 //! | unknown | none |
 //! | this process's own | kill(2) reports `ESRCH`; or /proc shows the process dead, or with another start time |
-//! | another one | a complete view of all processes in which none is it |
+//! | another one | a complete view of all processes that does not include it |
 //!
-//! /proc proves something only if it is *ours*: it may be that of another pid namespace, in which
-//! the same numbers are other processes. A view that may be incomplete proves nothing. Boot ids
-//! prove nothing either, because containers are given boot ids of their own.
+//! /proc proves something only if it is *ours*: it may be mounted for another pid namespace,
+//! where the same numbers are other processes. A view that may be incomplete proves nothing. Boot
+//! ids prove nothing either, because a container can have its own boot id.
 
 use std::{
     ffi::OsStr,
@@ -38,20 +38,22 @@ pub(crate) use super::unix::{exists, no_such_process};
 /// Where a process can be seen: its directory in /proc.
 pub(crate) type Place = String;
 
-/// The inode numbers of the namespaces that the system started with, which are fixed
+/// Inode numbers of the namespaces that the system started with. They are fixed
 /// (`PROC_PID_INIT_INO` and `PROC_TIME_INIT_INO` in the kernel's linux/proc_ns.h).
 const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 const FIRST_TIME_NAMESPACE: u64 = 0xEFFF_FFFA;
 
-/// How often an entry is read that shows a thread which is not the process's first one any more.
+/// Largest number of times to read an entry that shows a thread which is no longer the process's
+/// first one.
 ///
-/// When another thread calls exec, it replaces the first one, and takes its pid (`de_thread` in the
-/// kernel's fs/exec.c). A reader that has just found the old first thread then reads of a zombie
-/// without threads, with other numbers as its pids. The next reading finds the new one, or nothing
-/// if the process has ended. The number is only a bound.
+/// When another thread calls exec, it replaces the first one and takes its pid (`de_thread` in
+/// the kernel's fs/exec.c). A reader that has just found the old first thread then sees a zombie
+/// without threads, with other pids. The next read finds the new one, or nothing if the process
+/// has ended. The number is only a bound.
 const TRIES: usize = 100;
 
-/// This process, and what kept the system from showing all of it.
+/// Returns the identity of this process, and the error that kept the system from showing all of
+/// it.
 pub(crate) fn this() -> (NamedProcess, io::Result<()>) {
     let namespace = namespace("self", "pid");
     let start = start_of_self();
@@ -65,7 +67,7 @@ pub(crate) fn this() -> (NamedProcess, io::Result<()>) {
     ((identity, file_name(&program)), outcome)
 }
 
-/// `self` is this process in any /proc that shows it.
+/// Returns the start time of this process, which is `self` in any /proc that shows it.
 fn start_of_self() -> io::Result<Option<u64>> {
     let Some(stat) = if_shown(Stat::read("self"))? else {
         return Ok(None);
@@ -73,10 +75,11 @@ fn start_of_self() -> io::Result<Option<u64>> {
     Ok(TimeOffset::read()?.map(|offset| offset.remove_from(stat.start)))
 }
 
-/// The process that has `pid`, or `None` if there is none, or it has ended and was not waited for.
+/// Returns the process that has `pid`, or `None` if there is none, or it has ended and was not
+/// reaped.
 ///
-/// `us` is this process. In the first pid namespace, where it was once found in /proc, that is taken to
-/// be so still: a port server asks for each of its clients.
+/// `us` is this process. If it was once found in the first pid namespace, it is assumed to be
+/// there still: a port server calls this for each of its clients.
 pub(crate) fn find(pid: u32, us: &Identity) -> io::Result<Option<ProcessInfo>> {
     // In another namespace's /proc, the pid is another process.
     let is_ours = us.namespace == Some(FIRST_PID_NAMESPACE) || View::take()?.is_ours;
@@ -88,7 +91,7 @@ pub(crate) fn find(pid: u32, us: &Identity) -> io::Result<Option<ProcessInfo>> {
         return Ok(is_process(pid).then_some(unseen));
     }
     let start = match if_shown(Stat::read(&pid.to_string()))? {
-        // To open a pidfd for every process would add 6 % to the cost of a grant.
+        // Opening a pidfd for every process would add 6 % to the cost of a grant.
         Some(stat) if !stat.leads && !is_process(pid) => return Ok(None),
         Some(stat) if stat.has_ended(&pid.to_string())? => return Ok(None),
         Some(stat) => TimeOffset::read_once()?.map(|offset| offset.remove_from(stat.start)),
@@ -99,33 +102,35 @@ pub(crate) fn find(pid: u32, us: &Identity) -> io::Result<Option<ProcessInfo>> {
     Ok(Some(ProcessInfo { start, program }))
 }
 
-/// Whether the number is that of a process, and not of a thread other than its first one. kill(2)
-/// takes such a number for the process, but no list of processes has it, and it ends with that thread.
+/// Returns whether the number is the pid of a process, and not of a thread other than its first
+/// one. kill(2) accepts such a number for the process, but no list of processes contains it, and
+/// it ends with that thread.
 fn is_process(pid: u32) -> bool {
     let Some(number) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
         return false;
     };
     match pidfd_open(number, PidfdFlags::empty()) {
         Ok(_) => true,
-        // No process; or a thread, which is `ENOENT` since Linux 6.16 (pidfd_prepare in kernel/fork.c).
+        // No process; or a thread, reported as `ENOENT` since Linux 6.16 (pidfd_prepare in
+        // kernel/fork.c).
         Err(Errno::SRCH | Errno::INVAL | Errno::NOENT) => false,
-        // The call is not permitted or not there, or no descriptor is left.
+        // The call is not permitted or does not exist, or no descriptors are left.
         Err(_) => exists(pid),
     }
 }
 
-/// Whether the end of the process can be proven by other readers of the record.
+/// Returns an error if other readers of the record cannot prove the end of the process.
 pub(crate) fn can_be_recorded(process: &Identity) -> Result<(), &'static str> {
     match process.namespace {
         Some(_) => Ok(()),
         None => Err(
-            "/proc does not show this process's pid namespace, so nobody could tell when \
-             the lease ends (mount -t proc proc /proc)",
+            "/proc does not show this process's pid namespace, so no caller could \
+             determine when the lease ends (mount -t proc proc /proc)",
         ),
     }
 }
 
-/// What can be determined about a process from here, where this process is `us`.
+/// Returns what can be determined about a process from here, where this process is `us`.
 pub(crate) fn evidence(process: &Identity, us: &Identity) -> io::Result<Evidence> {
     match (process.namespace, us.namespace) {
         (Some(its), Some(ours)) if its == ours => in_own_namespace(process),
@@ -135,13 +140,13 @@ pub(crate) fn evidence(process: &Identity, us: &Identity) -> io::Result<Evidence
 }
 
 fn in_own_namespace(process: &Identity) -> io::Result<Evidence> {
-    // True whatever is mounted at /proc.
+    // This is true whatever is mounted at /proc.
     if !exists(process.pid) {
         return Ok(Evidence::Gone);
     }
     let place = process.pid.to_string();
     let Some(stat) = if_shown(Stat::read(&place))? else {
-        // It has ended meanwhile, or may not be inspected (hidepid in proc(5)).
+        // It has ended in the meantime, or may not be inspected (hidepid in proc(5)).
         return Ok(match exists(process.pid) {
             true => Evidence::Alive(place),
             false => Evidence::Gone,
@@ -160,8 +165,8 @@ fn in_own_namespace(process: &Identity) -> io::Result<Evidence> {
     })
 }
 
-/// Searches for a process of another pid namespace. The processes of one that is below ours are
-/// in our /proc, each with its pid in all namespaces from ours down to its own.
+/// Searches for a process of another pid namespace. The processes of a namespace below ours are
+/// in our /proc, each with its pids in all namespaces from ours down to its own.
 fn in_another_namespace(process: &Identity, namespace_of_record: u64) -> io::Result<Evidence> {
     let view = View::take()?;
     if !view.is_ours {
@@ -171,7 +176,8 @@ fn in_another_namespace(process: &Identity, namespace_of_record: u64) -> io::Res
         return Ok(Evidence::Undetermined);
     };
     let mut is_complete = shows_every_process()?;
-    // How many namespaces the record's is below ours, if one of its members can be seen.
+    // Number of levels by which the record's namespace is below ours, if one of its members can
+    // be seen.
     let mut level = None;
     // Processes with the levels at which they have the pid of the record.
     let mut candidates = Vec::new();
@@ -189,7 +195,7 @@ fn in_another_namespace(process: &Identity, namespace_of_record: u64) -> io::Res
             is_complete = false;
             continue;
         };
-        // The first is that of our own namespace.
+        // The first pid is that of our own namespace.
         let innermost = pids.len() - 1;
         if innermost == 0 {
             continue;
@@ -216,7 +222,7 @@ fn in_another_namespace(process: &Identity, namespace_of_record: u64) -> io::Res
             Err(error) if is_end(&error) => continue,
             Err(error) => match if_shown(Err(error))? {
                 Some(stat) => stat,
-                // Without its start nothing shows that it is another process.
+                // Without its start time, nothing shows that it is another process.
                 None => return Ok(Evidence::Alive(name)),
             },
         };
@@ -232,8 +238,8 @@ fn in_another_namespace(process: &Identity, namespace_of_record: u64) -> io::Res
     })
 }
 
-/// Whether the process that has this entry in our /proc started at another time than the one in
-/// the record, and so is another one.
+/// Returns whether the process with this entry in our /proc started at a different time than the
+/// one in the record, and so is another process.
 fn started_otherwise(process: &Identity, stat: &Stat) -> io::Result<bool> {
     let Some(start) = process.start else {
         return Ok(false);
@@ -243,14 +249,14 @@ fn started_otherwise(process: &Identity, stat: &Stat) -> io::Result<bool> {
     Ok(TimeOffset::read()?.is_some_and(differs))
 }
 
-/// Whether the process that can be seen there runs as this process's user.
+/// Returns whether the process that can be seen there runs as this process's user.
 pub(crate) fn is_of_this_user(place: &Place) -> io::Result<bool> {
     let process = if_shown(fs::metadata(format!("/proc/{place}")))?;
     let is_ours = process.is_some_and(|it| it.uid() == rustix::process::geteuid().as_raw());
     Ok(is_ours && View::take()?.is_ours)
 }
 
-/// From where this process sees others.
+/// The view that this process has of others.
 #[derive(Clone, Copy)]
 pub(crate) struct View {
     /// This process's own pid namespace.
@@ -260,13 +266,14 @@ pub(crate) struct View {
 }
 
 impl View {
-    /// Read anew each time: a mount can change, and what is proven must be true now.
+    /// Read for each use: a mount can change, and the proof must be valid now.
     pub(crate) fn take() -> io::Result<Self> {
         let namespace = namespace("self", "pid")?;
         let is_ours = match namespace {
-            // This process is in no /proc of a namespace below the first, and there is none above.
+            // A /proc of a namespace below the first does not contain this process, and there is
+            // none above.
             Some(FIRST_PID_NAMESPACE) => true,
-            // /proc of a namespace above ours has a pid for each level down to ours.
+            // The /proc of a namespace above ours has a pid for each level down to ours.
             Some(_) => if_shown(pids_of("self"))?
                 .flatten()
                 .is_some_and(|pids| pids.len() == 1),
@@ -275,19 +282,19 @@ impl View {
         Ok(Self { namespace, is_ours })
     }
 
-    /// Whether the process has the same pid here as in its record.
+    /// Returns whether the process has the same pid here as in its record.
     pub(crate) fn is_of(&self, process: &Identity) -> bool {
         self.is_ours && process.namespace.is_some() && process.namespace == self.namespace
     }
 
-    /// Whether every process of the machine is in this /proc, if it shows all that it has.
+    /// Returns whether this /proc contains every process of the machine, if it hides none.
     pub(crate) fn is_of_first_namespace(&self) -> bool {
         self.is_ours && self.namespace == Some(FIRST_PID_NAMESPACE)
     }
 }
 
-/// How much later than in the first time namespace this process's clock `CLOCK_BOOTTIME` says it
-/// is (time_namespaces(7)). The kernel adds that to the start times that this process reads
+/// Offset of this process's `CLOCK_BOOTTIME` from that of the first time namespace
+/// (time_namespaces(7)). The kernel adds it to the start times that this process reads
 /// (`do_task_stat` in fs/proc/array.c).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct TimeOffset {
@@ -295,8 +302,8 @@ struct TimeOffset {
 }
 
 impl TimeOffset {
-    /// The same as [`read`](Self::read), but a process that was once in the first time namespace is taken to
-    /// be there still.
+    /// Returns the same as [`read`](Self::read), but assumes that a process that was once in the
+    /// first time namespace is still there.
     fn read_once() -> io::Result<Option<Self>> {
         static IN_FIRST: AtomicU32 = AtomicU32::new(0);
         let mark = mark::current();
@@ -310,7 +317,7 @@ impl TimeOffset {
         Ok(offset)
     }
 
-    /// `None` if it cannot be determined.
+    /// Returns `None` if it cannot be determined.
     fn read() -> io::Result<Option<Self>> {
         let none = Some(Self { ticks: 0 });
         let own = match fs::read_link("/proc/self/ns/time") {
@@ -321,7 +328,7 @@ impl TimeOffset {
         if own.as_deref().and_then(|own| inode_of(own, "time")) == Some(FIRST_TIME_NAMESPACE) {
             return Ok(none);
         }
-        // The file has the offsets that children will have (`proc_timens_show_offsets`).
+        // The file has the offsets for future children (`proc_timens_show_offsets`).
         let of_children = if_shown(fs::read_link("/proc/self/ns/time_for_children"))?;
         if own.is_none() || own != of_children {
             return Ok(None);
@@ -330,7 +337,7 @@ impl TimeOffset {
         Ok(text.and_then(|text| Self::parse(&text, rustix::param::clock_ticks_per_second())))
     }
 
-    /// Reads `boottime <seconds> <nanoseconds>`.
+    /// Parses `boottime <seconds> <nanoseconds>`.
     fn parse(text: &str, ticks_per_second: u64) -> Option<Self> {
         let line = text
             .lines()
@@ -349,13 +356,13 @@ impl TimeOffset {
     }
 }
 
-/// Whether no mount option hides processes from the readers of /proc (proc(5)).
+/// Returns whether no mount option hides processes from the readers of /proc (proc(5)).
 fn shows_every_process() -> io::Result<bool> {
     let mounts = if_shown(fs::read_to_string("/proc/self/mountinfo"))?;
     Ok(mounts.is_some_and(|mounts| hides_no_process(&mounts)))
 }
 
-/// The same, of the text of `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
+/// Returns the same for the text of `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
 fn hides_no_process(mounts: &str) -> bool {
     let mut at_proc = mounts.lines().filter_map(|line| {
         let (mount, file_system) = line.split_once(" - ")?;
@@ -363,7 +370,7 @@ fn hides_no_process(mounts: &str) -> bool {
         let (root, at) = (mount.next()?, mount.next()?);
         (at == "/proc").then_some((root, file_system))
     });
-    // Of several, one hides the others; which one is not worth finding out.
+    // If several are mounted, one hides the others, and all of them must show every process.
     let shows_all = |(root, file_system): (&str, &str)| {
         let mut words = file_system.split(' ');
         let (kind, options) = (words.next(), words.nth(1).unwrap_or_default());
@@ -379,15 +386,15 @@ fn hides_no_process(mounts: &str) -> bool {
         .is_some_and(|first| shows_all(first) && at_proc.all(shows_all))
 }
 
-/// The pids of a process in the pid namespaces from that of /proc down to its own, or `None` where
-/// they are not shown (before Linux 4.1). All users may read them (proc_pid_status(5)).
+/// Returns the pids of a process in the pid namespaces from that of /proc down to its own, or
+/// `None` if they are not shown (before Linux 4.1). All users may read them (proc_pid_status(5)).
 fn pids_of(process: &str) -> io::Result<Option<Vec<u32>>> {
     for _ in 0..TRIES {
         let status = fs::read(format!("/proc/{process}/status"))?;
         let Some(pids) = parse_pids(&status) else {
             return Ok(None);
         };
-        // Otherwise it is that of a thread that was replaced: see `TRIES`.
+        // Otherwise it is the entry of a thread that was replaced: see `TRIES`.
         if process.parse().ok().is_none_or(|pid: u32| pids[0] == pid) {
             return Ok(Some(pids));
         }
@@ -395,9 +402,9 @@ fn pids_of(process: &str) -> io::Result<Option<Vec<u32>>> {
     Ok(None)
 }
 
-/// Reads the line `NSpid` of a process's `status`; there is at least one pid in it.
+/// Parses the line `NSpid` of a process's `status`, which has at least one pid.
 fn parse_pids(status: &[u8]) -> Option<Vec<u32>> {
-    // The name, in the first line, has any bytes but a newline.
+    // The name, in the first line, has arbitrary bytes except a newline.
     let line = status
         .split(|&byte| byte == b'\n')
         .find_map(|line| line.strip_prefix(b"NSpid:"))?;
@@ -406,8 +413,8 @@ fn parse_pids(status: &[u8]) -> Option<Vec<u32>> {
     pids.ok().filter(|pids| !pids.is_empty())
 }
 
-/// What /proc shows, or `None` where it shows nothing to this process, or nothing
-/// that makes sense. It is an error only if the system failed to show it.
+/// Returns what /proc shows, or `None` if it shows nothing to this process, or nothing valid. It
+/// is an error only if the system failed to show it.
 pub(crate) fn if_shown<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
     match outcome {
         Ok(shown) => Ok(Some(shown)),
@@ -419,15 +426,16 @@ pub(crate) fn if_shown<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-/// Whether the process has ended: `ENOENT`, or `ESRCH` if it ended while it was being read.
+/// Returns whether the error means that the process has ended: `ENOENT`, or `ESRCH` if it ended
+/// during the read.
 fn is_end(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || Errno::from_io_error(error) == Some(Errno::SRCH)
 }
 
-/// The file name of what the process was started as, or what it calls itself if it
-/// has no arguments, as in the moment when it executes another program.
+/// Returns the file name from the process's first argument, or the process's own name if it has
+/// no arguments, as during exec.
 pub(crate) fn program_of(pid: u32) -> Vec<u8> {
-    // Of a longer path the end would be missing, and with it the file name.
+    // The end of a longer path would be missing, and with it the file name.
     let mut arguments = [0; 4096];
     let read =
         File::open(format!("/proc/{pid}/cmdline")).and_then(|mut file| file.read(&mut arguments));
@@ -449,24 +457,25 @@ fn is_number(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// The inode number of a namespace of a process, or `None` where it may not be seen.
+/// Returns the inode number of a namespace of a process, or `None` if this process may not see
+/// it.
 fn namespace(process: &str, kind: &str) -> io::Result<Option<u64>> {
     let link = if_shown(fs::read_link(format!("/proc/{process}/ns/{kind}")))?;
     Ok(link.as_deref().and_then(|link| inode_of(link, kind)))
 }
 
-/// The number out of `pid:[4026531836]`.
+/// Parses the number in `pid:[4026531836]`.
 fn inode_of(link: &Path, kind: &str) -> Option<u64> {
     let number = link.to_str()?.strip_prefix(kind)?;
     number.strip_prefix(":[")?.strip_suffix(']')?.parse().ok()
 }
 
-/// Whether a process whose parent has ended is adopted, so that each has a parent.
+/// Whether a process whose parent has ended is adopted, so that every process has a parent.
 pub(crate) const ADOPTS: bool = true;
 
-/// How a process came about, and which processes may have adopted it since.
+/// The origin of a process: its parent, and which processes may have adopted it since.
 ///
-/// Read with the pids of this /proc, which must be ours.
+/// The pids are those of this /proc, which must be ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Lineage {
     pid: u32,
@@ -493,18 +502,19 @@ impl Lineage {
         })
     }
 
-    /// Returns whether the process may be the parent of `child`, as far as the times show it: a child
-    /// is never older.
+    /// Returns whether the process may be the parent of `child` according to their start times: a
+    /// child is never older.
     pub(crate) fn is_no_younger_than(&self, child: &Self) -> bool {
         self.start <= child.start
     }
 
-    /// Returns whether the process may have adopted `child`, its present child, rather than started it.
+    /// Returns whether the process may have adopted `child`, its current child, instead of
+    /// starting it.
     ///
-    /// Process 1 adopts, and so does a subreaper (prctl(2), `PR_SET_CHILD_SUBREAPER`), which /proc does
-    /// not show. A child is in the session and process group of the process that started it, unless it
-    /// was made the leader of its own. So another session or group shows an adopted child. The leader of a
-    /// session may be either, as a daemon is one.
+    /// Process 1 adopts, and so does a subreaper (prctl(2), `PR_SET_CHILD_SUBREAPER`), which
+    /// /proc does not show. A child is in the session and process group of the process that
+    /// started it, unless it became the leader of its own. So a different session or group shows
+    /// an adopted child. The leader of a session may be either, because a daemon is one.
     pub(crate) fn may_have_adopted(&self, child: &Self) -> bool {
         self.pid == 1
             || child.session != self.session
@@ -513,8 +523,8 @@ impl Lineage {
 
     /// Returns whether the process is proven to have started before `time`.
     pub(crate) fn started_before(&self, time: SystemTime) -> io::Result<bool> {
-        // Of the same clock as the start time: both are shifted alike in a time namespace, and a
-        // container in which the machine's time is hidden (lxcfs) shows the process too young.
+        // The same clock as for the start time: a time namespace shifts both alike, and a
+        // container that hides the machine's time (lxcfs) makes the process seem too young.
         let Some(uptime) = if_shown(fs::read_to_string("/proc/uptime"))? else {
             return Ok(false);
         };
@@ -527,8 +537,8 @@ impl Lineage {
         };
         let tick = 1.0 / rustix::param::clock_ticks_per_second() as f64;
         let age = uptime - self.start as f64 * tick;
-        // In this order, so that what passes in between makes the other age larger. A time to come has
-        // no age, and proves nothing.
+        // In this order, a delay in between makes the other age larger. A time in the future has
+        // no age and proves nothing.
         let Ok(age_of_time) = SystemTime::now().duration_since(time) else {
             return Ok(false);
         };
@@ -536,7 +546,7 @@ impl Lineage {
         Ok(age > age_of_time.as_secs_f64() + 2.0 * tick + 0.01)
     }
 
-    /// Returns whether the process is in a pid namespace below ours, or may be.
+    /// Returns whether the process is or may be in a pid namespace below ours.
     pub(crate) fn is_elsewhere(&self) -> io::Result<bool> {
         let pids = if_shown(pids_of(&self.pid.to_string()))?.flatten();
         Ok(pids.is_none_or(|pids| pids.len() > 1))
@@ -558,22 +568,22 @@ pub(crate) fn user_of(pid: u32) -> Option<u32> {
     ids.nth(1)?.parse().ok()
 }
 
-/// What is needed out of `/proc/<pid>/stat`.
+/// The required fields of `/proc/<pid>/stat`.
 #[derive(Debug, PartialEq, Eq)]
 struct Stat {
-    /// As this process reads it: see [`TimeOffset`].
+    /// Start time as this process reads it: see [`TimeOffset`].
     start: u64,
-    /// The thread has ended and was not waited for yet, or it is just ending, with its
-    /// descriptors perhaps still open.
+    /// The thread has ended and was not reaped yet, or it is about to end and may still have open
+    /// descriptors.
     is_ending: bool,
     /// Number of threads that the process has.
     threads: u64,
-    /// Whether it is the first thread of its process, unless that thread is just being replaced
-    /// (`thread_group_leader` in the kernel's linux/sched/signal.h): only that one has a signal to
-    /// send when it ends.
+    /// Whether it is the first thread of its process, unless that thread is being replaced
+    /// (`thread_group_leader` in the kernel's linux/sched/signal.h): only the first thread sends
+    /// a signal when it ends.
     leads: bool,
-    /// The process that started it or has adopted it, its process group and its session: 0 where
-    /// that one is not in the pid namespace of this /proc.
+    /// The process that started or adopted it, its process group and its session: 0 if they are
+    /// not in the pid namespace of this /proc.
     parent: u32,
     group: u32,
     session: u32,
@@ -585,8 +595,8 @@ impl Stat {
 
     fn read(process: &str) -> io::Result<Self> {
         for _ in 0..TRIES {
-            // One read gets all of it: the kernel makes it up at that moment, and it
-            // has about 300 bytes.
+            // A single read returns all of it: the kernel generates the text at that moment, and
+            // it has about 300 bytes.
             let mut text = [0; 1024];
             let len = File::open(format!("/proc/{process}/stat"))?.read(&mut text)?;
             if let Some(stat) = Self::parse(&text[..len]) {
@@ -596,15 +606,15 @@ impl Stat {
         Err(io::ErrorKind::InvalidData.into())
     }
 
-    /// The program's name, field 2, may itself contain spaces and parentheses. `None` also for a
-    /// thread that was replaced: see [`TRIES`].
+    /// Parses the text. The program's name, field 2, may itself contain spaces and parentheses.
+    /// Returns `None` also for a thread that was replaced: see [`TRIES`].
     fn parse(text: &[u8]) -> Option<Self> {
         let name_end = text.iter().rposition(|&byte| byte == b')')?;
         let after_name = str::from_utf8(&text[name_end + 1..]).ok()?;
         let fields: Vec<&str> = after_name.split_ascii_whitespace().collect();
         let field = |number: usize| fields.get(number - 3).copied();
         let flags: u64 = field(9)?.parse().ok()?;
-        // A first thread that has ended is a zombie, or exiting, while others live.
+        // A first thread that has ended is a zombie or exiting while other threads are alive.
         let threads: u64 = field(20)?.parse().ok()?;
         let is_ending = matches!(field(3)?, "Z" | "X" | "x") || flags & Self::EXITING != 0;
         let start = field(22)?.parse().ok()?;
@@ -621,14 +631,15 @@ impl Stat {
         })
     }
 
-    /// Whether the process in this entry, whose first thread this is, has ended.
+    /// Returns whether the process in this entry, whose first thread this is, has ended.
     ///
-    /// A killed process closes its files, and so ends its locks, a moment before the last of its
-    /// threads is gone: that moment is waited for. A process whose first thread alone has ended lives.
+    /// A killed process closes its files, which ends its locks, a moment before the last of its
+    /// threads is gone. Only then does the process count as ended. A process of which only the
+    /// first thread has ended is alive.
     ///
-    /// Only the first thread's entry proves the end, by a count of one thread: the kernel shows both
-    /// together. Two lists of threads prove nothing, because a process that executes one program after
-    /// the other has another first thread each time, and the old one shows as ended.
+    /// Only the first thread's entry with a count of one thread proves the end, because the
+    /// kernel shows both together. Two lists of threads prove nothing: a process that repeatedly
+    /// calls exec has another first thread each time, and the old one shows as ended.
     fn has_ended(&self, process: &str) -> io::Result<bool> {
         let (mut is_ending, mut threads) = (self.is_ending, self.threads);
         for _ in 0..TRIES {
@@ -656,7 +667,7 @@ impl Stat {
     }
 }
 
-/// The threads of a process, by their names in its directory.
+/// Returns the threads of a process, by their names in its directory.
 fn threads_of(process: &str) -> io::Result<Vec<String>> {
     let threads = fs::read_dir(format!("/proc/{process}/task"))?;
     threads
@@ -694,8 +705,8 @@ mod tests {
 
     const AGAIN: &str = "PORTLOCK_TEST_EXECUTE_AGAIN";
 
-    /// Where it is started as a child, this test's thread, which is not the first one, executes the
-    /// same program again until it is killed.
+    /// If started as a child, this test's thread, which is not the first one, executes the same
+    /// program repeatedly until it is killed.
     #[test]
     fn execute_again() {
         use std::os::unix::process::CommandExt as _;
@@ -707,7 +718,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_lives_while_a_thread_of_it_executes_a_program() {
+    fn a_process_is_alive_while_one_of_its_threads_calls_exec() {
         struct Killed(process::Child);
         impl Drop for Killed {
             fn drop(&mut self) {
@@ -721,7 +732,7 @@ mod tests {
             .env(AGAIN, "1")
             .stdout(process::Stdio::null())
             .spawn();
-        // Also if this test fails, since it would not end by itself.
+        // Also if this test fails, because the child would not end by itself.
         let child = Killed(child.expect("this test binary"));
         let pid = child.0.id();
         let (identity, _) = crate::process::find(pid).expect("it runs");
@@ -734,7 +745,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_says_of_a_process_is_found_behind_any_name() {
+    fn the_fields_of_a_process_are_found_after_any_name() {
         let text = |name: &str, state: &str, flags: u32, threads: u32| {
             format!(
                 "7 {name} {state} 1 2 3 4 5 {flags} 7 8 9 10 11 12 13 14 15 16 {threads} 18 4242 20"
@@ -755,22 +766,22 @@ mod tests {
         assert_eq!(parse(text("(a) b (c)", "S", 0x40_0000, 1)), stat(false, 1));
         assert_eq!(parse(text("(a)", "Z", 0x40_0000, 1)), stat(true, 1));
         assert_eq!(parse(text("(a)", "Z", 0x40_0000, 2)), stat(true, 2));
-        // Exiting, not yet a zombie.
+        // It is exiting, but not a zombie yet.
         assert_eq!(parse(text("(a)", "R", 0x40_0004, 1)), stat(true, 1));
-        // Fields 24 to 37, and the signal that is sent at the end.
+        // Fields 24 to 37, and the signal that the thread sends when it ends.
         let rest =
             |signal: i32| text("(a)", "S", 0x40_0000, 2) + &" 0".repeat(14) + &format!(" {signal}");
         assert_eq!(parse(rest(17)), stat(false, 2));
         assert_eq!(parse(rest(0)), stat(false, 2));
         assert!(parse(rest(-1)).is_some_and(|stat| !stat.leads));
-        // The old first thread, after another one has executed a program.
+        // The old first thread, after another one has called exec.
         assert_eq!(parse(text("(a)", "Z", 0x40_0000, 0)), None);
         assert_eq!(parse("7 (a) S 1".into()), None);
         assert_eq!(parse(String::new()), None);
     }
 
     #[test]
-    fn what_is_not_shown_is_told_from_what_the_system_fails_to_show() {
+    fn hidden_entries_are_distinguished_from_failed_reads() {
         const SHOWN: u32 = 812;
         assert_eq!(if_shown(Ok(SHOWN)).expect("shown"), Some(SHOWN));
         for (error, has_ended) in [
@@ -791,10 +802,10 @@ mod tests {
     }
 
     #[test]
-    fn a_program_is_called_by_its_first_argument_or_by_its_own_name() {
-        let own = std::env::args_os().next().expect("cargo gives one");
+    fn a_program_is_named_by_its_first_argument_or_its_own_name() {
+        let own = std::env::args_os().next().expect("cargo passes one");
         assert_eq!(program_of(process::id()), file_name(&own));
-        // One that was not waited for has no arguments left.
+        // A process that was not reaped has no arguments left.
         let mut child = process::Command::new("true").spawn().expect("installed");
         let has_ended = || {
             let stat = Stat::read(&child.id().to_string()).expect("not waited for");
@@ -812,7 +823,7 @@ mod tests {
     }
 
     #[test]
-    fn processes_and_namespaces_are_told_by_their_names_in_proc() {
+    fn processes_and_namespaces_are_recognized_by_their_names_in_proc() {
         for (name, is) in [("1", true), ("812", true), ("self", false), ("8a", false)] {
             assert_eq!(is_number(name), is, "{name}");
         }
@@ -830,7 +841,7 @@ mod tests {
             pids(b"Name:\ta\nNSpid:\t812\t7\nNSpgid:\t1\n"),
             Some(vec![812, 7])
         );
-        // Before Linux 4.1; and what no kernel says.
+        // Before Linux 4.1; and text that no kernel writes.
         for none in [
             &b"Name:\ta\nPid:\t812\n"[..],
             b"NSpid:\n",
@@ -893,12 +904,12 @@ mod tests {
             (stat(false, 1), false),
             (stat(false, 2), false),
             (stat(true, 1), true),
-            // The others live: this thread, for one.
+            // Other threads are alive, such as this one.
             (stat(true, 2), false),
         ] {
             assert_eq!(stat.has_ended(&own).expect("seen"), has_ended, "{stat:?}");
         }
-        // Nothing shows that the others have ended too.
+        // Nothing shows that the other threads have ended too.
         assert!(!stat(true, 2).has_ended("8388608").expect("not seen"));
         let is_recordable = can_be_recorded(&this_process().0).is_ok();
         assert_eq!(crate::process::is_recordable(), is_recordable);
@@ -920,7 +931,7 @@ mod tests {
             namespace: None,
             ..this
         };
-        let why = can_be_recorded(&of_unknown).expect_err("nobody could tell when it ends");
+        let why = can_be_recorded(&of_unknown).expect_err("no caller could determine when it ends");
         assert!(why.contains("pid namespace"), "{why}");
     }
 
@@ -939,7 +950,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proc_that_hides_processes_is_told_by_its_mounts() {
+    fn a_proc_that_hides_processes_is_recognized_by_its_mounts() {
         let mount = |root: &str, at: &str, kind: &str, options: &str| {
             format!("24 30 0:22 {root} {at} rw,relatime shared:12 - {kind} proc {options}\n")
         };
@@ -968,7 +979,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_of_a_namespace_that_no_member_is_seen_of_is_gone_only_for_the_first() {
+    fn a_process_of_an_unseen_namespace_is_gone_only_for_the_first_namespace() {
         let of_nowhere = Identity {
             namespace: Some(1),
             start: Some(1),
@@ -978,7 +989,7 @@ mod tests {
         let is_proof = View::take().expect("seen").is_of_first_namespace()
             && shows_every_process().expect("seen");
         assert_eq!(evidence == Evidence::Gone, is_proof, "{evidence:?}");
-        // The process here that has its pid is another one, whenever it started.
+        // The local process with this pid is another one, whenever it started.
         let of_unknown_start = Identity {
             start: None,
             ..of_nowhere.clone()

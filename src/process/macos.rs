@@ -1,4 +1,4 @@
-//! Processes, as proc_pidinfo shows them (`libproc.h`; bsd/kern/proc_info.c in XNU).
+//! Processes on macOS, as proc_pidinfo shows them (`libproc.h`; bsd/kern/proc_info.c in XNU).
 
 use std::{
     ffi::OsStr,
@@ -15,13 +15,14 @@ use super::{Evidence, Identity, NamedProcess, ProcessInfo, file_name};
 
 pub(crate) use super::unix::{exists, no_such_process};
 
-/// Where a process is to be seen: what the system says of its user, if anything.
+/// Where a process can be seen: its user, if the system shows it.
 pub(crate) type Place = Option<u32>;
 
-/// `SZOMB` in sys/proc.h: it has ended, and its parent has not waited for it yet.
+/// `SZOMB` in sys/proc.h: it has ended, and its parent has not reaped it yet.
 const ZOMBIE: u32 = 5;
 
-/// This process, and what kept the system from telling all of it.
+/// Returns the identity of this process, and the error that kept the system from showing all of
+/// it.
 pub(crate) fn this() -> (NamedProcess, io::Result<()>) {
     let shown = show(process::id());
     let identity = Identity {
@@ -33,7 +34,8 @@ pub(crate) fn this() -> (NamedProcess, io::Result<()>) {
     ((identity, file_name(&program)), shown.map(drop))
 }
 
-/// The process that has `pid`, or `None` if there is none, or it has ended and was not waited for.
+/// Returns the process that has `pid`, or `None` if there is none, or it has ended and was not
+/// reaped.
 pub(crate) fn find(pid: u32, _: &Identity) -> io::Result<Option<ProcessInfo>> {
     if !exists(pid) {
         return Ok(None);
@@ -51,12 +53,13 @@ pub(crate) fn find(pid: u32, _: &Identity) -> io::Result<Option<ProcessInfo>> {
     })
 }
 
-/// Whether the end of the process can be proven by other readers of the record.
+/// Returns an error if other readers of the record cannot prove the end of the process. On macOS
+/// they can.
 pub(crate) fn can_be_recorded(_: &Identity) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// What can be determined about a process.
+/// Returns what can be determined about a process.
 pub(crate) fn evidence(process: &Identity, _: &Identity) -> io::Result<Evidence> {
     if !exists(process.pid) {
         return Ok(Evidence::Gone);
@@ -70,15 +73,15 @@ pub(crate) fn evidence(process: &Identity, _: &Identity) -> io::Result<Evidence>
     })
 }
 
-/// Whether the process that was seen there runs as this process's user.
+/// Returns whether the process that was seen there runs as this process's user.
 pub(crate) fn is_of_this_user(place: &Place) -> io::Result<bool> {
     Ok(*place == Some(rustix::process::geteuid().as_raw()))
 }
 
-/// Whether a process whose parent has ended is adopted, so that each has a parent.
+/// Whether a process whose parent has ended is adopted, so that every process has a parent.
 pub(crate) const ADOPTS: bool = true;
 
-/// How a process came about.
+/// The origin of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Lineage {
     pid: u32,
@@ -95,7 +98,7 @@ impl Lineage {
                 parent: info.pbi_ppid.0,
                 start: Some(start(&info)),
             }),
-            // Of another user's process, less is shown.
+            // The system shows less of another user's process.
             Shown::Hidden => proc_pidinfo::<ProcBSDShortInfo>(Pid(pid))?.map(|info| Self {
                 pid,
                 parent: info.pbsi_ppid.0,
@@ -105,14 +108,14 @@ impl Lineage {
         })
     }
 
-    /// Returns whether the process may be the parent of `child`, as far as the times show it: a child
-    /// is never older. They are times of day, and a clock can be set.
+    /// Returns `true`: the process may be the parent of `child`. Start times are times of day,
+    /// and a clock can be set, so they prove nothing.
     pub(crate) fn is_no_younger_than(&self, _: &Self) -> bool {
         true
     }
 
-    /// Returns whether the process may have adopted `child`, its present child, rather than started it:
-    /// only process 1 adopts.
+    /// Returns whether the process may have adopted `child`, its current child, instead of
+    /// starting it: only process 1 adopts.
     pub(crate) fn may_have_adopted(&self, _: &Self) -> bool {
         self.pid == 1
     }
@@ -125,7 +128,7 @@ impl Lineage {
             .is_some_and(|start| u128::from(start) < time.as_micros()))
     }
 
-    /// There are no pid namespaces.
+    /// Returns `false`: macOS has no pid namespaces.
     pub(crate) fn is_elsewhere(&self) -> io::Result<bool> {
         Ok(false)
     }
@@ -168,12 +171,12 @@ impl Shown {
     }
 }
 
-/// What the system shows of a process that exists.
+/// Returns what the system shows of a process that exists.
 fn show(pid: u32) -> io::Result<Shown> {
     match proc_pidinfo::<ProcBSDInfo>(Pid(pid))? {
         Some(info) if info.pbi_status == ZOMBIE => Ok(Shown::Ended),
         Some(info) => Ok(Shown::Process(Box::new(info))),
-        // Then it has set errno, and nothing was called since.
+        // In this case it has set errno, and no call has been made since.
         None => match io::Error::last_os_error() {
             error if is(&error, Errno::SRCH) => Ok(Shown::Ended),
             error if is(&error, Errno::PERM) => Ok(Shown::Hidden),
@@ -186,14 +189,14 @@ fn is(error: &io::Error, errno: Errno) -> bool {
     Errno::from_io_error(error) == Some(errno)
 }
 
-/// In microseconds since 1970.
+/// Returns the start time in microseconds since 1970.
 fn start(info: &ProcBSDInfo) -> u64 {
     info.pbi_start_tvsec
         .saturating_mul(1_000_000)
         .saturating_add(info.pbi_start_tvusec)
 }
 
-/// What the program's file is called, of which the system keeps 31 bytes.
+/// Returns the file name of the program, of which the system keeps 31 bytes.
 fn program(info: &ProcBSDInfo) -> Vec<u8> {
     let name: Vec<u8> = info
         .pbi_name

@@ -1,4 +1,4 @@
-//! Processes, as the system's handles show them.
+//! Processes on Windows, as the system's handles show them.
 
 use std::{
     ffi::OsStr,
@@ -10,10 +10,11 @@ use winsafe::{FILETIME, HPROCESS, HPROCESSLIST, SysResult, co, guard::CloseHandl
 
 use super::{Evidence, Identity, NamedProcess, ProcessInfo, file_name};
 
-/// Where a process is to be seen: its pid.
+/// Where a process can be seen: its pid.
 pub(crate) type Place = u32;
 
-/// This process, and what kept the system from telling all of it.
+/// Returns the identity of this process, and the error that kept the system from showing all of
+/// it.
 pub(crate) fn this() -> (NamedProcess, io::Result<()>) {
     let start = start(&HPROCESS::GetCurrentProcess());
     let identity = Identity {
@@ -25,18 +26,19 @@ pub(crate) fn this() -> (NamedProcess, io::Result<()>) {
     ((identity, file_name(&program)), start.map(drop))
 }
 
-/// Whether there is a process that has `pid`, one that has ended, but of which
-/// somebody has a handle, included.
+/// Returns whether a process has `pid`, including one that has ended but to which another process
+/// has a handle.
 pub(crate) fn exists(pid: u32) -> bool {
     !matches!(open(pid), Ok(PidOwner::Nobody))
 }
 
-/// The error that nobody has a pid. The system's own names a wrong parameter.
+/// Returns the error for a pid that no process has. The system's own error is about an invalid
+/// parameter.
 pub(crate) fn no_such_process() -> io::Error {
     io::Error::new(io::ErrorKind::NotFound, "no such process")
 }
 
-/// The process that has `pid`, or `None` if there is none, or it has ended.
+/// Returns the process that has `pid`, or `None` if there is none, or it has ended.
 pub(crate) fn find(pid: u32, _: &Identity) -> io::Result<Option<ProcessInfo>> {
     Ok(match open(pid)? {
         PidOwner::Nobody => None,
@@ -52,12 +54,13 @@ pub(crate) fn find(pid: u32, _: &Identity) -> io::Result<Option<ProcessInfo>> {
     })
 }
 
-/// Whether the end of the process can be proven by other readers of the record.
+/// Returns an error if other readers of the record cannot prove the end of the process. On
+/// Windows they can.
 pub(crate) fn can_be_recorded(_: &Identity) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// What can be determined about a process.
+/// Returns what can be determined about a process.
 pub(crate) fn evidence(process: &Identity, _: &Identity) -> io::Result<Evidence> {
     Ok(match open(process.pid)? {
         PidOwner::Nobody => Evidence::Gone,
@@ -74,8 +77,8 @@ pub(crate) fn evidence(process: &Identity, _: &Identity) -> io::Result<Evidence>
     })
 }
 
-/// Whether the process that was seen there is one that this process may end: as a
-/// rule those of its user.
+/// Returns whether this process may end the process that was seen there, which is usually so for
+/// processes of its user.
 pub(crate) fn is_of_this_user(pid: &Place) -> io::Result<bool> {
     match HPROCESS::OpenProcess(co::PROCESS::TERMINATE, false, *pid) {
         Ok(_) | Err(co::ERROR::INVALID_PARAMETER) => Ok(true),
@@ -84,13 +87,13 @@ pub(crate) fn is_of_this_user(pid: &Place) -> io::Result<bool> {
     }
 }
 
-/// Whether a process whose parent has ended is adopted, so that each has a parent.
+/// Whether a process whose parent has ended is adopted, so that every process has a parent.
 pub(crate) const ADOPTS: bool = false;
 
-/// How a process came about.
+/// The origin of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Lineage {
-    /// The process that started it. It may have ended, and its pid may be another one's.
+    /// The process that started it. It may have ended, and its pid may have been reused.
     pub(crate) parent: u32,
     start: u64,
 }
@@ -117,8 +120,8 @@ impl Lineage {
         Ok(None)
     }
 
-    /// Returns whether the process may be the parent of `child`: a child is never older, and the pid of
-    /// a parent that has ended is given to others.
+    /// Returns whether the process may be the parent of `child`: a child is never older, and the
+    /// pid of a parent that has ended is reused.
     pub(crate) fn is_no_younger_than(&self, child: &Self) -> bool {
         self.start <= child.start
     }
@@ -136,7 +139,7 @@ impl Lineage {
         Ok(u128::from(self.start) < time.as_nanos() / 100)
     }
 
-    /// There are no pid namespaces.
+    /// Returns `false`: Windows has no pid namespaces.
     pub(crate) fn is_elsewhere(&self) -> io::Result<bool> {
         Ok(false)
     }
@@ -147,7 +150,7 @@ pub(crate) fn pid_at(_: &Identity, place: &Place) -> io::Result<Option<u32>> {
     Ok(Some(*place))
 }
 
-/// Users have no numbers here.
+/// Returns `None`: users have no numbers on Windows.
 pub(crate) fn user_of(_: u32) -> Option<u32> {
     None
 }
@@ -169,27 +172,27 @@ enum PidOwner {
 
 fn open(pid: u32) -> io::Result<PidOwner> {
     match HPROCESS::OpenProcess(co::PROCESS::QUERY_LIMITED_INFORMATION, false, pid) {
-        // The two lowest bits of the pid are ignored, which is not documented.
+        // The system ignores the two lowest bits of the pid, which is not documented.
         Ok(process) if process.GetProcessId().map_err(io_error)? != pid => Ok(PidOwner::Nobody),
         Ok(process) => Ok(PidOwner::Process(process)),
-        // A pid that nobody has, or 0, which is no process.
+        // A pid that no process has, or 0, which is not a process.
         Err(co::ERROR::INVALID_PARAMETER) => Ok(PidOwner::Nobody),
         Err(co::ERROR::ACCESS_DENIED) => Ok(PidOwner::Hidden),
         Err(error) => Err(io_error(error)),
     }
 }
 
-/// Whether it has ended, though somebody still has a handle of it.
+/// Returns whether it has ended, although another process still has a handle to it.
 ///
-/// One that ended with the code 259, which means that it has not (`STILL_ACTIVE`), counts
-/// as alive until the last of these is closed.
+/// A process that ended with exit code 259, which means "not ended" (`STILL_ACTIVE`), counts as
+/// alive until the last handle is closed.
 fn has_ended(process: &HPROCESS) -> io::Result<bool> {
     const STILL_ACTIVE: u32 = 259;
     let code = process.GetExitCodeProcess().map_err(io_error)?;
     Ok(code != STILL_ACTIVE)
 }
 
-/// In units of 100 ns since 1601.
+/// Returns the start time in units of 100 ns since 1601.
 fn start(process: &HPROCESS) -> io::Result<u64> {
     let times = process.GetProcessTimes();
     times.map(|(created, ..)| number(created)).map_err(io_error)

@@ -1,11 +1,11 @@
-//! The family of a lease: its holder, the descendants of it and the processes that have inherited the
-//! lease's descriptor. A server is the holder's if its process is of the family.
+//! The family of a lease: its holder, the holder's descendants and the processes that inherited
+//! the lease's descriptor. A server is the holder's if its process is in the family.
 //!
-//! **Another's needs proof.** What is not of the family is another process's only if no orphan of the
-//! family can be it. A process whose parent has ended is adopted: by process 1, or by the nearest ancestor
-//! that is a subreaper (`find_new_reaper` in the kernel's kernel/exit.c). So an orphan of the
-//! family is always the child of an ancestor of the holder. Where that cannot be excluded, and where
-//! something cannot be seen, the server's owner is unknown.
+//! **Another process's server needs proof.** A process outside the family is another's only if no
+//! orphan of the family can be that process. A process whose parent has ended is adopted by
+//! process 1 or by the nearest ancestor that is a subreaper (`find_new_reaper` in the kernel's
+//! kernel/exit.c). So an orphan of the family is always a child of an ancestor of the holder. If
+//! that cannot be excluded, or if something cannot be seen, the server's owner is unknown.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -35,33 +35,34 @@ use linux::{LockFile, SHOWS_DESCRIPTORS};
 #[cfg(not(target_os = "linux"))]
 use unsupported::{LockFile, SHOWS_DESCRIPTORS};
 
-/// Number of times that a process is read again because an ancestor was not seen, which may have ended at that
-/// moment: then the next reading shows another one.
+/// Largest number of attempts to read a process because an ancestor was not seen. That ancestor
+/// may have just ended; then the next attempt finds another parent.
 const MAX_TRIES: usize = 20;
 
-/// Largest number of ancestors. Far beyond what happens; only a bound.
+/// Largest number of ancestors. Only a bound; it is not reached in practice.
 const MAX_ANCESTORS: usize = 1000;
 
-/// The processes whose server is the holder's.
+/// The processes whose servers count as the holder's.
 pub(crate) struct Family {
     holder: Holder,
-    /// Whose descriptor makes a process one of the family.
+    /// The lock file whose descriptor makes a process a member of the family.
     file: Option<LockFile>,
     since: Option<SystemTime>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Holder {
-    /// It has this pid here.
+    /// The holder has this pid here.
     Alive(u32),
-    /// It has ended. Others may have inherited the lease.
+    /// The holder has ended. Others may have inherited the lease.
     Gone,
-    /// It cannot be determined which process it is.
+    /// The holder's process cannot be determined.
     Unknown,
 }
 
 impl Family {
-    /// Returns the family of a lease, or `None` if the port is not leased. It may be where that is unknown.
+    /// Returns the family of a lease, or `None` if the port is not leased. If that is unknown,
+    /// returns a family.
     fn of_entry(dir: &OpenDir, entry: &PortEntry) -> Result<Option<Self>> {
         if entry.state == EntryState::Stale {
             return Ok(None);
@@ -76,7 +77,7 @@ impl Family {
             (_, None) => Holder::Unknown,
         };
         Ok(Some(Self {
-            // Without their descriptors, nothing shows who has inherited a lease.
+            // Without access to descriptors, nothing shows which process inherited a lease.
             holder: match holder {
                 Holder::Gone if !SHOWS_DESCRIPTORS => Holder::Unknown,
                 holder => holder,
@@ -86,8 +87,8 @@ impl Family {
         }))
     }
 
-    /// Returns the family of a process, whether it lives or not: it and its descendants. If its server is to
-    /// be that of a lease, `since` is when the lease began.
+    /// Returns the family of a process, alive or not: the process and its descendants. If its
+    /// server must also be that of a lease, `since` is when the lease began.
     fn of_process(process: Option<&Identity>, since: Option<SystemTime>) -> Result<Self> {
         let here = process.map_or(Ok(None), Identity::pid_here);
         let here = here.map_err(cannot_see)?;
@@ -98,12 +99,12 @@ impl Family {
         })
     }
 
-    /// Returns whose server it is that has these sockets of one port, and which process shows it.
+    /// Returns who owns the server with these sockets of one port, and the process that shows it.
     ///
-    /// - Any process of the family that has a socket is enough: process 1 holds those that it passes to
-    ///   services, and workers share theirs.
-    /// - Each socket of an address must be the family's: with `SO_REUSEPORT`, the system distributes the
-    ///   connections among them.
+    /// - One process of the family that has a socket is enough: process 1 holds sockets that it
+    /// passes to services, and workers share theirs.
+    /// - Each socket of an address must belong to the family: with `SO_REUSEPORT`, the system
+    /// distributes the connections among them.
     /// - Of several addresses, one is enough.
     fn judge(&self, sockets: &[Socket], processes: &Processes) -> Result<Verdict> {
         let mut by_pid = HashMap::new();
@@ -114,7 +115,8 @@ impl Family {
         for socket in sockets {
             let pids = processes.having(slice::from_ref(socket)).into_iter();
             let of_processes = pids.map(|pid| Verdict(by_pid[&pid], Some(pid)));
-            // The workers of a server that daemonized are another's by themselves: unknown is closer.
+            // The workers of a daemonized server alone would count as another's, so the verdict
+            // closest to the holder is used: unknown.
             let of_socket = of_processes.min_by_key(Verdict::distance);
             let of_address = by_address.entry(socket.address).or_default();
             of_address.push(of_socket.unwrap_or(Verdict::UNKNOWN));
@@ -140,7 +142,7 @@ impl Family {
         Ok(BelongsTo::Unknown)
     }
 
-    /// Returns `None` if an ancestor is not seen, and might be the holder.
+    /// Returns `None` if an ancestor is not seen that might be the holder.
     fn judge_ancestry(&self, ancestry: &Ancestry) -> io::Result<Option<BelongsTo>> {
         if matches!(self.holder, Holder::Alive(holder) if ancestry.has(holder)) {
             return Ok(Some(BelongsTo::Holder));
@@ -175,7 +177,7 @@ impl Family {
         }))
     }
 
-    /// Returns whether the holder is a descendant of the process, or may be.
+    /// Returns whether the holder is or may be a descendant of the process.
     fn may_descend_from(&self, ancestor: u32) -> io::Result<bool> {
         let Holder::Alive(holder) = self.holder else {
             return Ok(true);
@@ -185,7 +187,7 @@ impl Family {
     }
 }
 
-/// Whose server it is, and the process that shows it.
+/// Who owns a server, and the process that shows it.
 #[derive(Clone, Copy, Debug)]
 struct Verdict(BelongsTo, Option<u32>);
 
@@ -193,7 +195,7 @@ impl Verdict {
     /// No process that has the socket can be seen.
     const UNKNOWN: Self = Self(BelongsTo::Unknown, None);
 
-    /// How far the server is from being the holder's.
+    /// Returns how far the server is from being the holder's, for comparison.
     fn distance(&self) -> u8 {
         match self.0 {
             BelongsTo::Holder => 0,
@@ -203,9 +205,9 @@ impl Verdict {
     }
 }
 
-/// A process and its ancestors, as far as they can be seen.
+/// A process and its visible ancestors.
 struct Ancestry {
-    /// Each with its pid, the process itself first.
+    /// The members with their pids, the process itself first.
     members: Vec<(u32, Lineage)>,
     /// The next ancestor, which has just ended or is hidden.
     not_seen: Option<u32>,
@@ -220,7 +222,7 @@ impl Ancestry {
         while let Some(member) = lineage {
             let parent = member.parent;
             members.push((pid, member));
-            // Its parent is in no namespace that can be seen.
+            // The parent is in no visible namespace.
             if parent == 0 {
                 break;
             }
@@ -229,7 +231,8 @@ impl Ancestry {
                 true => Lineage::read(parent)?,
                 false => None,
             };
-            // Where no process is adopted, the parent may have ended, and its pid be another one's.
+            // If no process adopted it, the parent may have ended and its pid may have been
+            // reused.
             let may_have_ended =
                 !process::ADOPTS && (next.is_some() || process::check(parent).is_err());
             lineage = next.filter(|next| next.is_no_younger_than(child));
@@ -245,18 +248,19 @@ impl Ancestry {
         &self.members[0].1
     }
 
-    /// Its pid is known even where the process itself is hidden.
+    /// The pid is known even if the process itself is hidden.
     fn has(&self, pid: u32) -> bool {
         self.not_seen == Some(pid) || self.members.iter().any(|&(member, _)| member == pid)
     }
 
-    /// Returns whether it has the process, or that one may be above what is not seen.
+    /// Returns whether the process is in the ancestry, or may be above an ancestor that is not
+    /// seen.
     fn may_have(&self, pid: u32) -> bool {
         self.has(pid) || self.not_seen.is_some()
     }
 }
 
-/// Returns what is known of a server, given its sockets and the family that it may be of.
+/// Returns what is known of a server, from its sockets and the family that it may belong to.
 fn server_of(
     port: u16,
     sockets: &[Socket],
@@ -278,7 +282,7 @@ fn server_of(
     })
 }
 
-/// Returns the server that accepted a connection, if it is not another process's than that of the
+/// Returns the server that accepted a connection, unless it belongs to a process outside the
 /// family.
 fn accept(
     accepted: Accepted,
@@ -288,7 +292,7 @@ fn accept(
     let address = accepted.address;
     let sockets = match accepted.is_local {
         true => sockets::that_accept(sockets::all()?, address),
-        // Its sockets are another machine's.
+        // The sockets are on another machine.
         false => Vec::new(),
     };
     let processes = Processes::of(&sockets)?;
@@ -300,14 +304,15 @@ fn accept(
     Err(Error::new(ErrorKind::OtherServer, message).with_server(server))
 }
 
-/// Waits for the server of the process `pid`. If it is to be that of a lease, `since` is when the lease began.
+/// Waits for the server of the process `pid`. If it must be that of a lease, `since` is when the
+/// lease began.
 pub(crate) fn wait_for_process(
     address: impl ToSocketAddrs,
     pid: u32,
     since: Option<SystemTime>,
     timeout: Duration,
 ) -> Result<Server> {
-    // One that has ended is waited for as well: a server may have daemonized.
+    // Also wait if the process has ended: a server may have daemonized.
     let process = process::find(pid).ok().map(|(identity, _)| identity);
     let server = wait_for_any(address, timeout, |accepted| {
         let family = Family::of_process(process.as_ref(), since)?;
@@ -328,15 +333,15 @@ pub(crate) fn wait_for_process(
 }
 
 impl LockDir {
-    /// Returns the servers of all ports that have one, in ascending order of their ports, and whether they
-    /// are those of the leases in this directory.
+    /// Returns the servers of all ports that have one, in ascending order of their ports, and
+    /// whether they belong to the holders of the leases in this directory.
     ///
     /// # Platform-specific behavior
     ///
-    /// Only the sockets of the caller's own network namespace are seen, and of them only the processes that
-    /// the caller may inspect: on Linux, without privileges, those of the same user. macOS does not show
-    /// the sockets of other users at all. Windows names one process for each socket, the one that
-    /// created it.
+    /// Only the sockets in the caller's network namespace are seen, and only the processes that
+    /// the caller may inspect: on Linux, without privileges, those of the same user. macOS does
+    /// not show the sockets of other users at all. Windows reports one process for each socket,
+    /// the one that created it.
     ///
     /// # Errors
     ///
@@ -394,12 +399,13 @@ impl LockDir {
         server_of(port, &sockets, &processes, family.as_ref()).map(Some)
     }
 
-    /// Waits until a server accepts connections at `address`, or at one of several, and returns it: if the
-    /// port is leased in this directory, the server of the lease's holder. With `pid`, it is that process
-    /// whose server is waited for, or one of its descendants, whether the port is leased or not.
+    /// Waits until a server accepts connections at `address`, or at one of several, and returns
+    /// it. If the port is leased in this directory, the server must belong to the lease's holder.
+    /// With `pid`, it must belong to that process or one of its descendants, whether the port is
+    /// leased or not.
     ///
-    /// Of several addresses, the first at which a server answers decides. A server that
-    /// [belongs](Server::belongs_to) to [nobody knows whom](BelongsTo::Unknown) is accepted, as is any
+    /// Of several addresses, the first at which a server answers decides. A server whose
+    /// [owner](Server::belongs_to) is [unknown](BelongsTo::Unknown) is accepted, and so is any
     /// server of a port that is not leased.
     ///
     /// # Platform-specific behavior
@@ -408,10 +414,10 @@ impl LockDir {
     ///
     /// # Errors
     ///
-    /// [`OtherServer`](ErrorKind::OtherServer) as soon as another process's server answers: if that is
-    /// what was meant, name that process, or wait with
-    /// [`wait_until_listening`](crate::wait_until_listening), which accepts any server. As for that
-    /// function, otherwise, and as for [`servers`](Self::servers).
+    /// [`OtherServer`](ErrorKind::OtherServer) as soon as another process's server answers. If
+    /// that is the intended server, pass the `pid` of its process, or use
+    /// [`wait_until_listening`](crate::wait_until_listening), which accepts any server. Otherwise
+    /// as for that function and for [`servers`](Self::servers).
     ///
     /// # Examples
     ///
@@ -464,7 +470,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_ancestor_may_be_above_what_is_not_seen() {
+    fn a_process_may_be_above_an_ancestor_that_is_not_seen() {
         let own = process::id();
         let mut ancestry = Ancestry::read(own).expect("read").expect("it lives");
         assert!(ancestry.has(own) && ancestry.may_have(own));

@@ -1,4 +1,4 @@
-//! The lease.
+//! The lease of one port.
 
 use std::{
     fmt,
@@ -20,39 +20,36 @@ use crate::{
 #[cfg(unix)]
 mod unix;
 
-/// A leased port: nobody else who uses portlock can be given it, and nobody is
-/// bound to it when you get it.
+/// A leased port: no other caller of portlock can lease it, and no program has it bound when you
+/// get it.
 ///
-/// The lease is shared by all threads and processes that use the same lock
-/// directory. It ends with [`release`](Self::release), with drop, or with the
-/// death of this process, however it dies. Bind the port as soon as you like,
-/// as often as you like, or hand the number to a child; but keep this value as
-/// long as the port is in use.
+/// All threads and processes that use the same lock directory respect the lease. It ends with
+/// [`release`](Self::release), with drop, or when this process dies, for any reason. Bind the
+/// port when you like, as often as you like, or pass the number to a child; but keep this value
+/// as long as the port is in use.
 ///
-/// A lease says nothing to programs that do not use portlock. They can take the
-/// port between the moment it is given and the moment you bind it. To exclude
-/// that too, [`listen`](Self::listen); to make it unlikely, choose a range
-/// outside the ephemeral one.
+/// A lease has no effect on programs that do not use portlock. They can take the port after it is
+/// leased and before you bind it. To rule that out, use [`listen`](Self::listen); to make it
+/// unlikely, choose a range outside the ephemeral range.
 ///
 /// # Platform-specific behavior
 ///
-/// A process made by `fork` without `exec` inherits the lease's file
-/// descriptor. Its copy of this value ends nothing when dropped, and a
-/// `release` in the parent ends the lease for good. But if the parent dies
-/// without that, the lease lives on as long as such a child does: the kernel
-/// ends a lock only with the last duplicate of its descriptor (flock(2)).
+/// A process created by `fork` without `exec` inherits the lease's file descriptor. Dropping its
+/// copy of this value does not end the lease, and a `release` in the parent ends the lease for
+/// good. But if the parent dies without releasing it, the lease lasts as long as such a child
+/// lives: the kernel ends a lock only with the last duplicate of its descriptor (flock(2)).
 ///
-/// Network namespaces that share a lock directory share its leases: a port that is
-/// leased in one is not leased in another, even if it could be bound there, because it is
-/// better to withhold a port than to give it out twice. Whether a port is bound is checked in
-/// the caller's own namespace alone.
+/// Network namespaces that share a lock directory share its leases: a port that is leased in one
+/// is not leased in another, even if it could be bound there, because it is better to withhold a
+/// port than to give it out twice. Whether a port is bound is checked only in the caller's own
+/// namespace.
 ///
-/// Windows has neither. macOS cannot create a socket with its close-on-exec flag set. So a child
-/// that another thread starts during the probe can keep the port bound also from servers that set
-/// `SO_REUSEADDR`, which has no effect there when it is set after the bind: for a moment, or for
-/// the child's whole life if it was started between socket(2) and fcntl(2).
-/// [`Builder::listen`](crate::Builder::listen) with one [`host`](crate::Builder::host) avoids both:
-/// its only socket becomes the listener.
+/// Windows has neither fork nor network namespaces. macOS cannot create a socket with its
+/// close-on-exec flag set. So a child that another thread starts during the probe can keep the
+/// port bound, even for servers that set `SO_REUSEADDR`, which has no effect there when it is set
+/// after the bind: for a moment, or for the child's whole life if it was started between
+/// socket(2) and fcntl(2). [`Builder::listen`](crate::Builder::listen) with one
+/// [`host`](crate::Builder::host) avoids both: its only socket becomes the listener.
 ///
 /// # Examples
 ///
@@ -71,7 +68,7 @@ mod unix;
 /// port.release()?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[must_use = "dropping a lease at once gives its port away again"]
+#[must_use = "dropping a lease immediately releases its port"]
 pub struct FreePort {
     port: u16,
     host: Option<IpAddr>,
@@ -91,15 +88,15 @@ impl FreePort {
         }
     }
 
-    /// The port's number, 1 to 65535.
+    /// Returns the port's number, 1 to 65535.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Where a client on this machine reaches a server on this port: the
-    /// builder's host, or `127.0.0.1` if it named none. For a wildcard
-    /// address it is the loopback address of the same family.
+    /// Returns the address at which a client on this machine reaches a server on this port: the
+    /// builder's host, or `127.0.0.1` if no host was set. For a wildcard address it is the
+    /// loopback address of the same family.
     ///
     /// # Examples
     ///
@@ -119,51 +116,49 @@ impl FreePort {
         SocketAddr::new(host, self.port)
     }
 
-    /// Ends the lease. When it returns, any other thread or process can lease
-    /// the port at once.
+    /// Ends the lease. When it returns, any other thread or process can immediately lease the
+    /// port.
     ///
-    /// Dropping does the same, but does not report what went wrong.
+    /// Dropping does the same but reports no error.
     ///
     /// # Errors
     ///
-    /// [`Lock`](crate::ErrorKind::Lock) if the system refuses to unlock, or if
-    /// this is a forked copy of the process that acquired the lease, which then
-    /// goes on there.
+    /// [`Lock`](crate::ErrorKind::Lock) if the system refuses to unlock, or if this is a forked
+    /// copy of the process that acquired the lease; the lease then continues in that process.
     pub fn release(self) -> Result<()> {
         drop(self.socket);
         self.lock.release()
     }
 
-    /// Gives the lease to the process `pid`: it then lives as long as that one,
+    /// Transfers the lease to the process `pid`: the lease then lasts as long as that process,
     /// whatever happens to this one. Returns the port's number.
     ///
-    /// That is for programs that start a server and end, or that only look for a
-    /// port. No lock is held for such a lease and no daemon is needed: the
-    /// owner record in the lock file says which process it is, by its pid, start
-    /// time and pid namespace, and a caller that wants the port checks whether that process
-    /// is proven to have ended. So a pid that is reused keeps no port. A socket that
-    /// was [held](crate::Builder::hold_socket) is closed.
+    /// This is for programs that start a server and exit, or that only find a port. Such a lease
+    /// needs no lock and no daemon: the owner record in the lock file identifies the process by
+    /// its pid, start time and pid namespace, and a caller that wants the port checks whether
+    /// that process is proven to have ended. So a reused pid does not keep a port leased. A
+    /// socket that was [held](crate::Builder::hold_socket) is closed.
     ///
     /// # Errors
     ///
-    /// [`Process`](crate::ErrorKind::Process) if there is no such process, or the
-    /// system does not tell which it is, as where `/proc` is not mounted;
-    /// [`Lock`](crate::ErrorKind::Lock) if the
-    /// record cannot be written. The lease has then ended. `Lock` too if this is a
-    /// forked copy of the process that acquired the lease, which continues there.
+    /// [`Process`](crate::ErrorKind::Process) if there is no such process, or the system does not
+    /// identify it, for example because `/proc` is not mounted; [`Lock`](crate::ErrorKind::Lock)
+    /// if the record cannot be written. The lease has then ended. Also `Lock` if this is a forked
+    /// copy of the process that acquired the lease; the lease then continues in that process.
     ///
     /// # Platform-specific behavior
     ///
-    /// `pid` is as this process sees it. On Linux, a caller in a pid namespace
-    /// from which that process cannot be seen, such as another container that
-    /// shares the lock directory, cannot prove that it has ended: for that caller the lease never
-    /// ends, because it is better to withhold a port than to give it out twice.
-    /// [`LockDir::force_release`](crate::LockDir::force_release), or any caller that can prove that the process is gone, ends it.
+    /// `pid` is a pid in this process's pid namespace. On Linux, a caller in a pid namespace that
+    /// cannot see that process, such as another container that shares the lock directory, cannot
+    /// prove that it has ended. For that caller the lease never ends, because it is better to
+    /// withhold a port than to give it out twice.
+    /// [`LockDir::force_release`](crate::LockDir::force_release) ends it, and so does any caller
+    /// that can prove that the process is gone.
     ///
-    /// Windows and macOS do not show every process. One that exists and may not be
-    /// inspected, such as another user's that was given the pid since, counts as the one
-    /// that has the lease. On Windows a process that has ended keeps its leases if its exit
-    /// code was 259, as long as another process has a handle of it.
+    /// Windows and macOS do not show every process. A process that exists and may not be
+    /// inspected, such as another user's process that reused the pid, counts as the holder. On
+    /// Windows, a process that ended with exit code 259 keeps its leases as long as another
+    /// process has a handle to it.
     ///
     /// # Examples
     ///
@@ -178,12 +173,12 @@ impl FreePort {
     pub fn delegate_to(self, pid: u32) -> Result<u16> {
         self.lock.must_be_ours("delegate")?;
         self.record(Kind::Delegated, pid)?;
-        // From here on the port is that process's. Nothing is reported that may
-        // go wrong with the lock, which ends with its descriptor in any case.
+        // From here on the port belongs to that process. Errors of the lock are not reported: it
+        // ends with its descriptor in any case.
         Ok(self.port)
     }
 
-    /// Writes that the lease belongs to the process `pid`, and keeps the label.
+    /// Records that the lease belongs to the process `pid`, keeping the label.
     fn record(&self, kind: Kind, pid: u32) -> Result<()> {
         let process = process::find(pid)?;
         let record = || {
@@ -199,14 +194,14 @@ impl FreePort {
     /// named no host, at the loopback address of either family, as
     /// [`wait_until_listening`](crate::wait_until_listening) does.
     ///
-    /// That may be any server: if yours has failed to start, because another program has taken the port,
-    /// the other program's. [`wait_for_server`](Self::wait_for_server) distinguishes them.
+    /// That can be any server. If yours failed to start because another program has taken the
+    /// port, the other program's server answers. [`wait_for_server`](Self::wait_for_server)
+    /// distinguishes them.
     ///
     /// # Errors
     ///
-    /// [`Timeout`](crate::ErrorKind::Timeout) if none does within `timeout`;
-    /// [`Probe`](crate::ErrorKind::Probe) if connecting fails for a reason that does not
-    /// pass.
+    /// [`Timeout`](crate::ErrorKind::Timeout) if no server does so within `timeout`;
+    /// [`Probe`](crate::ErrorKind::Probe) if connecting fails for a reason that does not go away.
     ///
     /// # Examples
     ///
@@ -228,25 +223,25 @@ impl FreePort {
     /// [`wait_until_listening`](Self::wait_until_listening) would connect, and returns it. For a server in
     /// this process, that is [`std::process::id`].
     ///
-    /// The server is that of `pid` if its process is `pid` or a descendant of it. Of several processes that
-    /// share a socket, such as the workers of a server, any one is enough; of several sockets that share an
-    /// address (`SO_REUSEPORT`), each must be. A server of which
-    /// [nobody can tell](crate::BelongsTo::Unknown) is accepted: one that cannot be seen, or that
-    /// daemonized. [`Server::belongs_to`] distinguishes them.
+    /// The server is that of `pid` if its process is `pid` or a descendant of it. If several
+    /// processes share a socket, such as the workers of a server, one of them is enough; if
+    /// several sockets share an address (`SO_REUSEPORT`), each must match. A server whose owner
+    /// is [unknown](crate::BelongsTo::Unknown), because it cannot be seen or has daemonized, is
+    /// accepted. [`Server::belongs_to`] distinguishes them.
     ///
     /// # Platform-specific behavior
     ///
-    /// Only the sockets of the caller's own network namespace are seen, and of them only the processes that
-    /// the caller may inspect: on Linux and macOS, without privileges, those of the same user. Windows names
-    /// one process for each socket, the one that created it.
+    /// Only the sockets in the caller's network namespace are seen, and only the processes that
+    /// the caller may inspect: on Linux and macOS, without privileges, those of the same user.
+    /// Windows reports one process for each socket, the one that created it.
     ///
     /// # Errors
     ///
-    /// [`OtherServer`](crate::ErrorKind::OtherServer) as soon as a server answers that is another
-    /// process's; [`Timeout`](crate::ErrorKind::Timeout) if none answers within `timeout`, with a note if
-    /// `pid` has ended; [`Probe`](crate::ErrorKind::Probe) if connecting fails for a reason that does not
-    /// pass, or the system fails to list its sockets; [`Process`](crate::ErrorKind::Process) if it fails
-    /// to show processes.
+    /// [`OtherServer`](crate::ErrorKind::OtherServer) as soon as a server of another process
+    /// answers; [`Timeout`](crate::ErrorKind::Timeout) if none answers within `timeout`, with a
+    /// note if `pid` has ended; [`Probe`](crate::ErrorKind::Probe) if connecting fails for a
+    /// reason that does not go away, or the system fails to list its sockets;
+    /// [`Process`](crate::ErrorKind::Process) if the system fails to show processes.
     ///
     /// # Examples
     ///
@@ -266,7 +261,8 @@ impl FreePort {
     pub fn wait_for_server(&self, pid: u32, timeout: Duration) -> Result<Server> {
         let owner = match self.lock.read() {
             Ok(content) => content.owner,
-            // Another program has the record open for itself alone: the start of the lease is not known.
+            // Another program has the record open exclusively, so the start of the lease is
+            // unknown.
             Err(Failure::Unavailable(_)) => None,
             Err(Failure::Error(error)) => return Err(error),
         };
@@ -278,7 +274,7 @@ impl FreePort {
         })
     }
 
-    /// Where a server on this port may be reached.
+    /// Returns the addresses at which a server on this port may be reached.
     fn addresses(&self) -> Vec<SocketAddr> {
         let mut addresses = vec![self.addr()];
         if self.host.is_none() {
@@ -288,7 +284,7 @@ impl FreePort {
     }
 }
 
-/// The port's number alone, as for a command line.
+/// Writes only the port's number, as for a command line.
 impl fmt::Display for FreePort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.port.fmt(f)

@@ -1,4 +1,5 @@
-//! What is in a lock directory: who holds which port, and what is only left over.
+//! The contents of a lock directory: which ports are leased and by which process, and which files
+//! are stale.
 
 use std::{
     collections::HashMap,
@@ -33,8 +34,8 @@ use linux::ListedLocks;
 #[cfg(not(target_os = "linux"))]
 use unsupported::ListedLocks;
 
-/// The lock file of a port in a lock directory, and what it says of the port: that it is leased, or
-/// that it was.
+/// The lock file of a port in a lock directory, and what it says about the port: that it is
+/// leased, or was.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PortEntry {
@@ -42,11 +43,11 @@ pub struct PortEntry {
     pub port: u16,
     /// Whether it is leased.
     pub state: EntryState,
-    /// Who has it, or had it last. For a held lease it is what the holder wrote
-    /// of itself. `None` if the file does not say, or is closed to this user.
+    /// The process that holds the lease, or held it last. For a held lease, this is what the holder
+    /// wrote about itself. `None` if the file does not say, or this user may not read it.
     pub owner: Option<Owner>,
-    /// For an [inherited](EntryState::Inherited) lease, the process that has it now. `None` if that
-    /// cannot be seen.
+    /// For an [inherited](EntryState::Inherited) lease, the process that holds it now. `None` if
+    /// that cannot be seen.
     pub heir: Option<Heir>,
     /// The reservation of the port, leased or not.
     pub reservation: Option<Reservation>,
@@ -62,60 +63,61 @@ pub struct Heir {
     pub program: String,
 }
 
-/// Whether a port is leased, and how.
+/// The state of a port: whether it is leased, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum EntryState {
     /// It is leased: the lock is held.
     Held,
-    /// It is leased: the lock is held, and the process in the record has ended. Another one, such as a
-    /// child of it, has inherited the descriptor of the lock, and the lease ends with that one.
+    /// It is leased: the lock is held, although the process in the record has ended. Another
+    /// process, such as a child, has inherited the descriptor of the lock. The lease ends with
+    /// that process.
     Inherited,
     /// It is leased by the record alone, to a process that is not proven to have ended.
     Delegated,
-    /// It is not leased. The file is left from an earlier lease, and does no harm.
+    /// It is not leased. The file is left over from an earlier lease, and is harmless.
     Stale,
-    /// It cannot be determined: the file is closed to this user, and the system does not list the
-    /// locks that are held. No caller of this user can lease the port.
+    /// The state cannot be determined: this user may not open the file, and the system does not
+    /// list held locks. This user cannot lease the port.
     Unknown,
 }
 
-/// Who took a lock that is held, or was a moment ago.
+/// The process that took a lock that is held, or was a moment ago.
 #[derive(Clone, Copy, Debug)]
 #[allow(dead_code, reason = "only Linux lists locks")]
 pub(crate) enum Taker {
     /// The process in the record.
     Recorded,
     Another,
-    /// Nobody, although the kernel lists the locks of the process in the record.
+    /// No process, although the kernel lists the locks of the process in the record.
     Unlisted,
-    /// The kernel does not show it.
+    /// The kernel does not show the process.
     Unknown,
 }
 
-/// Who has a lock that is held.
+/// The process that has a held lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Holder {
     /// The process in the record.
     Recorded,
-    /// A process that inherited the lock from that one, which has ended.
+    /// A process that inherited the lock. The process in the record has ended.
     Heir,
-    /// Not the process in the record, which has ended.
+    /// An unknown process. The process in the record has ended.
     Unknown,
 }
 
-/// What [`LockDir::clean`] did.
+/// Result of [`LockDir::clean`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CleanCounts {
-    /// How many files were removed.
+    /// Number of files that were removed.
     pub removed: usize,
-    /// How many are in use, or not this user's to remove.
+    /// Number of files that are in use, or that this user may not remove.
     pub kept: usize,
 }
 
-/// How old a stray file, left by a process that was killed while it created a lock file, must be
-/// before it is removed. Creating one takes microseconds.
+/// Minimum age at which a stray file, left by a process that was killed while it created a lock
+/// file, is removed. Creating one takes microseconds.
 const STRAY_MIN_AGE: Duration = Duration::from_secs(3600);
 
 /// Largest number of retries to release a delegated lease whose file a checking caller has locked,
@@ -128,21 +130,21 @@ const MAX_LIST_RETRIES: u32 = 5;
 const LIST_RETRY_INTERVAL: Duration = Duration::from_millis(1);
 
 impl LockDir {
-    /// Every lock file in the directory, by port.
+    /// Returns every lock file in the directory, by port.
     ///
     /// # Platform-specific behavior
     ///
-    /// On Linux, to look takes no lock, so that nobody is kept from leasing meanwhile:
-    /// the kernel lists the locks that are held (proc_locks(5), proc_pid_fdinfo(5)).
-    /// Only for files whose last holder is in another pid namespace, whose locks it does
-    /// not list, the lock is tried for a moment. No other system lists them, and each
-    /// lock is tried: for that moment the port counts as leased. A file that is closed to this
-    /// user is [`Unknown`](EntryState::Unknown) then.
+    /// On Linux, listing takes no lock, so it keeps no caller from leasing meanwhile: the kernel
+    /// lists the locks that are held (proc_locks(5), proc_pid_fdinfo(5)). It does not list the
+    /// locks of other pid namespaces, so a file whose last holder is in one is locked for a
+    /// moment. Other systems list no locks, so each file is locked: for that moment the port
+    /// counts as leased. A file that this user may not open is then
+    /// [`Unknown`](EntryState::Unknown).
     ///
     /// # Errors
     ///
-    /// [`LockDir`](ErrorKind::LockDir) if the directory cannot be read;
-    /// [`Lock`](ErrorKind::Lock) if a lock file cannot be.
+    /// [`LockDir`](ErrorKind::LockDir) if the directory cannot be read; [`Lock`](ErrorKind::Lock)
+    /// if a lock file cannot be read.
     ///
     /// # Examples
     ///
@@ -165,7 +167,7 @@ impl LockDir {
         dir.ports()?.into_iter().map(entry).collect()
     }
 
-    /// The lock file of one port, if it has one, as [`entries`](Self::entries) returns it.
+    /// Returns the lock file of one port, if it exists, as [`entries`](Self::entries) returns it.
     ///
     /// # Errors
     ///
@@ -202,8 +204,8 @@ impl LockDir {
 impl OpenDir {
     fn entry_by(&self, port: u16, listed: &mut ListedLocks) -> Result<PortEntry> {
         let (content, is_kept) = match lock::recorded(self, port) {
-            // Another user has closed it to others. Whether it is held, the kernel's list
-            // shows; whether it may be delegated, its length.
+            // Another user made it unreadable for others. The kernel's list shows whether it is
+            // locked; its length shows whether it may be delegated.
             Err(error) if error.is_denied() => {
                 let len = match lock_file::metadata(self.path(), port) {
                     Ok(metadata) => usize::try_from(metadata.len()).unwrap_or_default(),
@@ -264,9 +266,9 @@ impl OpenDir {
         })
     }
 
-    /// Locks the file of `port`, which has this record. Tries again while it is locked, unless the process
-    /// in the record lives: another caller may list it too, or the lock of a process that has ended may be
-    /// about to end.
+    /// Locks the file of `port`, which has this record. Retries while it is locked, unless the
+    /// process in the record is alive: another caller may be listing it too, or the lock of a
+    /// process that has ended may be about to end.
     fn lock_to_list(&self, port: u16, owner: Option<&Owner>) -> Attempt<Option<PortLock>> {
         for _ in 0..MAX_LIST_RETRIES {
             match PortLock::try_existing(self, port, Access::Lock) {
@@ -283,7 +285,7 @@ impl OpenDir {
         PortLock::try_existing(self, port, Access::Lock)
     }
 
-    /// Returns who has the port, which is locked and has this record.
+    /// Returns which process holds the port, which is locked and has this record.
     fn locked_by(&self, port: u16, owner: &Owner, listed: &mut ListedLocks) -> Result<Holder> {
         if !lock::has_ended(self, port, owner)? {
             return Ok(Holder::Recorded);
@@ -291,17 +293,17 @@ impl OpenDir {
         Ok(match listed.taker(self, port, &owner.process) {
             // A caller that checks the port, or has not written its record yet.
             Taker::Another => Holder::Unknown,
-            // Such a caller, or nobody: the lock may outlive its process for a while.
+            // A checking caller, or none: the lock may outlive its process for a while.
             _ if !lock_file::IS_INHERITED => Holder::Unknown,
             _ => Holder::Heir,
         })
     }
 
-    /// Returns who has a port that was found to be leased, for a message.
+    /// Returns the holder of a port that was found to be leased, for a message.
     pub(crate) fn holder(&self, port: u16, listed: &mut ListedLocks) -> Option<String> {
         let owner = lock::recorded_owner(self, port).ok()??;
         let holder = match owner.kind {
-            // It has no lock, and where its process has ended, another one has.
+            // It has no lock. If its process has ended, another caller has the port.
             Kind::Delegated if lock::has_ended(self, port, &owner).ok()? => Holder::Unknown,
             Kind::Delegated => Holder::Recorded,
             _ => self.locked_by(port, &owner, listed).ok()?,
@@ -314,7 +316,7 @@ impl OpenDir {
     }
 }
 
-/// Such as `pid 900 "sleep", which inherited it from pid 812 "sh" (api)`.
+/// Returns text such as `pid 900 "sleep", which inherited it from pid 812 "sh" (api)`.
 fn inherited_from(owner: &Owner, heir: Option<&Heir>) -> String {
     match heir {
         Some(heir) => format!("{heir}, which inherited it from {owner}"),
@@ -323,7 +325,7 @@ fn inherited_from(owner: &Owner, heir: Option<&Heir>) -> String {
 }
 
 impl fmt::Display for Heir {
-    /// `pid 900 "sleep"`.
+    /// Writes text such as `pid 900 "sleep"`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "pid {}", self.pid)?;
         if !self.program.is_empty() {
@@ -341,9 +343,9 @@ impl PortEntry {
         !matches!(self.state, EntryState::Stale | EntryState::Unknown)
     }
 
-    /// Returns the process that has the lease, with the program that it runs now. The record names the one
-    /// that it ran when it leased the port, which calls exec in `portlock run`, for example. `None` if the
-    /// port is not leased or the process cannot be seen.
+    /// Returns the process that holds the lease, with the program that it runs now. The record
+    /// names the program at the time of leasing; the process may have called exec since, as in
+    /// `portlock run`. `None` if the port is not leased or the process cannot be seen.
     ///
     /// # Examples
     ///
@@ -368,8 +370,9 @@ impl PortEntry {
         Some(process::describe(pid))
     }
 
-    /// Describes who has the lease, or had it last, such as `pid 812 "orders-test" (api tests)`, or
-    /// `None` if that is not known. Nothing in it can drive a terminal.
+    /// Returns a description of the holder, or of the last one, such as `pid 812 "orders-test"
+    /// (api tests)`, or `None` if it is not known. The text contains no control characters, so it
+    /// is safe to print on a terminal.
     ///
     /// # Examples
     ///
@@ -391,9 +394,9 @@ impl PortEntry {
     }
 }
 
-/// Returns what is known of some ports that could not be leased: who has them, and for what they are
-/// reserved. Which processes have bound them there is determined only for `endpoints` that are given:
-/// it takes some milliseconds.
+/// Returns what is known of some ports that could not be leased: which processes hold them, and
+/// for which names they are reserved. The processes that have bound ports are determined only for
+/// the given `endpoints`, because that takes some milliseconds.
 pub(crate) fn explain(
     dir: Option<&OpenDir>,
     ports: ByReason<u16>,
@@ -412,27 +415,26 @@ pub(crate) fn explain(
     }
 }
 
-/// Largest number of leased ports for which it is determined whether they are really leased. Of more,
-/// each is locked by checks for too small a part of the time to matter, and to find out would take
+/// Largest number of leased ports for which to check whether they are really leased. If there are
+/// more, each is locked by checks for a negligible part of the time, and finding out would take
 /// several times as long as the search.
 const MAX_DOUBTED_PORTS: usize = 32;
 
-/// Why a port that could not be leased may not be leased.
+/// Why a port that could not be leased may in fact be free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Doubt {
-    /// Its lock may have been taken only for a moment: by a caller that checks it, as `list` and `clean`
-    /// do.
+    /// A caller may have locked it only for a moment to check it, as `list` and `clean` do.
     Momentary,
     /// The process in the record has ended, and its lock may be about to end.
     Ending,
 }
 
-/// Returns why any of these ports, none of which could be leased, may not be leased. Of several reasons
-/// the one that can take longest.
+/// Returns why any of these ports, none of which could be leased, may in fact be free. Of several
+/// reasons, returns the one that can last longest.
 ///
 /// # Errors
 ///
-/// The system fails to report it.
+/// If the system fails to report it.
 pub(crate) fn doubt(dir: Option<&OpenDir>, ports: &[u16]) -> Result<Option<Doubt>> {
     let Some(dir) = dir.filter(|_| ports.len() <= MAX_DOUBTED_PORTS) else {
         return Ok(None);
@@ -482,13 +484,13 @@ pub(crate) fn doubt(dir: Option<&OpenDir>, ports: &[u16]) -> Result<Option<Doubt
 }
 
 impl LockDir {
-    /// Ends the delegated lease of `port`, if the process it is delegated to runs as this user, or is
-    /// proven to have ended.
+    /// Ends the delegated lease of `port` if its process runs as this user or is proven to have
+    /// ended.
     ///
     /// # Errors
     ///
-    /// [`Lock`](ErrorKind::Lock) if the port is not leased by delegation, if that process
-    /// is another user's or cannot be seen from here, or if the lock file cannot be written.
+    /// [`Lock`](ErrorKind::Lock) if the port is not leased by delegation, if that process belongs
+    /// to another user or cannot be seen from here, or if the lock file cannot be written.
     ///
     /// # Examples
     ///
@@ -503,7 +505,7 @@ impl LockDir {
         self.end_delegated(port, false)
     }
 
-    /// Ends the delegated lease of `port`, also that of a process of another user or of one that cannot
+    /// Ends the delegated lease of `port`, even if its process belongs to another user or cannot
     /// be seen from here.
     ///
     /// # Errors
@@ -575,18 +577,18 @@ impl LockDir {
             .map_err(|failure| lock.needs_record(failure))
     }
 
-    /// Removes the lock files of ports that are neither leased nor reserved, and what waiters have left.
-    /// A reservation counts until its root directory is proven to be gone.
+    /// Removes the lock files of ports that are neither leased nor reserved, and the files that
+    /// waiters left behind. A reservation counts until its root directory is proven to be gone.
     ///
-    /// There is no need to: they do no harm. Each is removed with its lock held,
-    /// so whoever is just about to lock it notices and makes a new one. For that
-    /// moment the port counts as leased.
+    /// Cleaning is optional: these files are harmless. Each is removed with its lock held, so a
+    /// caller that is about to lock it notices and creates a new one. For that moment the port
+    /// counts as leased.
     ///
     /// # Errors
     ///
-    /// [`LockDir`](ErrorKind::LockDir) if the directory cannot be read;
-    /// [`Lock`](ErrorKind::Lock) if a lock file cannot be locked or removed for
-    /// another reason than that it is in use, or another user's.
+    /// [`LockDir`](ErrorKind::LockDir) if the directory cannot be read; [`Lock`](ErrorKind::Lock)
+    /// if a lock file cannot be locked or removed for a reason other than that it is in use or
+    /// belongs to another user.
     ///
     /// # Examples
     ///
@@ -611,15 +613,15 @@ impl LockDir {
                     cleaned.kept += 1;
                     continue;
                 }
-                // Another user has closed it to others.
+                // Another user made it unreadable for others.
                 Err(Failure::Error(error)) if error.is_denied() => {
                     cleaned.kept += 1;
                     continue;
                 }
                 Err(Failure::Error(error)) => return Err(error),
             };
-            // Without a lock a held lease has ended. Of the others, only what is proven to have
-            // ended is removed, and so it is with a reservation.
+            // A held lease whose lock is free has ended. Other leases, and reservations, are
+            // removed only if they are proven to have ended.
             let content = match lock.read() {
                 Ok(content) => content,
                 // Another program has it open.
@@ -642,7 +644,7 @@ impl LockDir {
                 && let Some(copies) = Copies::of(dir.path())
             {
                 match copies.remove(&line.key()) {
-                    // That of a root that is gone is never restored.
+                    // The reservation of a root that is gone is never restored.
                     Err(error) if error.is_denied() => {}
                     removed => removed?,
                 }
@@ -675,7 +677,7 @@ impl OpenDir {
     ) -> Result<()> {
         match removed {
             Ok(()) => cleaned.removed += 1,
-            // Another caller was cleaning too, and was faster.
+            // Another cleaning caller was faster.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             // In a sticky directory only its owner may remove a file (unlink(2)).
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
@@ -690,7 +692,7 @@ impl OpenDir {
         Ok(())
     }
 
-    /// Returns for what a port was found to be reserved, for a message.
+    /// Returns the name for which a port was found to be reserved, for a message.
     fn reserved_for(&self, port: u16) -> Option<String> {
         let found = lock::recorded(self, port).ok()?.reservation?;
         let reservation = found.reservation(port);
@@ -700,13 +702,13 @@ impl OpenDir {
         })
     }
 
-    /// Returns the ports that have a lock file, in ascending order. Anything else in the
-    /// directory, under a port's name or not, is no lock file.
+    /// Returns the ports that have a lock file, in ascending order. Any other file type in the
+    /// directory is no lock file, even under a port's name.
     fn ports(&self) -> Result<Vec<u16>> {
         self.ports_with(|_| true)
     }
 
-    /// Returns the ports whose lock files are so long that a reservation may be in them.
+    /// Returns the ports whose lock files are long enough to contain a reservation.
     pub(crate) fn ports_with_reservations(&self) -> Result<Vec<u16>> {
         self.ports_with(|metadata| metadata.len() > reservation::OFFSET as u64)
     }
@@ -718,7 +720,7 @@ impl OpenDir {
         };
         let mut ports: Vec<u16> = self.files()?.into_iter().filter_map(port).collect();
         ports.sort_unstable();
-        // The files of one port may be several.
+        // A port can have several files.
         ports.dedup();
         Ok(ports)
     }

@@ -1,4 +1,4 @@
-//! The owner record: who holds a lease.
+//! The owner record: which process holds a lease.
 //!
 //! A lock file begins with one line of [`LEN`] bytes of ASCII, padded with spaces:
 //!
@@ -7,36 +7,34 @@
 //! ```
 //!
 //! * kind: `held`, `passed` or `delegated`;
-//! * pid, start time and pid namespace of the process that the lease belongs to.
-//!   The start time is in clock ticks since boot on Linux, in microseconds since
-//!   1970 on macOS, in units of 100 ns since 1601 on Windows. The pid is one of the
-//!   namespace, which is that of the process that wrote the record;
+//! * pid, start time and pid namespace of the process that the lease belongs to. The start time
+//! is in clock ticks since boot on Linux, in microseconds since 1970 on macOS, in units of 100 ns
+//! since 1601 on Windows. The pid is valid in that namespace, which is that of the process that
+//! wrote the record;
 //! * when the lease began, in seconds since 1970;
 //! * program and label, in which every byte outside printable ASCII, the space
 //!   and `%` are written as `%XX`.
 //!
-//! What is unknown or absent is `-`. Whatever follows these fields is to be
-//! ignored, and a line that does not begin like this is no record.
+//! `-` stands for an unknown or absent value. Text after these fields is ignored, and a line that
+//! does not begin like this is not a record.
 //!
-//! The record of a *held* lease only informs. The lock is the truth: a file that
-//! nobody has locked is a free port, whatever such a record says. That is why it
-//! can be overwritten in place and never truncated, and why a stale, torn or
-//! foreign record does no harm.
+//! The record of a *held* lease is informative only. The lock decides: if no process has locked
+//! the file, the port is free, whatever such a record says. That is why it can be overwritten in
+//! place without truncation, and why a stale, torn or foreign record is harmless.
 //!
-//! A *delegated* lease has no lock. It lives until the process in its
-//! record is proven to have ended, and a caller that gets the lock of such a file must
-//! release it again until then.
+//! A *delegated* lease has no lock. It lasts until the process in its record is proven to have
+//! ended. Until then, a caller that gets the lock of such a file must release it again.
 //!
-//! A *passed* lease has both: the process inherited the lock, and where it can be determined
-//! that this process lives, its record keeps the port too, so that a command that closes what it
-//! inherited keeps its port. Where that cannot be determined, the lock decides.
+//! A *passed* lease has both: the process inherited the lock, and if it can be determined that
+//! this process is alive, its record also keeps the port leased, so that a command that closes
+//! inherited descriptors keeps its port. If that cannot be determined, the lock decides.
 //!
-//! Records that count without a lock are longer, [`LONG_LEN`] bytes, and written under the lock: the
-//! length of a file, which is known anyway once its links have been counted, so
-//! tells that there is nothing to read.
+//! Records that count without a lock are longer, [`LONG_LEN`] bytes, and written under the lock.
+//! A caller knows the length of a file anyway, from counting its links, so a short file needs no
+//! reading.
 //!
-//! On Windows the record is in a file of its own, for a lock there keeps others from
-//! reading (see `lock/windows.rs`).
+//! On Windows the record is in a separate file, because a lock keeps other processes from reading
+//! the locked file (see `lock/windows.rs`).
 
 use std::{
     cell::RefCell,
@@ -50,20 +48,21 @@ use crate::{
     process::{self, Evidence, Identity, NamedProcess},
 };
 
-/// The length of the record of a held lease in bytes, newline included.
+/// Length in bytes of the record of a held lease, including the newline.
 pub(crate) const LEN: usize = 256;
 
-/// The length of a record that counts without a lock. A shorter one was not written to
-/// its end, and does not count.
+/// Length in bytes of a record that counts without a lock. A shorter record was not written
+/// completely and does not count.
 pub(crate) const LONG_LEN: usize = 512;
 
-/// Whether a lock file of this many bytes may have a record that counts without a lock.
+/// Returns whether a lock file of this length in bytes may have a record that counts without a
+/// lock.
 pub(crate) fn may_count(len: usize) -> bool {
     len >= LONG_LEN
 }
 
-/// Of the program's name at most this many encoded bytes are kept; the label
-/// has what is left of the line, about 100.
+/// Largest number of encoded bytes of the program's name; the label gets the rest of the line,
+/// about 100.
 const PROGRAM_MAX: usize = 48;
 
 const UNKNOWN: &str = "-";
@@ -71,11 +70,11 @@ const UNKNOWN: &str = "-";
 /// How a lease is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// By the lock, for the process that has it.
+    /// By the lock, held by the process in the record.
     Held,
     /// By the lock, which the process in the record inherited, and by the record.
     Passed,
-    /// By the record alone, for the process that it names.
+    /// By the record alone, for the process in it.
     Delegated,
 }
 
@@ -89,10 +88,10 @@ impl Kind {
     }
 }
 
-/// Whom a lease belongs to, as its owner record says.
+/// The process that a lease belongs to, according to its owner record.
 ///
-/// For a lease that is held this is only what its holder wrote: the lock
-/// decides. In messages nothing of it can drive a terminal.
+/// For a held lease, this is only what its holder wrote: the lock decides. Messages contain it
+/// with control characters escaped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {
     pub(crate) kind: Kind,
@@ -103,48 +102,48 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// The process, by its pid in its own pid namespace.
+    /// Returns the pid of the process, in its own pid namespace.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.process.pid
     }
 
-    /// The file name of the process's program.
+    /// Returns the file name of the process's program.
     #[must_use]
     pub fn program(&self) -> Option<&str> {
         self.program.as_deref()
     }
 
-    /// What the lease is for: the [`Builder::label`](crate::Builder::label).
+    /// Returns the purpose of the lease: its [`Builder::label`](crate::Builder::label).
     #[must_use]
     pub fn label(&self) -> Option<&str> {
         self.label.as_deref()
     }
 
-    /// When the lease began, to the second.
+    /// Returns when the lease began, to the second.
     #[must_use]
     pub fn since(&self) -> Option<SystemTime> {
         UNIX_EPOCH.checked_add(Duration::from_secs(self.since?))
     }
 
-    /// Whether this record keeps the port leased although nobody has the lock.
+    /// Returns whether this record keeps the port leased even if no process has the lock.
     ///
     /// # Errors
     ///
-    /// The system fails to tell whether the process lives.
+    /// If the system fails to report whether the process is alive.
     pub(crate) fn keeps_the_port(&self) -> io::Result<bool> {
         Ok(match self.kind {
             Kind::Held => false,
-            // If the process cannot be seen, the kernel has ended the lease with it, or it has
-            // closed what it inherited. A container that ends must not keep its ports.
+            // If the process cannot be seen, it has ended and the kernel ended the lock, or it
+            // has closed what it inherited. A container that ends must not keep its ports.
             Kind::Passed => matches!(self.process.evidence()?, Evidence::Alive(_)),
-            // Better to withhold a port than to give it out twice.
+            // It is better to withhold a port than to give it out twice.
             Kind::Delegated => self.process.evidence()? != Evidence::Gone,
         })
     }
 
-    /// Reads a record, given the first [`LONG_LEN`] bytes of the file, or nothing
-    /// where there is none that makes sense.
+    /// Parses a record from the first [`LONG_LEN`] bytes of the file. Returns `None` if they
+    /// contain no valid record.
     pub(crate) fn parse(record: &[u8]) -> Option<Self> {
         let is_long = may_count(record.len());
         let line = record.split(|&byte| byte == b'\n').next()?;
@@ -169,7 +168,7 @@ impl Owner {
     }
 }
 
-/// `pid 812 "orders-test" (api under test)`.
+/// Writes text such as `pid 812 "orders-test" (api under test)`.
 impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "pid {}", self.process.pid)?;
@@ -183,8 +182,8 @@ impl fmt::Display for Owner {
     }
 }
 
-/// The last record of a held lease without a label: the same for all of one process
-/// and one second.
+/// The last record of a held lease without a label: it is the same for all leases that a process
+/// begins within one second.
 struct Last {
     mark: Mark,
     since: u64,
@@ -192,7 +191,7 @@ struct Last {
 }
 
 /// Passes to `write` the record of a lease that this process, which has this mark, has held since
-/// `since`, in seconds after 1970.
+/// `since`, in seconds since 1970.
 #[allow(
     clippy::missing_const_for_thread_local,
     reason = "it is const; a false alarm for windows-gnu"
@@ -204,7 +203,7 @@ pub(crate) fn with_held<T>(
     write: impl FnOnce(&Record<LEN>) -> T,
 ) -> T {
     thread_local! {
-        // Of each thread, so that it need be neither locked nor copied.
+        // Per thread, so that it need be neither locked nor copied.
         static LAST: RefCell<Last> = const {
             RefCell::new(Last {
                 mark: 0,
@@ -233,8 +232,8 @@ pub(crate) fn with_held<T>(
     })
 }
 
-/// The record of a lease that belongs to the given process from now on, and counts without a
-/// lock as its kind does.
+/// Returns the record of a lease that belongs to the given process from now on. Its kind
+/// determines how it counts without a lock.
 pub(crate) fn of_process(
     kind: Kind,
     (identity, program): &NamedProcess,
@@ -244,16 +243,16 @@ pub(crate) fn of_process(
     Record::complete(kind, identity, since, program, label)
 }
 
-/// A line that is no record.
+/// Returns a line that is not a record.
 pub(crate) fn nobody() -> Record<LEN> {
     Record::new()
 }
 
-/// A record as it is written, and while it is: never longer than it may be, and on
-/// the stack.
+/// A record in its written form, also during construction: never longer than allowed, and on the
+/// stack.
 ///
-/// What does not fit is left out: the label comes last, and only program and label
-/// are of any length.
+/// Text that does not fit is omitted: the label comes last, and only program and label have
+/// variable lengths.
 pub(crate) struct Record<const MAX: usize> {
     bytes: [u8; MAX],
     len: usize,
@@ -266,7 +265,7 @@ impl<const MAX: usize> Record<MAX> {
         Self { bytes, len: 0 }
     }
 
-    /// The whole line, as it is in the file.
+    /// Returns the whole line, as it is in the file.
     pub(crate) fn bytes(&self) -> &[u8; MAX] {
         &self.bytes
     }
@@ -288,7 +287,7 @@ impl<const MAX: usize> Record<MAX> {
 
     /// Appends `text` if there is room for all of it.
     fn push(&mut self, text: &str) {
-        // The last byte is the newline's.
+        // The last byte is reserved for the newline.
         let room = &mut self.bytes[self.len..MAX - 1];
         if let Some(room) = room.get_mut(..text.len()) {
             room.copy_from_slice(text.as_bytes());
@@ -296,7 +295,7 @@ impl<const MAX: usize> Record<MAX> {
         }
     }
 
-    /// Appends `text` percent-encoded, or `-` for none, but no more than `max` bytes.
+    /// Appends at most `max` bytes of `text`, percent-encoded, or `-` if it is empty.
     fn push_encoded(&mut self, text: &[u8], max: usize) {
         let end = LEN.min(self.len + max + 1);
         if text.is_empty() {
@@ -304,14 +303,15 @@ impl<const MAX: usize> Record<MAX> {
         }
         let mut character = self.len;
         for &byte in text {
-            // In UTF-8, these bits mark all bytes of a character but the first, and it has 4 at most.
+            // In UTF-8, these bits mark all bytes of a character but the first, and a character
+            // has at most 4 bytes.
             if byte & 0xC0 != 0x80 || self.len - character >= 4 * 3 {
                 character = self.len;
             }
-            // A text that is just "-" must not read as none.
+            // A text that is only "-" must not read as an absent value.
             let plain = byte.is_ascii_graphic() && byte != b'%' && text != b"-";
             if self.len + if plain { 1 } else { 3 } >= end {
-                // Whole characters only.
+                // Keep only whole characters.
                 self.bytes[character..self.len].fill(b' ');
                 self.len = character;
                 break;
@@ -325,12 +325,12 @@ impl<const MAX: usize> Record<MAX> {
     }
 }
 
-/// Undoes the percent-encoding. What is not UTF-8 becomes U+FFFD.
+/// Decodes percent-encoding. Invalid UTF-8 becomes U+FFFD.
 fn decode(text: &str) -> String {
     String::from_utf8_lossy(&decode_bytes(text)).into_owned()
 }
 
-/// Undoes the percent-encoding. What is not an escape stays as it is.
+/// Decodes percent-encoding. Anything that is not an escape is kept.
 pub(crate) fn decode_bytes(text: &str) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -391,7 +391,7 @@ mod tests {
         assert!(age < Duration::from_secs(60));
     }
 
-    /// A record of that kind that names the process in `words`, in full length.
+    /// Returns a full-length record of that kind that names the process in `words`.
     fn long(kind: &str, process: &str) -> Vec<u8> {
         let record = format!("{kind} {process} 1763683200 - -\n");
         format!("{record:LONG_LEN$}").into_bytes()
@@ -407,10 +407,10 @@ mod tests {
             assert!(ours.keeps_the_port().expect("seen"), "{kind:?}");
             assert_eq!((&ours.process, ours.label()), (&this.0, Some("x")));
         }
-        // Where there are pid namespaces, one that is unknown or cannot be seen.
+        // With pid namespaces, an unknown or hidden namespace.
         let hides = cfg!(target_os = "linux");
         for (process, passed, delegated) in [
-            // Nobody has this pid, and nobody can.
+            // No process has this pid, and none can.
             (
                 "8388608 1 4026531836",
                 false,
@@ -437,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_of_any_kind_come_back_or_are_cut() {
+    fn labels_of_any_kind_are_returned_or_cut() {
         for label in [
             "-",
             "--",
@@ -462,7 +462,7 @@ mod tests {
         }
     }
 
-    /// What a record keeps of a program of this name and a label.
+    /// Returns what a record keeps of a program with this name and of a label.
     fn kept(program: &[u8], label: &str) -> (String, String) {
         let process = process::this().0.clone();
         let record = of_process(Kind::Held, &(process, program.to_vec()), Some(label));
@@ -479,14 +479,14 @@ mod tests {
             assert_eq!(program.len(), len.min(PROGRAM_MAX));
             assert_eq!(of_label, label);
         }
-        // All but the byte of the newline.
+        // All bytes except the newline are used.
         let record = held_now(Some(&"l".repeat(1000)));
         assert!(record[..LEN - 1].ends_with(b"l"));
     }
 
     #[test]
     fn text_is_cut_between_characters_and_nowhere_else() {
-        // 12 bytes for each, encoded.
+        // Each is encoded as 12 bytes.
         for before in 0..12 {
             let text = "x".repeat(before) + &"🦀".repeat(10);
             let (program, _) = kept(text.as_bytes(), "");
@@ -496,13 +496,13 @@ mod tests {
                 before + (PROGRAM_MAX - before) / 12
             );
         }
-        // Bytes that are no text, all of which could belong to one character.
+        // Invalid UTF-8, all of which could belong to one character.
         let (program, _) = kept(&[0x80; 1000], "");
         assert_eq!(program.chars().count(), PROGRAM_MAX / 3);
     }
 
     #[test]
-    fn what_does_not_fit_into_a_record_is_left_out() {
+    fn text_that_does_not_fit_into_a_record_is_omitted() {
         let mut record = Record::<8>::new();
         record.push("1234");
         record.push("5678");
@@ -512,7 +512,7 @@ mod tests {
     }
 
     #[test]
-    fn foreign_and_torn_records_are_no_owner() {
+    fn foreign_and_torn_records_name_no_owner() {
         for bytes in [
             &b""[..],
             b"\n",
@@ -531,14 +531,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_escape_stays_as_it_is() {
+    fn text_that_is_not_an_escape_is_kept() {
         let owner = owner(b"held 7 - - - %+F%4%zz%-1% %41%c3%9F");
         assert_eq!(owner.program(), Some("%+F%4%zz%-1%"));
         assert_eq!(owner.label(), Some("Aß"));
     }
 
     #[test]
-    fn a_hostile_record_cannot_drive_the_terminal() {
+    fn a_hostile_record_cannot_inject_escape_sequences() {
         let owner = owner(b"held 7 - - - a%1B]0;x%07 b%0Ac\n");
         let text = owner.to_string();
         assert!(!text.chars().any(char::is_control));

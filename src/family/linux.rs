@@ -1,4 +1,4 @@
-//! The descriptor of a lease, which other processes can have inherited.
+//! Finds the processes that have the descriptor of a lease, which they can inherit.
 
 use std::{fs, io, os::unix::ffi::OsStrExt as _};
 
@@ -6,7 +6,7 @@ use rustix::fs::{AtFlags, CWD, Statx, StatxFlags, statx};
 
 use crate::{lock_dir::OpenDir, process::linux::if_shown};
 
-/// Whether it can be seen which processes have a lock file open.
+/// Whether the system shows which processes have a lock file open.
 pub(super) const SHOWS_DESCRIPTORS: bool = true;
 
 /// A lock file.
@@ -16,7 +16,7 @@ pub(super) struct LockFile {
 }
 
 impl LockFile {
-    /// Returns `None` if there is none.
+    /// Returns the lock file, or `None` if it does not exist.
     pub(super) fn find(dir: &OpenDir, port: u16) -> io::Result<Option<Self>> {
         let name = port.to_string();
         let flags = AtFlags::SYMLINK_NOFOLLOW;
@@ -25,8 +25,9 @@ impl LockFile {
         Ok(file.map(|file| Self { name, file }))
     }
 
-    /// Returns whether the process has it open, as far as this process may see. Only those that lease the
-    /// port, or have inherited the lease, have it open for longer than a moment.
+    /// Returns whether the process has the file open, as far as this process may see. Only
+    /// processes that lease the port, or inherited the lease, have it open for longer than a
+    /// moment.
     pub(super) fn is_open_in(&self, pid: u32) -> io::Result<bool> {
         let Some(descriptors) = if_shown(fs::read_dir(format!("/proc/{pid}/fd")))? else {
             return Ok(false);
@@ -35,7 +36,8 @@ impl LockFile {
             let Some(path) = if_shown(descriptor.map(|descriptor| descriptor.path()))? else {
                 continue;
             };
-            // By its name first: what else is open may be on a file server that does not answer.
+            // Compare the name first: other open files may be on a file server that does not
+            // respond.
             let link = if_shown(fs::read_link(&path))?;
             let is_named_so = link.is_some_and(|link| {
                 let link = link.as_os_str().as_bytes();

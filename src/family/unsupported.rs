@@ -1,4 +1,4 @@
-//! The descriptor of a lease, where the system does not show which processes have it.
+//! The descriptor of a lease, on systems that do not show which processes have it.
 
 use std::io;
 

@@ -1,4 +1,4 @@
-//! What only Unix has: leases that a process inherits as a descriptor.
+//! Leases that a process inherits as a descriptor, on Unix only.
 
 use std::os::fd::OwnedFd;
 
@@ -7,28 +7,29 @@ use crate::{error::Result, logging::debug, owner::Kind, process};
 
 impl FreePort {
     /// Returns the descriptor that holds the lease, for the process `pid` to inherit, and records
-    /// that the lease is that process's.
+    /// that the lease belongs to that process.
     ///
-    /// The lease then lives as long as the process keeps the descriptor, or a process that it
-    /// started does, as with [`into_fd`](Self::into_fd). In addition, a process that closes what it
-    /// inherited, as ssh(1) does, keeps the lease until it ends wherever others can see
-    /// that it lives. A process that calls exec keeps its pid, so `pid` may be this process's own.
-    /// Where the process cannot be determined, as from another container, the descriptor decides.
+    /// The lease then lasts as long as the process, or a process that it started, keeps the
+    /// descriptor open, as with [`into_fd`](Self::into_fd). In addition, a process that closes
+    /// its inherited descriptors, as ssh(1) does, keeps the lease until it ends, for all callers
+    /// that can see that it is alive. A process that calls exec keeps its pid, so `pid` may be
+    /// this process's own. For callers that cannot see the process, as from another container,
+    /// the descriptor decides.
     ///
-    /// The descriptor is close-on-exec, and has to be mapped or made inheritable. If exec fails, this
-    /// process has the port until it ends, whatever it closes;
-    /// [`LockDir::release`](crate::LockDir::release) ends that earlier.
+    /// The descriptor is close-on-exec, and has to be mapped or made inheritable. If exec fails,
+    /// this process keeps the port until it ends, whatever it closes;
+    /// [`LockDir::release`](crate::LockDir::release) ends the lease earlier.
     ///
     /// # Platform-specific behavior
     ///
-    /// Only on Unix, as [`into_fd`](Self::into_fd).
+    /// Unix only, as for [`into_fd`](Self::into_fd).
     ///
     /// # Errors
     ///
     /// [`Process`](crate::ErrorKind::Process) if there is no such process;
-    /// [`Lock`](crate::ErrorKind::Lock) if the record cannot be written or the descriptor cannot be
-    /// duplicated. The lease has then ended. `Lock` too if this is a
-    /// forked copy of the process that acquired the lease, which continues there.
+    /// [`Lock`](crate::ErrorKind::Lock) if the record cannot be written or the descriptor cannot
+    /// be duplicated. The lease has then ended. Also `Lock` if this is a forked copy of the
+    /// process that acquired the lease; the lease then continues in that process.
     ///
     /// # Examples
     ///
@@ -49,7 +50,8 @@ impl FreePort {
     pub fn pass_to(self, pid: u32) -> Result<OwnedFd> {
         self.lock.must_be_ours("pass on")?;
         match self.record(Kind::Passed, pid) {
-            // Without /proc nobody could tell when that process ends: then the lock is all there is.
+            // Without /proc no caller could determine when that process ends, so the lease
+            // depends on the lock alone.
             Err(error) if !process::is_recordable() => {
                 debug!("port {} is kept by its lock alone: {error}", self.port);
             }
@@ -60,22 +62,22 @@ impl FreePort {
 
     /// Returns the descriptor that holds the lease, for a process to inherit.
     ///
-    /// The lease then lives until the last duplicate of that descriptor is
-    /// closed: in this process and in every one that inherits it, and in what
-    /// they start. It is close-on-exec, and has to be mapped or made inheritable
-    /// for a child. A socket that was [held](crate::Builder::hold_socket) is closed.
+    /// The lease then lasts until the last duplicate of that descriptor is closed: in this
+    /// process, in every process that inherits it, and in their children. It is close-on-exec,
+    /// and has to be mapped or made inheritable for a child. A socket that was
+    /// [held](crate::Builder::hold_socket) is closed.
     ///
     /// # Platform-specific behavior
     ///
-    /// Only on Unix. The lock of a file on Windows is the process's, and a handle that
-    /// another one inherits does not have it (LockFileEx): there,
-    /// [delegate](Self::delegate_to) the lease.
+    /// Unix only. On Windows, a file lock belongs to the process, and a handle that another
+    /// process inherits does not carry it (LockFileEx): there, [delegate](Self::delegate_to) the
+    /// lease.
     ///
     /// # Errors
     ///
-    /// [`Lock`](crate::ErrorKind::Lock) if the descriptor cannot be duplicated, for
-    /// want of descriptors: the lease has then ended; or if this is a forked copy of
-    /// the process that acquired the lease, which then goes on there.
+    /// [`Lock`](crate::ErrorKind::Lock) if the descriptor cannot be duplicated because none are
+    /// left: the lease has then ended; or if this is a forked copy of the process that acquired
+    /// the lease; the lease then continues in that process.
     ///
     /// # Examples
     ///

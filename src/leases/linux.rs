@@ -1,5 +1,4 @@
-//! The locks that are held, as the kernel lists them (proc_locks(5),
-//! proc_pid_fdinfo(5)).
+//! The held locks, as the kernel lists them (proc_locks(5), proc_pid_fdinfo(5)).
 
 use std::{
     collections::{HashMap, HashSet},
@@ -21,12 +20,12 @@ use crate::{
     },
 };
 
-/// Number of times that the list of all locks is read before a lock that it does not show counts as
-/// free. Under load one read misses a lock now and then.
+/// Number of times that the list of all locks is read before a lock that it does not show counts
+/// as free. Under load, one read occasionally misses a lock.
 const MAX_READS: u32 = 4;
 
-/// A lock by flock(2): on which file, and the pid of the process that took it, which may have
-/// ended since.
+/// A flock(2) lock: its file, and the pid of the process that took it, which may have ended
+/// since.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Flock {
     device: (u32, u32),
@@ -35,8 +34,8 @@ struct Flock {
 }
 
 impl Flock {
-    /// Some file systems (btrfs, overlayfs) have another device number in the
-    /// list than in stat(2); the pid in the record then has to agree.
+    /// Some file systems (btrfs, overlayfs) have a device number in the list that differs from
+    /// stat(2); then the pid must match the record.
     fn is_on(&self, file: &Stat, recorded: Option<u32>) -> bool {
         self.inode == file.st_ino
             && (self.device == device(file.st_dev) || Some(self.taker) == recorded)
@@ -47,23 +46,23 @@ fn device(device: Dev) -> (u32, u32) {
     (major(device), minor(device))
 }
 
-/// The locks by flock(2) that the kernel lists, read as far as they are needed.
+/// The flock(2) locks that the kernel lists, read when needed.
 #[derive(Default)]
 pub(crate) struct ListedLocks {
     /// By inode number.
     locks: HashMap<u64, Vec<Flock>>,
-    /// From where `/proc/locks` was read, if it was and could be.
+    /// The view from which `/proc/locks` was read, if it was read and could be.
     view: Option<Option<View>>,
-    /// How often it was read.
+    /// Number of times that it was read.
     reads: u32,
     /// The processes whose own lists were read.
     processes: HashSet<u32>,
-    /// Which processes have which lock, once all of them were asked.
+    /// Which process has which lock, once all processes were read.
     heirs: Option<HashMap<Flock, u32>>,
 }
 
 impl ListedLocks {
-    /// A lock of a process in another pid namespace, which lives, is its.
+    /// A lock of a process in another pid namespace that is alive belongs to that process.
     pub(crate) const DOUBT_OF_UNKNOWN_TAKER: Option<Doubt> = None;
 
     pub(crate) fn new() -> Self {
@@ -85,9 +84,9 @@ impl ListedLocks {
         if !process.is_none_or(is_of_this_namespace) {
             return None;
         }
-        // While many locks come and go, the list leaves some out: it is read a
-        // page at a time, and an entry that moves across is missed (seq_file).
-        // That of a process has its own locks only, each with its descriptor.
+        // While many locks come and go, the list omits some: it is read a page at a time, and an
+        // entry that moves across a page boundary is missed (seq_file). The list of a process has
+        // only its own locks, each with its descriptor.
         if process.is_some_and(|process| self.read_process(process.pid).is_err()) {
             return None;
         }
@@ -98,14 +97,13 @@ impl ListedLocks {
         if process.is_some_and(lives) {
             return Some(false);
         }
-        // In a pid namespace below the first, locks are listed only while the
-        // process that took them lives, and not if others have inherited them
-        // (`locks_translate_pid` in fs/locks.c).
+        // In a pid namespace below the first, a lock is listed only while the process that took
+        // it lives, even if others have inherited it (`locks_translate_pid` in fs/locks.c).
         if !view.is_of_first_namespace() {
             return None;
         }
-        // A process that has inherited the lock is not known, nor its own list. So the list of all is
-        // read again.
+        // A process that inherited the lock is not known, so its own list cannot be read. Read
+        // the list of all locks again.
         while self.reads < MAX_READS {
             self.read_all();
             if is_listed(self) {
@@ -115,8 +113,8 @@ impl ListedLocks {
         Some(false)
     }
 
-    /// Returns who took the lock of `port`, which was held a moment ago: the process in the record, or
-    /// another one.
+    /// Returns who took the lock of `port`, which was held a moment ago: the process in the
+    /// record, or another process.
     pub(crate) fn taker(&mut self, dir: &OpenDir, port: u16, recorded: &Identity) -> Taker {
         let (Some(file), Some(view)) = (stat(dir, port), self.read()) else {
             return Taker::Unknown;
@@ -125,7 +123,7 @@ impl ListedLocks {
             return Taker::Unknown;
         }
         let recorded = recorded.pid;
-        // The list may have left it out; that of the process does not.
+        // The list of all locks may omit it; the list of the process does not.
         if self.on(&file, Some(recorded)).next().is_none() && self.read_process(recorded).is_err() {
             return Taker::Unknown;
         }
@@ -151,7 +149,7 @@ impl ListedLocks {
         }
     }
 
-    /// Reads `/proc/locks`, if that has not been done, and returns from where.
+    /// Reads `/proc/locks` if that has not been done, and returns the view it was read from.
     fn read(&mut self) -> Option<View> {
         if let Some(view) = self.view {
             return view;
@@ -177,7 +175,7 @@ impl ListedLocks {
         let heirs = self.heirs.get_or_insert_with(all_heirs);
         let mut found = heirs.iter().filter(|(lock, _)| lock.inode == file.st_ino);
         let exact = |(lock, _): &(&Flock, _)| lock.device == device(file.st_dev);
-        // Where the numbers of devices differ, only if there can be no doubt.
+        // If device numbers differ, accept only an unambiguous match.
         let pid = match found.clone().find(exact) {
             Some((_, &pid)) => pid,
             None => found
@@ -193,7 +191,8 @@ impl ListedLocks {
     ///
     /// # Errors
     ///
-    /// There may be more. That it has ended, or is another user's, is none.
+    /// If some locks may be missing. It is not an error if the process has ended or belongs to
+    /// another user.
     fn read_process(&mut self, pid: u32) -> io::Result<()> {
         if !self.processes.insert(pid) {
             return Ok(());
@@ -231,7 +230,8 @@ fn stat(dir: &OpenDir, port: u16) -> Option<Stat> {
     rustix::fs::statat(dir.sys().fd(), port.to_string(), AtFlags::SYMLINK_NOFOLLOW).ok()
 }
 
-/// Returns the locks on the files that a process has open: none if it has ended, or is another user's.
+/// Returns the locks on the files that a process has open; none if it has ended or belongs to
+/// another user.
 fn locks_of(pid: u32) -> io::Result<Vec<Flock>> {
     read_descriptors(pid).or_else(|error| match Errno::from_io_error(&error) {
         Some(Errno::NOENT | Errno::SRCH | Errno::ACCESS | Errno::PERM) => Ok(Vec::new()),
@@ -253,7 +253,7 @@ fn read_descriptors(pid: u32) -> io::Result<Vec<Flock>> {
     Ok(found)
 }
 
-/// Returns which process has which lock, of all those whose descriptors this process may see.
+/// Returns which process has which lock, for all processes whose descriptors this process may read.
 fn all_heirs() -> HashMap<Flock, u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
@@ -284,7 +284,7 @@ mod tests {
         mark, owner, registry,
     };
 
-    // Nothing here binds: the ports are only numbers, each used by one test alone.
+    // Nothing here binds: the ports are only numbers, each used by one test.
 
     fn lock_dir() -> (TempDir, OpenDir) {
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -292,7 +292,7 @@ mod tests {
         (dir, locks)
     }
 
-    /// Leases a port, as far as the lock and the record go.
+    /// Locks a port and writes its record.
     fn hold(dir: &OpenDir, port: u16) -> (PortLock, Owner) {
         let claim = registry::claim(port, mark::current()).expect("of this test alone");
         let lock =
@@ -303,7 +303,7 @@ mod tests {
         (lock, owner.expect("just written"))
     }
 
-    /// A pid beyond the largest that Linux gives (PID_MAX_LIMIT).
+    /// A pid beyond the largest that Linux assigns (PID_MAX_LIMIT).
     const NOBODY: u32 = 1 << 23;
 
     #[test]
@@ -362,7 +362,7 @@ mod tests {
         assert_eq!(heir.pid, pid);
         assert!(!heir.program.is_empty());
 
-        // The list leaves some out under load. That of the process in the record does not.
+        // The list omits some under load. The list of the process in the record does not.
         let incomplete = || {
             let mut listed = ListedLocks::new();
             listed.read().expect("our own /proc");
@@ -378,7 +378,7 @@ mod tests {
             pid: NOBODY,
             ..owner.process.clone()
         };
-        // The device numbers may differ, and then nothing is found.
+        // If the device numbers differ, nothing is found.
         let taker = by(other);
         assert!(
             matches!(taker, Taker::Another | Taker::Unlisted),
@@ -390,7 +390,7 @@ mod tests {
         });
         assert!(matches!(taker, Taker::Unknown), "{taker:?}");
 
-        // A lock of another process on a file of the same number is no proof.
+        // A lock of another process on a file with the same inode number is no proof.
         let file = stat(&dir, 31).expect("it was just made");
         let by_takers = |takers: &[u32]| {
             let mut listed = incomplete();
@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_of_nobody_known_is_searched_in_several_readings() {
+    fn a_lock_of_an_unknown_process_is_searched_in_several_reads() {
         let (_dir, dir) = lock_dir();
         let (lock, owner) = hold(&dir, 32);
         drop(lock);
@@ -456,7 +456,7 @@ mod tests {
         let is_first = View::take().expect("seen").is_of_first_namespace();
         for owner in [None, Some(&ended)] {
             let mut listed = ListedLocks::new();
-            // In another namespace a process that has inherited it may have it.
+            // In another namespace, a process that inherited the lock may have it.
             assert_eq!(listed.has(&dir, 32, owner), is_first.then_some(false));
             assert_eq!(listed.reads, if is_first { MAX_READS } else { 1 });
         }

@@ -1,4 +1,4 @@
-//! The locks that the system lists, where it lists none.
+//! The listed locks, on systems that list none.
 
 use super::{Doubt, Heir, Taker};
 use crate::{lock_dir::OpenDir, owner::Owner, process::Identity};
@@ -6,14 +6,14 @@ use crate::{lock_dir::OpenDir, owner::Owner, process::Identity};
 pub(crate) struct ListedLocks;
 
 impl ListedLocks {
-    /// Every lock may be one that was taken only for a moment.
+    /// Any lock may have been taken only for a moment.
     pub(crate) const DOUBT_OF_UNKNOWN_TAKER: Option<Doubt> = Some(Doubt::Momentary);
 
     pub(crate) fn new() -> Self {
         Self
     }
 
-    /// Returns `None`: whether the file of `port` is locked can only be determined by locking it.
+    /// Returns `None`: only locking the file of `port` shows whether it is locked.
     pub(crate) fn has(&mut self, _: &OpenDir, _: u16, _: Option<&Owner>) -> Option<bool> {
         None
     }

@@ -1,4 +1,4 @@
-//! One call's way to its leases: one pass after the other, and the waiting in between.
+//! Acquires leases for one call: it makes passes over the ports and waits between them.
 
 use std::{
     iter,
@@ -24,13 +24,13 @@ use crate::{
     waiting::{Wait, WakeReason},
 };
 
-/// Largest number of times that one call continues in a lock directory that was created again after
-/// it had been removed. Far beyond what happens; only a bound.
+/// Largest number of times that one call continues after its lock directory was removed and
+/// created again. Only a bound; it is not reached in practice.
 const MAX_REMOVALS: u32 = 100;
 
-/// The pauses before a call that is about to fail tries again because a port seems to be locked
-/// only by a caller that checks it, 21 ms in all. A check takes some microseconds, unless it is
-/// preempted.
+/// The pauses before each retry of a call that is about to fail although a port seems to be
+/// locked only by a caller that checks it; 21 ms in total. A check takes microseconds unless it
+/// is preempted.
 const DOUBT_PAUSES: [Duration; 4] = [
     Duration::from_micros(250),
     Duration::from_millis(1),
@@ -41,16 +41,16 @@ const DOUBT_PAUSES: [Duration; 4] = [
 /// The pause before each of [`lock_file::MAX_ENDING_RETRIES`].
 const ENDING_PAUSE: Duration = Duration::from_millis(16);
 
-/// How long a reserved port that is bound, and not leased, is waited for. Of a server that is killed, the lease
-/// may end before its socket is closed.
+/// How long to wait for a reserved port that is bound but not leased. When a server is killed,
+/// its lease can end before its socket is closed.
 const MAX_WAIT_FOR_BOUND: Duration = Duration::from_millis(500);
 
-/// A request, and how long it may take.
+/// A request and its deadline.
 #[derive(Debug)]
 pub(crate) struct Acquisition<'a> {
     pub(crate) request: Request<'a>,
     pub(crate) timeout: Duration,
-    /// The callback that observes the wait.
+    /// The callback that is called during a wait.
     pub(crate) on_wait: Option<&'a OnWait>,
 }
 
@@ -64,17 +64,17 @@ impl Acquisition<'_> {
     /// Leases one port for the process that it is delegated to.
     pub(crate) fn one_delegated(&self) -> Result<u16> {
         let found = self.find_one(|probe| self.request.settle(probe))?;
-        // It is that process's now, whatever may go wrong with the lock.
+        // The port belongs to that process now, even if handling the lock fails.
         Ok(found.lock.port())
     }
 
-    /// Leases one port, and its probe becomes a listener.
+    /// Leases one port and turns its probe into a listener.
     pub(crate) fn one_listening(&self) -> Result<(FreePort, TcpListener)> {
         let found = self.find_one(Probe::listen)?;
         Ok(self.listening_lease(found))
     }
 
-    /// Waits until one port could be leased, and leases none.
+    /// Waits until one port could be leased, without leasing one.
     pub(crate) fn none(&self) -> Result<()> {
         self.repeat(|| self.no_free_port(), |pass| pass.check())
     }
@@ -91,7 +91,7 @@ impl Acquisition<'_> {
         }
     }
 
-    /// Reserves one of the ports for `key`, unless one is reserved for it already.
+    /// Reserves one of the ports for `key`, unless `key` already has a reservation.
     pub(crate) fn reserve(&self, key: &Key) -> Result<Known> {
         let ports = self.ports().brief();
         let headline = || format!("no port to reserve {key} is free in {ports}");
@@ -109,23 +109,23 @@ impl Acquisition<'_> {
         })
     }
 
-    /// Leases `n` ports or none.
+    /// Leases `n` ports, all or none.
     pub(crate) fn many(&self, n: usize) -> Result<Vec<FreePort>> {
         let all = self.find_many(n, |probe| self.request.settle(probe))?;
         Ok(all.into_iter().map(|found| self.lease(found)).collect())
     }
 
-    /// Leases `n` ports or none, and their probes become listeners.
+    /// Leases `n` ports, all or none, and turns their probes into listeners.
     pub(crate) fn many_listening(&self, n: usize) -> Result<Vec<(FreePort, TcpListener)>> {
         let all = self.find_many(n, Probe::listen)?;
         let listening = |found| self.listening_lease(found);
         Ok(all.into_iter().map(listening).collect())
     }
 
-    /// Finds `n` ports or none.
+    /// Finds `n` ports, all or none.
     ///
-    /// No caller waits while holding a part of what it wants, so callers cannot wait for each
-    /// other in a circle: a pass that does not find enough returns everything before the pause.
+    /// No caller waits while it holds some of its ports, so callers cannot deadlock: a pass that
+    /// does not find enough releases everything before the pause.
     fn find_many<T>(
         &self,
         n: usize,
@@ -145,7 +145,7 @@ impl Acquisition<'_> {
         self.repeat(headline, |pass| pass.many(n, &finish))
     }
 
-    /// Leases `n` contiguous ports, all in the set.
+    /// Leases `n` contiguous ports of the set, all or none.
     pub(crate) fn block(&self, n: usize) -> Result<Vec<FreePort>> {
         let Some(last) = n.checked_sub(1) else {
             return Ok(Vec::new());
@@ -166,7 +166,7 @@ impl Acquisition<'_> {
         self.group(&starts, &offsets, &what)
     }
 
-    /// Leases the ports at all `offsets` from some port of the set.
+    /// Leases the ports at all `offsets` from one port of the set.
     pub(crate) fn offsets(&self, offsets: &[u16]) -> Result<Vec<FreePort>> {
         let Some(&largest) = offsets.iter().max() else {
             return Ok(Vec::new());
@@ -191,7 +191,7 @@ impl Acquisition<'_> {
         self.group(&bases, offsets, &what)
     }
 
-    /// Leases the ports at all `offsets` from one of `bases`; none of them may be beyond 65535.
+    /// Leases the ports at all `offsets` from one of `bases`. No resulting port may exceed 65535.
     fn group(&self, bases: &PortSet, offsets: &[u16], what: &str) -> Result<Vec<FreePort>> {
         let headline = || format!("{what} in {}", self.ports().brief());
         let all = self.repeat(headline, |pass| pass.group(bases, offsets))?;
@@ -203,7 +203,7 @@ impl Acquisition<'_> {
         Error::new(ErrorKind::InvalidPorts, message)
     }
 
-    /// Makes one pass after the other until one succeeds or the time is over.
+    /// Makes passes until one succeeds or the timeout expires.
     fn repeat<T>(
         &self,
         headline: impl Fn() -> String,
@@ -216,7 +216,7 @@ impl Acquisition<'_> {
         }
     }
 
-    /// Makes a pass, and another one if the lock directory turns out to be removed.
+    /// Makes a pass, and repeats it if the lock directory was removed.
     fn pass<T>(
         &self,
         find: &mut impl FnMut(&Pass<'_>) -> Attempt<T, Exhausted>,
@@ -236,8 +236,8 @@ impl Acquisition<'_> {
         }
     }
 
-    /// Continues after a first pass. Separate from it, because what waiting needs would make it
-    /// slower.
+    /// Continues after the first pass. A separate function because the code for waiting would
+    /// slow the first pass down.
     #[cold]
     fn wait<T>(
         &self,
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_directory_that_is_removed_again_and_again_ends_the_call() {
+    fn a_lock_directory_that_is_removed_repeatedly_ends_the_call() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let endpoints = Endpoints::default();
         let acquisition = acquisition(dir.path(), &endpoints, Duration::ZERO);
@@ -392,7 +392,7 @@ mod tests {
             let outcome = acquisition.pass(&mut find, Scope::All, None);
             (outcome.is_ok(), passes)
         };
-        // Only a bound of this test.
+        // Only a bound for this test.
         const FAR_BEYOND: u32 = 10 * MAX_REMOVALS;
         let removed = ErrorKind::LockDir;
         assert_eq!(passes_until(FAR_BEYOND, removed), (false, 1 + MAX_REMOVALS));
@@ -416,7 +416,7 @@ mod tests {
         });
         let error = outcome.expect_err("leased");
         assert_eq!(error.kind(), ErrorKind::Exhausted);
-        // The pauses double from a millisecond up to a tenth of a second.
+        // The pauses double from a millisecond to a tenth of a second.
         assert!((2..60).contains(&passes), "{passes} passes");
     }
 }

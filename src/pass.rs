@@ -18,7 +18,7 @@ use crate::{
     unavailable::{Attempt, Failure, Unavailable},
 };
 
-/// What a call asks for, the same in each of its passes.
+/// The request of a call, the same in each of its passes.
 #[derive(Debug)]
 pub(crate) struct Request<'a> {
     pub(crate) ports: Cow<'a, PortSet>,
@@ -26,10 +26,10 @@ pub(crate) struct Request<'a> {
     pub(crate) endpoints: &'a Endpoints,
     pub(crate) label: Option<&'a str>,
     pub(crate) prefer: Option<&'a str>,
-    /// What the ports are reserved for. Without it, reserved ports are passed over.
+    /// The name whose reserved ports are leased. Without it, reserved ports are skipped.
     pub(crate) key: Option<&'a Key>,
     pub(crate) hold_socket: bool,
-    /// The process that will have the lease, if not this one.
+    /// The process that will hold the lease, if not this one.
     pub(crate) delegate_to: Option<u32>,
     /// Whether the default lock directory is created if it is missing. A check creates nothing.
     pub(crate) creates_dir: bool,
@@ -38,12 +38,12 @@ pub(crate) struct Request<'a> {
 /// The ports that a pass tries.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Scope<'a> {
-    /// All that were asked for.
+    /// All requested ports.
     All,
-    /// All, for a caller that waits: a port is checked before it is taken, so that no other
-    /// waiter is woken because this one took and returned a port.
+    /// All requested ports, for a caller that waits: each port is checked before it is taken, so
+    /// that taking and returning it wakes no other waiter.
     AllAfterCheck,
-    /// Of these, those that have just been released, in the same way.
+    /// Only those of these ports that have just been released, checked in the same way.
     Released(&'a PortSet),
 }
 
@@ -51,18 +51,18 @@ pub(crate) enum Scope<'a> {
 pub(crate) struct Pass<'a> {
     request: &'a Request<'a>,
     scope: Scope<'a>,
-    /// `None` if it does not exist and is not to be created: then nothing is leased.
+    /// `None` if it does not exist and must not be created: then no port is leased.
     dir: Option<OpenDir>,
-    /// When it began, after 1970.
+    /// When the pass began, as the time since 1970.
     now: Duration,
     order: Order,
     closing: ClosingPorts,
-    /// The lock of one of the ports, which the watch of a waiter has taken, until an attempt on that port
+    /// The lock of one of the ports, taken by a waiter's watch, until an attempt on that port
     /// uses it.
     handed: RefCell<Option<PortLock>>,
 }
 
-/// A port that is locked and probed, but not a lease yet: others that are wanted with it may be
+/// A port that is locked and probed but not leased yet, because other ports of the request may be
 /// unavailable.
 #[derive(Debug)]
 pub(crate) struct Candidate<T> {
@@ -71,7 +71,7 @@ pub(crate) struct Candidate<T> {
 }
 
 impl Request<'_> {
-    /// Returns the lock directory, or `None` if it does not exist and is not to be created.
+    /// Returns the lock directory, or `None` if it does not exist and must not be created.
     pub(crate) fn open_dir(&self, now: Duration) -> Result<Option<OpenDir>> {
         if self.creates_dir {
             let dir = OpenDir::locate_at(self.lock_dir, now)?;
@@ -82,7 +82,7 @@ impl Request<'_> {
         }
     }
 
-    /// Closes the probe, or keeps it open if that was asked for.
+    /// Closes the probe, or keeps it open if the request holds the socket.
     pub(crate) fn settle(&self, probe: Probe) -> Attempt<Option<Box<Probe>>> {
         if self.hold_socket {
             return Ok(Some(Box::new(probe.hold(self.endpoints)?)));
@@ -105,7 +105,7 @@ impl<'a> Pass<'a> {
             (None, Some(dir)) => Order::random_near(dir.digest()),
             (None, None) => Order::random(),
         };
-        // The directory may have been created again since.
+        // The directory may have been created again since then.
         let handed = handed.filter(|lock| dir.as_ref().is_some_and(|dir| lock.is_in(dir)));
         Ok(Self {
             request,
@@ -118,7 +118,7 @@ impl<'a> Pass<'a> {
         })
     }
 
-    /// Finds one port, and turns its probe into what the caller wants of it by `finish`.
+    /// Finds one port, and turns its probe with `finish` into the value that the caller wants.
     pub(crate) fn one<T>(
         &self,
         finish: impl Fn(Probe) -> Attempt<T>,
@@ -138,7 +138,7 @@ impl<'a> Pass<'a> {
         finish: impl Fn(Probe) -> Attempt<T>,
     ) -> Attempt<Vec<Candidate<T>>, Exhausted> {
         let take = |port, closing| self.attempt(port, closing, &finish);
-        // Of ports that have just been released there may be fewer than are wanted.
+        // Fewer ports may have just been released than are requested.
         let all = &*self.request.ports;
         if !self.checks_first() {
             return self.collect(n, all, take);
@@ -149,14 +149,14 @@ impl<'a> Pass<'a> {
         self.collect(n, &seem_available.into_iter().collect(), take)
     }
 
-    /// Finds the ports at all `offsets` from one of `bases`; none of them may be beyond 65535.
+    /// Finds the ports at all `offsets` from one of `bases`. No resulting port may exceed 65535.
     pub(crate) fn group(
         &self,
         bases: &PortSet,
         offsets: &[u16],
     ) -> Attempt<Vec<Candidate<Option<Box<Probe>>>>, Exhausted> {
-        // Neighboring bases share ports: one that is unavailable need not be tried again for each
-        // of them, and is counted once.
+        // Neighboring bases share ports: a port that is unavailable is tried and counted only
+        // once.
         let mut unavailable = BTreeMap::new();
         let found = self.search(bases, |base, closing| {
             let ports = offsets.iter().map(|offset| base + offset);
@@ -183,13 +183,13 @@ impl<'a> Pass<'a> {
         })
     }
 
-    /// Finds out whether a port could be leased, without leaving a trace.
+    /// Checks whether a port could be leased, without writing anything.
     pub(crate) fn check(&self) -> Attempt<(), Exhausted> {
         self.search(self.ports(), |port, closing| {
             match self.lock_to_check(port)? {
                 Some(_lock) => self.probe(port, closing),
-                // Leased by no caller, and a check must not create the file: this finds out
-                // what it can without a lock.
+                // No caller leases it, and a check must not create the file, so check what is
+                // possible without a lock.
                 None => Probe::check_unlocked(port, self.request.endpoints, self.bind(closing)),
             }
         })
@@ -197,12 +197,11 @@ impl<'a> Pass<'a> {
 
     /// Tries to take one port: claim, lock, probe, record.
     ///
-    /// The lock comes before the probe. In the other order every caller that only checks a leased
-    /// port would bind it for a moment, and the holder's own server, if it started just then,
-    /// would find its port in use.
+    /// The lock comes before the probe. In the reverse order, every caller that only checks a
+    /// leased port would bind it for a moment, and if the holder's own server started just then,
+    /// it would find its port in use.
     ///
-    /// On every way out but the last, what was taken is returned in the opposite order, by being
-    /// dropped.
+    /// Every exit but the last releases in reverse order, by drop.
     fn attempt<T>(
         &self,
         port: u16,
@@ -217,7 +216,8 @@ impl<'a> Pass<'a> {
         Ok(Candidate { socket, lock })
     }
 
-    /// Claims and locks a port that is reserved by `key`, or without one not reserved.
+    /// Claims and locks a port that is reserved for `key`, or without a key one that is not
+    /// reserved.
     fn lock(&self, port: u16, mark: Mark, key: Option<&Key>) -> Attempt<PortLock> {
         let claim = registry::claim(port, mark).ok_or(Unavailable::Leased(port))?;
         match self.handed(port) {
@@ -236,14 +236,15 @@ impl<'a> Pass<'a> {
         })
     }
 
-    /// Writes who has the port.
+    /// Writes the owner record.
     fn record(&self, lock: &PortLock, mark: Mark) -> Attempt<()> {
         let label = self.request.label;
         match self.request.delegate_to {
             None => owner::with_held(mark, self.now.as_secs(), label, |record| {
                 lock.inform(record)
             }),
-            // To find it costs as much as a lease, and so comes after all that may be in vain.
+            // Finding the process costs as much as a lease, so it comes after everything that may
+            // fail.
             Some(pid) => {
                 let process = process::find(pid)?;
                 lock.write_long(&owner::of_process(Kind::Delegated, &process, label))
@@ -251,8 +252,7 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Finds out whether a port seems worth taking: it is locked for a moment, without leaving a
-    /// trace.
+    /// Checks whether a port seems worth taking. Locks it for a moment and writes nothing.
     fn check_locked(&self, port: u16, closing: bool) -> Attempt<()> {
         if let Some(lock) = self.handed(port) {
             self.probe(port, closing)?;
@@ -261,7 +261,7 @@ impl<'a> Pass<'a> {
         }
         match self.lock_to_check(port)? {
             Some(_lock) => self.probe(port, closing),
-            // Without a lock it must not be probed.
+            // Without the lock it must not be probed.
             None => Ok(()),
         }
     }
@@ -293,7 +293,7 @@ impl<'a> Pass<'a> {
         if let Some(dir) = &self.dir {
             return Ok(dir);
         }
-        // Only a request that leases nothing has none.
+        // Only a request that leases nothing has no directory.
         let dir = LockDir::located(self.request.lock_dir)?;
         let message = format!("lock directory {} does not exist", dir.path().display());
         Err(Error::new(ErrorKind::LockDir, message))
@@ -310,7 +310,7 @@ impl<'a> Pass<'a> {
         !matches!(self.scope, Scope::All)
     }
 
-    /// How a port is bound where ports with closing connections count as free, or not.
+    /// Returns how to bind a port, depending on whether closing connections count as free.
     fn bind(&self, closing_is_free: bool) -> Bind<'_> {
         match closing_is_free {
             true => Bind::StrictOrClosing(&self.closing),
@@ -349,7 +349,7 @@ impl<'a> Pass<'a> {
     }
 }
 
-/// Notes why a port is unavailable, or that it no longer is.
+/// Records why a port is unavailable, or that it no longer is.
 fn note<T>(
     unavailable: &mut BTreeMap<u16, Unavailable>,
     port: u16,
@@ -379,7 +379,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_waiter_whose_port_stays_bound_wakes_no_other() {
+    fn a_waiter_whose_port_stays_bound_wakes_no_other_waiter() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let server = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
         let port = server.local_addr().expect("bound").port();
@@ -411,7 +411,7 @@ mod tests {
         };
         // The first one creates the lock file.
         try_all_ways(Scope::All);
-        // As in the watch of a waiter.
+        // As in a waiter's watch.
         let watch = inotify::init(CreateFlags::NONBLOCK).expect("descriptors left");
         inotify::add_watch(&watch, dir.path(), WatchFlags::CLOSE_WRITE).expect("our own");
         let is_woken = || {

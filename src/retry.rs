@@ -1,8 +1,9 @@
-//! System calls that a signal interrupted.
+//! Retries system calls that a signal interrupted.
 
 use std::io;
 
-/// How often an interrupted call is made again. Far beyond what happens; only a bound.
+/// Largest number of times that an interrupted call is made. Only a bound; it is not reached in
+/// practice.
 const TRIES: usize = 100;
 
 /// Makes a call, and repeats it if a signal interrupted it, within bounds.
@@ -21,7 +22,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_an_interrupted_call_is_made_again_and_not_forever() {
+    fn only_an_interrupted_call_is_retried_and_not_forever() {
         let calls_of = |interruptions: usize, then: io::Result<u32>| {
             let (mut calls, mut then) = (0, Some(then));
             let outcome = retry(|| {

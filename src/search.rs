@@ -1,5 +1,5 @@
-//! A search of a set of ports: each is tried once in a given order, those with lingering sockets a
-//! few times more, and the unavailable ones are counted.
+//! A search of a set of ports: each is tried once in a given order, ports with lingering sockets
+//! are retried, and the unavailable ones are counted.
 
 use std::{mem, thread, time::Duration};
 
@@ -10,10 +10,10 @@ use crate::{
     unavailable::{Attempt, Failure, Unavailable},
 };
 
-/// The pauses before ports with lingering sockets are tried again, 32 ms in all.
+/// The pauses before each retry of ports with lingering sockets, 32 ms in total.
 ///
-/// A child is between `fork` and `exec` for some 0.3 ms, or 5 ms on a crowded
-/// machine. TIME_WAIT takes a minute and is not worth waiting for.
+/// A child is between `fork` and `exec` for about 0.3 ms, or 5 ms on a busy machine. TIME_WAIT
+/// takes a minute and is not worth waiting for.
 const LINGERING_PAUSES: [Duration; 7] = {
     let mut pauses = [Duration::from_micros(250); 7];
     let mut i = 1;
@@ -24,21 +24,21 @@ const LINGERING_PAUSES: [Duration; 7] = {
     pauses
 };
 
-/// What a port counts as that nothing but closing connections, as in TIME_WAIT, keep from being
-/// bound strictly.
+/// How a port is treated that only closing connections, as in TIME_WAIT, keep from being bound
+/// strictly.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum TimeWait {
-    /// Free, where no other port is.
+    /// As free if no other port is free.
     #[default]
     LastResort,
     Free,
     Busy,
 }
 
-/// Tries each port of `ports` once, in the given order, until an attempt succeeds; then those with
-/// lingering sockets, first as a last resort and then a few times more.
+/// Tries each port of `ports` once, in the given order, until an attempt succeeds. Then tries
+/// ports with lingering sockets, first as a last resort and then a few more times.
 ///
-/// The second argument of `attempt` is whether ports with closing connections count as free.
+/// The second argument of `attempt` says whether ports with closing connections count as free.
 pub(crate) fn search<T>(
     ports: &PortSet,
     order: Order,
@@ -81,18 +81,18 @@ pub(crate) fn search<T>(
 #[derive(Debug, Default)]
 pub(crate) struct Exhausted {
     counts: PortCounts,
-    /// The ports that a message may name, each as often as it was tried.
+    /// The ports that a message may name, each once per attempt.
     ports: ByReason<u16>,
 }
 
-/// Unavailable ports, or what is known of them, by the reasons that a message explains.
+/// Unavailable ports, or what is known about them, by the reasons that a message explains.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ByReason<T> {
-    /// Who has them.
+    /// By which processes they are leased.
     pub(crate) leased: Vec<T>,
-    /// For what they are reserved.
+    /// For which names they are reserved.
     pub(crate) reserved: Vec<T>,
-    /// Which processes have bound them.
+    /// By which processes they are bound.
     pub(crate) bound: Vec<T>,
 }
 
@@ -133,18 +133,18 @@ impl Exhausted {
         }
     }
 
-    /// Whether a later pass may find what this one did not. A reservation is not waited for: it may last
-    /// for years.
+    /// Returns whether a later pass may succeed. A caller does not wait for a reservation to end:
+    /// it may last for years.
     pub(crate) fn may_change(&self) -> bool {
         self.counts.leased + self.counts.bound + self.counts.lingering > 0
     }
 
-    /// The ports that were leased.
+    /// Returns the ports that were leased.
     pub(crate) fn leased(&self) -> &[u16] {
         &self.ports.leased
     }
 
-    /// The first few ports that a message names.
+    /// Returns the first few ports for a message to name.
     pub(crate) fn examples(&mut self) -> ByReason<u16> {
         let first = |ports: &mut Vec<u16>| {
             ports.sort_unstable();
@@ -158,13 +158,13 @@ impl Exhausted {
         }
     }
 
-    /// How many ports were missed, by reason.
+    /// Returns the numbers of unavailable ports, by reason.
     pub(crate) fn counts(&self) -> PortCounts {
         self.counts
     }
 
-    /// The error that says so, after a `headline` that says what was looked for
-    /// and how long, and with what is known of some ports.
+    /// Returns the error for this outcome. `headline` says what was requested and how long the
+    /// call waited; `examples` explains some ports.
     pub(crate) fn into_error(self, headline: String, examples: &ByReason<Explained>) -> Error {
         let counts = self.counts;
         let kind = if self.may_change() || counts.reserved + counts.not_enough > 0 {
@@ -223,8 +223,8 @@ fn list(count: u32, examples: &[Explained]) -> String {
         .iter()
         .map(|(port, explanation)| match explanation {
             Some(explanation) => format!("{port} {explanation}"),
-            // Without a record it is still leased: the holder may be just about to write it, or
-            // another tool that writes none.
+            // Without a record it is still leased: the holder may be about to write one, or may
+            // be another tool that writes none.
             None => port.to_string(),
         })
         .collect();
@@ -452,7 +452,7 @@ mod tests {
             assert!(text.starts_with(&start), "{text}");
         }
         assert!(!exhausted(&[]).may_change());
-        // As many of one kind as of another.
+        // The same number of ports for two reasons.
         let pair: Exhausted = [(4000, Unavailable::Bound), (4001, Unavailable::Lingering)]
             .into_iter()
             .collect();
@@ -472,13 +472,13 @@ mod tests {
             not_enough: 6,
         };
         assert_eq!((error.counts(), of_all), (Some(counts), counts));
-        // Others are free, though not enough of them.
+        // Other ports are free, but not enough of them.
         let error = exhausted(&reasons[3..5]).into_error(String::new(), &ByReason::default());
         assert_eq!(error.kind(), ErrorKind::Exhausted);
     }
 
     #[test]
-    fn nothing_permitted_is_a_kind_of_its_own() {
+    fn no_permitted_port_is_a_separate_error_kind() {
         let mut exhausted = Exhausted::default();
         exhausted.count(80, Unavailable::NotPermitted);
         let error = exhausted.into_error("no free port in 80".to_owned(), &ByReason::default());
@@ -487,7 +487,7 @@ mod tests {
     }
 
     #[test]
-    fn lingering_sockets_are_waited_for_32_ms() {
+    fn a_search_waits_32_ms_for_lingering_sockets() {
         let total: Duration = LINGERING_PAUSES.iter().sum();
         assert_eq!(total, Duration::from_micros(31_750));
     }

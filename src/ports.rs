@@ -1,5 +1,4 @@
-//! Sets of port numbers, how they are written, and the order in which a search
-//! visits them.
+//! Sets of port numbers, their text form, and the order in which a search visits them.
 
 use std::{
     borrow::Cow,
@@ -21,25 +20,24 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// A set of TCP or UDP port numbers, 1 to 65535.
 ///
-/// It is made from one port, an array of ports, a range, an iterator of ports, or text. Whatever
-/// chooses ports, such as [`Builder::ports`](crate::Builder::ports) and
-/// [`FreePort::new`](crate::FreePort::new), takes any of these but text as it is. As text, it is
-/// written so:
+/// It can be created from one port, an array of ports, a range, an iterator of ports, or text.
+/// Functions that choose ports, such as [`Builder::ports`](crate::Builder::ports) and
+/// [`FreePort::new`](crate::FreePort::new), accept all of these except text. The text form is:
 ///
 /// ```text
-/// 4000-4999,!4045,7000     # a range, without one of its ports, and one more
+/// 4000-4999,!4045,7000     # a range without one of its ports, and one more port
 /// ```
 ///
-/// Parts are separated by commas, white space or newlines; `#` starts a comment
-/// that ends with the line. A part is a port or a range `first-last` with both ends
-/// included; with `!` before it, it is excluded, wherever it stands. A set is
-/// written in the same form, in ascending order.
+/// Parts are separated by commas, white space or newlines; `#` starts a comment that ends with
+/// the line. A part is a port or a range `first-last`, both ends included. A part that begins
+/// with `!` is excluded, wherever it stands. A set is written in the same form, in ascending
+/// order.
 ///
-/// Port 0 is never a member: to [`bind(2)`](https://man7.org/linux/man-pages/man7/ip.7.html)
-/// it means "choose one for me", so it cannot be leased. A range that contains
-/// it counts without it. A reversed or empty range is the empty set, from which nothing can be
-/// leased: every call that chooses from it returns the same
-/// [`InvalidPorts`](ErrorKind::InvalidPorts) error.
+/// Port 0 is never a member: to [`bind(2)`](https://man7.org/linux/man-pages/man7/ip.7.html) it
+/// means "choose one for me", so it cannot be leased. A range that contains port 0 is treated as
+/// if it did not. A reversed or empty range is the empty set, from which nothing can be leased:
+/// every call that chooses from it returns the same [`InvalidPorts`](ErrorKind::InvalidPorts)
+/// error.
 ///
 /// # Examples
 ///
@@ -64,11 +62,11 @@ use crate::error::{Error, ErrorKind, Result};
 /// ```
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct PortSet {
-    /// Ascending, disjoint and never touching, so that equal sets are equal.
+    /// Ascending, disjoint and not adjacent, so that equal sets compare equal.
     spans: Spans,
 }
 
-/// The spans of a set. A single one, as of a range, takes no allocation.
+/// The spans of a set. A single span, as for a range, takes no allocation.
 #[derive(Clone, Debug)]
 enum Spans {
     One(Span),
@@ -119,7 +117,7 @@ impl Span {
     }
 }
 
-/// The 64-bit FNV-1a hash, which is the same for ever
+/// Returns the 64-bit FNV-1a hash, which will never change
 /// (<http://www.isthe.com/chongo/tech/comp/fnv/>).
 pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
@@ -162,19 +160,19 @@ impl PortSet {
         Self { spans }
     }
 
-    /// How many ports the set has, 0 to 65535.
+    /// Returns the number of ports in the set, 0 to 65535.
     #[must_use]
     pub fn len(&self) -> usize {
         self.spans.iter().map(|span| span.len() as usize).sum()
     }
 
-    /// Whether the set has no port at all.
+    /// Returns whether the set has no ports.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.spans.is_empty()
     }
 
-    /// Whether `port` is in the set.
+    /// Returns whether `port` is in the set.
     #[must_use]
     pub fn contains(&self, port: u16) -> bool {
         self.spans
@@ -215,7 +213,7 @@ impl PortSet {
     pub fn difference(&self, other: &Self) -> Self {
         let mut spans = Vec::with_capacity(self.spans.len() + other.spans.len());
         for &Span { first, last } in self.spans.iter() {
-            // Where the part of this span starts that is not dealt with yet.
+            // Start of the part of this span that is not processed yet.
             let mut next = Some(first);
             for hole in other.spans.iter() {
                 let Some(first) = next else { break };
@@ -244,7 +242,7 @@ impl PortSet {
         })
     }
 
-    /// The ports that are in the set with all up to `offset` after them.
+    /// Returns the ports whose next `offset` ports are all in the set too.
     pub(crate) fn starts_of_blocks(&self, offset: u16) -> Self {
         let start = |span: &Span| {
             let last = span.last.checked_sub(offset)?;
@@ -253,12 +251,12 @@ impl PortSet {
         Self::of_spans(self.spans.iter().filter_map(start).collect())
     }
 
-    /// What tells the set from others, for the name of a file.
+    /// Returns a hash that distinguishes the set from others, for the name of a file.
     pub(crate) fn digest(&self) -> u64 {
         fnv1a(self.to_string().as_bytes())
     }
 
-    /// The set as text for a message, cut after a few ranges.
+    /// Returns the set as text for a message, cut after a few ranges.
     pub(crate) fn brief(&self) -> String {
         const SPANS: usize = 4;
         if self.spans.len() <= SPANS {
@@ -268,7 +266,7 @@ impl PortSet {
         format!("{first},… ({} ports)", self.len())
     }
 
-    /// The port at `index` in ascending order.
+    /// Returns the port at `index` in ascending order.
     fn nth(&self, mut index: u32) -> Option<u16> {
         for span in self.spans.iter() {
             if index < span.len() {
@@ -288,7 +286,7 @@ impl PortSet {
         neighbors.into_iter().take(len).chain(rest)
     }
 
-    /// Returns the first ports of an order that has a neighborhood, and how many they are.
+    /// Returns the first ports of an order that has a neighborhood, and their number.
     fn neighbors(&self, order: Order) -> ([u16; MAX_NEIGHBORS], usize) {
         let mut neighbors = [0; MAX_NEIGHBORS];
         let len: u32 = self.spans.iter().map(|span| span.len()).sum();
@@ -307,11 +305,10 @@ impl PortSet {
 
     /// Returns every port exactly once, without a list of them.
     ///
-    /// It is the order of a linear congruential generator modulo the next
-    /// power of two, leaving out what lies past the end. By the Hull-Dobell
-    /// theorem (SIAM Review 4, 1962) that has the full period whenever the
-    /// increment is odd and the multiplier is 1 modulo 4, so both can be any
-    /// such numbers.
+    /// It uses the order of a linear congruential generator modulo the next power of two, and
+    /// skips indexes past the end. By the Hull-Dobell theorem (SIAM Review 4, 1962), the
+    /// generator has the full period if the increment is odd and the multiplier is 1 modulo 4, so
+    /// any such numbers can be used.
     fn all_in_order(&self, order: Order) -> impl Iterator<Item = u16> {
         let len: u32 = self.spans.iter().map(|span| span.len()).sum();
         let mask = len.next_power_of_two() - 1;
@@ -328,34 +325,34 @@ impl PortSet {
     }
 }
 
-/// The number of ports in a neighborhood, a power of two: the part of a large set that callers
-/// with one lock directory search first, so that they use the same lock files again and again.
+/// Number of ports in a neighborhood, a power of two: the part of a large set that callers with
+/// one lock directory search first, so that they use the same lock files repeatedly.
 const NEIGHBORHOOD_LEN: u32 = 1024;
 
-/// Number of ports of the neighborhood that are tried before the rest of the set.
+/// Number of ports of the neighborhood that are tried before the other ports of the set.
 const MAX_NEIGHBORS: usize = 16;
 
-/// The number of ports up to which a set has no neighborhood.
+/// Largest number of ports in a set that has no neighborhood.
 const MIN_DIVIDED_LEN: u32 = 2048;
 
 /// The order in which the ports of a set are tried.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Order {
-    /// Modulo the size of the set: the index of the first port.
+    /// Index of the first port, modulo the size of the set.
     start: u64,
-    /// How it continues from there.
+    /// How the order continues from there.
     step: u64,
-    /// Modulo the size of a large set: the index at which the neighborhood begins.
+    /// Index at which the neighborhood begins, modulo the size of a large set.
     neighborhood: Option<u64>,
 }
 
 impl Order {
-    /// Any order. The first port is uniform over the set, but for a bias of
-    /// less than 2^-48.
+    /// Returns a random order. The first port is uniform over the set, except for a bias of less
+    /// than 2^-48.
     ///
-    /// Nobody is kept from guessing it, so a generator will do that takes a tenth of
-    /// the time of the one from which it has its seed. A forked child goes on as its
-    /// parent does; then one of the two finds its ports leased and tries the next.
+    /// The order need not be unpredictable, so it uses a generator that takes a tenth of the time
+    /// of the one that seeds it. A forked child continues the same sequence as its parent; then
+    /// one of the two finds its ports leased and tries the next.
     pub(crate) fn random() -> Self {
         thread_local! {
             static RNG: RefCell<SmallRng> = RefCell::new(rand::make_rng());
@@ -375,7 +372,7 @@ impl Order {
         }
     }
 
-    /// The order that belongs to `name`, for ever.
+    /// Returns the order that belongs to `name`, which never changes.
     pub(crate) fn of_name(name: &str) -> Self {
         let hash = fnv1a(name.as_bytes());
         Self {
@@ -386,14 +383,14 @@ impl Order {
     }
 }
 
-/// The set of this one port; of port 0, the empty set.
+/// Returns the set of this one port, or the empty set for port 0.
 impl From<u16> for PortSet {
     fn from(port: u16) -> Self {
         Self::of_bounds(&(port..=port))
     }
 }
 
-/// The set of these ports, in any order; port 0 is left out.
+/// Returns the set of these ports, in any order; port 0 is ignored.
 impl<const N: usize> From<[u16; N]> for PortSet {
     fn from(ports: [u16; N]) -> Self {
         ports.into_iter().collect()
@@ -406,10 +403,12 @@ impl From<&PortSet> for PortSet {
     }
 }
 
-/// By name, because an implementation for every `RangeBounds` would rule out one for `u16`.
+/// A macro per type, because an implementation for every `RangeBounds` would conflict with the
+/// one for `u16`.
 macro_rules! from_ranges {
     ($($range:ty),*) => {$(
-        /// The ports of the range, without port 0. A reversed range is the empty set.
+        /// Returns the set of the ports in the range, without port 0. A reversed range is the
+        /// empty set.
         impl From<$range> for PortSet {
             fn from(range: $range) -> Self {
                 Self::of_bounds(&range)
@@ -427,7 +426,7 @@ from_ranges!(
     RangeToInclusive<u16>
 );
 
-/// An operator as the method of the same meaning, for sets and references to them.
+/// Implements an operator with the method of the same meaning, for sets and references to them.
 macro_rules! operator {
     ($operator:ident, $function:ident, $method:ident) => {
         impl $operator for &PortSet {
@@ -479,12 +478,12 @@ operator!(Sub, sub, difference);
 pub struct Ports<'a> {
     spans: Cow<'a, Spans>,
     front: Position,
-    /// Counted from the end.
+    /// The position from the end.
     back: Position,
     left: usize,
 }
 
-/// The number of whole spans that an iterator has passed, and of ports of the next one.
+/// Number of whole spans that an iterator has passed, and of ports in the next span.
 #[derive(Clone, Copy, Debug, Default)]
 struct Position {
     spans: usize,
@@ -492,7 +491,7 @@ struct Position {
 }
 
 impl Position {
-    /// Passes one port of `span`.
+    /// Moves past one port of `span`.
     fn advance(&mut self, span: Span) {
         if self.ports == span.last - span.first {
             self.spans += 1;
@@ -563,14 +562,14 @@ impl IntoIterator for PortSet {
 }
 
 impl Extend<u16> for PortSet {
-    /// Adds ports, in any order; port 0 is left out.
+    /// Adds ports, in any order; port 0 is ignored.
     fn extend<I: IntoIterator<Item = u16>>(&mut self, ports: I) {
         *self = self.union(&ports.into_iter().collect());
     }
 }
 
 impl FromIterator<u16> for PortSet {
-    /// The set of the given ports, in any order; port 0 is left out.
+    /// Returns the set of the given ports, in any order; port 0 is ignored.
     fn from_iter<I: IntoIterator<Item = u16>>(ports: I) -> Self {
         let mut ports: Vec<u16> = ports.into_iter().filter(|&port| port > 0).collect();
         ports.sort_unstable();
@@ -588,14 +587,13 @@ impl FromIterator<u16> for PortSet {
     }
 }
 
-/// Reads a set as [`PortSet`] describes it. A text without any part is the
-/// empty set.
+/// Parses a set in the form that [`PortSet`] describes. A text without any part is the empty set.
 ///
 /// # Errors
 ///
-/// [`InvalidPorts`](ErrorKind::InvalidPorts) with the part and its place, for
-/// a part that is neither a port from 1 to 65535 nor a range of them in
-/// ascending order, and for exclusions with nothing to exclude them from.
+/// [`InvalidPorts`](ErrorKind::InvalidPorts), with the part and its position, if a part is
+/// neither a port from 1 to 65535 nor an ascending range of such ports, or if there is nothing
+/// from which to exclude an exclusion.
 impl FromStr for PortSet {
     type Err = Error;
 
@@ -607,7 +605,7 @@ impl FromStr for PortSet {
             let separator = |c: char| c == ',' || c.is_whitespace();
             for part in content.split(separator).filter(|part| !part.is_empty()) {
                 let invalid = |why: &str| {
-                    // Both point into the same text.
+                    // Both pointers are into the same text.
                     let offset = part.as_ptr() as usize - line.as_ptr() as usize;
                     let column = line[..offset].chars().count() + 1;
                     let message = format!(
@@ -641,7 +639,7 @@ impl FromStr for PortSet {
 impl Span {
     fn parse(text: &str) -> Result<Self, &'static str> {
         let port = |text: &str| {
-            // `parse` alone would also take "+80".
+            // `parse` alone would also accept "+80".
             let digits = text.bytes().all(|byte| byte.is_ascii_digit());
             let port = text.parse().ok().filter(|&port: &u16| digits && port > 0);
             port.ok_or("not a port from 1 to 65535")
@@ -655,7 +653,7 @@ impl Span {
     }
 }
 
-/// The ports as text, such as `4000-4999,7000`.
+/// Writes the ports as text, such as `4000-4999,7000`.
 impl fmt::Display for PortSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, Span { first, last }) in self.spans.iter().enumerate() {
@@ -731,7 +729,7 @@ mod tests {
     }
 
     #[test]
-    fn sets_of_the_same_ports_are_equal_and_hash_alike_and_others_are_not() {
+    fn only_sets_of_the_same_ports_are_equal_and_have_the_same_hash() {
         let hash = |set: &PortSet| {
             let mut hasher = DefaultHasher::new();
             set.hash(&mut hasher);
@@ -784,7 +782,7 @@ mod tests {
     #[test]
     fn a_large_set_is_searched_in_its_neighborhood_first() {
         let ports = PortSet::from(10_000..=29_999);
-        // It begins near the end of the set, and continues at the beginning.
+        // The neighborhood begins near the end of the set, and continues at the beginning.
         let place = 19_999 - 500;
         let far = 10_000 + 1024 - 501..29_499;
         let is_near = |port: u16| !far.contains(&port);
@@ -807,7 +805,7 @@ mod tests {
 
     #[test]
     fn the_order_of_a_name_never_changes() {
-        // From the reference implementation's test vectors for FNV-1a.
+        // From the test vectors of the reference implementation of FNV-1a.
         assert_eq!(Order::of_name("").start, 0xcbf2_9ce4_8422_2325);
         assert_eq!(Order::of_name("foobar").start, 0x8594_4171_f739_67e8);
         let ports = PortSet::from(4000..=6000);
@@ -821,7 +819,7 @@ mod tests {
     #[test]
     fn the_digest_of_a_set_never_changes() {
         let digest = |text: &str| text.parse::<PortSet>().expect("valid").digest();
-        // FNV-1a of the text, by another implementation.
+        // FNV-1a of the text, from another implementation.
         assert_eq!(digest("7000,4000-4999"), 0x27e3_6a1d_1a62_4e14);
         assert_ne!(digest("4000-4999"), digest("4000-4998"));
     }

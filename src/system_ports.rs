@@ -1,4 +1,4 @@
-//! Which ports this system sets aside, and which are left for servers.
+//! The ports that this system sets aside, and those that are left for servers.
 
 use std::{
     env,
@@ -42,17 +42,17 @@ pub(crate) const REFUSED_BY_BROWSERS: [u16; 19] = [
     6679, 6697, 10080,
 ];
 
-/// Returns the range from which the system itself chooses ports, for clients that
-/// connect and for `bind` to port 0.
+/// Returns the range from which the system chooses ports, for connecting clients and for `bind`
+/// to port 0.
 ///
 /// A server that needs a certain port should use one outside this range.
 ///
 /// # Platform-specific behavior
 ///
-/// * On Linux it is `net.ipv4.ip_local_port_range` of the calling thread's network
-///   namespace; it applies to IPv6 as well. If the setting is missing, empty or closed to
-///   this process, as in some containers and sandboxes, it is the kernel's default,
-///   32768 to 60999, and the [`log`](https://docs.rs/log) crate gets a warning.
+/// * On Linux it is `net.ipv4.ip_local_port_range` of the calling thread's network namespace; it
+/// applies to IPv6 as well. If the setting is missing, empty or not readable by this process, as
+/// in some containers and sandboxes, the kernel's default, 32768 to 60999, is used, and a warning
+/// is logged to the [`log`](https://docs.rs/log) crate.
 /// * On macOS it is `net.inet.ip.portrange.first` and `last`, which apply to IPv6 as
 ///   well.
 /// * On Windows it is what `netsh int ipv4 show dynamicport tcp` prints. It is run once
@@ -60,8 +60,8 @@ pub(crate) const REFUSED_BY_BROWSERS: [u16; 19] = [
 ///
 /// # Errors
 ///
-/// [`Unsupported`](ErrorKind::Unsupported) if reading the setting fails for another
-/// reason, or if it cannot be understood; on macOS and Windows also if it is missing.
+/// [`Unsupported`](ErrorKind::Unsupported) if reading the setting fails for another reason, or if
+/// it cannot be parsed; on macOS and Windows also if it is missing.
 ///
 /// # Examples
 ///
@@ -76,13 +76,13 @@ pub fn ephemeral_port_range() -> Result<RangeInclusive<u16>> {
 }
 
 impl PortSet {
-    /// The ports that are left for servers on this machine: what
-    /// [`Builder`](crate::Builder) chooses from unless it is given others.
+    /// Returns the ports that are left for servers on this machine: the default set of
+    /// [`Builder`](crate::Builder).
     ///
-    /// The environment can name them: `PORTLOCK_PORTS` as a set such as
-    /// `4000-4999,!4045,7000`, or else `PORTLOCK_PORTS_FILE` as the path of a
-    /// regular file of at most 1 MiB that holds one, with comments and any number of
-    /// lines. A variable that is empty counts as unset.
+    /// The environment can override them: `PORTLOCK_PORTS` with a set such as
+    /// `4000-4999,!4045,7000`, or else `PORTLOCK_PORTS_FILE` with the path of a regular file of
+    /// at most 1 MiB that contains one, with comments and any number of lines. An empty variable
+    /// counts as unset.
     ///
     /// Otherwise they are all ports from 1024 to 65535 except
     ///
@@ -96,21 +96,19 @@ impl PortSet {
     ///
     /// # Platform-specific behavior
     ///
-    /// Where Linux hides one of its settings, the kernel's default is used in its place, and
-    /// the [`log`](https://docs.rs/log) crate gets a warning, once per setting.
+    /// If Linux hides one of its settings, the kernel's default is used instead, and a warning is
+    /// logged to the [`log`](https://docs.rs/log) crate, once per setting.
     ///
-    /// Where Windows does not tell its ephemeral range, it is taken to be the one that it
-    /// comes with, 49152 to 65535; where it does not tell the excluded ranges, none are
-    /// left out, and the probe finds those of its own that cannot be bound.
+    /// If Windows does not report its ephemeral range, its default range is assumed, 49152 to
+    /// 65535. If it does not report the excluded ranges, none are excluded, and the probe finds
+    /// out which of those ports cannot be bound.
     ///
     /// # Errors
     ///
-    /// [`InvalidPorts`](ErrorKind::InvalidPorts) if a variable is set to something
-    /// that is no set of ports, or a set without any, if the file cannot be
-    /// read, is not a regular file or is too long, or if the system leaves no port for
-    /// servers;
-    /// [`Unsupported`](ErrorKind::Unsupported) if a setting of the
-    /// system cannot be read or understood.
+    /// [`InvalidPorts`](ErrorKind::InvalidPorts) if a variable is set to something that is not a
+    /// set of ports or an empty set, if the file cannot be read, is not a regular file or is too
+    /// long, or if the system leaves no port for servers; [`Unsupported`](ErrorKind::Unsupported)
+    /// if a setting of the system cannot be read or parsed.
     ///
     /// # Examples
     ///
@@ -139,7 +137,7 @@ impl PortSet {
             .difference(&system::reserved()?)
             .difference(&refused);
         if ports.is_empty() {
-            // To take some all the same would be a silent clash with clients.
+            // Using some of them anyway would silently conflict with clients.
             let message = format!(
                 "no ports are left for servers from {first} on: the ephemeral range is {from} to \
                  {to}; name some in {PORTS}"
@@ -159,12 +157,12 @@ fn ports_file(path: &str, origin: &str) -> Result<String> {
         let message = format!("{origin}: it must name a regular file of at most 1 MiB, but {why}");
         Error::new(ErrorKind::InvalidPorts, message)
     };
-    // Before it is opened, for opening a FIFO waits for a writer.
+    // Checked before it is opened, because opening a FIFO waits for a writer.
     if !fs::metadata(path).map_err(fail)?.is_file() {
         return Err(refuse("it names a directory, a device, a pipe or a socket"));
     }
     let mut bytes = Vec::new();
-    // The length that a file claims to have need not be true, as in procfs.
+    // The reported length of a file can be wrong, as in procfs.
     File::open(path)
         .and_then(|file| file.take(MAX_FILE_LEN + 1).read_to_end(&mut bytes))
         .map_err(fail)?;
@@ -180,7 +178,7 @@ fn ports_file(path: &str, origin: &str) -> Result<String> {
     })
 }
 
-/// The ports that a user has named in `origin`.
+/// Parses the ports that a user has named in `origin`.
 fn chosen(text: &str, origin: &str) -> Result<PortSet> {
     let ports: PortSet = text.parse().map_err(|error: Error| error.of(origin))?;
     if ports.is_empty() {

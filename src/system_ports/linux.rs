@@ -20,11 +20,12 @@ use crate::{
     retry::retry,
 };
 
-/// A setting of the kernel, and what the kernel has until somebody changes it.
+/// A kernel setting and the kernel's default for it.
 struct Setting {
     path: &'static str,
     default: &'static str,
-    /// A process that leases often would repeat the same warning for each lease.
+    /// Whether the warning was logged: a process that leases often would otherwise repeat it for
+    /// each lease.
     has_warned: AtomicBool,
 }
 
@@ -40,18 +41,18 @@ impl Setting {
 
 static EPHEMERAL: Setting = Setting::new("/proc/sys/net/ipv4/ip_local_port_range", "32768 60999");
 static RESERVED: Setting = Setting::new("/proc/sys/net/ipv4/ip_local_reserved_ports", "");
-/// `IPPORT_RESERVED`, which was no setting before Linux 4.11.
+/// `IPPORT_RESERVED`, which was not a setting before Linux 4.11.
 static UNPRIVILEGED: Setting =
     Setting::new("/proc/sys/net/ipv4/ip_unprivileged_port_start", "1024");
 
-/// Bytes for the first read of a setting: enough for all but long lists.
+/// Length in bytes of the first read of a setting: enough for all but long lists.
 const FIRST_READ_LEN: usize = 4096;
 
-/// Bytes for the largest read. The longest list that the kernel can write, pairs of ports
-/// with a gap of one after each, has 256 KiB.
+/// Length in bytes of the largest read. The longest list that the kernel can write, pairs of
+/// ports separated by one port, has 256 KiB.
 const MAX_READ_LEN: usize = 1 << 20;
 
-/// The ephemeral range.
+/// Returns the ephemeral range.
 pub(crate) fn ephemeral() -> Result<RangeInclusive<u16>> {
     let text = EPHEMERAL.read()?;
     let mut ends = text.split_ascii_whitespace().map(str::parse::<u16>);
@@ -61,19 +62,19 @@ pub(crate) fn ephemeral() -> Result<RangeInclusive<u16>> {
     }
 }
 
-/// The ephemeral range, for a choice of ports that are not in it.
+/// Returns the ephemeral range, for choosing ports outside it.
 pub(crate) fn presumably_ephemeral() -> Result<RangeInclusive<u16>> {
     ephemeral()
 }
 
-/// The ports that are kept for some program.
+/// Returns the ports that are reserved for some program.
 pub(crate) fn reserved() -> Result<PortSet> {
     let text = RESERVED.read()?;
     listed(&text).map_err(|_| RESERVED.not_understood(&text))
 }
 
-/// The ports of a list as the kernel writes it, such as `0-1023,8080`: in ascending order,
-/// in the form that a [`PortSet`] has too, except that port 0 can be on it.
+/// Parses a list of ports in the kernel's form, such as `0-1023,8080`: ascending, in the form of
+/// a [`PortSet`], except that it can contain port 0.
 fn listed(text: &str) -> Result<PortSet> {
     match text.trim_ascii().strip_prefix('0') {
         Some("") => Ok(PortSet::default()),
@@ -83,11 +84,11 @@ fn listed(text: &str) -> Result<PortSet> {
     }
 }
 
-/// What a process needs to bind the ports that are not permitted to it.
+/// Privilege that a process needs to bind the ports that are not permitted to it.
 pub(crate) const PRIVILEGE: &str =
     "ports below net.ipv4.ip_unprivileged_port_start need CAP_NET_BIND_SERVICE";
 
-/// The first port that this process may bind.
+/// Returns the first port that this process may bind.
 pub(crate) fn first_permitted() -> Result<u16> {
     if may_bind_privileged_ports() {
         return Ok(1);
@@ -97,17 +98,17 @@ pub(crate) fn first_permitted() -> Result<u16> {
     first.map_err(|_| UNPRIVILEGED.not_understood(&text))
 }
 
-/// If this cannot be determined, the answer is no: at worst, that leaves out ports that
-/// could have been used.
+/// Returns whether this process may bind privileged ports. If this cannot be determined, returns
+/// `false`: at worst, usable ports are not used.
 fn may_bind_privileged_ports() -> bool {
     capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_BIND_SERVICE))
 }
 
 impl Setting {
-    /// The setting's text, or the kernel's default if the setting is hidden from this
-    /// process, as it is in some containers and sandboxes.
+    /// Returns the setting's text, or the kernel's default if the setting is hidden from this
+    /// process, as in some containers and sandboxes.
     fn read(&self) -> Result<String> {
-        // A list without a port is still a line.
+        // An empty list is still a line.
         let is_empty = |text: &str| match self.default {
             "" => text.is_empty(),
             _ => text.trim_ascii().is_empty(),
@@ -128,8 +129,7 @@ impl Setting {
                 return Err(Error::with_cause(ErrorKind::Unsupported, message, error));
             }
         };
-        // Not `Once`: a child that is forked while another thread is in it would wait for
-        // ever.
+        // Not `Once`: a child that is forked while another thread is in it would wait forever.
         if !self.has_warned.swap(true, Ordering::Relaxed) {
             let default = match self.default {
                 "" => "none",
@@ -153,9 +153,9 @@ impl Setting {
 
 /// Reads a file of procfs in a single read.
 ///
-/// The kernel writes a list of ports for the read at offset 0 and has nothing for a read
-/// at any other (`proc_do_large_bitmap`), so what does not fit into the first read cannot
-/// be read on. std's functions begin with a read of 32 bytes.
+/// The kernel writes a list of ports for a read at offset 0 and nothing for a read at any other
+/// offset (`proc_do_large_bitmap`), so whatever does not fit into the first read cannot be read.
+/// std's functions begin with a read of 32 bytes.
 fn read_whole(path: &str) -> io::Result<String> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let file = retry(|| Ok(rustix::fs::openat(CWD, path, flags, Mode::empty())?))?;
@@ -163,7 +163,7 @@ fn read_whole(path: &str) -> io::Result<String> {
     let mut buffer = vec![0; FIRST_READ_LEN];
     loop {
         let len = retry(|| file.read_at(&mut buffer, 0))?;
-        // A full buffer may not have held all.
+        // A full buffer may not contain everything.
         if len < buffer.len() {
             buffer.truncate(len);
             return String::from_utf8(buffer).map_err(|error| io::Error::other(error.utf8_error()));

@@ -9,7 +9,7 @@ use crate::{
     ports::PortSet,
 };
 
-/// The ephemeral range.
+/// Returns the ephemeral range.
 pub(crate) fn ephemeral() -> Result<RangeInclusive<u16>> {
     let first = setting("net.inet.ip.portrange.first")?;
     let last = setting("net.inet.ip.portrange.last")?;
@@ -17,21 +17,21 @@ pub(crate) fn ephemeral() -> Result<RangeInclusive<u16>> {
     Ok(first.min(last)..=first.max(last))
 }
 
-/// The ephemeral range, for a choice of ports that are not in it.
+/// Returns the ephemeral range, for choosing ports outside it.
 pub(crate) fn presumably_ephemeral() -> Result<RangeInclusive<u16>> {
     ephemeral()
 }
 
-/// The ports that are kept for some program: the system has no such setting.
+/// Returns no ports: macOS has no setting for reserved ports.
 pub(crate) fn reserved() -> Result<PortSet> {
     Ok(PortSet::default())
 }
 
-/// What a process needs to bind the ports that are not permitted to it.
+/// Privilege that a process needs to bind the ports that are not permitted to it.
 pub(crate) const PRIVILEGE: &str =
     "ports below 1024 need root, unless they are bound on every address";
 
-/// The first port that this process may be sure to be permitted (`IPPORT_RESERVED`).
+/// Returns the first port that this process is always permitted to bind (`IPPORT_RESERVED`).
 pub(crate) fn first_permitted() -> Result<u16> {
     Ok(1024)
 }

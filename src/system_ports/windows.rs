@@ -1,8 +1,7 @@
-//! The ports that the system sets aside, as `netsh` prints them.
+//! The ports that Windows sets aside, as `netsh` prints them.
 //!
-//! There is no documented function that does. It writes in the language of the user
-//! and in the code page of a console, so only the numbers are read, which are ASCII
-//! digits in all of them.
+//! No documented function returns them. `netsh` writes in the user's language and in a console's
+//! code page, so only the numbers are read, which are ASCII digits in all of them.
 
 use std::{
     env, io,
@@ -22,16 +21,16 @@ use crate::{
     ports::PortSet,
 };
 
-/// The default of the system since Windows Vista, and IANA's choice.
+/// The system's default since Windows Vista, and IANA's range.
 const DEFAULT_EPHEMERAL: RangeInclusive<u16> = 49152..=65535;
 
-/// How long a run of `netsh` may take. It usually takes a tenth of a second.
+/// Time limit for a run of `netsh`. It usually takes a tenth of a second.
 const NETSH_TIMEOUT: Duration = Duration::from_secs(10);
 
 const DYNAMIC: &str = "int ipv4 show dynamicport tcp";
 const EXCLUDED: &str = "int ipv4 show excludedportrange tcp";
 
-/// The ephemeral range.
+/// Returns the ephemeral range.
 pub(crate) fn ephemeral() -> Result<RangeInclusive<u16>> {
     static KNOWN: OnceLock<RangeInclusive<u16>> = OnceLock::new();
     if let Some(range) = KNOWN.get() {
@@ -42,50 +41,50 @@ pub(crate) fn ephemeral() -> Result<RangeInclusive<u16>> {
     Ok(KNOWN.get_or_init(|| range).clone())
 }
 
-/// The ephemeral range, for a choice of ports that are not in it: where it cannot be
-/// read, the one that the system comes with.
+/// Returns the ephemeral range, for choosing ports outside it. If it cannot be read, returns the
+/// system's default.
 pub(crate) fn presumably_ephemeral() -> Result<RangeInclusive<u16>> {
     static PRESUMED: OnceLock<RangeInclusive<u16>> = OnceLock::new();
     let range = PRESUMED.get_or_init(|| {
         ephemeral().unwrap_or_else(|error| {
             let (first, last) = (DEFAULT_EPHEMERAL.start(), DEFAULT_EPHEMERAL.end());
-            warn!("{error}; the ephemeral range is taken to be {first} to {last}");
+            warn!("{error}; assuming that the ephemeral range is {first} to {last}");
             DEFAULT_EPHEMERAL
         })
     });
     Ok(range.clone())
 }
 
-/// The ports that are kept for some program: those of the excluded ranges. A bind of
-/// most of them is refused as if they were taken; of those that an administrator has
-/// excluded for a program, it is not.
+/// Returns the ports that are reserved for some program: those of the excluded ranges. A bind of
+/// most of them fails as if they were in use, but not of those that an administrator has excluded
+/// for a program.
 pub(crate) fn reserved() -> Result<PortSet> {
     static KNOWN: OnceLock<PortSet> = OnceLock::new();
     let ports = KNOWN.get_or_init(|| match netsh(EXCLUDED) {
         Ok(text) => excluded_ranges(&text),
         Err(error) => {
-            warn!("{error}; no port counts as excluded before it is tried");
+            warn!("{error}; assuming that no ports are excluded");
             PortSet::default()
         }
     });
     Ok(ports.clone())
 }
 
-/// What a process needs to bind the ports that are not permitted to it.
+/// Privilege that a process needs to bind the ports that are not permitted to it.
 pub(crate) const PRIVILEGE: &str = "a policy of the system forbids them";
 
-/// The first port that this process may bind: no port needs a privilege.
+/// Returns the first port that this process may bind: no port needs a privilege.
 pub(crate) fn first_permitted() -> Result<u16> {
     Ok(1)
 }
 
-/// What `netsh` writes, whatever it means.
+/// Returns the output of `netsh`.
 fn netsh(arguments: &str) -> Result<String> {
     let fail = |cause: io::Error| {
         let message = format!("cannot run netsh {arguments}");
         Error::with_cause(ErrorKind::Unsupported, message, cause)
     };
-    // Not what is first in a search path.
+    // Not the first one in a search path.
     let root = env::var_os("SystemRoot").unwrap_or_else(|| r"C:\Windows".into());
     let program = PathBuf::from(root).join(r"System32\netsh.exe");
     const CREATE_NO_WINDOW: u32 = 0x0800_0000;
@@ -122,8 +121,8 @@ fn not_understood(arguments: &str, text: &str) -> Error {
     Error::new(ErrorKind::Unsupported, message)
 }
 
-/// The range out of two lines that end with a number: the first port, and how many
-/// there are.
+/// Parses the range from two lines that end with a number: the first port and the number of
+/// ports.
 fn dynamic_range(text: &str) -> Option<RangeInclusive<u16>> {
     let mut numbers = text.lines().filter_map(|line| {
         let line = line.trim_end();
@@ -137,7 +136,7 @@ fn dynamic_range(text: &str) -> Option<RangeInclusive<u16>> {
     Some(u16::try_from(first).ok()?..=u16::try_from(last).ok()?)
 }
 
-/// The ranges out of the lines that begin with two ports.
+/// Parses the ranges from the lines that begin with two ports.
 fn excluded_ranges(text: &str) -> PortSet {
     let range = |line: &str| {
         let mut words = line.split_whitespace();

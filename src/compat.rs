@@ -1,12 +1,12 @@
-//! The names of other tools, so that tests can be moved over line by line.
+//! The functions of other tools under their names, so that tests can be migrated line by line.
 //!
 //! * [`portpicker`]: the functions of the Python package. Here the ports are leased.
 //! * [`cpython`]: the helpers of CPython's test suite, `test.support.socket_helper`.
 //! * [`pysys`]: the port allocation of the PySys test framework.
 //!
-//! The names are spelled as Rust spells them; each page has the original, and the search of this
-//! documentation finds it. New code uses [`FreePort`](crate::FreePort), which these functions are
-//! made of.
+//! The names are spelled as Rust spells them; each page shows the original, and the search of
+//! this documentation finds it. New code should use [`FreePort`](crate::FreePort), on which these
+//! functions are built.
 
 pub mod cpython;
 pub mod portpicker;
@@ -71,8 +71,8 @@ impl SocketType {
     }
 }
 
-/// Returns whether a port could be leased now. That it is leased, in use or not permitted is no
-/// error.
+/// Returns whether a port could be leased now. It is not an error if the port is leased, in use
+/// or not permitted.
 fn is_free(builder: &Builder) -> Result<bool> {
     match builder.check() {
         Ok(()) => Ok(true),

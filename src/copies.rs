@@ -1,20 +1,20 @@
 //! The copies of reservations, in the user's state directory.
 //!
-//! The default lock directory does not survive a restart of the machine. So a copy of each
-//! reservation that this user makes is in a directory of its own for each lock directory,
-//! `portlock/<hash of its path>` in the state directory:
+//! The default lock directory does not survive a restart of the machine. So each reservation that
+//! this user makes is copied to the state directory, in a separate directory for each lock
+//! directory, `portlock/<hash of its path>`:
 //!
 //! * a file for each reservation, named by the hash of root and name, with the port and the line
-//!   that is in the lock file;
+//! in the lock file;
 //! * `lock-dir`, the path of the lock directory.
 //!
-//! Each file is written under another name and renamed, so that it is complete or not there. A
-//! mark in the lock directory says that the copies have been restored into it: without one, they
-//! have to be.
+//! Each file is written under another name and then renamed, so that it is complete or does not
+//! exist. A mark in the lock directory means that the copies have been restored into it; without
+//! the mark, they have to be.
 //!
-//! A state directory that does not exist or that this process may not use is none: then there are no
-//! copies. Nothing is written into one that belongs to another user, as after su(1): that user
-//! could not write there afterwards.
+//! If the state directory does not exist or this process may not use it, there are no copies.
+//! Nothing is written into a state directory of another user, as after su(1): that user could not
+//! write there afterwards.
 
 use std::{
     fs, io,
@@ -45,14 +45,14 @@ use windows as system;
 /// The file that names the lock directory.
 const LOCK_DIR: &str = "lock-dir";
 
-/// The beginning of the name of a file that is being written.
+/// The beginning of the name of a file while it is written.
 const STRAY_PREFIX: &str = ".new.";
 
-/// How old it must be before it is removed. Writing one takes microseconds.
+/// Minimum age at which such a file is removed. Writing one takes microseconds.
 const STRAY_MIN_AGE: Duration = Duration::from_secs(3600);
 
-/// Largest number of times that a file is written because its directory was removed as soon as
-/// it was created. Only a bound.
+/// Largest number of attempts to write a file whose directory is removed as soon as it was
+/// created. Only a bound.
 const MAX_TRIES: usize = 10;
 
 /// The copies of the reservations in one lock directory.
@@ -112,16 +112,16 @@ impl Copies {
         Ok(copies)
     }
 
-    /// Writes a copy. Where that is not permitted, as in a sandbox, the reservation has none.
+    /// Writes a copy. If that is not permitted, as in a sandbox, the reservation has no copy.
     ///
     /// # Errors
     ///
-    /// Another reason keeps it from being written.
+    /// If it cannot be written for any other reason.
     pub(crate) fn put(&self, copy: &Copy, is_default: bool) -> Result<()> {
         let path = self.path(&copy.line.key());
         if !is_own(&self.dir).map_err(|error| fail("use", &self.dir, error))? {
             warn!(
-                "no copy of a reservation in {}: it is another user's",
+                "cannot copy a reservation to {}: it belongs to another user",
                 path.display()
             );
             return Ok(());
@@ -144,15 +144,15 @@ impl Copies {
         };
         match written {
             Err(error) if is_none(&error) || error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
-                warn!("no copy of a reservation in {}: {error}", path.display());
+                warn!("cannot copy a reservation to {}: {error}", path.display());
                 Ok(())
             }
             written => written.map_err(|error| fail("write", &path, error)),
         }
     }
 
-    /// Returns the line that names the lock directory. A default one is created again after
-    /// each restart, so nothing proves that it is gone for good.
+    /// Returns the line that names the lock directory. A default directory is created again after
+    /// each restart, so there is no proof that it is gone for good.
     fn lock_dir_text(&self, is_default: bool) -> String {
         let path = self.lock_dir.to_string_lossy();
         let directory = match Directory::existing(&path) {
@@ -175,7 +175,7 @@ impl Copies {
 }
 
 /// Removes the copies whose root directory or lock directory is proven to be gone, for all lock
-/// directories, and returns how many there were.
+/// directories, and returns the number of removed copies.
 pub(crate) fn clean() -> Result<usize> {
     let mut removed = 0;
     let Some(all) = all() else {
@@ -194,7 +194,7 @@ pub(crate) fn clean() -> Result<usize> {
                 continue;
             }
             let copy = read(&path)?.and_then(|text| Copy::parse(&text));
-            // One that cannot be read says nothing.
+            // A lock directory that cannot be read proves nothing.
             if is_gone || copy.is_none_or(|copy| !copy.line.counts()) {
                 remove(&path)?;
                 removed += 1;
@@ -205,13 +205,13 @@ pub(crate) fn clean() -> Result<usize> {
     Ok(removed)
 }
 
-/// Removes the directory of the copies for one lock directory if it has none.
+/// Removes the directory of the copies for one lock directory if it is empty.
 fn remove_if_empty(dir: &Path) -> Result<()> {
     if entries(dir)?.iter().any(|path| is_copy(path)) {
         return Ok(());
     }
     remove(&dir.join(LOCK_DIR))?;
-    // With the file of a process that was killed, or that is adding a copy, it stays.
+    // It stays if it contains the file of a process that was killed or is adding a copy.
     let _ = fs::remove_dir(dir);
     Ok(())
 }
@@ -220,7 +220,7 @@ fn remove_if_empty(dir: &Path) -> Result<()> {
 pub(crate) fn is_marked(path: &Path) -> Result<bool> {
     let mark = path.join(system::mark());
     match fs::symlink_metadata(&mark) {
-        // Others can create it too in a directory that they share.
+        // Other users of a shared directory can create this mark too.
         Ok(metadata) => Ok(system::is_own(&metadata)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(fail("inspect", &mark, error)),
@@ -238,13 +238,13 @@ pub(crate) fn set_mark(path: &Path) -> Result<()> {
     }
 }
 
-/// Returns where the copies for all lock directories are.
+/// Returns the directory with the copies for all lock directories.
 fn all() -> Option<PathBuf> {
     let state = dirs::state_dir().or_else(dirs::data_local_dir)?;
     Some(state.join("portlock").join("reservations"))
 }
 
-/// Returns whether what exists of the path is this user's.
+/// Returns whether the part of the path that exists belongs to this user.
 fn is_own(dir: &Path) -> io::Result<bool> {
     for dir in dir.ancestors() {
         match fs::metadata(dir) {
@@ -256,7 +256,7 @@ fn is_own(dir: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Returns whether the error says that there is nothing that this process may use.
+/// Returns whether the error means that nothing exists there that this process may use.
 fn is_none(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -269,7 +269,7 @@ fn is_copy(path: &Path) -> bool {
     name.is_some_and(|name| name.len() == 16 && name.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
-/// Returns whether a process that was killed has left the file when it was writing it.
+/// Returns whether the file was left by a process that was killed while writing it.
 fn is_old_stray(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str());
     let age = || {
@@ -297,7 +297,7 @@ fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
     }
 }
 
-/// Writes a file that is complete when others find it.
+/// Writes a file that is complete before others can find it.
 fn write(path: &Path, text: &str) -> io::Result<()> {
     let random = rand::make_rng::<SmallRng>().next_u64();
     let stray = path.with_file_name(format!("{STRAY_PREFIX}{random:016x}"));
@@ -310,7 +310,7 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
 }
 
 fn remove(path: &Path) -> Result<()> {
-    // One that is there and may not be removed would be restored.
+    // A copy that exists and cannot be removed would be restored.
     let is_there = || fs::symlink_metadata(path).is_ok();
     match fs::remove_file(path) {
         Err(error) if !is_none(&error) || is_there() => Err(fail("remove", path, error)),

@@ -1,10 +1,10 @@
-//! What can go wrong, in one opaque type.
+//! The error type of every call.
 
 use std::{fmt, io};
 
 use crate::server::Server;
 
-/// What to do where the lock directory cannot be used.
+/// What to do if the lock directory cannot be used.
 pub(crate) const USE_VARIABLE: &str = "set PORTLOCK_DIR to a directory that can be written to";
 
 /// The result of every fallible call of this crate.
@@ -12,14 +12,12 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a port could not be leased, probed or released.
 ///
-/// The message names the operation, the path or port it was done on, and the
-/// cause. [`kind`](Error::kind) is for code that must tell the cases apart,
-/// [`raw_os_error`](Error::raw_os_error) for code that needs the system's own
+/// The message names the operation, the path or port, and the cause. Use [`kind`](Error::kind) to
+/// distinguish cases in code, and [`raw_os_error`](Error::raw_os_error) to get the system's error
 /// number.
 ///
-/// The cause is part of the message, and so it is not repeated by
-/// [`source`](std::error::Error::source): a report that prints the whole chain
-/// says everything once.
+/// The cause is part of the message, so [`source`](std::error::Error::source) does not repeat it:
+/// a report that prints the whole chain says everything once.
 ///
 /// # Examples
 ///
@@ -36,17 +34,16 @@ struct Inner {
     kind: ErrorKind,
     message: String,
     cause: Option<io::Error>,
-    /// What to do about it, where that is known.
+    /// What to do about it, if known.
     hint: &'static str,
     counts: Option<PortCounts>,
     server: Option<Server>,
 }
 
-/// How many ports could not be leased, by reason: [`Error::counts`].
+/// Numbers of ports that could not be leased, by reason: [`Error::counts`].
 ///
-/// A port is counted once, also where several ports were wanted together. Ports that
-/// were not tried, because one that was wanted with them could not be leased, are not
-/// counted.
+/// A port is counted once, even if several ports were requested together. Ports that were not
+/// tried, because another port of their group could not be leased, are not counted.
 ///
 /// # Examples
 ///
@@ -62,57 +59,55 @@ struct Inner {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PortCounts {
-    /// Leased by somebody.
+    /// Leased by another caller.
     pub leased: u32,
-    /// Reserved for a name that the caller does not ask for.
+    /// Reserved for a name other than the caller's.
     pub reserved: u32,
-    /// Bound by programs outside any lease.
+    /// Bound by programs without a lease.
     pub bound: u32,
     /// In TIME_WAIT, or bound with `SO_REUSEADDR` and not listening.
     pub lingering: u32,
-    /// Not permitted to this process.
+    /// Not permitted for this process.
     pub not_permitted: u32,
-    /// Free, but not enough of them.
+    /// Free, but fewer than requested.
     pub not_enough: u32,
 }
 
-/// The case an [`Error`] belongs to.
+/// The category of an [`Error`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// The ports asked for are none at all: an empty or reversed range, or
-    /// nothing but port 0.
+    /// The requested set has no port: an empty or reversed range, or only port 0.
     InvalidPorts,
     /// The name or the root directory of a reservation cannot be used: the name is malformed, another
     /// name of that root has the same variable, or the root is not a directory or too long.
     InvalidName,
-    /// Every port asked for is leased, bound by another program or not
-    /// permitted, and the time to wait for one is over.
+    /// Every requested port is leased, bound by another program or not permitted, and the time to
+    /// wait for one is over.
     Exhausted,
-    /// The lock directory is missing, cannot be made, or cannot be trusted.
+    /// The lock directory is missing, cannot be created, or cannot be trusted.
     LockDir,
-    /// A lock file, or the copy of a reservation, could not be opened, made, locked, read, written,
-    /// unlocked or removed.
+    /// A lock file, or the copy of a reservation, could not be opened, created, locked, read,
+    /// written, unlocked or removed.
     Lock,
-    /// A socket could not be made, bound or listened on, for another reason
-    /// than that the port is in use.
+    /// A socket could not be created, bound or listened on, for a reason other than that the port
+    /// is in use.
     Probe,
     /// A port server cannot be reached, does not answer, or refuses.
     PortServer,
-    /// What was waited for did not happen in time.
+    /// The awaited event did not happen in time.
     Timeout,
-    /// The server that answers is another process's than the one that was waited for:
-    /// [`Error::server`] says which.
+    /// The server that answers belongs to a process other than the expected one:
+    /// [`Error::server`] returns it.
     OtherServer,
     /// The callback of [`Builder::on_wait`](crate::Builder::on_wait) stopped the wait.
     Stopped,
-    /// The process that a lease should belong to does not exist, or the system fails
-    /// to tell which it is.
+    /// The process that a lease should belong to does not exist, or the system cannot identify
+    /// it.
     Process,
-    /// The system permits this process none of the ports asked for.
+    /// The system permits this process to bind none of the requested ports.
     PermissionDenied,
-    /// What was asked for cannot be done on this system, or not in this
-    /// combination.
+    /// The request is not supported on this system, or not in this combination.
     Unsupported,
 }
 
@@ -156,13 +151,13 @@ impl Error {
         }))
     }
 
-    /// The same error, with what to do about it.
+    /// Returns the same error with a hint on what to do about it.
     pub(crate) fn with_hint(mut self, hint: &'static str) -> Self {
         self.0.hint = hint;
         self
     }
 
-    /// The same error, as that of `origin`.
+    /// Returns the same error, prefixed with its origin.
     pub(crate) fn of(mut self, origin: &str) -> Self {
         self.0.message = format!("{origin}: {}", self.0.message);
         self
@@ -173,15 +168,15 @@ impl Error {
         self
     }
 
-    /// Which case this error is.
+    /// Returns the category of this error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
 
-    /// Returns whether the ports were busy, leased or in use, and nothing else went wrong: the kind
-    /// is [`Exhausted`](ErrorKind::Exhausted). Only after such an error may the same call succeed
-    /// later because others have released their ports.
+    /// Returns whether the only reason was that the ports were busy, that is, leased or in use:
+    /// the kind is [`Exhausted`](ErrorKind::Exhausted). Only after such an error can the same
+    /// call succeed later because others have released their ports.
     ///
     /// # Examples
     ///
@@ -199,7 +194,7 @@ impl Error {
         self.kind() == ErrorKind::Exhausted
     }
 
-    /// Returns why no port could be leased, where that is the error:
+    /// Returns why no port could be leased, if that is the error:
     /// [`Exhausted`](ErrorKind::Exhausted), [`Stopped`](ErrorKind::Stopped) or
     /// [`PermissionDenied`](ErrorKind::PermissionDenied).
     #[must_use]
@@ -212,21 +207,20 @@ impl Error {
         self
     }
 
-    /// Returns the server that answered, where it is another process's than the one that was waited for:
+    /// Returns the server that answered, if it belongs to a process other than the expected one:
     /// [`OtherServer`](ErrorKind::OtherServer).
     #[must_use]
     pub fn server(&self) -> Option<&Server> {
         self.0.server.as_ref()
     }
 
-    /// Whether the cause was that this process may not.
+    /// Returns whether the cause was a missing permission of this process.
     pub(crate) fn is_denied(&self) -> bool {
         let cause = self.0.cause.as_ref().map(io::Error::kind);
         cause == Some(io::ErrorKind::PermissionDenied)
     }
 
-    /// The operating system's error number, where the cause was a failed
-    /// system call.
+    /// Returns the operating system's error number, if the cause was a failed system call.
     #[must_use]
     pub fn raw_os_error(&self) -> Option<i32> {
         self.0.cause.as_ref()?.raw_os_error()
@@ -268,7 +262,7 @@ impl From<Error> for io::Error {
             ErrorKind::OtherServer => io::ErrorKind::AddrInUse,
             ErrorKind::Timeout => io::ErrorKind::TimedOut,
             ErrorKind::Unsupported => io::ErrorKind::Unsupported,
-            // Not `Interrupted`: what gets that from the standard library tries again.
+            // Not `Interrupted`: callers in the standard library retry after it.
             ErrorKind::Stopped => io::ErrorKind::Other,
             ErrorKind::LockDir
             | ErrorKind::Lock
@@ -286,7 +280,7 @@ mod tests {
 
     #[test]
     fn message_says_operation_object_and_cause_once() {
-        // EACCES, or ERROR_ACCESS_DENIED.
+        // EACCES or ERROR_ACCESS_DENIED.
         let denied = if cfg!(windows) { 5 } else { 13 };
         let cause = io::Error::from_raw_os_error(denied);
         let text = cause.to_string();

@@ -8,7 +8,7 @@ pub(crate) use discard::{debug, warn};
 
 #[cfg(not(feature = "log"))]
 mod discard {
-    /// Uses the arguments, so that they need not be marked as unused.
+    /// Uses the arguments, so that callers need not mark them as unused.
     macro_rules! discard {
         ($($arguments:tt)*) => {{
             let _ = format_args!($($arguments)*);

@@ -1,9 +1,9 @@
-//! The client of a port server: portpicker's protocol.
+//! The client for portpicker's port server protocol.
 //!
-//! A stream socket, on Windows a named pipe, one request per connection: the pid of the process that the port will
-//! belong to, in decimal, and a newline. The answer is the port in decimal and a
-//! newline, or nothing where the server refuses; then it closes. There is no
-//! message to give a port back: it is free again when that process has ended.
+//! The connection is a stream socket, on Windows a named pipe, and serves one request: the pid of
+//! the process that the port will belong to, in decimal, and a newline. The answer is the port in
+//! decimal and a newline, or nothing if the server refuses; then the server closes the
+//! connection. No message returns a port: it becomes free when that process ends.
 
 use std::{
     io, str,
@@ -22,34 +22,33 @@ use unix::Connection;
 #[cfg(windows)]
 use windows::Connection;
 
-/// How long a port server may take for everything.
+/// Time limit for the whole exchange with a port server.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Largest number of bytes in an answer. A port has at most 5 digits and a line end. Anything longer is
-/// no answer, and is not read to its end.
+/// Largest number of bytes in an answer. A port has at most 5 digits and a line end. A longer
+/// answer is invalid, and is not read to its end.
 pub(crate) const MAX_ANSWER_LEN: usize = 15;
 
 /// Asks the port server at `address` for a port that belongs to the process `pid`: portpicker's
 /// `get_port_from_port_server(portserver_address, pid)`, also known as `GetPortFromPortServer`.
 ///
-/// An address that begins with `@` is a name in Linux's abstract namespace
-/// (unix(7)), any other is a path.
+/// An address that begins with `@` is a name in Linux's abstract namespace (unix(7)); any other
+/// address is a path.
 ///
-/// The server decides what the port is leased against: `portlock serve` leases it
-/// from its lock directory, for as long as that process lives; the Python
-/// `portserver.py` remembers it, and knows nothing of leases.
+/// The server decides how the port is leased: `portlock serve` leases it from its lock directory
+/// for as long as that process lives; the Python `portserver.py` remembers it and does not know
+/// about leases.
 ///
 /// # Platform-specific behavior
 ///
-/// On Windows, as portpicker has it, `@name` is the named pipe `\\.\pipe\name`, and any
-/// other address is the path of a pipe. Only Linux has an abstract namespace: elsewhere
-/// on Unix a name in it cannot be connected to.
+/// On Windows, as in portpicker, `@name` is the named pipe `\\.\pipe
+/// ame`, and any other address is the path of a pipe. Only Linux has an abstract namespace: on
+/// other Unix systems, connecting to a name in it fails.
 ///
 /// # Errors
 ///
-/// [`PortServer`](ErrorKind::PortServer), with a message that tells which: the
-/// server cannot be reached, does not answer within 10 seconds, refuses, or
-/// answers something that is no port.
+/// [`PortServer`](ErrorKind::PortServer) if the server cannot be reached, does not answer within
+/// 10 seconds, refuses, or sends an answer that is not a port. The message says which.
 ///
 /// # Examples
 ///
@@ -78,7 +77,7 @@ pub fn get_port_from_port_server(address: &str, pid: u32) -> Result<u16> {
         .ask(&format!("{pid}\n"), deadline)
         .map_err(|error| fail("ask", error))?;
     let number: Option<u16> = match answer.trim_ascii() {
-        // Both mean no: some servers answer 0 rather than nothing.
+        // Both are refusals: some servers answer 0 instead of nothing.
         b"" => Some(0),
         text => str::from_utf8(text).ok().and_then(|text| text.parse().ok()),
     };
@@ -101,7 +100,7 @@ pub fn get_port_from_port_server(address: &str, pid: u32) -> Result<u16> {
 ///
 /// # Errors
 ///
-/// The deadline has passed.
+/// If the deadline has passed.
 pub(crate) fn time_left(deadline: Instant) -> io::Result<Duration> {
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() {

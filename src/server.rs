@@ -1,23 +1,23 @@
-//! The server of a port: which process it is, and whether it is that of the lease's holder.
+//! The server of a port: which process it is, and whether it belongs to the lease's holder.
 
 use std::fmt;
 
-/// A process, as it is now.
+/// A process in its current state.
 ///
-/// As text it is `pid 812 (postgres)`.
+/// Its text form is `pid 812 (postgres)`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Process {
-    /// Its pid, in the caller's pid namespace.
+    /// The pid, in the caller's pid namespace.
     pub pid: u32,
     /// The file name of the program that it runs. Empty if that cannot be seen.
     pub program: String,
-    /// The number of the user that it runs as. `None` if that cannot be seen, as on Windows.
+    /// The user ID that it runs as. `None` if that cannot be seen, as on Windows.
     pub user_id: Option<u32>,
 }
 
 impl fmt::Display for Process {
-    /// Nothing in it can drive a terminal.
+    /// Escapes control characters, so that the text is safe to print on a terminal.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "pid {}", self.pid)?;
         if !self.program.is_empty() {
@@ -27,23 +27,24 @@ impl fmt::Display for Process {
     }
 }
 
-/// The server of a port: a socket that listens for TCP or, where there is none, is bound for UDP.
+/// The server of a port: a socket that listens for TCP or, if there is none, is bound for UDP.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Server {
     /// The port.
     pub port: u16,
-    /// The process that has the socket. Of several, such as the workers of one server, it is one that
-    /// decided what [`belongs_to`](Self::belongs_to) says. `None` if no process that has it can be seen.
+    /// The process that has the socket. If several have it, such as the workers of one server, it
+    /// is the one that determined [`belongs_to`](Self::belongs_to). `None` if no process that has
+    /// it can be seen.
     pub process: Option<Process>,
-    /// The number of the user that the socket belongs to. `None` if that cannot be seen, as on Windows.
+    /// The user ID that the socket belongs to. `None` if that cannot be seen, as on Windows.
     pub user_id: Option<u32>,
-    /// Whether it is the holder's. `None` if the port is not leased.
+    /// Whether it belongs to the holder of the lease. `None` if the port is not leased.
     pub belongs_to: Option<BelongsTo>,
 }
 
 impl fmt::Display for Server {
-    /// `pid 812 (postgres)`, or `a process that cannot be seen`.
+    /// Writes text such as `pid 812 (postgres)` or `a process that cannot be seen`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.process {
             Some(process) => process.fmt(f),
@@ -52,20 +53,20 @@ impl fmt::Display for Server {
     }
 }
 
-/// Whose server answers on a leased port.
+/// The owner of a server that answers on a leased port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum BelongsTo {
-    /// The lease's holder: the process is the holder or a descendant of it, or it has inherited the
+    /// The lease's holder: the process is the holder or its descendant, or has inherited the
     /// lease's descriptor.
     Holder,
-    /// Another process: it can be seen, it is none of these, and it started before the lease or was
-    /// started by a process that still lives.
+    /// Another process: it can be seen, it is none of the above, and it started before the lease
+    /// or was started by a process that is still alive.
     ///
     /// The proxy of a published container port is such a process, too.
     Other,
-    /// Nobody can tell. The process cannot be seen, or it was started by a process that has ended, which
-    /// may have been the holder's, as a server that daemonized is.
+    /// The owner cannot be determined. The process cannot be seen, or it was started by a process
+    /// that has ended and may have belonged to the holder, as with a server that daemonized.
     Unknown,
 }
 
@@ -74,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_is_named_by_its_pid_and_by_a_program_that_cannot_drive_a_terminal() {
+    fn a_process_is_named_by_its_pid_and_its_program_with_escapes() {
         let process = |program: &str| Process {
             pid: 812,
             program: program.to_owned(),

@@ -1,4 +1,4 @@
-//! The sockets that serve ports, in this network namespace, and the processes that have them.
+//! The sockets that serve ports in this network namespace, and the processes that have them.
 
 use std::{
     collections::HashMap,
@@ -29,9 +29,9 @@ use windows as system;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Transport {
-    /// It listens.
+    /// The socket listens.
     Tcp,
-    /// It is bound.
+    /// The socket is bound.
     Udp,
 }
 
@@ -41,14 +41,14 @@ pub(crate) struct Socket {
     pub(crate) transport: Transport,
     pub(crate) address: SocketAddr,
     pub(crate) user_id: Option<u32>,
-    /// What the processes that have it are found by.
+    /// The key by which the processes that have it are found.
     key: system::Key,
 }
 
 impl Socket {
-    /// Returns how specific the socket is for connections to `address`, the more the smaller, or `None` if
-    /// it gets none of them. The system prefers the most specific socket (`compute_score` in the kernel's
-    /// net/ipv4/inet_hashtables.c).
+    /// Returns how specific the socket is for connections to `address` (smaller is more
+    /// specific), or `None` if it receives none of them. The system prefers the most specific
+    /// socket (`compute_score` in the kernel's net/ipv4/inet_hashtables.c).
     fn rank(&self, address: SocketAddr) -> Option<u8> {
         if self.transport != Transport::Tcp || self.address.port() != address.port() {
             return None;
@@ -56,13 +56,13 @@ impl Socket {
         match (self.address.ip(), address.ip().to_canonical()) {
             (own, wanted) if own == wanted => Some(0),
             (own, wanted) if own.is_unspecified() && own.is_ipv4() == wanted.is_ipv4() => Some(1),
-            // It takes connections from both, unless it was made for IPv6 alone, which is not shown.
+            // It accepts both families, unless it was created for IPv6 only, which is not shown.
             (IpAddr::V6(own), IpAddr::V4(_)) if own.is_unspecified() => Some(2),
             _ => None,
         }
     }
 
-    /// Returns whether the socket keeps its port from being bound there.
+    /// Returns whether the socket keeps these endpoints from being bound.
     fn blocks(&self, endpoints: &Endpoints) -> bool {
         let other = match self.transport {
             Transport::Tcp => Protocol::Udp,
@@ -107,7 +107,7 @@ pub(crate) fn by_port(sockets: Vec<Socket>) -> HashMap<u16, Vec<Socket>> {
     by_port
 }
 
-/// Returns the sockets that connections to `address`, one of this machine, are for.
+/// Returns the sockets that receive connections to `address`, an address of this machine.
 pub(crate) fn that_accept(sockets: Vec<Socket>, address: SocketAddr) -> Vec<Socket> {
     let best = sockets
         .iter()
@@ -117,10 +117,12 @@ pub(crate) fn that_accept(sockets: Vec<Socket>, address: SocketAddr) -> Vec<Sock
     sockets.into_iter().filter(is_best).collect()
 }
 
-/// The processes that have each of some sockets, as far as they can be seen.
+/// The visible processes that have each of some sockets.
 pub(crate) struct Processes(HashMap<system::Key, Vec<u32>>);
 
 impl Processes {
+    /// Returns the visible processes that have each of `sockets`.
+    ///
     /// # Errors
     ///
     /// [`Process`](ErrorKind::Process) if the system fails to show them.
@@ -143,14 +145,14 @@ impl Processes {
     }
 }
 
-/// Returns the error that the system failed to show processes.
+/// Returns the error for a failure of the system to show processes.
 pub(crate) fn cannot_see(cause: io::Error) -> Error {
     let message = "cannot find the process that has a socket";
     Error::with_cause(ErrorKind::Process, message, cause)
 }
 
-/// Returns the processes that serve some ports and are in the way of these endpoints, as far as they can be
-/// seen, for a message. What goes wrong is left out of the message.
+/// Returns the visible processes that serve some ports and conflict with these endpoints, for a
+/// message. Errors are ignored, because the message can do without them.
 pub(crate) fn servers(ports: &[u16], endpoints: &Endpoints) -> Vec<(u16, Process)> {
     if ports.is_empty() {
         return Vec::new();
@@ -182,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listener_is_found_with_its_process_and_only_by_what_reaches_it() {
+    fn a_listener_is_found_with_its_process_at_its_address_only() {
         let listener = listen("127.0.0.1:0");
         let address = listener.local_addr().expect("bound");
         assert_eq!(pids(address), [process::id()]);
@@ -209,7 +211,7 @@ mod tests {
         assert!(pids(address).is_empty(), "nothing can be connected to");
         // Another program can have the port for TCP.
         if TcpListener::bind(address).is_err() {
-            eprintln!("left out: {address} is not free for TCP");
+            eprintln!("skipped: {address} is not free for TCP");
             return;
         }
         let _tcp = listen(address);

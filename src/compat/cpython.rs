@@ -6,7 +6,7 @@
 //! | `find_unused_port(family=AF_INET, socktype=SOCK_STREAM)` | [`find_unused_port`]`(Family::V4, SocketType::Stream)` |
 //! | `HOST`, `HOSTv4`, `HOSTv6` | [`HOST`], [`HOST_V4`], [`HOST_V6`] |
 //!
-//! `find_unused_port` returns a number that was free a moment ago, and no lease: to keep the port,
+//! `find_unused_port` returns a number that was free a moment ago, not a lease. To keep the port,
 //! use [`FreePort`](crate::FreePort).
 
 #[cfg(unix)]
@@ -31,7 +31,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
 };
 
-/// The loopback address that tests use: CPython's `HOST`, which is the name `localhost` there.
+/// The loopback address that tests use: CPython's `HOST`, which there is the name `localhost`.
 pub const HOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
 /// The IPv4 loopback address: CPython's `HOSTv4`.
@@ -45,20 +45,20 @@ pub const HOST_V6: Ipv6Addr = Ipv6Addr::LOCALHOST;
 /// Binds `socket` to a port of `host` that the system chooses, and returns the
 /// port: CPython's `bind_port(sock, host)`.
 ///
-/// Any socket will do: of [socket2](https://docs.rs/socket2), of tokio, or a bare descriptor such as
-/// [`OwnedFd`](std::os::fd::OwnedFd).
+/// The socket can be of any type: from [socket2](https://docs.rs/socket2), from tokio, or a bare
+/// descriptor such as [`OwnedFd`](std::os::fd::OwnedFd).
 ///
-/// A TCP socket that has `SO_REUSEADDR` or `SO_REUSEPORT` set is refused. With
-/// them, `bind` may succeed although another socket has the same port, and two
-/// tests each believe that it is theirs. `SO_REUSEADDR` is for servers at a
-/// fixed address that restart; a test that lets the system choose its port has
-/// no use for it. CPython refuses IPv4 sockets only; the same holds for IPv6.
+/// A TCP socket that has `SO_REUSEADDR` or `SO_REUSEPORT` set is refused. With them, `bind` can
+/// succeed although another socket has the same port, and two tests each assume that it is
+/// theirs. `SO_REUSEADDR` is for servers that restart at a fixed address; a test that lets the
+/// system choose its port does not need it. CPython refuses only IPv4 sockets; this function
+/// refuses IPv6 sockets too.
 ///
 /// # Platform-specific behavior
 ///
-/// On Windows, the socket is anything that implements `AsSocket`. Windows has no `SO_REUSEPORT`, and
-/// a TCP socket is bound with `SO_EXCLUSIVEADDRUSE`, as CPython has it: without, another one with
-/// `SO_REUSEADDR` could take the port away.
+/// On Windows, the socket is anything that implements `AsSocket`. Windows has no `SO_REUSEPORT`,
+/// and a TCP socket is bound with `SO_EXCLUSIVEADDRUSE`, as in CPython: without it, another
+/// socket with `SO_REUSEADDR` could take the port away.
 ///
 /// # Errors
 ///
@@ -112,15 +112,13 @@ pub fn bind_port(socket: &impl AnySocket, host: impl Into<IpAddr>) -> Result<u16
 /// Returns a port that was unused a moment ago: CPython's
 /// `find_unused_port(family, socktype)`.
 ///
-/// The system chooses it from the ephemeral range, on the loopback address of
-/// the family, and any program can bind it when this returns. Use it for what
-/// CPython recommends it for, a program outside that must be given a number, only
-/// where a [`FreePort`](crate::FreePort) cannot be kept.
+/// The system chooses it from the ephemeral range, on the loopback address of the family, and any
+/// program can bind it when this function returns. Use it as CPython recommends, to pass a number
+/// to an external program, and only where a [`FreePort`](crate::FreePort) cannot be kept.
 ///
 /// # Errors
 ///
-/// [`Probe`](ErrorKind::Probe) if the system refuses, for example because it
-/// does not have that family.
+/// [`Probe`](ErrorKind::Probe) if the system refuses, for example because it lacks that family.
 ///
 /// # Examples
 ///
@@ -144,8 +142,8 @@ pub fn find_unused_port(family: Family, socket_type: SocketType) -> Result<u16> 
     let domain = Domain::for_address((host, 0).into());
     let socket = Socket::new(domain, ty, None).map_err(fail("create"))?;
     let port = bind_port(&socket, host)?;
-    // What a child that is just starting has of it must not be in the way of
-    // the server to come; see `Probe::neutralize`.
+    // A copy of the socket in a child that is being spawned must not block the next server; see
+    // `Probe::neutralize`.
     probe::neutralize(&socket).map_err(fail("set SO_REUSEADDR on"))?;
     Ok(port)
 }

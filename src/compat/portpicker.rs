@@ -30,19 +30,19 @@ use crate::{
 /// The environment variable that names a port server.
 const PORT_SERVER: &str = "PORTSERVER_ADDRESS";
 
-/// The ports that this process has picked, by number: with its lease, or with
-/// none if a port server has given it.
+/// The ports that this process has picked, by number, each with its lease, or without one if a
+/// port server assigned it.
 static PICKED: PerProcess<Picked> = PerProcess::new();
 
 #[derive(Default)]
 struct Picked {
     in_use: Vec<(u16, Option<FreePort>)>,
-    /// Still this process's, to be given out again before any other.
+    /// Ports that still belong to this process and are picked again before any other.
     returned: Vec<(u16, Option<FreePort>)>,
 }
 
-/// Does something with the ports that this process has picked. A forked child has picked
-/// none: those of its parent are not its own to give out.
+/// Calls `f` with the ports that this process has picked. A forked child has picked none: the
+/// ports of its parent are not its own.
 fn with_picked<T>(f: impl FnOnce(&mut Picked) -> T) -> Result<T> {
     let mut picked = PICKED.lock().ok_or_else(|| {
         let message = "cannot use the list of the ports that this process has picked: it was in \
@@ -55,13 +55,13 @@ fn with_picked<T>(f: impl FnOnce(&mut Picked) -> T) -> Result<T> {
 /// Picks a port that is free for TCP and UDP, for the rest of this process's life:
 /// portpicker's `pick_unused_port()`, also known as `PickUnusedPort`.
 ///
-/// If the environment variable `PORTSERVER_ADDRESS` is set, the port server there is
-/// asked. Where it cannot be reached or refuses, and where there is none, the
-/// port is leased from [`PortSet::server_ports`](crate::PortSet::server_ports); never
-/// is it only a number that happened to be free. If a server failed, the
-/// [`log`](https://docs.rs/log) crate gets a warning.
+/// If the environment variable `PORTSERVER_ADDRESS` is set, that port server is asked for a port.
+/// If it cannot be reached or refuses, or if the variable is not set, the port is leased from
+/// [`PortSet::server_ports`](crate::PortSet::server_ports); it is never just a number that
+/// happened to be free. If a server failed, a warning is logged to the
+/// [`log`](https://docs.rs/log) crate.
 ///
-/// Ports that were returned, or added with [`add_reserved_port`], come first.
+/// Ports that were returned, or added with [`add_reserved_port`], are picked first.
 ///
 /// # Errors
 ///
@@ -109,11 +109,12 @@ pub fn pick_unused_port() -> Result<u16> {
     Ok(port)
 }
 
-/// Returns a port that [`pick_unused_port`] has picked: portpicker's
+/// Returns a port that [`pick_unused_port`] picked: portpicker's
 /// `return_port(port)`.
 ///
-/// If it was leased, the lease ends. If it is from a port server, it stays this process's,
-/// because the protocol has no message that returns a port; it is the next one to be picked here.
+/// If it was leased, the lease ends. If it is from a port server, it stays with this process,
+/// because the protocol has no message that returns a port; it is the next port that this process
+/// picks.
 ///
 /// # Errors
 ///
@@ -148,8 +149,8 @@ pub fn return_port(port: u16) -> Result<()> {
 /// Adds a port to those that [`pick_unused_port`] picks first: portpicker's
 /// `add_reserved_port(port)`.
 ///
-/// portpicker takes the caller's word that the port is reserved. Here it is
-/// leased, now, and stays so until it is picked and returned.
+/// portpicker trusts the caller that the port is reserved. Here it is leased immediately, and
+/// stays leased until it is picked and returned.
 ///
 /// # Errors
 ///
@@ -176,13 +177,13 @@ pub fn add_reserved_port(port: u16) -> Result<()> {
 /// `is_port_free(port)`, also known as `IsPortFree`.
 ///
 /// The answer may be wrong a moment later. To use the port, lease it:
-/// [`Builder::try_acquire`] with [`Protocol::TcpAndUdp`] determines the same, and keeps the
+/// [`Builder::try_acquire`] with [`Protocol::TcpAndUdp`] checks the same and keeps the
 /// port.
 ///
 /// # Errors
 ///
-/// As for [`FreePort::try_new`], but that the port is in use, leased or not
-/// permitted is no error.
+/// As for [`FreePort::try_new`], except that it is not an error if the port is in use, leased or
+/// not permitted.
 ///
 /// # Examples
 ///
@@ -199,16 +200,16 @@ pub fn is_port_free(port: u16) -> Result<bool> {
     is_free(&any_protocol().ports(port))
 }
 
-/// Number of ports that [`bind`] takes from the system until one is free everywhere.
+/// Number of ports that [`bind`] requests from the system until one is free on every address.
 const CHOICES: usize = 16;
 
 /// Returns `port` if it is free and not leased, on every address, for sockets of this type:
 /// portpicker's `bind(port, socket_type, socket_proto)`, also known as `Bind`. For port 0,
 /// returns one that the system chooses from its ephemeral range.
 ///
-/// In portpicker it is what `is_port_free` is made of, and it keeps nothing bound. To keep the
-/// socket that finds the port free, use [`FreePort::listen`]. A protocol belongs to each
-/// type of socket, and is not named again.
+/// portpicker builds `is_port_free` on it, and it keeps nothing bound. To keep the socket that
+/// finds the port free, use [`FreePort::listen`]. The type of a socket implies its protocol, so
+/// there is no parameter for the protocol.
 ///
 /// # Errors
 ///

@@ -34,13 +34,13 @@ use crate::{
     system_ports::REFUSED_BY_BROWSERS,
 };
 
-/// The time that PySys waits for a port: `TIMEOUTS['WaitForAvailableTCPPort']`.
+/// How long PySys waits for a port: `TIMEOUTS['WaitForAvailableTCPPort']`.
 const TIMEOUT: Duration = Duration::from_secs(300);
 
 /// The hosts on which a port must be free unless others are named: every address, and `localhost`.
 pub const DEFAULT_HOSTS: [&str; 2] = ["", "localhost"];
 
-/// What this process has allocated. A forked child has allocated nothing.
+/// The ports that this process has allocated. A forked child has allocated none.
 static POOL: PerProcess<Pool> = PerProcess::new();
 
 #[derive(Default)]
@@ -158,13 +158,13 @@ impl Drop for TcpPortOwner {
     fn drop(&mut self) {
         if let Some(lease) = self.lease.take() {
             drop(lease);
-            // In a process that cannot count, nothing was counted.
+            // If the pool cannot be used in this process, nothing was counted.
             let _ = with_pool(Pool::count_return);
         }
     }
 }
 
-/// The port's number alone.
+/// Writes only the port's number.
 impl fmt::Display for TcpPortOwner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.port.fmt(f)
@@ -172,7 +172,8 @@ impl fmt::Display for TcpPortOwner {
 }
 
 impl Pool {
-    /// A forked copy of an owner returns what its process never allocated.
+    /// Does not underflow: a forked copy of an owner returns a port that its process never
+    /// allocated.
     fn count_return(&mut self) {
         self.in_use = self.in_use.saturating_sub(1);
     }
@@ -181,7 +182,7 @@ impl Pool {
 /// Leases a server port for the rest of this process's life, and returns its number:
 /// `allocateTCPPort(hosts, socketAddressFamily)`.
 ///
-/// A port that is needed for a shorter time has a [`TcpPortOwner`].
+/// For a port that is needed for a shorter time, use a [`TcpPortOwner`].
 ///
 /// # Errors
 ///
@@ -207,13 +208,14 @@ pub fn allocate_tcp_port(hosts: &[&str], family: Family) -> Result<u16> {
 /// Returns whether a port is in use on a host, or leased: `portIsInUse(port, host,
 /// socketAddressFamily, type)`.
 ///
-/// As a host, `""` is every address of the family. A port that this process may not bind counts as in
-/// use.
+/// The host `""` means every address of the family. A port that this process may not bind counts
+/// as in use.
 ///
 /// # Errors
 ///
-/// As for [`Builder::check`], but that the port is leased, in use or not permitted is no error; and
-/// [`Probe`](ErrorKind::Probe) if the host cannot be resolved or has no address of the family.
+/// As for [`Builder::check`], except that it is not an error if the port is leased, in use or not
+/// permitted; and [`Probe`](ErrorKind::Probe) if the host cannot be resolved or has no address of
+/// the family.
 ///
 /// # Examples
 ///
@@ -246,8 +248,8 @@ pub fn get_server_tcp_ports() -> Result<PortSet> {
     PortSet::server_ports()
 }
 
-/// Returns the ports above 1023 that browsers refuse to connect to, and that are not among those that
-/// are left for servers: `excludedTCPPorts`.
+/// Returns the ports above 1023 that browsers refuse to connect to and that
+/// [`get_server_tcp_ports`] therefore excludes: `excludedTCPPorts`.
 ///
 /// # Examples
 ///
@@ -265,8 +267,8 @@ pub fn excluded_tcp_ports() -> PortSet {
 /// Determines the ports that [`TcpPortOwner`] and [`allocate_tcp_port`] choose from:
 /// `initializePortPool()`.
 ///
-/// Without it, the first of these calls does. In PySys it may be called once; here it may be called
-/// again, and determines them anew. The ports of earlier calls stay leased.
+/// Without it, the first call of either does this. In PySys it may be called only once; here,
+/// another call determines the ports again. The ports of earlier calls stay leased.
 ///
 /// # Errors
 ///
@@ -278,24 +280,24 @@ pub fn initialize_port_pool() -> Result<()> {
     with_pool(|pool| pool.ports = ports)
 }
 
-/// How many ports this process has allocated.
+/// Counts of the ports that this process has allocated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PortAllocationStats {
     /// Number of ports to choose from: `totalServerPorts`.
     pub total_server_ports: usize,
-    /// Largest number of ports that were in use by this process at one time: `peakAllocatedPorts`.
+    /// Largest number of ports that this process used at the same time: `peakAllocatedPorts`.
     pub peak_allocated_ports: usize,
-    /// Number of ports that were allocated so far: `lifetimeTotalAllocatedPorts`.
+    /// Total number of ports that were allocated so far: `lifetimeTotalAllocatedPorts`.
     pub lifetime_total_allocated_ports: usize,
 }
 
-/// Logs how many ports this process has allocated, at the level debug, and returns it:
+/// Logs the counts of the ports that this process has allocated, at level debug, and returns them:
 /// `logPortAllocationStats()`.
 ///
 /// # Errors
 ///
-/// [`Process`](ErrorKind::Process) in a process that was forked again and again while others
+/// [`Process`](ErrorKind::Process) in a process that was forked repeatedly while other threads
 /// allocated ports.
 ///
 /// # Examples

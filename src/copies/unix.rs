@@ -1,5 +1,5 @@
-//! Whose files they are, and how they are read and written: not by std, which makes an interrupted call
-//! again without a bound.
+//! Ownership of the files, and how they are read and written. Not with std, which retries an
+//! interrupted call without a bound.
 
 use std::{
     fs::{DirBuilder, File, Metadata},
@@ -15,17 +15,18 @@ use rustix::{
 
 use crate::{lock::lock_file, retry::retry};
 
-/// Returns the name of this user's mark in a lock directory, which users may share.
+/// Returns the name of this user's mark in a lock directory, which several users may share.
 pub(super) fn mark() -> String {
     format!(".restored.{}", geteuid().as_raw())
 }
 
-/// Returns whether it is this user's.
+/// Returns whether the file belongs to this user.
 pub(super) fn is_own(metadata: &Metadata) -> bool {
     metadata.uid() == geteuid().as_raw()
 }
 
-/// Creates the mark. With the sticky bit it is not removed for its age, as lock files are not.
+/// Creates the mark. The sticky bit keeps it from being removed because of its age, as with lock
+/// files.
 pub(super) fn create_mark(path: &Path) -> io::Result<()> {
     create_new(path, Mode::SVTX | Mode::RUSR | Mode::WUSR).map(drop)
 }
@@ -43,7 +44,7 @@ pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Writes a file that does not exist.
+/// Writes a file that does not exist yet.
 pub(super) fn write_new(path: &Path, text: &[u8]) -> io::Result<()> {
     lock_file::check_size_limit(text.len() as u64)?;
     let file = create_new(path, Mode::RUSR | Mode::WUSR)?;
@@ -66,7 +67,7 @@ fn open(path: &Path, flags: OFlags, mode: Mode) -> io::Result<File> {
     Ok(retry(open)?.into())
 }
 
-/// Creates a directory that only this user can use, and those above it.
+/// Creates a directory that only this user can use, and its parents.
 pub(super) fn create_private(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }

@@ -1,4 +1,5 @@
-//! Whose files they are, those in this user's profile being this user's, and how they are read and written.
+//! Ownership of the files, and how they are read and written. The files in this user's profile
+//! belong to this user.
 
 use std::{
     fs::{self, File, Metadata},
@@ -11,7 +12,7 @@ pub(super) fn mark() -> String {
     ".restored".to_owned()
 }
 
-/// Returns that it is this user's.
+/// Returns `true`: the file is in this user's profile.
 pub(super) fn is_own(_: &Metadata) -> bool {
     true
 }
@@ -27,12 +28,12 @@ pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
     fs::read(path)
 }
 
-/// Writes a file that does not exist.
+/// Writes a file that does not exist yet.
 pub(super) fn write_new(path: &Path, text: &[u8]) -> io::Result<()> {
     File::create_new(path)?.write_all(text)
 }
 
-/// Creates a directory, and those above it.
+/// Creates a directory and its parents.
 pub(super) fn create_private(path: &Path) -> io::Result<()> {
     fs::create_dir_all(path)
 }

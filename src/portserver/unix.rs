@@ -1,4 +1,4 @@
-//! A port server at a socket of the file system, or of Linux's abstract namespace.
+//! Connects to a port server at a socket in the file system or in Linux's abstract namespace.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -25,7 +25,7 @@ impl Connection {
             let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
             match socket.connect_timeout(&address, time_left(deadline)?) {
                 Ok(()) => return Ok(Self(socket)),
-                // Its queue of connections is full (connect(2)): as many wait already.
+                // The server's accept queue is full (connect(2)).
                 Err(error) if error.raw_os_error() == Some(Errno::AGAIN.raw_os_error()) => {
                     thread::sleep(Duration::from_millis(5).min(time_left(deadline)?));
                 }
@@ -34,8 +34,8 @@ impl Connection {
         }
     }
 
-    /// Sends the request and reads the answer: its first line, or all of it, but no more
-    /// than is needed to know that it is none.
+    /// Sends the request and reads the answer: its first line, or all of it, but no more than is
+    /// needed to recognize an invalid answer.
     pub(crate) fn ask(mut self, request: &str, deadline: Instant) -> io::Result<Vec<u8>> {
         let socket = &mut self.0;
         socket.set_write_timeout(Some(time_left(deadline)?))?;

@@ -1,4 +1,4 @@
-//! A port server at a named pipe, as portpicker has it.
+//! Connects to a port server at a named pipe, as in portpicker.
 
 use std::{
     fs::{File, OpenOptions},
@@ -28,12 +28,12 @@ impl Connection {
             let pipe = OpenOptions::new()
                 .read(true)
                 .write(true)
-                // The process that created the pipe may identify us, and not act as us.
+                // The process that created the pipe may identify us, but not impersonate us.
                 .security_qos_flags(SECURITY_IDENTIFICATION)
                 .open(&path);
             match pipe {
                 Ok(pipe) => return Ok(Self(pipe)),
-                // Each of its instances has a client.
+                // Every instance of the pipe has a client.
                 Err(error) if is(&error, ERROR_PIPE_BUSY) => {
                     thread::sleep(Duration::from_millis(5).min(time_left(deadline)?));
                 }
@@ -42,11 +42,10 @@ impl Connection {
         }
     }
 
-    /// Sends the request and reads the answer: its first line, or all of it, but no more
-    /// than is needed to know that it is none.
+    /// Sends the request and reads the answer: its first line, or all of it, but no more than is
+    /// needed to recognize an invalid answer.
     ///
-    /// A pipe has no time limits of its own. If the server does not answer, the thread that
-    /// waits for it is left to wait.
+    /// A pipe has no timeouts. If the server does not answer, the reading thread is left waiting.
     pub(crate) fn ask(self, request: &str, deadline: Instant) -> io::Result<Vec<u8>> {
         let (sender, answer) = mpsc::channel();
         let request = request.to_owned();
@@ -66,7 +65,7 @@ fn exchange(mut pipe: File, request: &str) -> io::Result<Vec<u8>> {
     let mut answer = Vec::new();
     while answer.len() <= MAX_ANSWER_LEN && !answer.ends_with(b"\n") {
         let mut bytes = [0; MAX_ANSWER_LEN + 1];
-        // That the server has closed it is read as its end.
+        // If the server closed the pipe, the read returns its end.
         match pipe.read(&mut bytes)? {
             0 => break,
             len => answer.extend_from_slice(&bytes[..len]),

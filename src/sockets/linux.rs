@@ -1,4 +1,5 @@
-//! The kernel's tables (proc_pid_net(5)), and the descriptors of processes (proc_pid_fd(5)).
+//! Sockets on Linux: the kernel's tables (proc_pid_net(5)), and the descriptors of processes
+//! (proc_pid_fd(5)).
 
 use std::{
     collections::{HashMap, HashSet},
@@ -25,7 +26,7 @@ pub(super) fn all() -> io::Result<Vec<Socket>> {
         ("udp", Transport::Udp),
         ("udp6", Transport::Udp),
     ] {
-        // Without IPv6 its tables are missing, and without /proc all of them.
+        // Without IPv6, its tables do not exist; without /proc, no tables do.
         let Some(text) = if_shown(table(name))? else {
             continue;
         };
@@ -41,11 +42,11 @@ pub(super) fn all() -> io::Result<Vec<Socket>> {
     Ok(all)
 }
 
-/// Returns which processes have the sockets with these inode numbers, of those whose descriptors this
-/// process may see.
+/// Returns which processes have the sockets with these inode numbers, for processes whose
+/// descriptors this process may read.
 pub(super) fn processes(inodes: &HashSet<Key>) -> io::Result<HashMap<Key, Vec<u32>>> {
     let mut found: HashMap<Key, Vec<u32>> = HashMap::new();
-    // In another namespace's /proc, the pids are those of other processes.
+    // In another namespace's /proc, the same pids are other processes.
     if inodes.is_empty() || !View::take()?.is_ours {
         return Ok(found);
     }
@@ -54,7 +55,7 @@ pub(super) fn processes(inodes: &HashSet<Key>) -> io::Result<HashMap<Key, Vec<u3
         let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
-        // It may have ended, or be another user's.
+        // It may have ended or belong to another user.
         let Some(descriptors) = if_shown(fs::read_dir(format!("/proc/{pid}/fd")))? else {
             continue;
         };

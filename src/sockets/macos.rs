@@ -1,5 +1,5 @@
-//! The sockets of each process that this user may see (`proc_pidfdinfo`): an ordinary user sees those
-//! of that user's own processes only.
+//! Sockets on macOS: those of each process that this user may inspect (`proc_pidfdinfo`). An
+//! ordinary user sees only the sockets of that user's own processes.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -10,7 +10,7 @@ use listeners::{Protocol, SocketState};
 
 use super::{Socket, Transport};
 
-/// The process that has the socket: of a shared one, the system shows each.
+/// The process that has the socket. The system lists a shared socket for each process.
 pub(super) type Key = u32;
 
 pub(super) fn all() -> io::Result<Vec<Socket>> {

@@ -1,5 +1,5 @@
-//! The system's tables of sockets (GetExtendedTcpTable, GetExtendedUdpTable). They name one process for
-//! each socket, the one that created it, which may have ended.
+//! Sockets on Windows: the system's tables (GetExtendedTcpTable, GetExtendedUdpTable). They name
+//! one process for each socket, the one that created it, which may have ended.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -21,7 +21,7 @@ pub(super) fn all() -> io::Result<Vec<Socket>> {
     let tables = families
         .into_iter()
         .flat_map(|family| protocols.map(|protocol| get_sockets_info(family, protocol)));
-    // A table that is not there, as that of IPv6 may be, has no sockets.
+    // A table that does not exist, such as that of IPv6, has no sockets.
     Ok(tables.flatten().flatten().filter_map(socket).collect())
 }
 
@@ -42,7 +42,7 @@ fn socket(info: SocketInfo) -> Option<Socket> {
 }
 
 pub(super) fn processes(pids: &HashSet<Key>) -> io::Result<HashMap<Key, Vec<u32>>> {
-    // Process 0 is none.
+    // Process 0 is not a process.
     let known = pids.iter().filter(|&&pid| pid != 0);
     Ok(known.map(|&pid| (pid, vec![pid])).collect())
 }

@@ -1,3 +1,3 @@
-//! What can be bound on Unix.
+//! The sockets that can be bound on Unix.
 
 pub(super) use std::os::fd::AsFd as AnySocket;

@@ -1,3 +1,3 @@
-//! What can be bound on Windows.
+//! The sockets that can be bound on Windows.
 
 pub(super) use std::os::windows::io::AsSocket as AnySocket;

@@ -1,4 +1,4 @@
-//! What is asked for.
+//! The builder of a lease.
 
 use std::{
     borrow::Cow,
@@ -27,16 +27,16 @@ use crate::{
     wait_status::{OnWait, WaitStatus},
 };
 
-/// How long a lease is waited for unless the builder is told otherwise.
+/// Default time to wait for a lease.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Largest number of times that one call looks up a name again because its reservation was changed in
+/// Largest number of times that one call looks up a name again because its reservation changed in
 /// between. Only a bound.
 const MAX_MOVES: u32 = 10;
 
 /// A lease to be acquired: which ports, on which addresses, and how long to wait.
 ///
-/// Made by [`Builder::new`] or [`FreePort::builder`]. It can be used any number of times.
+/// Created by [`Builder::new`] or [`FreePort::builder`]. It can be used any number of times.
 ///
 /// # Examples
 ///
@@ -102,9 +102,9 @@ impl Builder {
     /// Sets the ports to choose from: one port, an array of ports, a range of `u16` or a
     /// [`PortSet`]; by default [`PortSet::server_ports`].
     ///
-    /// Port 0 is never among them. From a set without any port, such as a reversed range,
-    /// nothing can be leased: that is the same [`InvalidPorts`](ErrorKind::InvalidPorts) error
-    /// in every call. The ports are used as given, also where they
+    /// Port 0 is never among them. With a set without any port, such as a reversed range,
+    /// every call returns the same [`InvalidPorts`](ErrorKind::InvalidPorts)
+    /// error. The ports are used as given, even if they
     /// [overlap the ephemeral range](Self::overlaps_ephemeral).
     ///
     /// # Examples
@@ -125,13 +125,13 @@ impl Builder {
         self
     }
 
-    /// An address on which the port must be free; may be called several times.
+    /// Adds an address on which the port must be free. Can be called several times.
     ///
     /// By default the port must be free on every IPv4 and IPv6 address of this
-    /// machine, and a server that binds any of them will succeed. With hosts
-    /// named, the port may be in use on others. A wildcard address covers every
+    /// machine, and a server that binds any of them will succeed. If hosts are
+    /// set, the port may be in use on other addresses. A wildcard address covers every
     /// address of its family, and `::` covers IPv4 too. A host of a family
-    /// that this system lacks does not count, unless it is the only one.
+    /// that this system lacks is ignored, unless it is the only one.
     ///
     /// # Examples
     ///
@@ -151,7 +151,7 @@ impl Builder {
         self
     }
 
-    /// The transport protocols for which the port must be free; TCP by default.
+    /// Sets the transport protocols for which the port must be free; TCP by default.
     ///
     /// # Examples
     ///
@@ -172,9 +172,9 @@ impl Builder {
         self
     }
 
-    /// Whether a port counts as free while nothing but closing connections of an earlier server,
-    /// as in TIME_WAIT, are there: always with `true`, never with `false`. By default, such a port is
-    /// the last resort, leased if no other one is free.
+    /// Sets whether a port counts as free if only closing connections of an earlier server,
+    /// as in TIME_WAIT, occupy it: always with `true`, never with `false`. By default, such a port is
+    /// a last resort, leased if no other port is free.
     ///
     /// A server that closes connections keeps its port from *strict* binds
     /// for a minute, but not from servers that set `SO_REUSEADDR`, as most do
@@ -182,15 +182,15 @@ impl Builder {
     /// run out of strictly free ports. With `false`, a server that does not set the option
     /// can bind every port that is leased.
     ///
-    /// That nothing else is there is proven by the kernel's table of sockets. A port that
-    /// another program has bound with `SO_REUSEADDR`, and on which it does not listen yet, is busy.
+    /// The kernel's socket table proves that nothing else occupies the port. A port that
+    /// another program has bound with `SO_REUSEADDR`, but on which it does not listen yet, is busy.
     /// It has no effect on UDP, which has no TIME_WAIT.
     ///
     /// # Platform-specific behavior
     ///
-    /// On macOS no table is read: the default is `false`, and with `true`, a port counts as free if
+    /// On macOS there is no such table: the default is `false`, and with `true`, a port counts as free if
     /// all its sockets are TCP connections, closing or not.
-    /// On Windows it has no effect: there TIME_WAIT keeps nobody from binding, and
+    /// On Windows it has no effect: TIME_WAIT does not prevent a bind there, and
     /// `SO_REUSEADDR` would let two servers have one port.
     ///
     /// # Examples
@@ -214,25 +214,25 @@ impl Builder {
         self
     }
 
-    /// Whether the lease keeps the port bound too; by default only the lock is
-    /// kept.
+    /// Sets whether the lease also keeps the port bound. By default it keeps only the
+    /// lock.
     ///
     /// The socket is bound and does not listen. As long as the lease lives, it
     /// keeps the port from the kernel's own choice, when a client connects or a
-    /// program binds port 0, and from programs that bind it strictly, while a
+    /// program binds port 0, and from programs that bind it strictly, but a
     /// server that sets `SO_REUSEADDR`, as most do on Unix, can bind it and
-    /// listen. So a lease from the ephemeral range is as good as any other.
+    /// listen. So a lease from the ephemeral range is as safe as any other.
     ///
-    /// It keeps out servers that bind strictly, your own included, and it costs a
+    /// It blocks servers that bind strictly, including your own, and it costs a
     /// descriptor for each address. It has no effect on [`listen`](Self::listen).
     ///
-    /// Only for TCP. Linux gives a UDP port that is held in this way to other sockets all the same, so
+    /// Only for TCP. Linux gives a UDP port to other sockets even if it is held in this way, so
     /// a lease that is to hold its socket with another
     /// [`protocol`](Self::protocol) fails with [`Unsupported`](ErrorKind::Unsupported).
     ///
     /// # Platform-specific behavior
     ///
-    /// Only on Linux. Other systems have no option that can be set after the
+    /// Linux only. Other systems have no option that can be set after the
     /// bind with this effect, and there a lease that is to hold its socket
     /// fails with [`Unsupported`](ErrorKind::Unsupported).
     ///
@@ -257,11 +257,11 @@ impl Builder {
     }
 
     /// Starts the search at a port that belongs to `name`: the same name and the
-    /// same ports to choose from give the same port whenever it is free.
+    /// same ports to choose from lead to the same port whenever it is free.
     ///
     /// Use the name of a worktree and a service, such as `"my-worktree/api"`, to
-    /// find a server at the same address tomorrow, without a file that says
-    /// so. If the port is taken, the search goes on with the others.
+    /// find a server at the same address tomorrow without storing the
+    /// port. If the port is taken, the search continues with the others.
     ///
     /// The port is the one at index *h* modulo *n* in ascending order, where *n*
     /// is the number of ports to choose from and *h* the 64-bit FNV-1a hash of
@@ -274,7 +274,7 @@ impl Builder {
     ///
     /// let builder = FreePort::builder().ports(4000..=6000).prefer("my-worktree/api");
     /// let today = builder.acquire()?;
-    /// // Somewhere else, for that one is taken.
+    /// // A different port, because the first one is taken.
     /// let other = builder.acquire()?;
     /// assert_ne!(today.port(), other.port());
     /// # Ok::<(), portlock::Error>(())
@@ -287,7 +287,7 @@ impl Builder {
     /// Leases the port that is reserved for `name`, and reserves one first if none is.
     ///
     /// The same name in the same [`root`](Self::root) directory has the same port every day, whether it is
-    /// leased or not, and no other caller is leased that port. The reservation outlives every lease
+    /// leased or not, and no other caller can lease that port. The reservation outlives every lease
     /// of the port. It is kept until [`LockDir::unreserve`](crate::LockDir::unreserve) removes it, or
     /// the root directory is gone, as after `git worktree remove`. A copy in the user's
     /// state directory restores it after a restart of the machine.
@@ -297,9 +297,9 @@ impl Builder {
     /// the process, or with [`or_any`](Self::or_any) leases another port. Closing connections, as in
     /// TIME_WAIT, do not count: [`reuse_address`](Self::reuse_address) is `true`.
     ///
-    /// A new reservation is made from the [`ports`](Self::ports) to choose from. It is
-    /// that port that [`prefer`](Self::prefer) chooses by the text `<root>/<name>`, if it is free and not
-    /// reserved, or else the next one. An existing reservation is used whatever the ports are.
+    /// A new reservation is chosen from the [`ports`](Self::ports). It is
+    /// the port that [`prefer`](Self::prefer) chooses by the text `<root>/<name>`, if it is free and not
+    /// reserved, or else the next one. An existing reservation is used even if it is not among the ports.
     ///
     /// A name begins with a letter from `a` to `z` and has only these letters, digits, `_` and `-`,
     /// 64 at most. It is one port: a call for several fails with
@@ -333,7 +333,7 @@ impl Builder {
         self
     }
 
-    /// Leases another one of the [`ports`](Self::ports), as without a [`name`](Self::name), if the
+    /// Leases another of the [`ports`](Self::ports), as without a [`name`](Self::name), if the
     /// reserved port is bound by another program.
     pub fn or_any(mut self) -> Self {
         self.or_any = true;
@@ -341,14 +341,14 @@ impl Builder {
     }
 
     /// Returns the reservation of the [`name`](Self::name), and reserves a port if there is none yet.
-    /// Nothing is leased.
+    /// Leases nothing.
     ///
     /// [`LockDir::reservation`](crate::LockDir::reservation) looks it up without reserving.
     ///
     /// # Errors
     ///
     /// [`InvalidName`](ErrorKind::InvalidName) if there is no name, or the name or the root cannot be
-    /// used; [`Exhausted`](ErrorKind::Exhausted) if a port is to be reserved and none is free, or if
+    /// used; [`Exhausted`](ErrorKind::Exhausted) if a new reservation is needed and no port is free, or if
     /// the lock directory was lost and the port has been leased since; otherwise as for
     /// [`acquire`](Self::acquire).
     ///
@@ -387,7 +387,7 @@ impl Builder {
         }
     }
 
-    /// How long to wait while no port is free; 30 seconds by default.
+    /// Sets how long to wait while no port is free; 30 seconds by default.
     ///
     /// Zero means to try each port once.
     pub fn timeout(mut self, timeout: Duration) -> Self {
@@ -401,12 +401,12 @@ impl Builder {
     ///
     /// Without it, the environment variable `PORTLOCK_DIR` names the directory, which must
     /// exist too. Without that, it is the default directory: `/run/portlock` if root has
-    /// created it with mode 1777, for all users of the machine, else this user's own,
+    /// created it with mode 1777, for all users of the machine, else this user's
     /// `/tmp/portlock-<uid>`, which is created if it is missing. If there is no `/tmp`, it is
     /// `portlock` in the runtime directory that `XDG_RUNTIME_DIR` names. The default does not
-    /// depend on the user's session: a service, a cron job and a login shell come to the same.
+    /// depend on the user's session: a service, a cron job and a login shell use the same one.
     ///
-    /// The directory must be this user's and writable by nobody else, or
+    /// The directory must belong to this user and be writable by no other user, or be
     /// sticky (mode 1777) and owned by root or this user. Its last component
     /// must not be a symbolic link.
     ///
@@ -416,14 +416,14 @@ impl Builder {
     /// `~/Library/Application Support/portlock`. On Windows it is `.portlock` in the user's
     /// profile, and any directory is trusted that is not a symbolic link or another reparse
     /// point. Its access control list is not changed; a directory that is created inherits
-    /// its list, which by default lets in nobody but this user and administrators.
+    /// its list, which by default permits access only to this user and administrators.
     ///
     /// # Examples
     ///
     /// ```
     /// use portlock::FreePort;
     ///
-    /// // For a test of portlock's users: leases that are shared with nobody else.
+    /// // For a test of a program that uses portlock: leases that are not shared.
     /// let dir = tempfile::tempdir()?; // with mode 0700
     /// let port = FreePort::builder().lock_dir(dir.path()).acquire()?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -433,7 +433,7 @@ impl Builder {
         self
     }
 
-    /// A text for people who want to know what the port is leased for. It is
+    /// Sets a text that tells users what the port is leased for. It is
     /// written into the lock file, cut after about 100 bytes.
     pub fn label(mut self, label: impl Into<String>) -> Self {
         self.label = Some(label.into());
@@ -480,8 +480,8 @@ impl Builder {
         self
     }
 
-    /// Leases a free port, and waits for one as long as the
-    /// [`timeout`](Self::timeout) allows.
+    /// Leases a free port, and waits up to the [`timeout`](Self::timeout)
+    /// for one.
     ///
     /// # Errors
     ///
@@ -491,7 +491,7 @@ impl Builder {
         self.lease(self.timeout, |acquisition| acquisition.one())
     }
 
-    /// Leases a free port if there is one now, whatever the timeout is.
+    /// Leases a free port if there is one now, regardless of the timeout.
     ///
     /// # Errors
     ///
@@ -502,8 +502,8 @@ impl Builder {
 
     /// Checks whether [`try_acquire`](Self::try_acquire) would find a port now, without leasing one.
     ///
-    /// Nothing in the lock directory is written, and no lock directory is created. For the moment
-    /// of the check the port counts as leased to others.
+    /// It writes nothing to the lock directory, and creates no lock directory. During
+    /// the check, the port counts as leased for other callers.
     ///
     /// # Errors
     ///
@@ -524,8 +524,8 @@ impl Builder {
         self.check_within(Duration::ZERO)
     }
 
-    /// Waits until a port could be leased, for as long as the [`timeout`](Self::timeout) allows,
-    /// without leasing one. In the lock directory it leaves at most an empty wait queue.
+    /// Waits until a port could be leased, up to the [`timeout`](Self::timeout),
+    /// without leasing one. It leaves at most an empty wait queue in the lock directory.
     ///
     /// When it returns, another caller may lease the port first: to have a port, call
     /// [`acquire`](Self::acquire).
@@ -547,7 +547,7 @@ impl Builder {
     }
 
     /// Leases a free port for the process `pid`: [`acquire`](Self::acquire) and
-    /// [`FreePort::delegate_to`] in one, which is faster. Gives the port's number.
+    /// [`FreePort::delegate_to`] in one call, which is faster. Returns the port's number.
     ///
     /// # Errors
     ///
@@ -599,7 +599,7 @@ impl Builder {
         self.lease(self.timeout, |acquisition| acquisition.one_listening())
     }
 
-    /// Leases `n` free ports at once, or none, and listens on each as
+    /// Leases `n` free ports, all or none, and listens on each as
     /// [`listen`](Self::listen) does.
     ///
     /// # Errors
@@ -634,10 +634,10 @@ impl Builder {
         Ok(())
     }
 
-    /// Leases `n` free ports at once, or none.
+    /// Leases `n` free ports, all or none.
     ///
-    /// While there are not enough it waits without holding any, so callers that
-    /// each want many never block each other for good. The ports come in the
+    /// While there are not enough, it waits without holding any, so callers that
+    /// each want several never deadlock. The ports are returned in the
     /// order in which they were found.
     ///
     /// # Errors
@@ -659,13 +659,13 @@ impl Builder {
         self.begin_several()?.many(n)
     }
 
-    /// Leases `n` free ports that follow each other, in ascending order, or none.
+    /// Leases `n` contiguous free ports, all or none, in ascending order.
     ///
     /// # Errors
     ///
     /// As for [`acquire`](Self::acquire); and
     /// [`InvalidPorts`](ErrorKind::InvalidPorts) if no `n` of the ports to choose
-    /// from follow each other.
+    /// from are contiguous.
     ///
     /// # Examples
     ///
@@ -680,17 +680,17 @@ impl Builder {
         self.begin_several()?.block(n)
     }
 
-    /// Leases, for one of the ports to choose from, the ports at all `offsets`
-    /// from it, in that order, or none.
+    /// Leases the ports at all `offsets` from one of the ports to choose from,
+    /// all or none, in that order.
     ///
-    /// That is for servers that derive one port from another, as a Redis Cluster
-    /// node does: its bus listens 10000 above its port. Only the port that the
-    /// offsets are from must be one to choose from.
+    /// This is for servers that derive one port from another, such as a Redis Cluster
+    /// node, whose bus port is 10000 above its port. Only the port to which the
+    /// offsets are added must be among the ports to choose from.
     ///
     /// # Errors
     ///
     /// As for [`acquire`](Self::acquire); and
-    /// [`InvalidPorts`](ErrorKind::InvalidPorts) if an offset is given twice, or
+    /// [`InvalidPorts`](ErrorKind::InvalidPorts) if an offset occurs twice, or
     /// leads beyond 65535 from every port to choose from.
     ///
     /// # Examples
@@ -708,8 +708,8 @@ impl Builder {
         self.begin_several()?.offsets(offsets)
     }
 
-    /// Whether some of the ports to choose from are in the
-    /// [ephemeral range](crate::ephemeral_port_range), from which the system gives
+    /// Returns whether some of the ports to choose from are in the
+    /// [ephemeral range](crate::ephemeral_port_range), from which the system assigns
     /// ports to any client, leased or not.
     ///
     /// # Errors
@@ -757,7 +757,7 @@ impl Builder {
         acquisition.reserve(key)
     }
 
-    /// Leases one port by `run`: of the name, or any.
+    /// Leases one port with `run`: the port of the name, or any port.
     fn lease<T>(
         &self,
         timeout: Duration,
@@ -785,7 +785,7 @@ impl Builder {
             let why = outcome.as_ref().err().filter(is_busy);
             let why = why.and_then(Error::counts);
             match why {
-                // The reservation has been removed since, or can be restored now.
+                // The reservation has been removed since then, or can be restored now.
                 Some(why) if why.reserved > 0 && moves < MAX_MOVES => moves += 1,
                 Some(why) if why.bound > 0 && self.or_any => return any(left()),
                 _ => return outcome,
@@ -803,7 +803,7 @@ impl Builder {
                 Some(key) => {
                     let dir = LockDir::located(self.lock_dir.as_deref())?;
                     match dir.reserved(key)? {
-                        // Where its line has to be restored, the port is still like any other.
+                        // If its line has to be restored, the port is still like any other.
                         Some(found) => Some((found.port, dir.has_line(key, found.port)?)),
                         None => None,
                     }
@@ -822,7 +822,7 @@ impl Builder {
             let outcome = acquisition.none();
             let why = outcome.as_ref().err().and_then(Error::counts);
             match why {
-                // The line has been restored or removed since.
+                // The line has been restored or removed since then.
                 Some(why) if reserved.is_some() && why.reserved > 0 && moves < MAX_MOVES => {
                     moves += 1;
                 }
@@ -834,7 +834,7 @@ impl Builder {
     fn begin_several(&self) -> Result<Acquisition<'_>> {
         if let Some(name) = &self.name {
             let message =
-                format!("the name {name} is that of one port, and several were asked for");
+                format!("the name {name} stands for one port, but several were requested");
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
         self.begin()
@@ -871,16 +871,16 @@ impl Builder {
 }
 
 impl FreePort {
-    /// Leases a random free port of `ports`, and waits up to 30 seconds while
-    /// every one of them is leased or in use.
+    /// Leases a random free port from `ports`, and waits up to 30 seconds while
+    /// all of them are leased or in use.
     ///
     /// `ports` is one port, an array of ports, a range or a [`PortSet`].
     ///
     /// The port is free on every IPv4 and IPv6 address of this machine. The kernel
-    /// tells a waiter of each lease that ends, in this process or another. What it
-    /// cannot tell, such as that another program leaves a port, is noticed within
-    /// some tenths of a second, for a large set two seconds. Of all who wait for
-    /// the same ports one watches them, and the others wait in a queue behind it.
+    /// wakes a waiter when a lease ends, in this process or another. Events that it
+    /// does not report, such as another program closing a port, are noticed within
+    /// some tenths of a second, or two seconds for a large set. Of all callers that wait
+    /// for the same ports, one watches them, and the others wait in a queue behind it.
     ///
     /// # Errors
     ///
@@ -888,15 +888,15 @@ impl FreePort {
     ///
     /// * [`InvalidPorts`](crate::ErrorKind::InvalidPorts): `ports` is an empty set, a
     ///   reversed range, or port 0 alone;
-    /// * [`Exhausted`](crate::ErrorKind::Exhausted): no port came free in time; the
+    /// * [`Exhausted`](crate::ErrorKind::Exhausted): no port became free in time; the
     ///   message counts the ports that were leased, bound by other programs or not
     ///   permitted, and names some holders;
-    /// * [`PermissionDenied`](crate::ErrorKind::PermissionDenied): this process may bind
-    ///   none of the ports;
+    /// * [`PermissionDenied`](crate::ErrorKind::PermissionDenied): this process is not permitted
+    ///   to bind any of the ports;
     /// * [`LockDir`](crate::ErrorKind::LockDir), [`Lock`](crate::ErrorKind::Lock),
-    ///   [`Probe`](crate::ErrorKind::Probe): the directory is not to be trusted, or the
-    ///   system failed at a lock file or socket, for example for want of file
-    ///   descriptors. Such an error ends the call.
+    ///   [`Probe`](crate::ErrorKind::Probe): the directory cannot be trusted, or an
+    ///   operation on a lock file or socket failed, for example because no file
+    ///   descriptors are left. Such an error ends the call.
     ///
     /// # Examples
     ///
@@ -915,11 +915,11 @@ impl FreePort {
         Self::builder().ports(ports).acquire()
     }
 
-    /// Leases a random free port of `ports` if there is one now.
+    /// Leases a random free port from `ports` if there is one now.
     ///
-    /// It tries each port once and waits for no lease. Ports that are only
-    /// kept by what remains of a closed socket are tried again during 32 ms
-    /// before the ports count as exhausted.
+    /// It tries each port once and waits for no lease. Ports that only a
+    /// lingering socket occupies (a copy in a child that is being spawned, or
+    /// TIME_WAIT) are retried for 32 ms before the call fails.
     ///
     /// # Errors
     ///
@@ -943,7 +943,7 @@ impl FreePort {
         Self::builder().ports(ports).try_acquire()
     }
 
-    /// Leases a random free port of `ports` and listens on it without a gap:
+    /// Leases a random free port from `ports` and listens on it without a gap:
     /// the socket that found the port free becomes the listener.
     ///
     /// The listener accepts IPv4 and IPv6 connections on every address, has
@@ -953,8 +953,8 @@ impl FreePort {
     ///
     /// # Platform-specific behavior
     ///
-    /// On Windows it has `SO_EXCLUSIVEADDRUSE` instead, so that nobody can listen beside
-    /// it.
+    /// On Windows it has `SO_EXCLUSIVEADDRUSE` instead, so that no other socket can listen
+    /// on the port.
     ///
     /// # Errors
     ///
@@ -971,7 +971,7 @@ impl FreePort {
         Self::builder().ports(ports).listen()
     }
 
-    /// A lease with more to say about it than a range: hosts, protocols, several
+    /// Returns the builder of a lease with more options than a range: hosts, protocols, several
     /// ports, a stable choice, timeout, lock directory, label.
     pub fn builder() -> Builder {
         Builder::new()

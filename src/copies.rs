@@ -5,7 +5,7 @@
 //! directory, `portlock/<hash of its path>`:
 //!
 //! * a file for each reservation, named by the hash of root and name, with the port and the line
-//! in the lock file;
+//!   in the lock file;
 //! * `lock-dir`, the path of the lock directory.
 //!
 //! Each file is written under another name and then renamed, so that it is complete or does not

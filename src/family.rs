@@ -102,9 +102,9 @@ impl Family {
     /// Returns who owns the server with these sockets of one port, and the process that shows it.
     ///
     /// - One process of the family that has a socket is enough: process 1 holds sockets that it
-    /// passes to services, and workers share theirs.
+    ///   passes to services, and workers share theirs.
     /// - Each socket of an address must belong to the family: with `SO_REUSEPORT`, the system
-    /// distributes the connections among them.
+    ///   distributes the connections among them.
     /// - Of several addresses, one is enough.
     fn judge(&self, sockets: &[Socket], processes: &Processes) -> Result<Verdict> {
         let mut by_pid = HashMap::new();

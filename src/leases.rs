@@ -370,9 +370,9 @@ impl PortEntry {
         Some(process::describe(pid))
     }
 
-    /// Returns a description of the holder, or of the last one, such as `pid 812 "orders-test"
-    /// (api tests)`, or `None` if it is not known. The text contains no control characters, so it
-    /// is safe to print on a terminal.
+    /// Returns a description of the holder, or of the last one, such as
+    /// `pid 812 "orders-test" (api tests)`, or `None` if it is not known. The text contains no
+    /// control characters, so it is safe to print on a terminal.
     ///
     /// # Examples
     ///

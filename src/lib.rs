@@ -1,9 +1,10 @@
 //! Free ports as leases.
 //!
-//! Tests that start servers need a free port *number*, and between "it was free" and "my server
-//! binds it" another process can take it. Here a free port is a **lease**: a lock on a per-port
-//! file, held until [`release`](FreePort::release), drop, or the holder's death, and shared by all
-//! threads and processes of this machine, with no daemon and nothing to clean up.
+//! Tests that start servers need a free port *number*, but between "it was free" and "my server
+//! binds it", another process can take the port. Here a free port is a **lease**: a lock on a
+//! per-port file, held until [`release`](FreePort::release), drop, or the holder's death, and
+//! respected by all threads and processes of this machine. There is no daemon and nothing to
+//! clean up.
 //!
 //! # One port
 //!
@@ -16,18 +17,18 @@
 //! let client = TcpStream::connect(port.addr())?;
 //!
 //! drop(server);
-//! port.release()?; // or drop; `release` reports what drop swallows
+//! port.release()?; // or drop, which ignores errors
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! [`FreePort::new`] waits, 30 seconds at most, while every port of the range is leased
-//! or in use; [`FreePort::try_new`] does not. Both take one port, an array of ports, a range or
-//! a [`PortSet`].
+//! [`FreePort::new`] waits up to 30 seconds while every port of the range is leased or in use;
+//! [`FreePort::try_new`] does not wait. Both accept one port, an array of ports, a range or a
+//! [`PortSet`].
 //!
 //! # Keep the value
 //!
-//! The lease ends when the value is dropped. Every newcomer makes this mistake once, and the compiler
-//! cannot find it:
+//! The lease ends when the value is dropped. Every new user makes this mistake once, and the
+//! compiler cannot detect it:
 //!
 //! ```
 //! # use portlock::FreePort;
@@ -36,12 +37,12 @@
 //! # Ok::<(), portlock::Error>(())
 //! ```
 //!
-//! Keep it as long as the port is in use:
+//! Keep the value as long as the port is in use:
 //!
 //! * **in a test or fixture**, in a variable, or in a struct below the server that uses the port,
 //!   because fields are dropped from top to bottom ([an example](#waiting-for-the-server));
-//! * **for the rest of this process's life**, in a `static`, which is never dropped, or leaked. The
-//!   lease then ends with the process, however that ends:
+//! * **for the rest of this process's life**, in a `static`, which is never dropped, or leaked.
+//!   The lease then ends with the process, for whatever reason it ends:
 //!
 //! ```
 //! use std::sync::LazyLock;
@@ -61,9 +62,9 @@
 //!
 //! # No gap
 //!
-//! The port is free on every address of this machine, and a program that does not use
-//! portlock can still take it before you bind it. [`FreePort::listen`] leaves no such gap: the
-//! very socket that found the port free becomes the listener.
+//! The port is free on every address of this machine, but a program that does not use portlock
+//! can still take it before you bind it. [`FreePort::listen`] leaves no such gap: the socket that
+//! found the port free becomes the listener.
 //!
 //! ```
 //! let (port, listener) = portlock::FreePort::listen(4000..=6000)?;
@@ -75,8 +76,8 @@
 //!
 //! A lease excludes all callers that use portlock. The kernel takes ports as well: every client
 //! that connects gets one from the *ephemeral range*, on Linux 32768 to 60999 by default
-//! ([`ephemeral_port_range`]). Choose a range outside it. By default, the [`Builder`] does: it uses
-//! [`PortSet::server_ports`], which are all ports that this machine leaves to servers, about 36,000,
+//! ([`ephemeral_port_range`]). Choose a range outside it. The default of [`Builder`] is
+//! [`PortSet::server_ports`]: all ports that this machine leaves to servers, about 36,000,
 //! without those that need a privilege and those that browsers refuse.
 //!
 //! The default has another advantage: the person running your tests can restrict the ports they
@@ -86,7 +87,7 @@
 //! ```
 //! use portlock::{FreePort, PortSet};
 //!
-//! let port = FreePort::builder().acquire()?; // any that is left for servers
+//! let port = FreePort::builder().acquire()?; // any port that is left for servers
 //!
 //! let ours: PortSet = "20000-20999,!20443".parse()?;
 //! let builder = FreePort::builder().ports(ours);
@@ -103,9 +104,9 @@
 //!
 //! # The same port every day
 //!
-//! A port can be **reserved** for a name in a directory, such as a git worktree. That name then has the
-//! same port every day, in every process, and no other caller is leased it, whether the server
-//! runs or not. The reservation lasts until it is removed, or the directory is gone.
+//! A port can be **reserved** for a name in a directory, such as a git worktree. That name then
+//! has the same port every day, in every process. No other caller can lease it, whether the
+//! server runs or not. The reservation lasts until it is removed, or the directory is gone.
 //!
 //! ```
 //! use portlock::FreePort;
@@ -128,8 +129,8 @@
 //!
 //! # Several ports
 //!
-//! All or none, and never a deadlock between callers that each want several: a caller that cannot
-//! have all of them waits without holding any.
+//! Several ports are leased all or none. Callers that each want several never deadlock: a caller
+//! that cannot get all of its ports waits without holding any.
 //!
 //! ```
 //! use portlock::FreePort;
@@ -137,14 +138,14 @@
 //! let builder = FreePort::builder().ports(4000..=6000);
 //! let any = builder.acquire_many(3)?;
 //! let contiguous = builder.acquire_block(4)?;
-//! // A Redis Cluster node: a port, and 10000 above it that of its bus.
+//! // A Redis Cluster node: its port, and its bus port 10000 above.
 //! let node = builder.acquire_offsets(&[0, 10000])?;
 //! assert_eq!(node[1].port(), node[0].port() + 10000);
 //! # Ok::<(), portlock::Error>(())
 //! ```
 //!
-//! "Free" means for TCP and on every address, unless the builder is told otherwise by
-//! [`protocol`](Builder::protocol) and [`host`](Builder::host).
+//! "Free" means free for TCP on every address, unless [`protocol`](Builder::protocol) and
+//! [`host`](Builder::host) say otherwise.
 //!
 //! # Handing a port to a child
 //!
@@ -166,18 +167,18 @@
 //! ```
 //!
 //! If this process is killed, its leases end. A child that keeps listening is then protected only
-//! as any program is: a port is not leased while it is bound. If the lease itself must last as long
-//! as the child, there are three ways:
+//! as any program is: a port is not leased while it is bound. If the lease itself must last as
+//! long as the child, there are three ways:
 //!
-//! * [`delegate_to`](FreePort::delegate_to)`(child.id())` transfers it to a process that is already
-//!   running. It then ends with that process; what this one does no longer matters.
-//! * [`into_fd`](FreePort#method.into_fd), on Unix, returns the descriptor of the lock. A
-//!   child that inherits it has the lease, and so do its own children, until the last of
-//!   them has ended.
-//! * [`listen`](FreePort::listen) returns a listening socket, which the child can inherit in
-//!   the same way, as from inetd(8) or systemd. Then there is no gap either.
+//! * [`delegate_to`](FreePort::delegate_to)`(child.id())` transfers the lease to a process that
+//!   is already running. The lease then ends with that process, whatever this process does.
+//! * [`into_fd`](FreePort#method.into_fd), on Unix, returns the descriptor of the lock. A child
+//!   that inherits it holds the lease, and so do its own children, until the last of them has
+//!   ended.
+//! * [`listen`](FreePort::listen) returns a listening socket, which the child can inherit in the
+//!   same way, as from inetd(8) or systemd. Then there is no gap either.
 //!
-//! The program `portlock run` does all of this for commands that know nothing of it.
+//! The program `portlock run` does all of this for commands that do not use portlock.
 //!
 //! ```
 //! use std::process::Command;
@@ -195,12 +196,12 @@
 //!
 //! # Waiting for the server
 //!
-//! A child that has been started does not listen yet.
-//! [`FreePort::wait_until_listening`] connects again and again until something accepts. The
-//! function [`wait_until_listening`] does the same for any address or name. Neither asks
-//! whether that is *your* server: if yours could not bind its port, because another program has
-//! taken it, the other program's server answers. [`FreePort::wait_for_server`] finds out which
-//! process answers, and fails if it is another one than yours or a descendant of it:
+//! A child does not listen as soon as it is started. [`FreePort::wait_until_listening`] connects
+//! repeatedly until something accepts. The function [`wait_until_listening`] does the same for
+//! any address or name. Neither checks that it is *your* server: if yours could not bind its port
+//! because another program has taken it, the other program's server answers.
+//! [`FreePort::wait_for_server`] finds out which process answers, and fails if it is neither
+//! yours nor a descendant of it:
 //!
 //! ```
 //! use std::{io, process::{Child, Command}, time::Duration};
@@ -228,7 +229,7 @@
 //! impl Drop for Server {
 //!     fn drop(&mut self) {
 //!         let _ = self.child.kill();
-//!         // Only when it is dead is the port given back, after this.
+//!         // Wait for its end before the port is released, when the fields are dropped.
 //!         let _ = self.child.wait();
 //!     }
 //! }
@@ -242,13 +243,13 @@
 //! # cargo test, nextest, tokio
 //!
 //! A fixture like that is all that a suite needs. `cargo test` runs the tests of a binary as
-//! threads of one process, and `cargo nextest run` each in a process of its own; leases hold
-//! over both, and over two suites at once, so no test need run alone for the sake of its
-//! port. Under nextest, set `leak-timeout = { period = "500ms", result = "fail" }` in
-//! `.config/nextest.toml`: then a server that outlives its test is a failure.
+//! threads of one process, and `cargo nextest run` runs each in a separate process. Leases work
+//! across both, and across two suites that run at the same time, so no test has to run alone
+//! because of its port. Under nextest, set `leak-timeout = { period = "500ms", result = "fail" }`
+//! in `.config/nextest.toml`, so that a server that outlives its test is a failure.
 //!
-//! Leasing blocks: for a few system calls, or for as long as it waits. In asynchronous code
-//! lease in tokio's `spawn_blocking`. The listener becomes tokio's in two lines:
+//! Leasing blocks: for a few system calls, or for as long as it waits. In asynchronous code,
+//! lease in tokio's `spawn_blocking`. Two lines convert the listener to tokio's:
 //!
 //! ```
 //! let (port, listener) = portlock::FreePort::listen(4000..=6000)?;
@@ -257,15 +258,15 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! The repository has all of that as projects to copy from, in `examples/`: a suite
-//! for both runners, nginx with a health check, several axum servers in one test, a Redis
-//! Cluster, shell scripts, pytest fixtures and a job for GitHub.
+//! The repository has complete projects to copy from in `examples/`: a suite for both runners,
+//! nginx with a health check, several axum servers in one test, a Redis Cluster, shell scripts,
+//! pytest fixtures and a GitHub job.
 //!
 //! # Containers, sandboxes and users
 //!
 //! Callers share leases if they share the lock directory. By default, that is one directory for
-//! each user, or one for all users if root has created `/run/portlock`
-//! ([`Builder::lock_dir`] has the rules). To see which it is, and why:
+//! each user, or one for all users if root has created `/run/portlock` (see [`Builder::lock_dir`]
+//! for the rules). To print which one it is, and why:
 //!
 //! ```
 //! let dir = portlock::LockDir::locate()?;
@@ -273,31 +274,33 @@
 //! # Ok::<(), portlock::Error>(())
 //! ```
 //!
-//! * **Users**: let root create `/run/portlock` with mode 1777 at boot, by the line
-//!   `d /run/portlock 1777 root root` in tmpfiles.d(5), and all users share it. That is for users
-//!   who trust each other: each can lease all ports, and end what was delegated.
-//! * **Services and sandboxes** with a `/tmp` of their own (`PrivateTmp=`, snap, Flatpak) have
-//!   another default directory there, and lease the same ports once more. If they do not see
-//!   `/run/portlock`, name a directory that they can write to in `PORTLOCK_DIR`, for all callers.
-//! * **Containers** on the host's network, likewise: mount the directory. A container with a
-//!   network of its own has all ports for itself. What is scarce is the port of the host that
-//!   is published. Lease that one outside, for as long as the container runs:
+//! * **Users**: let root create `/run/portlock` with mode 1777 at boot, with the line
+//!   `d /run/portlock 1777 root root` in tmpfiles.d(5), and all users share it. This is for users
+//!   who trust each other: each can lease all ports, and end delegated leases.
+//! * **Services and sandboxes** with a private `/tmp` (`PrivateTmp=`, snap, Flatpak) have a
+//!   different default directory there, so they can lease the same ports a second time. If they do
+//!   not see `/run/portlock`, set `PORTLOCK_DIR`, for all callers, to a directory that they can
+//!   write to.
+//! * **Containers** on the host's network: the same; mount the directory. A container with a
+//!   separate network has all ports to itself. The scarce resource is the host port that is
+//!   published. Lease that port outside, for as long as the container runs:
 //!   `-p 127.0.0.1:{port}:80`.
-//! * **Network namespaces** that share a directory share its leases: it is better to withhold
-//!   a port than to give it out twice. Whether a port is *bound* is asked in the caller's own.
-//! * A lease that is *delegated* to a process in another container never ends by itself where
-//!   that process cannot be seen; see [`delegate_to`](FreePort::delegate_to).
+//! * **Network namespaces** that share a directory share its leases: it is better to withhold a
+//!   port than to give it out twice. Whether a port is *bound* is checked in the caller's own
+//!   namespace.
+//! * A lease that is *delegated* to a process in another container never ends by itself for
+//!   callers that cannot see that process; see [`delegate_to`](FreePort::delegate_to).
 //!
-//! The repository has a page on each kind of container, sandbox and service, with commands
+//! The repository has a page about each kind of container, sandbox and service, with commands
 //! that its tests run: `docs/containers.md`.
 //!
 //! # What can go wrong
 //!
-//! Only "leased" and "in use" make it try the next port, and an error that
-//! [is busy](Error::is_busy) says that they are all that went wrong: then a later call may succeed.
-//! A wait can be shown to a user, and stopped, with [`Builder::on_wait`]. Any other failure ends the
-//! call immediately, with an [`Error`] whose message names the operation, the path or port, and the cause;
-//! its [`kind`](Error::kind) is for code:
+//! Only a port that is leased or in use makes a call try the next port. If an error [is
+//! busy](Error::is_busy), there was no other reason, and a later call may succeed.
+//! [`Builder::on_wait`] can show a wait to a user, and stop it. Any other failure ends the call
+//! immediately, with an [`Error`] whose message names the operation, the path or port, and the
+//! cause; its [`kind`](Error::kind) is for code:
 //!
 //! ```
 //! use std::time::Duration;
@@ -317,27 +320,27 @@
 //!
 //! | [`ErrorKind`] | what to do |
 //! |---|---|
-//! | [`Exhausted`](ErrorKind::Exhausted) | the message says who has the ports; a wider range, or a longer [`timeout`](Builder::timeout) |
-//! | [`PermissionDenied`](ErrorKind::PermissionDenied) | ports from 1024 on |
-//! | [`InvalidName`](ErrorKind::InvalidName) | another name, or a root directory that exists |
-//! | [`InvalidPorts`](ErrorKind::InvalidPorts) | a range that has a port, and enough of them |
+//! | [`Exhausted`](ErrorKind::Exhausted) | the message says which processes have the ports; use a wider range, or a longer [`timeout`](Builder::timeout) |
+//! | [`PermissionDenied`](ErrorKind::PermissionDenied) | use ports from 1024 on |
+//! | [`InvalidName`](ErrorKind::InvalidName) | use another name, or a root directory that exists |
+//! | [`InvalidPorts`](ErrorKind::InvalidPorts) | use a range with enough ports |
 //! | [`LockDir`](ErrorKind::LockDir), [`Lock`](ErrorKind::Lock) | the message says what is wrong with the directory or the file: its owner, its mode, a link, a full disk |
-//! | [`Probe`](ErrorKind::Probe) | most often no descriptors are left (EMFILE) |
-//! | [`Process`](ErrorKind::Process) | the child has ended before the lease could be given to it |
-//! | [`Timeout`](ErrorKind::Timeout) | what the server says on its standard error |
+//! | [`Probe`](ErrorKind::Probe) | usually no descriptors are left (EMFILE): raise the limit |
+//! | [`Process`](ErrorKind::Process) | the child ended before the lease could be transferred to it |
+//! | [`Timeout`](ErrorKind::Timeout) | read the server's standard error |
 //! | [`OtherServer`](ErrorKind::OtherServer) | the message says which process answers; if it is the right one, [`wait_until_listening`] accepts it |
 //! | [`Stopped`](ErrorKind::Stopped) | nothing: your own callback stopped the wait |
-//! | [`PortServer`](ErrorKind::PortServer) | the server that was named, by `PORTSERVER_ADDRESS` or in the call |
-//! | [`Unsupported`](ErrorKind::Unsupported) | not on this system, or not together |
+//! | [`PortServer`](ErrorKind::PortServer) | check the server at the address in `PORTSERVER_ADDRESS` or in the call |
+//! | [`Unsupported`](ErrorKind::Unsupported) | this system, or this combination of options, does not support it |
 //!
-//! [`io::Error`](std::io::Error) is made from an [`Error`] by `?`.
+//! `?` converts an [`Error`] to an [`io::Error`](std::io::Error).
 //!
 //! # Moving over
 //!
-//! [`compat`] has the names of other tools: [`portpicker`](compat::portpicker)'s functions, the
-//! helpers of [CPython](compat::cpython)'s test suite, and [PySys](compat::pysys)'s allocation of
-//! ports.
-//! [`BindFreePort`] is the probe alone: a port that is bound, and not leased.
+//! [`compat`] has the functions of other tools under their names: those of
+//! [`portpicker`](compat::portpicker), the helpers of [CPython](compat::cpython)'s test suite,
+//! and the port allocation of [PySys](compat::pysys). [`BindFreePort`] is only the probe: a port
+//! that is bound but not leased.
 //!
 //! # What is promised
 //!
@@ -345,54 +348,53 @@
 //!
 //! * at most one live lease exists per port number;
 //! * no caller ever binds a port that someone else has leased, not even to check it;
-//! * a lease dies with its holder, and nothing that is left behind ever blocks
-//!   a port, but a reservation;
+//! * a lease ends when its holder dies, and nothing that is left behind ever blocks a port,
+//!   except a reservation;
 //! * a port that is reserved for a name is leased only to callers that ask for that name;
 //! * when `release` or drop returns, any other process can lease that port;
-//! * when a lease is granted, a bind of that port without `SO_REUSEADDR`, on
-//!   every address asked for, would have succeeded; or, if no such port was left, nothing but
-//!   closing connections (TIME_WAIT) were in its way;
+//! * when a lease is granted, a bind of that port without `SO_REUSEADDR`, on every requested
+//!   address, would have succeeded; or, if no such port was left, only closing connections
+//!   (TIME_WAIT) kept it from succeeding;
 //! * every wait is bounded, and an error is never mistaken for a busy port.
 //!
-//! Programs that do not use portlock know nothing of leases. Choose a range
-//! outside the ephemeral one (on Linux 32768 to 60999 by default), from which
-//! the kernel gives ports to any client.
+//! Programs that do not use portlock ignore leases. Choose a range outside the ephemeral range
+//! (on Linux 32768 to 60999 by default), from which the kernel assigns ports to any client.
 //!
 //! # Features
 //!
 //! * `log` (default): warnings and debug messages go to the [`log`](https://docs.rs/log) crate.
-//!   Without it they are discarded, and the library has one dependency less.
+//!   Without it they are discarded, and the library has one fewer dependency.
 //!
 //! # Platform-specific behavior
 //!
-//! Linux, macOS and Windows. What is promised above is promised on all of them; they differ
-//! in this:
+//! Linux, macOS and Windows are supported. The promises above hold on all of them; they differ as
+//! follows:
 //!
 //! | | Linux | macOS | Windows |
 //! |---|---|---|---|
 //! | lock | flock(2) | flock(2) | LockFileEx |
 //! | default lock directory | `/run/portlock` if root has created it, else `/tmp/portlock-<uid>` | `~/Library/Application Support/portlock` | `.portlock` in the user's profile |
-//! | what makes it trustworthy | owner and mode | owner and mode | that it is a directory and no reparse point; its access control list stays as inherited |
+//! | what makes it trustworthy | owner and mode | owner and mode | it is a directory and not a reparse point; its access control list is inherited |
 //! | strict bind | without `SO_REUSEADDR` | the same, of both wildcard addresses | with `SO_EXCLUSIVEADDRUSE` |
-//! | a child that starts during a probe | has a copy until it executes its program | can keep the copy for its whole life | has none |
+//! | a child that starts during a probe | has a copy until it calls exec | can keep the copy for its whole life | has none |
 //! | waiters are woken by a release | yes | yes, of 4 ports at a time | yes, of 4 ports at a time |
 //! | [`Builder::hold_socket`] | yes | [`Unsupported`](ErrorKind::Unsupported) | [`Unsupported`](ErrorKind::Unsupported) |
 //! | `FreePort::into_fd` | yes | yes | no |
 //! | copies of reservations | `~/.local/state` | `~/Library/Application Support` | the user's local application data |
-//! | [servers](LockDir::servers) that are seen | of everybody, and their processes if they run as this user | of this user | of everybody, each with the process that created the socket |
+//! | [servers](LockDir::servers) that are seen | of all users, and their processes if they run as this user | of this user | of all users, each with the process that created the socket |
 //! | a server is the holder's by | descent, or the lease's descriptor | descent | descent |
-//! | another user's server | [`Unknown`](BelongsTo::Unknown) | not seen; if it answers, [`Unknown`](BelongsTo::Unknown) | as your own, or [`Unknown`](BelongsTo::Unknown) if its process may not be opened |
+//! | another user's server | [`Unknown`](BelongsTo::Unknown) | not seen; if it answers, [`Unknown`](BelongsTo::Unknown) | like your own, or [`Unknown`](BelongsTo::Unknown) if its process may not be opened |
 //! | port server | socket, also abstract | socket | named pipe |
 //!
-//! macOS sets the close-on-exec flag of a socket by a second system call, so a child that another
-//! thread starts in between inherits the socket. [`Builder::listen`] with one [`Builder::host`] avoids
-//! that: its only socket is the server's.
+//! macOS sets the close-on-exec flag of a socket with a second system call, so a child that
+//! another thread starts in between inherits the socket. [`Builder::listen`] with one
+//! [`Builder::host`] avoids that: its only socket becomes the server's.
 //!
-//! WSL 2 is a Linux of its own: leases do not span it and Windows.
+//! WSL 2 is a separate Linux: leases are not shared between it and Windows.
 //!
-//! macOS is compiled and linked, and was not run; the tests of Windows are run under Wine.
+//! The macOS code is compiled and linked, but was not run; the Windows tests run under Wine.
 
-// On Linux and on Windows one file has a reason to allow it: `mark/linux.rs` and
+// On Linux and on Windows, one file needs unsafe code: `mark/linux.rs` and
 // `bindfree/windows/exclusive.rs`.
 #![cfg_attr(not(any(target_os = "linux", windows)), forbid(unsafe_code))]
 #![cfg_attr(any(target_os = "linux", windows), deny(unsafe_code))]

@@ -1,14 +1,14 @@
-//! One lock file, locked: the only file that takes or ends a file lock.
+//! The lock on one lock file: the only module that takes or ends a file lock.
 //!
 //! A port is leased as long as the file `<lock directory>/<port>` is locked, on Unix
 //! with flock(2), on Windows with LockFileEx. The kernel ends the lock when the last descriptor of that
 //! open file description is closed, and so at the latest when its holder dies,
-//! however it dies. Nothing is ever left to clean up.
+//! for whatever reason. Nothing is ever left to clean up.
 //!
-//! Files are not removed when a lease ends. Where somebody else removes or
+//! Files are not removed when a lease ends. If another process removes or
 //! replaces one, a lock could be taken on a file that later callers can no
 //! longer find; so after locking the file we check it again and, if it was replaced, release it
-//! and retry. How, and where the owner record stands, depends on the system: see
+//! and retry. How, and where the owner record is stored, depends on the system: see
 //! `lock/unix.rs` and `lock/windows.rs`.
 
 use std::{fs::File, io, path::PathBuf};
@@ -42,12 +42,12 @@ pub(crate) use windows as lock_file;
 /// happens; only a bound.
 const MAX_TRIES: usize = 100;
 
-/// For what a lock file is opened.
+/// The purpose for which a lock file is opened.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Access {
-    /// To read who has the port, without a lock.
+    /// To read the owner record without a lock.
     ReadRecord,
-    /// To lock it, and so that its closing wakes no waiter.
+    /// To lock it in a way that closing it wakes no waiter.
     Lock,
     /// To lock it and write to it.
     Write,
@@ -56,21 +56,21 @@ pub(crate) enum Access {
 /// Whether a lock file, now that it is locked, is the one that other callers lock.
 #[derive(Debug)]
 pub(crate) enum FileStatus {
-    /// It is, and has a record of this length.
+    /// It is the current file, with a record of this length in bytes.
     Current { record_len: usize },
     /// It was removed or replaced.
     #[allow(dead_code, reason = "on Windows it cannot be")]
     Replaced,
-    /// It is no file that may be written to.
+    /// It must not be written to, for this reason.
     Refused(&'static str),
 }
 
-/// Why a record was not read or written.
+/// The reason why a record was not read or written.
 pub(crate) type RecordFailure = Failure<RecordInUse, io::Error>;
 
-/// Another program has opened it for itself alone.
+/// Another program has opened the record exclusively.
 #[derive(Debug)]
-#[allow(dead_code, reason = "on Unix nobody can")]
+#[allow(dead_code, reason = "on Unix no program can")]
 pub(crate) struct RecordInUse;
 
 /// A held lock on one port's file. Dropping it ends the lock.
@@ -80,22 +80,22 @@ pub(crate) struct PortLock {
     // the file must be able to claim the port.
     claim: Option<Claim>,
     file: File,
-    /// The lock was ended, or goes on without this value.
+    /// The lock was ended, or continues without this value.
     ended: bool,
     port: u16,
     dir: OpenDir,
-    /// Of the process that acquired it.
+    /// The mark of the process that acquired it.
     mark: Mark,
-    /// The length of the file when it was locked.
+    /// Length of the file in bytes when it was locked.
     len: usize,
-    /// A reservation is behind the record, and is to be kept.
+    /// Whether a reservation follows the record and must be kept.
     is_reserved: bool,
 }
 
-/// What a lock file says.
+/// The content of a lock file.
 #[derive(Debug, Default)]
 pub(crate) struct Content {
-    /// Who has the port or had it last.
+    /// The process that holds the lease, or held it last.
     pub(crate) owner: Option<Owner>,
     pub(crate) reservation: Option<Found>,
 }
@@ -108,7 +108,7 @@ impl PortLock {
         lock.claimed(claim).unless_kept(key)
     }
 
-    /// Makes it the lock of a claimed port.
+    /// Turns it into the lock of a claimed port.
     pub(crate) fn claimed(mut self, claim: Claim) -> Self {
         self.claim = Some(claim);
         self
@@ -183,7 +183,7 @@ impl PortLock {
         Err(fail("lock", dir, port, io::Error::other(why)).into())
     }
 
-    /// Ends the lock again if the record keeps the port leased, as that of a delegated lease does.
+    /// Ends the lock again if the record keeps the port leased, as for a delegated lease.
     #[allow(dead_code, reason = "Linux reports that a file was closed")]
     pub(crate) fn unless_kept_by_its_record(self) -> Attempt<Self> {
         if owner::may_count(self.len) && is_kept(&self.dir, self.port, self.read()?.owner.as_ref())?
@@ -229,7 +229,7 @@ impl PortLock {
         self.port
     }
 
-    /// Returns whether it is a lock of this directory.
+    /// Returns whether its file is in this directory.
     pub(crate) fn is_in(&self, dir: &OpenDir) -> bool {
         self.dir.is(dir)
     }
@@ -239,7 +239,7 @@ impl PortLock {
     ///
     /// # Errors
     ///
-    /// It is no file that may be written to.
+    /// If the file must not be written to.
     fn is_current(&mut self) -> Result<bool> {
         match lock_file::status(self.dir.sys(), self.port, &self.file) {
             Ok(FileStatus::Current { record_len }) => {
@@ -299,14 +299,14 @@ impl PortLock {
         )
     }
 
-    /// Returns the error that this lease cannot do without its record, which was not read or written.
+    /// Returns the error for a lease that needs its record, which was not read or written.
     pub(crate) fn needs_record(&self, failure: Failure) -> Error {
         match failure {
             Failure::Error(error) => error,
             Failure::Unavailable(_) => {
                 let cause = io::Error::new(
                     io::ErrorKind::ResourceBusy,
-                    "another program has opened it for itself alone",
+                    "another program has opened it exclusively",
                 );
                 fail("use owner record of", &self.dir, self.port, cause)
             }
@@ -317,13 +317,13 @@ impl PortLock {
     pub(crate) fn write_reservation(&self, line: &Line) -> Attempt<()> {
         let written = self.write(line.text().as_bytes(), reservation::OFFSET, true);
         if written.is_err() {
-            // A part of it would reserve the port for nobody.
+            // A partial line would reserve the port for no name.
             let _ = self.write(b"", reservation::OFFSET, true);
         }
         written
     }
 
-    /// Removes the reservation, and leaves the record of a lease that goes on.
+    /// Removes the reservation, and keeps the record of a lease that continues.
     pub(crate) fn remove_reservation(&self, goes_on: bool) -> Attempt<()> {
         let len = if goes_on { owner::LONG_LEN } else { owner::LEN };
         self.write(b"", len, true)
@@ -333,15 +333,15 @@ impl PortLock {
     ///
     /// # Errors
     ///
-    /// The caller is a forked copy of the process that acquired it, and the
-    /// lock goes on; or the system refuses to unlock.
+    /// If the caller is a forked copy of the process that acquired it, the
+    /// lock continues; or the system refuses to unlock.
     pub(crate) fn release(mut self) -> Result<()> {
         self.unlock()
     }
 
     /// # Errors
     ///
-    /// The caller is a forked copy of the process that acquired the lock.
+    /// If the caller is a forked copy of the process that acquired the lock.
     pub(crate) fn must_be_ours(&self, operation: &str) -> Result<()> {
         if mark::current() == self.mark {
             return Ok(());
@@ -359,11 +359,11 @@ impl PortLock {
     /// Unlocks explicitly.
     ///
     /// Closing alone is not enough. The lock belongs to the open file
-    /// description, and a child that another thread is just starting has a
-    /// duplicate of the descriptor until it executes its program, close-on-exec
+    /// description, and a child that another thread is spawning has a
+    /// duplicate of the descriptor until it calls exec, close-on-exec
     /// or not. LOCK_UN on any duplicate ends the lock for all of them
     /// (flock(2)). For the same reason a copy of this value in a forked child
-    /// must only close: to unlock there would end the parent's lease.
+    /// must only close it: unlocking there would end the parent's lease.
     fn unlock(&mut self) -> Result<()> {
         if self.ended {
             return Ok(());
@@ -397,14 +397,14 @@ pub(crate) fn recorded(dir: &OpenDir, port: u16) -> Result<Content> {
     }
 }
 
-/// Whether this record keeps the port leased although nobody has the lock.
+/// Returns whether this record keeps the port leased even if no process has the lock.
 pub(crate) fn is_kept(dir: &OpenDir, port: u16, owner: Option<&Owner>) -> Result<bool> {
     owner
         .map_or(Ok(false), Owner::keeps_the_port)
         .map_err(|error| fail("find the process that owns", dir, port, error))
 }
 
-/// Whether the process in the record is proven to have ended.
+/// Returns whether the process in the record is proven to have ended.
 pub(crate) fn has_ended(dir: &OpenDir, port: u16, owner: &Owner) -> Result<bool> {
     let evidence = owner
         .process
@@ -432,7 +432,7 @@ fn unless_in_use(failure: RecordFailure, operation: &str, dir: &OpenDir, port: u
     }
 }
 
-/// Opens the file of `port`, and creates it first if it is missing.
+/// Opens the file of `port`, and creates it if it is missing.
 fn open_or_create(dir: &OpenDir, port: u16) -> Attempt<File> {
     for _ in 0..MAX_TRIES {
         if let Some(file) = open(dir, port, Access::Write)? {
@@ -447,7 +447,7 @@ fn open_or_create(dir: &OpenDir, port: u16) -> Attempt<File> {
             io::ErrorKind::AlreadyExists => {}
             // Nothing else in its path can be missing.
             io::ErrorKind::NotFound if dir.is_removed() => return Err(dir.removed().into()),
-            // ENOENT is also what /proc and /sys say, where nobody can create a file.
+            // ENOENT is also the error in /proc and /sys, where no process can create a file.
             io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => {
                 let error = fail("create", dir, port, error);
                 return Err(error.with_hint(USE_VARIABLE).into());
@@ -459,7 +459,7 @@ fn open_or_create(dir: &OpenDir, port: u16) -> Attempt<File> {
     Err(fail("open", dir, port, io::Error::other(why)).into())
 }
 
-/// Opens the file of `port`, if there is one.
+/// Opens the file of `port` if it exists.
 fn open(dir: &OpenDir, port: u16, access: Access) -> Attempt<Option<File>> {
     lock_file::open(dir.sys(), port, access)
         .map_err(|failure| failure.map_error(|error| fail("open", dir, port, error)))
@@ -470,7 +470,7 @@ fn open(dir: &OpenDir, port: u16, access: Access) -> Attempt<Option<File>> {
 pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
     let mut interrupted = 0;
     loop {
-        // By its full name: std's own method of that name would take precedence.
+        // The full path is needed: std's method of the same name would take precedence.
         match fs4::FileExt::try_lock(file) {
             Ok(()) => return Ok(true),
             Err(TryLockError::WouldBlock) => return Ok(false),
@@ -484,7 +484,7 @@ pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
     }
 }
 
-/// Takes the exclusive lock as soon as nobody else has it, and returns `true`.
+/// Takes the exclusive lock as soon as it is free, and returns `true`.
 #[expect(clippy::disallowed_methods, reason = "this is the module that may")]
 fn wait_for_lock(file: &File) -> io::Result<bool> {
     retry(|| fs4::FileExt::lock(file)).map(|()| true)

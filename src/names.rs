@@ -1,8 +1,8 @@
-//! The reservations in a lock directory: look-up, removal, and restoring them from their copies.
+//! The reservations in a lock directory: lookup, removal, and restoring them from their copies.
 //!
-//! A name has one port, and a port one name. The second is ensured by the lock of the port's
-//! file, under which its line is written. For the first, a line is written or removed only under
-//! another lock too, the one of all names of the directory: that of the file `0`, which is no port.
+//! A name has one port, and a port has one name. The latter is ensured by the lock of the port's
+//! file, under which its line is written. For the former, a line is written or removed only under
+//! a second lock for all names of the directory: the lock of the file `0`, which is not a port.
 
 use std::{
     path::Path,
@@ -23,19 +23,19 @@ use crate::{
     unavailable::{Attempt, Failure},
 };
 
-/// The file whose lock is that of all names.
+/// The number of the file whose lock is for all names.
 const ALL: u16 = 0;
 
-/// How long that lock is waited for. It is held for some milliseconds.
+/// Maximum wait for that lock. It is held for some milliseconds.
 const MAX_WAIT: Duration = Duration::from_secs(10);
 
-/// The pause before a lock that is held for a moment only is tried again.
+/// The pause before each retry of a lock that is held only for a moment.
 const RETRY_INTERVAL: Duration = Duration::from_millis(2);
 
 /// Largest number of retries to lock a port's file, which another caller may only check.
 const MAX_RETRIES: u32 = 20;
 
-/// The lock of all names of a directory.
+/// The lock for all names of a directory.
 pub(crate) struct Names<'a> {
     dir: &'a OpenDir,
     copies: Option<Copies>,
@@ -48,7 +48,7 @@ pub(crate) struct Names<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Known {
     Reserved(u16),
-    /// The lock directory was lost and another caller has leased the port since, so that the
+    /// The lock directory was lost and another caller has leased the port since, so the
     /// reservation cannot be restored as long as that lease lasts.
     Leased(u16),
 }
@@ -116,7 +116,7 @@ impl<'a> Names<'a> {
         copies.put(&copy, self.dir.origin().is_default())
     }
 
-    /// Restores all copies, unless that was done.
+    /// Restores all copies, unless that has been done.
     fn restore_all(&self) -> Result<()> {
         let Some(copies) = &self.copies else {
             return Ok(());
@@ -136,7 +136,7 @@ impl<'a> Names<'a> {
 
     /// # Errors
     ///
-    /// Another name of the same root has the same variable.
+    /// If another name of the same root has the same variable.
     pub(crate) fn must_not_share_variable(&self, key: &Key) -> Result<()> {
         let shares = |(_, found): &(u16, Found)| match found {
             Found::Line(line) if line.shares_variable_with(key) && line.counts() => {
@@ -158,7 +158,7 @@ impl<'a> Names<'a> {
     }
 }
 
-/// Restores the copies of this user's reservations into the directory, unless that was done.
+/// Restores the copies of this user's reservations into the directory, unless that has been done.
 #[inline]
 pub(crate) fn restore_once(dir: &OpenDir) -> Result<()> {
     if dir.is_restored() {
@@ -200,7 +200,7 @@ fn scan(dir: &OpenDir) -> Result<Vec<(u16, Found)>> {
     let mut all = Vec::new();
     for port in dir.ports_with_reservations()? {
         match lock::recorded(dir, port) {
-            // Another user has closed it to others. It may be reserved.
+            // Another user made it unreadable for others. It may be reserved.
             Err(error) if error.is_denied() => all.push((port, Found::Unreadable)),
             content => all.extend(content?.reservation.map(|found| (port, found))),
         }
@@ -230,7 +230,7 @@ fn lock_all(dir: &OpenDir) -> Result<PortLock> {
     }
 }
 
-/// Locks a port's file, which callers that check it lock for a moment.
+/// Locks a port's file, which checking callers lock for a moment.
 fn lock_port<T>(lock: impl Fn() -> Attempt<T>) -> Attempt<T> {
     for _ in 0..MAX_RETRIES {
         match lock() {
@@ -244,13 +244,13 @@ fn lock_port<T>(lock: impl Fn() -> Attempt<T>) -> Attempt<T> {
 impl LockDir {
     /// Returns every reservation in the directory, by port.
     ///
-    /// Those that only their copies in this user's state directory show, because the directory was
-    /// lost and no port has been leased in the new one yet, are among them.
+    /// They include those that exist only as copies in this user's state directory, because the lock
+    /// directory was lost and no port has been leased in the new one yet.
     ///
     /// # Errors
     ///
     /// [`LockDir`](ErrorKind::LockDir) if the directory cannot be read;
-    /// [`Lock`](ErrorKind::Lock) if a lock file or a copy cannot be.
+    /// [`Lock`](ErrorKind::Lock) if a lock file or a copy cannot be read.
     ///
     /// # Examples
     ///
@@ -351,13 +351,13 @@ impl LockDir {
         Ok(all.find(|reservation| reservation.is_of(key)))
     }
 
-    /// Removes a reservation, so that any caller can be leased its port, and its copy. If it is not
-    /// there any more, nothing happens.
+    /// Removes a reservation and its copy, so that any caller can lease its port. If it no
+    /// longer exists, nothing happens.
     ///
     /// # Errors
     ///
     /// [`Lock`](ErrorKind::Lock) if the port is held: the message names the holder, whose lease has to
-    /// end first. A delegated lease goes on without the reservation.
+    /// end first. A delegated lease continues without the reservation.
     ///
     /// # Examples
     ///
@@ -375,10 +375,10 @@ impl LockDir {
     pub fn unreserve(&self, reservation: &Reservation) -> Result<()> {
         let port = reservation.port;
         let names = self.opened().map(lock_all).transpose()?;
-        // First: one that is killed in between leaves a reservation, and not one that comes back.
+        // The copy first: if this process is killed in between, no removed reservation is restored.
         if let Some(key) = reservation.key()
             && let Some(copies) = Copies::of(self.path())
-            // One that may not be read may be read by the next caller.
+            // A copy that this process may not read, the next caller may be able to read.
             && copies.get(&key)?.is_none_or(|copy| copy.port == port)
         {
             copies.remove(&key)?;
@@ -423,7 +423,7 @@ impl LockDir {
     }
 
     /// Removes the copies of reservations in this user's state directory whose root directory or lock
-    /// directory is proven to be gone, for all lock directories, and returns how many there were.
+    /// directory is proven to be gone, for all lock directories, and returns the number of removed copies.
     ///
     /// [`clean`](Self::clean) removes the reservations themselves and their copies, in one lock
     /// directory.

@@ -8,9 +8,9 @@
 //!
 //! * kind: `held`, `passed` or `delegated`;
 //! * pid, start time and pid namespace of the process that the lease belongs to. The start time
-//! is in clock ticks since boot on Linux, in microseconds since 1970 on macOS, in units of 100 ns
-//! since 1601 on Windows. The pid is valid in that namespace, which is that of the process that
-//! wrote the record;
+//!   is in clock ticks since boot on Linux, in microseconds since 1970 on macOS, in units of 100 ns
+//!   since 1601 on Windows. The pid is valid in that namespace, which is that of the process that
+//!   wrote the record;
 //! * when the lease began, in seconds since 1970;
 //! * program and label, in which every byte outside printable ASCII, the space
 //!   and `%` are written as `%XX`.

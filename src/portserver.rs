@@ -41,9 +41,9 @@ pub(crate) const MAX_ANSWER_LEN: usize = 15;
 ///
 /// # Platform-specific behavior
 ///
-/// On Windows, as in portpicker, `@name` is the named pipe `\\.\pipe
-/// ame`, and any other address is the path of a pipe. Only Linux has an abstract namespace: on
-/// other Unix systems, connecting to a name in it fails.
+/// On Windows, as in portpicker, `@name` is the named pipe `\\.\pipe\name`, and any other address
+/// is the path of a pipe. Only Linux has an abstract namespace: on other Unix systems, connecting to
+/// a name in it fails.
 ///
 /// # Errors
 ///

@@ -1,18 +1,18 @@
-//! A reservation: a port that belongs to a name in a root directory, whether it is leased or not.
+//! A reservation: a port that belongs to a name in a root directory, leased or not.
 //!
-//! It is one line in the lock file of its port, behind the owner record:
+//! It is one line in the lock file of its port, after the owner record:
 //!
 //! ```text
 //! reserved web /home/ada/shop 1311.1763683200123456789
 //! ```
 //!
 //! * the name;
-//! * the root directory, escaped as the texts of an owner record are;
-//! * what the directory above the root was recognized by when the port was reserved: its inode
+//! * the root directory, escaped like the texts of an owner record;
+//! * the identity of the root's parent directory when the port was reserved: its inode number
 //!   and its creation time in nanoseconds after 1970.
 //!
-//! Without the newline at its end, the line was not written completely. What begins like such a
-//! line and cannot be read reserves the port all the same: it is better to withhold a port than to
+//! Without the newline at its end, the line was not written completely. A line that begins like this
+//! and cannot be parsed still reserves the port: it is better to withhold a port than to
 //! give it out twice.
 
 use std::{
@@ -38,10 +38,10 @@ use unix::inode;
 #[cfg(windows)]
 use windows::inode;
 
-/// Where the line begins in a lock file: behind the longest owner record.
+/// Offset of the line in a lock file, in bytes: after the longest owner record.
 pub(crate) const OFFSET: usize = owner::LONG_LEN;
 
-/// The length of a lock file with the longest line. Within one page, a write is not cut short
+/// Length in bytes of a lock file with the longest line. Within one page, a write is not cut short
 /// by the end of its process.
 pub(crate) const MAX_FILE_LEN: usize = 4096;
 
@@ -55,7 +55,7 @@ const UNKNOWN: &str = "-";
 
 /// A port that is reserved for a name in a root directory.
 ///
-/// No other caller is leased the port, whether it is leased or not at the moment.
+/// No other caller can lease the port, whether it is leased at the moment or not.
 /// [`Builder::name`](crate::Builder::name) leases it, and reserves it first if it is not reserved
 /// yet. The reservation ends with [`LockDir::unreserve`](crate::LockDir::unreserve) or when its root
 /// directory is proven to be gone.
@@ -99,16 +99,16 @@ pub enum ReservationState {
     /// It counts: its root directory cannot be found and is not proven to be gone. It may be on a
     /// disk that is not mounted, or hidden from this process.
     RootNotFound,
-    /// It no longer counts: its root directory is gone, and the directory above it is still there.
-    /// The next caller can be leased the port.
+    /// It no longer counts: its root directory is gone, and the parent directory still exists.
+    /// Any caller can lease the port.
     RootGone,
     /// It counts: its line in the lock file is not complete. The port is withheld until the line is removed.
     Unreadable,
 }
 
 impl Reservation {
-    /// Returns the root directory that is used unless the caller names one: the root of the git
-    /// worktree that the current directory is in or, outside of any, the current directory.
+    /// Returns the root directory that is used by default: the root of the git
+    /// worktree that contains the current directory or, outside a worktree, the current directory.
     ///
     /// # Errors
     ///
@@ -157,7 +157,7 @@ impl Reservation {
     }
 }
 
-/// Such as `as web in /home/ada/shop`. Nothing in it can drive a terminal.
+/// Writes text such as `as web in /home/ada/shop`, with control characters escaped.
 impl fmt::Display for Reservation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write_key(f, &self.name, &self.root.to_string_lossy())
@@ -168,7 +168,7 @@ fn write_key(f: &mut fmt::Formatter<'_>, name: &str, root: &str) -> fmt::Result 
     write!(f, "as {name} in ")?;
     for c in root.chars() {
         match c {
-            // In a path they are what they are.
+            // These are ordinary characters in a path.
             '\\' | '\'' | '"' => f.write_char(c)?,
             c => write!(f, "{}", c.escape_debug())?,
         }
@@ -180,14 +180,14 @@ pub(crate) fn variable(name: &str) -> String {
     name.to_ascii_uppercase().replace('-', "_") + "_PORT"
 }
 
-/// Returns whether git takes this directory for the root of a worktree: it has a repository, or a
-/// file that says where it is. An empty `.git`, as sandboxes create, is passed over.
+/// Returns whether git treats this directory as the root of a worktree: it has a repository, or a
+/// file with the path of one. An empty `.git`, as sandboxes create, is ignored.
 fn is_worktree(dir: &Path) -> bool {
     let git = dir.join(".git");
     git.is_file() || fs::symlink_metadata(git.join("HEAD")).is_ok()
 }
 
-/// What a reservation is found by.
+/// The key of a reservation: its name and root directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Key {
     pub(crate) name: String,
@@ -195,7 +195,7 @@ pub(crate) struct Key {
     pub(crate) root: String,
 }
 
-/// As that of a [`Reservation`].
+/// Writes the same text as for a [`Reservation`].
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write_key(f, &self.name, &self.root)
@@ -203,7 +203,7 @@ impl fmt::Display for Key {
 }
 
 impl Key {
-    /// Returns the key of `name` in `root` or, without that, in the default root.
+    /// Returns the key of `name` in `root` or, if that is `None`, in the default root.
     ///
     /// # Errors
     ///
@@ -223,7 +223,7 @@ impl Key {
         })
     }
 
-    /// Returns the reservation of `port`, whose root is there.
+    /// Returns the reservation of `port`, whose root exists.
     pub(crate) fn reservation(&self, port: u16) -> Reservation {
         Reservation {
             name: self.name.clone(),
@@ -254,7 +254,7 @@ pub(crate) fn absolute_root(root: Option<&Path>) -> Result<String> {
             &default
         }
     };
-    // That of a root that no longer exists is looked up by its path as it is.
+    // A root that no longer exists is looked up by its path unchanged.
     let found = match fs::canonicalize(root) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => std::path::absolute(root),
         found => found,
@@ -264,7 +264,7 @@ pub(crate) fn absolute_root(root: Option<&Path>) -> Result<String> {
         let message = format!("the root {} is not valid UTF-8", root.display());
         return Err(Error::new(ErrorKind::InvalidName, message));
     };
-    // What Windows puts before a canonical path with a drive letter says nothing.
+    // The prefix of a canonical path with a drive letter on Windows is redundant.
     let text = match text.strip_prefix(r"\\?\") {
         Some(short) if short.as_bytes().get(1) == Some(&b':') => short,
         _ => text,
@@ -284,14 +284,14 @@ fn is_name(name: &str) -> bool {
         && name.bytes().all(is_rest)
 }
 
-/// A directory, and what the one above it is recognized by.
+/// A directory and the identity of its parent directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Directory {
     pub(crate) path: String,
     parent: String,
 }
 
-/// Whether a directory is there.
+/// Whether a directory exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Presence {
     There,
@@ -311,7 +311,7 @@ impl Directory {
         })
     }
 
-    /// Returns the directory at `path`, of which nothing will prove that it is gone.
+    /// Returns the directory at `path`, in a form that is never proven to be gone.
     pub(crate) fn never_gone(path: &str) -> Self {
         Self {
             path: path.to_owned(),
@@ -319,13 +319,13 @@ impl Directory {
         }
     }
 
-    /// Returns whether it is there, or proven to be gone: nothing is at its path, while the
-    /// directory above it is the one that was recorded. Where a disk is not mounted, or another one is, that
-    /// directory is another one.
+    /// Returns whether it exists, or is proven to be gone: nothing is at its path, but the
+    /// parent directory is the recorded one. If a disk is not mounted, or a different disk is, the parent
+    /// is a different directory.
     pub(crate) fn presence(&self) -> Presence {
         let path = Path::new(&self.path);
         let is_above = || !self.parent.contains(UNKNOWN) && identity(path.parent()) == self.parent;
-        // Before and after: it may be mounted in between.
+        // Checked before and after, because it may be mounted in between.
         let was_above = is_above();
         match fs::symlink_metadata(path) {
             Ok(_) => Presence::There,
@@ -336,12 +336,12 @@ impl Directory {
         }
     }
 
-    /// Returns the words of a line: the path and what is above it.
+    /// Returns the words of a line: the path and the identity of the parent.
     pub(crate) fn words(&self) -> String {
         format!("{} {}", encode(&self.path), self.parent)
     }
 
-    /// Reads these words.
+    /// Parses these words.
     pub(crate) fn parse<'a>(words: &mut impl Iterator<Item = &'a str>) -> Option<Self> {
         let path = String::from_utf8(owner::decode_bytes(words.next()?)).ok()?;
         let parent = words.next()?.to_owned();
@@ -351,7 +351,7 @@ impl Directory {
     }
 }
 
-/// Returns what a directory is recognized by, which no other one has at the same path. The creation
+/// Returns the identity of a directory, which no other one has at the same path. The creation
 /// time distinguishes the root directories of disks, which have the same inode.
 fn identity(dir: Option<&Path>) -> String {
     let Some(Ok(metadata)) = dir.map(fs::metadata) else {
@@ -372,7 +372,7 @@ pub(crate) struct Line {
     root: Directory,
 }
 
-/// What is behind the owner record.
+/// The text after the owner record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Found {
     Line(Line),
@@ -398,12 +398,12 @@ impl Line {
         Ok(line)
     }
 
-    /// Returns the bytes that are written, newline included.
+    /// Returns the text to write, including the newline.
     pub(crate) fn text(&self) -> String {
         format!("{WORD} {} {}\n", self.name, self.root.words())
     }
 
-    /// Reads the line that `bytes` begin with.
+    /// Parses the line at the beginning of `bytes`.
     pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
         let end = bytes.iter().position(|&byte| byte == b'\n')?;
         let mut words = str::from_utf8(&bytes[..end]).ok()?.split_ascii_whitespace();
@@ -419,7 +419,7 @@ impl Line {
         self.name == key.name && self.root.path == key.root
     }
 
-    /// Returns whether the two can not both be in the environment of a command.
+    /// Returns whether both use the same environment variable, so that a command cannot get both.
     pub(crate) fn shares_variable_with(&self, key: &Key) -> bool {
         !self.is_of(key)
             && self.root.path == key.root
@@ -444,7 +444,7 @@ impl Line {
 }
 
 impl Found {
-    /// Reads what is in a lock file behind the owner record, or returns `None` if nothing is.
+    /// Parses the text in a lock file after the owner record. Returns `None` if there is none.
     pub(crate) fn parse(file: &[u8]) -> Option<Self> {
         let behind = file.get(OFFSET..).filter(|behind| !behind.is_empty())?;
         let is_line = behind.starts_with(BEGINNING) || BEGINNING.starts_with(behind);
@@ -485,7 +485,7 @@ impl Found {
     }
 }
 
-/// Escapes a path as the texts of an owner record are.
+/// Escapes a path like the texts of an owner record.
 fn encode(path: &str) -> String {
     let mut encoded = String::with_capacity(path.len());
     for byte in path.bytes() {
@@ -502,8 +502,8 @@ fn encode(path: &str) -> String {
 mod tests {
     use super::*;
 
-    /// Returns whether a directory is still recognized after something was removed from it. Wine calls the
-    /// time of its last change that of its creation, and so never proves anything.
+    /// Returns whether a directory is still recognized after something was removed from it. Wine reports
+    /// the time of the last change as the creation time, and so never proves anything.
     fn is_proof(before: &str, dir: &Path) -> bool {
         let is_recognized = identity(Some(dir)) == before;
         assert!(is_recognized || cfg!(windows));
@@ -515,7 +515,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_read_as_it_was_written() {
+    fn a_line_is_parsed_as_it_was_written() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         for name in ["shop", "a b", "100%", "größe", "line\nbreak"] {
             let root = dir.path().join(name);
@@ -541,7 +541,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_is_written_as_it_is_but_drives_no_terminal() {
+    fn a_path_is_written_unchanged_except_for_control_characters() {
         let key = |root: &str| Key {
             name: "web".to_owned(),
             root: root.to_owned(),
@@ -555,7 +555,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_line_reserves_nothing_and_a_broken_line_does() {
+    fn only_text_that_begins_like_a_line_reserves_the_port() {
         for nothing in [
             &b""[..],
             b"\0\0\0",
@@ -581,7 +581,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_but_the_directory_above_proves_that_a_root_is_gone() {
+    fn only_the_parent_directory_proves_that_a_root_is_gone() {
         let parent = tempfile::tempdir().expect("a temporary directory");
         let root = parent.path().join("shop");
         fs::create_dir(&root).expect("our own");
@@ -601,14 +601,14 @@ mod tests {
         for unknown in ["-", "-.-", "1.-", "1.2", ""] {
             assert_eq!(with(unknown).presence(), Presence::NotFound, "{unknown}");
         }
-        // Where the system tells no creation time, nothing is proven.
+        // If the system reports no creation time, nothing is proven.
         let inode_alone = there.parent.split('.').next().expect("a word").to_owned() + ".-";
         assert_eq!(with(&inode_alone).presence(), Presence::NotFound);
         // Another directory at the same path, as on another disk.
         let elsewhere = parent.path().with_extension("elsewhere");
         fs::rename(parent.path(), &elsewhere).expect("our own");
         assert_eq!(there.presence(), Presence::NotFound);
-        // NTFS gives a directory of the same name the creation time of the former, for some seconds.
+        // NTFS reuses the creation time of a removed directory with the same name for some seconds.
         if cfg!(unix) {
             fs::create_dir(parent.path()).expect("our own");
             assert_eq!(there.presence(), Presence::NotFound);

@@ -50,9 +50,9 @@ pub(crate) const REFUSED_BY_BROWSERS: [u16; 19] = [
 /// # Platform-specific behavior
 ///
 /// * On Linux it is `net.ipv4.ip_local_port_range` of the calling thread's network namespace; it
-/// applies to IPv6 as well. If the setting is missing, empty or not readable by this process, as
-/// in some containers and sandboxes, the kernel's default, 32768 to 60999, is used, and a warning
-/// is logged to the [`log`](https://docs.rs/log) crate.
+///   applies to IPv6 as well. If the setting is missing, empty or not readable by this process, as
+///   in some containers and sandboxes, the kernel's default, 32768 to 60999, is used, and a warning
+///   is logged to the [`log`](https://docs.rs/log) crate.
 /// * On macOS it is `net.inet.ip.portrange.first` and `last`, which apply to IPv6 as
 ///   well.
 /// * On Windows it is what `netsh int ipv4 show dynamicport tcp` prints. It is run once

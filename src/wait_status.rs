@@ -43,8 +43,8 @@ impl WaitStatus {
     }
 }
 
-/// Writes text such as `no free port in 4711 after 1.2 s: 1 leased (4711 by pid 812
-/// "orders-test")`.
+/// Writes text such as
+/// `no free port in 4711 after 1.2 s: 1 leased (4711 by pid 812 "orders-test")`.
 impl fmt::Display for WaitStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)

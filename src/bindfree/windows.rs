@@ -34,9 +34,9 @@ pub(crate) const UNKNOWN_FAMILY: i32 = WSAEAFNOSUPPORT;
 ///
 /// * It is not documented that a dual-stack bind of `[::]` sees sockets with an IPv4 address.
 /// * A bind of a specific address, strict or not, does not see a socket with the wildcard
-/// address, and would receive its connections. A strict bind of the wildcard address would see
-/// sockets with other specific addresses, which do not conflict. So the wildcard address is bound
-/// without options, which sees only sockets with the wildcard address.
+///   address, and would receive its connections. A strict bind of the wildcard address would see
+///   sockets with other specific addresses, which do not conflict. So the wildcard address is bound
+///   without options, which sees only sockets with the wildcard address.
 pub(crate) fn bind(
     host: IpAddr,
     port: u16,

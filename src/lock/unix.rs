@@ -1,10 +1,10 @@
-//! Lock files: locked with flock(2), each with its record in it.
+//! Lock files on Unix: locked with flock(2), each with its record in it.
 //!
-//! Where somebody else removes or replaces one, a lock could be taken on a file that
-//! later callers can no longer find; so a file without links is released, once it is
-//! locked, and opened again. To compare it with what is at the path now would find nothing
-//! more on most file systems, but for a file renamed by hand between the two calls, and
-//! one that is renamed a moment later, with the lease held, nobody can find either way.
+//! If another process removes or replaces one, a lock could be taken on a file that
+//! later callers can no longer find. So after locking, a file without links is
+//! released and opened again. Comparing it with the file at the path would detect nothing
+//! more on most file systems, except a file renamed by hand between the two calls; and
+//! a file that is renamed a moment later, during the lease, cannot be found either way.
 
 use std::{
     fmt::Display,
@@ -33,14 +33,14 @@ use crate::{
     unavailable::{Attempt, Unavailable},
 };
 
-/// Never by way of a symbolic link, never blocking on a FIFO, never making a
-/// terminal ours, never inherited by a program that is executed.
+/// Flags for opening lock files: never follow a symbolic link, block on a FIFO, or acquire a
+/// controlling terminal; close on exec.
 pub(crate) const OPEN: OFlags = OFlags::NOFOLLOW
     .union(OFlags::NONBLOCK)
     .union(OFlags::NOCTTY)
     .union(OFlags::CLOEXEC);
 
-/// A child that was forked has the descriptors of its parent, and so its locks.
+/// A forked child has the descriptors of its parent, and so its locks.
 pub(crate) const IS_INHERITED: bool = true;
 
 /// Number of retries for a lock that outlives its holder: none. The kernel closes the descriptors of a
@@ -48,7 +48,7 @@ pub(crate) const IS_INHERITED: bool = true;
 /// bsd/kern/kern_exit.c).
 pub(crate) const MAX_ENDING_RETRIES: usize = 0;
 
-/// Opens the file of `port` if there is one.
+/// Opens the file of `port` if it exists.
 ///
 /// Without O_CREAT: in a sticky directory `fs.protected_regular` refuses that
 /// flag for files of other users (proc_sys_fs(5)).
@@ -79,12 +79,12 @@ pub(crate) fn open(
     }
 }
 
-/// Creates the file of `port`, open. Fails with `EEXIST` if another process was faster, and with
+/// Creates and opens the file of `port`. Fails with `EEXIST` if another process was faster, and with
 /// `ENOENT` if the directory was removed.
 ///
-/// It is created under another name and renamed once its mode is right: a process that is
+/// It is created under another name and renamed after its mode is set: a process that is
 /// killed in between then leaves a stray file, but never a lock file that other users, or
-/// with a harsh umask even its owner, could not open.
+/// with a strict umask even its owner, could not open.
 pub(crate) fn create(dir: &Dir, port: u16, pid: u32) -> io::Result<File> {
     let stray = stray_name(port, pid);
     let fd = rustix::fs::openat(dir.fd(), &stray, CREATE, dir.file_mode())?;
@@ -99,7 +99,7 @@ pub(crate) fn create(dir: &Dir, port: u16, pid: u32) -> io::Result<File> {
     if outcome == PublishOutcome::Exists {
         return Err(Errno::EXIST.into());
     }
-    // The umask must not take permissions from a file that others can find already: if
+    // The umask must not remove permissions from a file that others can already find: if
     // this process were killed before it set the mode, they could never open it.
     check_umask(dir, created)?;
     let fd = rustix::fs::openat(dir.fd(), DecInt::new(port), CREATE, dir.file_mode())?;
@@ -118,7 +118,7 @@ pub(crate) enum PublishOutcome {
     Done,
     /// Another process was faster.
     Exists,
-    /// The file system cannot rename without replacing. FUSE, NFS and 9p cannot, as a rule.
+    /// The file system cannot rename without replacing. FUSE, NFS and 9p usually cannot.
     Unsupported,
 }
 
@@ -139,8 +139,8 @@ pub(crate) fn publish(
     }
 }
 
-/// Fails if the umask takes permissions from new files in the directory. `created` is the
-/// mode that one got.
+/// Fails if the umask removes permissions from new files in the directory. `created` is the
+/// mode of a new file.
 pub(crate) fn check_umask(dir: &Dir, created: Mode) -> io::Result<()> {
     let needed = dir.permissions();
     if created.contains(needed) {
@@ -158,12 +158,12 @@ pub(crate) fn check_umask(dir: &Dir, created: Mode) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::Unsupported, message))
 }
 
-/// Sets the mode of a new lock file unless the umask has left it as it should be, and
-/// returns the mode that it was created with. Checking costs a tenth of setting it again.
+/// Sets the mode of a new lock file unless the umask has not changed it, and
+/// returns the mode that it was created with. Checking costs a tenth of setting it.
 fn set_mode(fd: impl AsFd, dir: &Dir) -> rustix::io::Result<Mode> {
     let created = Mode::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode);
     if created != dir.file_mode() {
-        // A file system may refuse the sticky bit. Then only its use keeps the file.
+        // A file system may refuse the sticky bit. Then only use keeps the file from being removed.
         rustix::fs::fchmod(&fd, dir.file_mode())
             .or_else(|_| rustix::fs::fchmod(&fd, dir.permissions()))?;
     }
@@ -200,14 +200,14 @@ pub(crate) fn status(dir: &Dir, port: u16, file: &File) -> io::Result<FileStatus
     })
 }
 
-/// Reads the file of `port`, as much of it as there is room for.
+/// Reads the file of `port`, as much as fits into `text`.
 pub(crate) fn read(_: &Dir, _: u16, file: &File, text: &mut [u8]) -> Result<usize, RecordFailure> {
     Ok(retry(|| file.read_at(text, 0))?)
 }
 
 /// Writes into the file of `port`, in place: truncating would cost more than writing, and
-/// could fail for want of space where overwriting cannot. If `cuts`, what is behind `text` is cut
-/// off.
+/// could fail for want of space where overwriting cannot. If `cuts`, the file is truncated
+/// after `text`.
 #[inline]
 pub(crate) fn write(
     _: &Dir,
@@ -221,7 +221,7 @@ pub(crate) fn write(
     check_size_limit(end)?;
     write_all(file, text, offset)?;
     if cuts {
-        // Not by `set_len`, which makes an interrupted call again without a bound.
+        // Not with `set_len`, which retries an interrupted call without a bound.
         retry(|| Ok(rustix::fs::ftruncate(file, end)?))?;
     }
     Ok(())
@@ -230,8 +230,8 @@ pub(crate) fn write(
 /// Fails if this process may not write the first `len` bytes of a file. The kernel
 /// would kill it, by SIGXFSZ (setrlimit(2)).
 ///
-/// A limit that is high enough is read once per process: to read it each time would cost
-/// every lease a system call, and hardly anything lowers its own limit while it runs.
+/// A limit that is high enough is read once per process: reading it each time would cost
+/// every lease a system call, and few programs lower their own limit while they run.
 #[inline]
 pub(crate) fn check_size_limit(len: u64) -> io::Result<()> {
     /// `RLIMIT_FSIZE` as it was when it was read, or 0.
@@ -251,7 +251,7 @@ pub(crate) fn check_size_limit(len: u64) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::FileTooLarge, message))
 }
 
-/// As `write_all_at`, which makes interrupted calls again without a bound.
+/// Writes all of `text`. Unlike `write_all_at`, retries interrupted calls only within a bound.
 pub(crate) fn write_all(file: &File, text: &[u8], offset: usize) -> io::Result<()> {
     let mut written = 0;
     while written < text.len() {
@@ -264,37 +264,37 @@ pub(crate) fn write_all(file: &File, text: &[u8], offset: usize) -> io::Result<(
     Ok(())
 }
 
-/// Removes the file of `port`, whose lock `held` is: who waits to open it will make a
-/// new one, and who has it open will notice.
+/// Removes the file of `port`. `held` is its lock. A caller that waits to open it will create a
+/// new one, and a caller that has it open will notice.
 pub(crate) fn remove<T>(dir: &Dir, port: u16, held: T) -> io::Result<()> {
     let removed = rustix::fs::unlinkat(dir.fd(), DecInt::new(port), AtFlags::empty());
     drop(held);
     Ok(removed?)
 }
 
-/// What is at the path of the lock file of `port`.
+/// Returns the metadata of the lock file of `port`.
 pub(crate) fn metadata(dir: &Path, port: u16) -> io::Result<fs::Metadata> {
     fs::symlink_metadata(dir.join(port.to_string()))
 }
 
-/// The port whose files have this name.
+/// Returns the port whose files have this name.
 pub(crate) fn port_of(name: &str) -> Option<u16> {
     let port: u16 = name.parse().ok()?;
     (port > 0 && port.to_string() == name).then_some(port)
 }
 
-/// Whether it can be a lock file.
+/// Returns whether it can be a lock file.
 pub(crate) fn is_lock_file(metadata: &fs::Metadata) -> bool {
     metadata.is_file() && metadata.nlink() == 1
 }
 
-/// Whether a file of this name was being made. A maker that was killed leaves it.
+/// Returns whether it is a stray file, left by a process that was killed while creating a file.
 pub(crate) fn is_stray(name: &str, metadata: &fs::Metadata) -> bool {
     let is_made = metadata.is_file() || metadata.file_type().is_fifo();
     is_made && name.starts_with(STRAY_PREFIX)
 }
 
-/// The name, for this maker alone, of a file that is to become `name`.
+/// Returns a temporary name, unique to this process, for a file that will be renamed to `name`.
 pub(crate) fn stray_name(name: impl Display, pid: u32) -> String {
     let random = rand::make_rng::<SmallRng>().next_u32();
     format!("{STRAY_PREFIX}{name}.{pid}.{random:08x}")
@@ -303,12 +303,12 @@ pub(crate) fn stray_name(name: impl Display, pid: u32) -> String {
 const STRAY_PREFIX: &str = ".new.";
 
 impl PortLock {
-    /// A descriptor that has the lock too, and has it alone from now on: the
-    /// lock lives until that and its duplicates are closed.
+    /// Returns a descriptor that alone holds the lock from now on: the
+    /// lock lasts until it and its duplicates are closed.
     ///
     /// # Errors
     ///
-    /// The caller is a forked copy of the process that acquired the lock; or the
+    /// If the caller is a forked copy of the process that acquired the lock, or the
     /// descriptor cannot be duplicated.
     pub(crate) fn into_file(mut self) -> crate::error::Result<File> {
         self.must_be_ours("pass on")?;
@@ -321,7 +321,7 @@ impl PortLock {
     }
 }
 
-// Where rustix can make a FIFO.
+// Only where rustix can create a FIFO.
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
     use rustix::fs::{CWD, mknodat};
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_port_as_it_is_written_names_a_lock_file() {
+    fn only_a_port_in_canonical_form_names_a_lock_file() {
         assert_eq!(port_of("1"), Some(1));
         assert_eq!(port_of("65535"), Some(65_535));
         for other in ["", "0", "04000", "+4000", "65536", "4000 ", ".new.4000"] {
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn lock_files_and_those_that_were_being_made_are_told_from_others() {
+    fn lock_files_and_stray_files_are_distinguished_from_others() {
         let path = tempfile::tempdir().expect("a temporary directory");
         let at = |name: &str| path.path().join(name);
         let found = |name: &str| fs::symlink_metadata(at(name)).expect("it was just made");
@@ -388,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_written_in_place_and_what_is_behind_it_is_cut_only_if_asked_for() {
+    fn text_is_written_in_place_and_the_file_is_truncated_only_on_request() {
         let (_path, dir) = lock_dir();
         let file = made(&dir);
         let written = |text: &[u8], offset, cuts| {

@@ -1,13 +1,13 @@
-//! Lock files: locked with LockFileEx, each with its record beside it.
+//! Lock files on Windows: locked with LockFileEx, each with its record in a separate file.
 //!
-//! A lock here is mandatory and covers the whole file, so that nobody else could read a
-//! record in it. It stands in `<port>.owner`, which is written in place, and only by who
-//! has the lock.
+//! A lock here is mandatory and covers the whole file, so no other process could read a record in
+//! it. The record is in `<port>.owner`, which is written in place, and only by the process that
+//! holds the lock.
 //!
-//! A lock file is open without `FILE_SHARE_DELETE`: as long as anybody has it open, it
-//! can be neither removed nor renamed, and so the one that was locked is the one that
-//! others find. A process that removes it opens it exclusively, which fails if any process
-//! has it open. Others fail to open it then, and count the port as leased for that moment.
+//! A lock file is open without `FILE_SHARE_DELETE`: as long as any process has it open, it can be
+//! neither removed nor renamed, so the locked file is the one that others find. A process that
+//! removes it opens it exclusively, which fails if any process has it open. Other processes fail
+//! to open it then, and count the port as leased for that moment.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -34,16 +34,17 @@ use crate::{
 
 const RECORD_SUFFIX: &str = ".owner";
 
-/// Largest number of retries to open a file that is being removed, or that another process has opened
-/// exclusively, and the pause before each.
+/// Largest number of retries to open a file that is being removed, or that another process has
+/// opened exclusively, and the pause before each retry.
 const MAX_OPEN_RETRIES: u32 = 50;
 const OPEN_RETRY_INTERVAL: Duration = Duration::from_millis(1);
 
-/// A lock is its process's own, whatever handles a child inherits.
+/// A lock belongs to its process, whatever handles a child inherits.
 pub(crate) const IS_INHERITED: bool = false;
 
-/// Number of retries for a lock whose holder has ended, half a second in all. "The time it takes for the
-/// operating system to unlock these locks depends upon available system resources" (LockFileEx).
+/// Number of retries for a lock whose holder has ended, half a second in total. "The time it
+/// takes for the operating system to unlock these locks depends upon available system resources"
+/// (LockFileEx).
 pub(crate) const MAX_ENDING_RETRIES: usize = 30;
 
 fn lock_path(dir: &Dir, port: u16) -> PathBuf {
@@ -54,7 +55,7 @@ fn record_path(dir: &Dir, port: u16) -> PathBuf {
     dir.path().join(format!("{port}{RECORD_SUFFIX}"))
 }
 
-/// How lock files are opened: never by way of a link.
+/// Returns the options for opening lock files, which never follow links.
 fn lock_options() -> OpenOptions {
     let mut options = File::options();
     options
@@ -65,7 +66,7 @@ fn lock_options() -> OpenOptions {
     options
 }
 
-/// How records are opened. Removing one waits for nobody.
+/// Returns the options for opening records. Removing a record waits for no other process.
 fn record_options() -> OpenOptions {
     let mut options = File::options();
     options
@@ -75,7 +76,7 @@ fn record_options() -> OpenOptions {
     options
 }
 
-/// Opens a file, and makes the call again while it fails for a moment only.
+/// Opens a file, and retries while it fails only for a moment.
 fn open_soon(
     open: impl Fn() -> io::Result<File>,
     passes: fn(&io::Error) -> bool,
@@ -89,22 +90,23 @@ fn open_soon(
     open()
 }
 
-/// What is removed while another program, such as a virus scanner, has it open stays
-/// until that closes it, and cannot be opened.
+/// A file that is removed while another program, such as a virus scanner, has it open stays until
+/// that program closes it, and cannot be opened.
 fn may_be_going(error: &io::Error) -> bool {
     is(error, ERROR_ACCESS_DENIED)
 }
 
-/// Whether the file at this path is being removed: then nobody can open it for anything. Of one that is
-/// closed to this user, who may list the directory, the attributes can be read.
+/// Returns whether the file at this path is being removed: then no process can open it for any
+/// purpose. The attributes of a file that this user may not open can still be read if the user
+/// may list the directory.
 fn is_going(path: &Path) -> bool {
     let mut options = record_options();
     let opened = options.read(false).access_mode(0).open(path);
     opened.is_err_and(|error| is(&error, ERROR_ACCESS_DENIED))
 }
 
-/// Opens the file of `port` if there is one. The port is unavailable while another process removes
-/// the file, or has it opened without sharing it, as virus scanners and backup programs may.
+/// Opens the file of `port` if it exists. The port is unavailable while another process removes
+/// the file or has it open without sharing, as virus scanners and backup programs may.
 pub(crate) fn open(
     dir: &Dir,
     port: u16,
@@ -125,14 +127,14 @@ pub(crate) fn open(
     }
 }
 
-/// Creates the file of `port`, open. Fails with `AlreadyExists` if another process was faster, and
-/// with `NotFound` if the directory was removed.
+/// Creates and opens the file of `port`. Fails with `AlreadyExists` if another process was
+/// faster, and with `NotFound` if the directory was removed.
 pub(crate) fn create(dir: &Dir, port: u16, _: u32) -> io::Result<File> {
     let path = lock_path(dir, port);
     open_soon(|| lock_options().create_new(true).open(&path), may_be_going)
 }
 
-/// Checks the file that was locked, and how long its record is.
+/// Checks the locked file, and how long its record is.
 pub(crate) fn status(dir: &Dir, port: u16, file: &File) -> io::Result<FileStatus> {
     if is_link(&file.metadata()?) {
         return Ok(FileStatus::Refused("it is not a regular file"));
@@ -150,7 +152,7 @@ pub(crate) fn status(dir: &Dir, port: u16, file: &File) -> io::Result<FileStatus
     Ok(FileStatus::Current { record_len })
 }
 
-/// Reads the record of `port` and what is behind it, as much as there is room for.
+/// Reads the record of `port` and the text after it, as much as fits into `text`.
 pub(crate) fn read(
     dir: &Dir,
     port: u16,
@@ -167,8 +169,8 @@ pub(crate) fn read(
     read().map_err(|error| unless_in_use(error, &path))
 }
 
-/// Virus scanners, indexers and backup programs open any file, and some of them for themselves alone, or
-/// lock it (`ERROR_LOCK_VIOLATION`).
+/// Virus scanners, indexers and backup programs open any file. Some open it exclusively, or lock
+/// it (`ERROR_LOCK_VIOLATION`).
 fn unless_in_use(error: io::Error, path: &Path) -> RecordFailure {
     if is(&error, ERROR_SHARING_VIOLATION)
         || is(&error, ERROR_LOCK_VIOLATION)
@@ -179,12 +181,12 @@ fn unless_in_use(error: io::Error, path: &Path) -> RecordFailure {
     Failure::Error(error)
 }
 
-/// A process that removes a record has it opened exclusively; see [`remove`].
+/// A process that removes a record has opened it exclusively; see [`remove`].
 fn may_be_removed(error: &io::Error) -> bool {
     may_be_going(error) || is(error, ERROR_SHARING_VIOLATION)
 }
 
-/// Writes into the record file of `port`, in place. If `cuts`, what is behind `text` is cut off.
+/// Writes into the record file of `port`, in place. If `cuts`, the file is truncated after `text`.
 pub(crate) fn write(
     dir: &Dir,
     port: u16,
@@ -216,10 +218,10 @@ fn write_in_place(path: &Path, text: &[u8], offset: usize, cuts: bool) -> io::Re
     Ok(())
 }
 
-/// Removes the files of `port`, whose lock `held` is.
+/// Removes the files of `port`. `held` is its lock.
 ///
-/// The record first, under the lock. The lock file cannot be removed as long as it is
-/// open, here too; who locks it in between keeps it.
+/// The record is removed first, under the lock. The lock file cannot be removed as long as it is
+/// open, here too; a process that locks it in between keeps it.
 pub(crate) fn remove<T>(dir: &Dir, port: u16, held: T) -> io::Result<()> {
     match remove_unused(record_path(dir, port)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -229,7 +231,7 @@ pub(crate) fn remove<T>(dir: &Dir, port: u16, held: T) -> io::Result<()> {
     remove_unused(lock_path(dir, port))
 }
 
-/// Removes a file that nobody has open.
+/// Removes a file that no process has open.
 fn remove_unused(path: PathBuf) -> io::Result<()> {
     let opened = File::options()
         .access_mode(DELETE)
@@ -245,7 +247,7 @@ fn remove_unused(path: PathBuf) -> io::Result<()> {
     }
 }
 
-/// What is at the path of the lock file of `port`, or else of its record.
+/// Returns the metadata of the lock file of `port`, or else of its record.
 pub(crate) fn metadata(dir: &Path, port: u16) -> io::Result<fs::Metadata> {
     match fs::symlink_metadata(dir.join(port.to_string())) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -255,19 +257,20 @@ pub(crate) fn metadata(dir: &Path, port: u16) -> io::Result<fs::Metadata> {
     }
 }
 
-/// The port whose files have this name. A delegated lease may have its record alone.
+/// Returns the port whose files have this name. A delegated lease may have only a record.
 pub(crate) fn port_of(name: &str) -> Option<u16> {
     let name = name.strip_suffix(RECORD_SUFFIX).unwrap_or(name);
     let port: u16 = name.parse().ok()?;
     (port > 0 && port.to_string() == name).then_some(port)
 }
 
-/// Whether it can be a lock file.
+/// Returns whether it can be a lock file.
 pub(crate) fn is_lock_file(metadata: &fs::Metadata) -> bool {
     metadata.is_file() && !is_link(metadata)
 }
 
-/// Whether it is what a maker that was killed has left: such makers leave nothing.
+/// Returns `false`: a process that is killed while it creates a file leaves no stray file on
+/// Windows.
 pub(crate) fn is_stray(_: &str, _: &fs::Metadata) -> bool {
     false
 }
@@ -312,7 +315,7 @@ mod tests {
         let kept = remove(&dir, PORT, ()).expect_err("it is open");
         assert_eq!(kept.kind(), io::ErrorKind::PermissionDenied);
         drop(file);
-        remove(&dir, PORT, ()).expect("nobody has it open");
+        remove(&dir, PORT, ()).expect("no process has it open");
         let opened = open(&dir, PORT, Access::Write).expect("our own directory");
         assert!(opened.is_none());
     }
@@ -331,11 +334,11 @@ mod tests {
             opened,
             Err(Failure::Unavailable(Unavailable::Leased(PORT)))
         ));
-        drop(alone.expect("nobody has it open"));
+        drop(alone.expect("no process has it open"));
     }
 
     #[test]
-    fn the_record_stands_beside_the_lock_file() {
+    fn the_record_is_in_a_file_beside_the_lock_file() {
         let (_parent, dir) = dir();
         let file = created(&dir);
         let content = || {

@@ -5,14 +5,14 @@
 //! must be a real directory (no symbolic link) of one of two kinds.
 //!
 //! * **Private**: owned by this user and writable by no other user. Only this user can read and
-//! write the files in it. A mode like 0755 is as good as 0700 here, because others can neither
-//! open the files nor add any.
+//!   write the files in it. A mode like 0755 is as good as 0700 here, because others can neither
+//!   open the files nor add any.
 //! * **Shared between users**: writable by group or others, and therefore required to be sticky
-//! (mode 1777) and owned by root or by this user, because a directory's owner may rename and
-//! remove the files in it in spite of the sticky bit (unlink(2), EPERM). All users can read and
-//! write the files in it, whatever the umask. An owner that is not mapped into our user namespace
-//! looks like any other unmapped owner, including root. It counts as root for a directory that
-//! somebody chose: a named one, or the one of all users.
+//!   (mode 1777) and owned by root or by this user, because a directory's owner may rename and
+//!   remove the files in it in spite of the sticky bit (unlink(2), EPERM). All users can read and
+//!   write the files in it, whatever the umask. An owner that is not mapped into our user namespace
+//!   looks like any other unmapped owner, including root. It counts as root for a directory that
+//!   somebody chose: a named one, or the one of all users.
 //!
 //! In a shared directory every user can do some harm, though only inside it: keep ports from
 //! others (by locking files or replacing them), delay waiters until the timeout, end a

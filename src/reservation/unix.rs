@@ -1,4 +1,4 @@
-//! What a directory is recognized by.
+//! The identity of a directory on Unix.
 
 use std::{fs::Metadata, os::unix::fs::MetadataExt as _};
 

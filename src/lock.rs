@@ -260,8 +260,8 @@ impl PortLock {
         Error::new(ErrorKind::Lock, message)
     }
 
-    /// Reads who had the lock before, or has the port without one, and for whom it is reserved. The
-    /// port is unavailable while another program has opened the record for itself alone.
+    /// Reads the owner record, which may count without a lock, and the reservation. The
+    /// port is unavailable while another program has opened the record exclusively.
     pub(crate) fn read(&self) -> Attempt<Content> {
         read(&self.dir, self.port, &self.file)
     }
@@ -270,7 +270,7 @@ impl PortLock {
     ///
     /// In place and always of the same length. Only where a longer record was, the
     /// rest of it is cut off, unless a reservation is behind it. The port is unavailable while another
-    /// program has opened the record for itself alone.
+    /// program has opened the record exclusively.
     pub(crate) fn write_owner(&self, record: &Record<{ owner::LEN }>) -> Attempt<()> {
         let cuts = owner::may_count(self.len) && !self.is_reserved;
         self.write(record.bytes(), 0, cuts)
@@ -286,7 +286,7 @@ impl PortLock {
     }
 
     /// Writes a record that counts without the lock: the longer file is what makes it one. The port
-    /// is unavailable while another program has opened the record for itself alone.
+    /// is unavailable while another program has opened the record exclusively.
     pub(crate) fn write_long(&self, record: &Record<{ owner::LONG_LEN }>) -> Attempt<()> {
         let cuts = self.len > reservation::OFFSET && !self.is_reserved;
         self.write(record.bytes(), 0, cuts)

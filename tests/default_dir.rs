@@ -50,7 +50,7 @@ fn own_dir() -> PathBuf {
 fn start(script: &str, role: &str, arguments: &[&str]) -> Option<Peer> {
     let binary = env::current_exe().expect("this test binary");
     if ["/tmp", "/run"].iter().any(|dir| binary.starts_with(dir)) {
-        eprintln!("left out: this test binary is in a directory that the test covers");
+        eprintln!("skipped: this test binary is in a directory that the test covers");
         return None;
     }
     start_in_namespace("--mount", script, role, arguments)
@@ -212,7 +212,7 @@ fn directory_of_machine(parent: &Parent) {
         assert_eq!(says(port, None), expected);
         assert_eq!(fs::read_dir(machine).expect("ours").count(), 0);
     } else {
-        eprintln!("left out: no other user in this namespace");
+        eprintln!("skipped: no other user in this namespace");
     }
     parent.say("done");
 }
@@ -273,7 +273,7 @@ fn no_tmp(parent: &Parent) {
     if chown(&runtime, Some(NOBODY), None).is_ok() {
         refused(Some(&runtime), &["/run/ours", "user 0", "PORTLOCK_DIR"]);
     } else {
-        eprintln!("left out: no other user in this namespace");
+        eprintln!("skipped: no other user in this namespace");
     }
     parent.say("done");
 }
@@ -403,7 +403,7 @@ fn can_map_users() -> bool {
     let own = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     let can = am_root() && own.contains("4294967295") && can.is_ok_and(|it| it.success());
     if !can {
-        eprintln!("left out: it takes the machine's root and user namespaces");
+        eprintln!("skipped: it takes the machine's root and user namespaces");
     }
     can
 }
@@ -504,7 +504,7 @@ fn lock_files_are_not_removed_for_their_age() {
         .stdout(Stdio::null())
         .status();
     if version.is_err() {
-        eprintln!("left out: systemd-tmpfiles is not installed");
+        eprintln!("skipped: systemd-tmpfiles is not installed");
         return;
     }
     let (dir, block) = (lock_dir(), Block::new(2));

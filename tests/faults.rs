@@ -70,7 +70,7 @@ fn a_fault_at_any_system_call() {
     let clean = match run_without_fault(&blocks[0]) {
         Ok(clean) => clean,
         Err(line) => {
-            eprintln!("left out: strace cannot attach here: {line}");
+            eprintln!("skipped: strace cannot attach here: {line}");
             return;
         }
     };

@@ -186,7 +186,7 @@ fn a_held_lease_does_without_a_record_that_is_locked() {
     let foreign = open(&files.record(), SHARED);
     lock(&foreign);
     if fs::read(files.record()).is_ok() {
-        eprintln!("left out: locks are only advisory here, as under Wine");
+        eprintln!("skipped: locks are only advisory here, as under Wine");
         return;
     }
     files.assert_leased_without_record();

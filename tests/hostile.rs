@@ -342,11 +342,11 @@ fn own_directory(parent: &Parent) {
 #[test]
 fn a_users_own_directory_that_another_user_made_first() {
     if !am_root() {
-        eprintln!("left out: only root can run this as two users");
+        eprintln!("skipped: only root can run this as two users");
         return;
     }
     if Path::new("/run/portlock").exists() {
-        eprintln!("left out: here root has created a directory for all users");
+        eprintln!("skipped: here root has created a directory for all users");
         return;
     }
     let (scene, block) = (Scene::new(1), Block::new(1));
@@ -964,7 +964,7 @@ impl Setting {
         match fs::write(path, value) {
             Ok(()) => Some(Self(path, before)),
             Err(error) => {
-                eprintln!("left out: {path} stays {}: {error}", before.trim());
+                eprintln!("skipped: {path} stays {}: {error}", before.trim());
                 None
             }
         }
@@ -1136,7 +1136,7 @@ fn a_lock_file_that_is_replaced_while_its_lease_is_held() {
 #[test]
 fn who_made_a_lock_file_may_remove_it_and_nobody_else() {
     if !am_root() {
-        eprintln!("left out: only root can run this as three users");
+        eprintln!("skipped: only root can run this as three users");
         return;
     }
     let scene = Scene::new(1);

@@ -42,7 +42,7 @@ fn wait(parent: &Parent) {
 fn has_ipv6() -> bool {
     let has_ipv6 = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok();
     if !has_ipv6 {
-        eprintln!("left out: this machine has no IPv6");
+        eprintln!("skipped: this machine has no IPv6");
     }
     has_ipv6
 }

@@ -78,7 +78,7 @@ impl Python {
             version.is_ok_and(|status| status.success())
         });
         if !is_installed {
-            eprintln!("left out: python3 is not installed");
+            eprintln!("skipped: python3 is not installed");
             return None;
         }
         let file = tempfile::tempdir().expect("a temporary directory");
@@ -287,13 +287,13 @@ fn a_port_that_is_bound_is_no_lease() {
             None,
         );
         let Ok(socket) = socket else {
-            eprintln!("left out: {address}, there is no IPv6 here");
+            eprintln!("skipped: {address}, there is no IPv6 here");
             continue;
         };
         // Not listening, and not strict: the hardest to see.
         socket.set_reuse_address(true).expect("our own socket");
         if let Err(error) = socket.bind(&address.into()) {
-            eprintln!("left out: {address}: {error}");
+            eprintln!("skipped: {address}: {error}");
             continue;
         }
         python.must_not_lease(port, "leased or in use");

@@ -26,7 +26,7 @@ const NODES: usize = 3;
 fn three_suites_each_form_a_redis_cluster() {
     for program in ["redis-server", "redis-cli"] {
         if Command::new(program).arg("--version").output().is_err() {
-            eprintln!("left out: {program} is not installed");
+            eprintln!("skipped: {program} is not installed");
             return;
         }
     }

@@ -212,7 +212,7 @@ fn the_server_that_the_address_leads_to_decides() {
     let port = builder(dir.path(), block.first()).acquire().expect("free");
     let other_address = format!("127.0.0.2:{port}");
     if TcpListener::bind(&other_address).is_err() {
-        eprintln!("left out: {other_address} cannot be bound");
+        eprintln!("skipped: {other_address} cannot be bound");
         return;
     }
     let stranger = server_at(&other_address);

@@ -202,7 +202,7 @@ fn settings_that_are_missing_or_empty_have_the_kernels_defaults() {
 #[test]
 fn the_first_port_for_ordinary_users_has_a_default_too() {
     if !am_root() {
-        eprintln!("left out: only root can prepare the namespace of another user");
+        eprintln!("skipped: only root can prepare the namespace of another user");
         return;
     }
     let (_dir, copy) = open_copy();

@@ -161,7 +161,7 @@ fn privileged_ports(parent: &Parent) {
     let first = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
     let first: u16 = first.expect("Linux has it").trim().parse().expect("a port");
     if first < 11 {
-        eprintln!("left out: every port may be bound by everybody here");
+        eprintln!("skipped: every port may be bound by everybody here");
     } else {
         let ports = first - 10..=first - 1;
         let named = format!("{}-{}", ports.start(), ports.end());

@@ -174,7 +174,7 @@ fn release(parent: &Parent) {
 #[test]
 fn a_lease_of_another_user_needs_force() {
     if !am_root() {
-        eprintln!("left out: only root can run this as two users");
+        eprintln!("skipped: only root can run this as two users");
         return;
     }
     let (dir, block) = (lock_dir(), Block::new(1));

@@ -422,7 +422,7 @@ pub(crate) fn scenarios() -> &'static [Scenario] {
     if is_permitted(&unshare) && !binary.starts_with(TMP) {
         return &SCENARIOS;
     }
-    eprintln!("left out: the default directory, for want of a mount namespace");
+    eprintln!("skipped: the default directory, for want of a mount namespace");
     &SCENARIOS[..SCENARIOS.len() - 1]
 }
 

@@ -220,7 +220,7 @@ fn the_default_root_is_the_worktree() {
     };
     let project = Project::new(6);
     if !git(&project.root, &["init", "-q"]) {
-        eprintln!("left out: git is not installed");
+        eprintln!("skipped: git is not installed");
         return;
     }
     assert!(git(

@@ -554,7 +554,7 @@ fn a_listener_for_ipv6_serves_ipv4_too() {
     for host in ["::", "::ffff:127.0.0.1"] {
         let socket = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None);
         let Ok(socket) = socket else {
-            eprintln!("left out: there is no IPv6");
+            eprintln!("skipped: there is no IPv6");
             return;
         };
         socket.set_only_v6(false).expect("Linux has it");
@@ -630,7 +630,7 @@ fn a_server_that_daemonized_is_unknown() {
             (parent != daemon.id()).then_some(parent != 1)
         });
         if is_adopted_elsewhere && !session {
-            eprintln!("left out: these tests run below a subreaper");
+            eprintln!("skipped: these tests run below a subreaper");
             continue;
         }
         assert_found(dir.path(), port, BelongsTo::Unknown, daemon_pid);
@@ -761,7 +761,7 @@ fn a_server_that_started_before_the_lease_is_another_process_s() {
 #[serial]
 fn the_server_of_another_user_cannot_be_seen() {
     if !am_root() {
-        eprintln!("left out: only root can be another user");
+        eprintln!("skipped: only root can be another user");
         return;
     }
     let (dir, block) = (lock_dir(), Block::new(1));
@@ -826,7 +826,7 @@ fn processes_of_other_pid_namespaces_are_unknown() {
 #[serial]
 fn a_server_below_a_process_that_is_hidden_is_unknown() {
     if !am_root() {
-        eprintln!("left out: only root can be another user");
+        eprintln!("skipped: only root can be another user");
         return;
     }
     let (dir, block) = (lock_dir(), Block::new(1));
@@ -873,7 +873,7 @@ fn the_server_of_another_machine_is_unknown() {
     };
     let said = reader.hear();
     if said == "not permitted" {
-        eprintln!("left out: network namespaces cannot be connected here");
+        eprintln!("skipped: network namespaces cannot be connected here");
         return;
     }
     // A server of this machine listens on the same port.
@@ -904,7 +904,7 @@ fn a_server_is_unknown_without_proc() {
 #[serial]
 fn processes_that_joined_a_container_have_no_parent_there() {
     if !am_root() || !is_installed("nsenter") {
-        eprintln!("left out: only root can join a container of another user");
+        eprintln!("skipped: only root can join a container of another user");
         return;
     }
     let (dir, block) = (lock_dir(), Block::new(1));

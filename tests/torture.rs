@@ -1,46 +1,47 @@
-//! Torture test: threads and processes do at random everything a caller can do, on a few ports,
-//! while they are killed and stopped. A log of who held which port when decides.
+//! Torture test: on a few ports, threads and processes randomly do everything that a caller can
+//! do, while they are killed and stopped. A log of who held which port at which time is checked
+//! for overlaps.
 //!
-//! It runs for five seconds, or for `PORTLOCK_TORTURE_SECONDS`. A seed chooses what is done; it
-//! is printed, and `PORTLOCK_TORTURE_SEED` sets it. The scheduler decides when things happen.
+//! It runs for five seconds, or for `PORTLOCK_TORTURE_SECONDS`. A seed determines the actions; it
+//! is printed, and `PORTLOCK_TORTURE_SEED` sets it. The scheduler determines the timing.
 //!
-//! The parent starts workers, kills and stops them, and reads what they report. A worker reports
-//! each lease *after* it was given and *before* its end begins, with the time, in one write to a
-//! pipe. The leases of a worker that is killed end at the time that the parent read before the kill.
-//! So no interval in the log is longer than the lease was, and two of one port that
-//! overlap are a true overlap.
+//! The parent starts workers, kills and stops them, and reads their reports. A worker reports
+//! each lease *after* it began and *before* its end begins, with the time, in one write to a
+//! pipe. The leases of a killed worker end at the time that the parent read before the kill. So
+//! no interval in the log is longer than the lease was, and if two intervals of one port overlap,
+//! the leases did.
 //!
-//! What would be a false alarm, and how it is avoided:
+//! Possible false alarms, and how they are avoided:
 //!
-//! * Until it executes its program, a child has its parent's sockets. While it has a probe, another
-//!   holder's *strict* bind of that port fails, which is a documented limit. So there are two
-//!   kinds of workers, and two blocks of ports. *Strict* workers never start a child; only they use
-//!   the first block, and bind its ports without SO_REUSEADDR, repeatedly. *Forking* workers start
+//! * Until it calls exec, a child has its parent's sockets. While it has a probe, another
+//!   holder's *strict* bind of that port fails, which is a documented limit. So there are two kinds
+//!   of workers, and two blocks of ports. *Strict* workers never start a child; only they use the
+//!   first block, and bind its ports without SO_REUSEADDR, repeatedly. *Forking* workers start
 //!   children all the time. Both kinds use the second block, and bind its ports with SO_REUSEADDR,
 //!   once for each lease, because a child may have the first listener.
 //! * A connection in TIME_WAIT keeps its server's port from strict binds. So all connections are
-//!   reset, also those of a process that is killed.
+//!   reset, including those of a killed process.
 //! * Whether a port can be leased immediately after its release can only be tested where no other
 //!   caller wants it: each thread of a forking worker has a port and a lock file for itself.
 //!
-//! Where unshare(1) is permitted, some workers and some servers, the processes that leases are
-//! delegated to, run in namespaces of their own:
+//! Where unshare(1) is permitted, some workers and some servers (the processes that leases are
+//! delegated to) run in separate namespaces:
 //!
-//! * In a time namespace, the start times of processes are shifted. Only the clock `CLOCK_BOOTTIME`
-//!   is, because the log uses `CLOCK_MONOTONIC`.
+//! * In a time namespace, the start times of processes are shifted. Only the clock
+//!   `CLOCK_BOOTTIME` is shifted, because the log uses `CLOCK_MONOTONIC`.
 //! * A *nested* worker is process 1 of a pid namespace, with the /proc of that namespace or of
-//!   the first one. It delegates to servers of its own inside. Killing it kills the whole
-//!   namespace, and the workers outside must then get its ports. A nested worker cannot
-//!   prove that a process outside has ended, so it withholds that process's ports until a
-//!   worker outside has leased them.
-//! * A process that closes the descriptor that it was passed keeps its port only from callers that
-//!   can determine that it lives: those in its own pid namespace and in the first one. So that
-//!   happens only on *private* ports: one block that no nested worker uses, and for each forking
-//!   nested worker one that no other nested worker uses.
+//!   the first one. It delegates to its own servers inside. Killing it kills the whole namespace,
+//!   and the workers outside must then get its ports. A nested worker cannot prove that a process
+//!   outside has ended, so it withholds that process's ports until a worker outside has leased
+//!   them.
+//! * A process that closes the descriptor that was passed to it keeps its port only from callers
+//!   that can determine that it is alive: those in its own pid namespace and in the first one. So
+//!   that happens only on *private* ports: one block that no nested worker uses, and for each
+//!   forking nested worker one block that no other nested worker uses.
 //!
-//! One thing is left out: that a process without the lock removes the file of a leased
-//! port. By design, nothing can exclude anyone then. `clean`, which holds the lock, is called all
-//! the time.
+//! One thing is omitted: a process without the lock that removes the file of a leased port. By
+//! design, nothing can exclude anyone then. `clean`, which holds the lock, is called all the
+//! time.
 //!
 //! Written for Linux: the test stops processes, reads /proc, and adopts orphans.
 
@@ -86,26 +87,26 @@ use rustix::{
 };
 use socket2::{Domain, SockRef, Socket, Type};
 
-/// Ports of each of the two blocks: few, so that they are exhausted.
+/// Number of ports in each of the two blocks: few, so that they are exhausted.
 const PORTS: u16 = 8;
-/// Ports of each private block.
+/// Number of ports in each private block.
 const PRIVATE: u16 = 3;
 const STRICT_WORKERS: usize = 3;
 const FORKING_WORKERS: usize = 4;
-/// Of the strict workers, the last one is nested; of the forking workers, the last two.
+/// Number of nested workers: the last strict worker, and the last two forking workers.
 const NESTED_STRICT: usize = 1;
 const NESTED_FORKING: usize = 2;
-/// Ports of the lock directory that all workers share: the two blocks, the private ports of all
-/// that are not nested, and of each nested one that forks.
+/// Number of ports of the lock directory that all workers share: the two blocks, the private
+/// ports of all workers that are not nested, and of each nested one that forks.
 const SHARED_PORTS: u16 = 2 * PORTS + (1 + NESTED_FORKING as u16) * PRIVATE;
 const THREADS: u16 = 3;
-/// With one that cleans all the time.
+/// Includes one that cleans all the time.
 const WORKERS: usize = STRICT_WORKERS + FORKING_WORKERS + 1;
-/// Processes that leases are delegated to.
+/// Number of processes that leases are delegated to.
 const SERVERS: usize = 2;
-/// Longer than the parent is patient: it has to find those who wait in vain.
+/// Longer than the parent's patience, so that it can find waiters that wait in vain.
 const IN_VAIN: Duration = Duration::from_secs(10 * LONG.as_secs());
-/// What each thread does between two moments in which its process holds nothing.
+/// Number of actions of each thread between two moments in which its process holds nothing.
 const STEPS: usize = 5;
 
 #[test]
@@ -113,7 +114,7 @@ fn child() {
     run_child(&[("torture", torture), ("clean", clean), ("pass", pass)]);
 }
 
-/// Nanoseconds of a clock that all processes share, and that is never set.
+/// Returns nanoseconds of a clock that all processes share and that is never set.
 fn now() -> u64 {
     let now = Duration::try_from(clock_gettime(ClockId::Monotonic));
     nanoseconds(now.expect("after boot"))
@@ -124,13 +125,13 @@ fn nanoseconds(duration: Duration) -> u64 {
 }
 
 // ---------------------------------------------------------------------------
-// Processes in namespaces of their own.
+// Processes in separate namespaces.
 
 /// A process that this one has started.
 struct Process {
-    /// It, or the `unshare` that has started it.
+    /// The process, or the `unshare` that started it.
     child: Child,
-    /// It is in namespaces of its own, below `unshare`.
+    /// Whether it is in separate namespaces, below `unshare`.
     is_inside: bool,
 }
 
@@ -143,15 +144,15 @@ impl Process {
         Self { child, is_inside }
     }
 
-    /// Starts a process that ends when this one does; `prefix` is `unshare` with its options, or
-    /// nothing.
+    /// Starts a process that ends when this one does. `prefix` is `unshare` with its options, or
+    /// empty.
     fn cat(prefix: &[&str]) -> Self {
         let mut command = Command::new(prefix.first().unwrap_or(&"cat"));
         if let [_, options @ ..] = prefix {
             command.args(options).arg("cat");
         }
         command.stdin(Stdio::piped());
-        // `unshare` complains about the end of what it has started.
+        // `unshare` complains when the process that it started is killed.
         command.stdout(Stdio::null()).stderr(Stdio::null());
         Self::start(command, !prefix.is_empty())
     }
@@ -163,7 +164,7 @@ impl Process {
         if !self.is_inside {
             return Some(id);
         }
-        // The one child of `unshare`.
+        // It is the only child of `unshare`.
         let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).ok()?;
         children.split_whitespace().next()?.parse().ok()
     }
@@ -179,8 +180,8 @@ impl Process {
         panic!("unshare does not start its program")
     }
 
-    /// Sends a signal to it, or to `unshare` if that has not started it yet. With the first process
-    /// of a pid namespace all others end, and `unshare` does too.
+    /// Sends a signal to it, or to `unshare` if that has not started it yet. When the first
+    /// process of a pid namespace ends, so do all others, and `unshare`.
     fn signal(&self, signal: Signal) {
         self.send(self.pid().unwrap_or_else(|| self.child.id()), signal);
     }
@@ -188,14 +189,15 @@ impl Process {
     fn send(&self, pid: u32, signal: Signal) {
         match kill_process(pid_of(pid), signal) {
             Ok(()) => {}
-            // It ended, and `unshare` has waited for it.
+            // It ended, and `unshare` has reaped it.
             Err(rustix::io::Errno::SRCH) if self.is_inside => {}
-            // A child is there, if only as a zombie, until it is waited for.
+            // A child exists, at least as a zombie, until it is reaped.
             Err(error) => panic!("cannot signal process {pid}: {error}"),
         }
     }
 
-    /// Kills it, and `unshare` first, which would complain. Only for a subreaper, which adopts it.
+    /// Kills it, and first `unshare`, which would complain. Only for a subreaper, which adopts
+    /// it.
     fn kill(&mut self) {
         let pid = self.pid();
         self.child.kill().expect("our own child");
@@ -216,10 +218,10 @@ fn pid_of(pid: u32) -> Pid {
     Pid::from_raw(pid).expect("not 0")
 }
 
-/// What unshare does for every nested process.
+/// The options of unshare for every nested process.
 const NESTED: &str = "--fork --kill-child";
 
-/// Which namespaces a process can be started in.
+/// The namespaces in which a process can be started.
 #[derive(Clone, Copy)]
 struct Permitted {
     pid: bool,
@@ -245,17 +247,18 @@ struct Worker {
     own_dir: Option<PathBuf>,
     strict: RangeInclusive<u16>,
     shared: RangeInclusive<u16>,
-    /// Ports that are used only by callers that can determine whether this worker's children live.
+    /// Ports that are used only by callers that can determine whether this worker's children are
+    /// alive.
     private: RangeInclusive<u16>,
-    /// The last port that it may use. A nested worker, apart from its private block, may use the
-    /// first two blocks.
+    /// The last port that it may use. A nested worker may use the first two blocks, and its
+    /// private block.
     last: u16,
     first_own: u16,
     /// A file with the pids of processes to delegate to.
     servers: PathBuf,
-    /// Whether it is in a pid namespace of its own, in which those pids mean nothing.
+    /// Whether it is in a separate pid namespace, where those pids are not valid.
     is_nested: bool,
-    /// What it delegates to instead, if it forks.
+    /// The process that it delegates to instead, if it forks.
     own_server: Option<Mutex<OwnServer>>,
 }
 
@@ -269,7 +272,7 @@ struct OwnServer {
 impl OwnServer {
     /// Starts it in this worker's pid namespace, or in one below it.
     fn start(rng: &mut StdRng) -> Self {
-        // In the /proc of another namespace its pid here cannot be found.
+        // In the /proc of another namespace, its pid here cannot be found.
         let process = if is_proc_ours() && rng.random() {
             Process::cat(&["unshare", "--pid", "--fork", "--kill-child"])
         } else {
@@ -296,19 +299,19 @@ impl OwnServer {
     }
 }
 
-/// Whether /proc is that of this process's own pid namespace.
+/// Returns whether /proc is that of this process's own pid namespace.
 fn is_proc_ours() -> bool {
     let status = fs::read_to_string("/proc/self/status").expect("Linux has it");
     let pids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
     pids.expect("since Linux 4.1").split_whitespace().count() == 1
 }
 
-/// Says a line to the parent: in one write, so that it comes whole or not at all, also
+/// Writes a line to the parent, in one write, so that it arrives completely or not at all, even
 /// from a process that is killed.
 fn say(line: impl Display) {
     let line: String = line.to_string().replace('\n', " ");
     let line: String = line.chars().take(900).collect();
-    // On a line of its own and marked, for the test harness prints too.
+    // On a separate line and marked, because the test harness prints too.
     if rustix::io::write(io::stdout(), format!("\n@{line}\n").as_bytes()).is_err() {
         process::exit(0);
     }
@@ -330,14 +333,13 @@ fn count(what: &str) {
     say(format_args!("count {what}"));
 }
 
-/// What must not happen.
+/// Reports something that must not happen.
 fn problem(what: &str, details: impl Display) {
     say(format_args!("problem {what}: {details}"));
 }
 
-/// Arguments: lock directory, first port, "strict" or the worker's own lock
-/// directory, first port of its own, the file with pids, seed, first private port, whether it
-/// is nested.
+/// Arguments: lock directory, first port, "strict" or the worker's own lock directory, its own
+/// first port, the file with pids, seed, first private port, whether it is nested.
 fn torture(parent: &Parent) {
     // A thread that panics would leave the others waiting for it.
     panic::set_hook(Box::new(|what| {
@@ -377,7 +379,7 @@ fn torture(parent: &Parent) {
                     for _ in 0..STEPS {
                         worker.step(thread, &mut rng);
                     }
-                    // Nobody holds a lease, a socket or a child now.
+                    // No thread holds a lease, a socket or a child now.
                     if barrier.wait().is_leader() {
                         worker.count_descriptors(round, descriptors);
                         is_over.store(stop.load(Ordering::Relaxed), Ordering::Relaxed);
@@ -388,7 +390,7 @@ fn torture(parent: &Parent) {
         }
         if let Some(server) = &worker.own_server {
             let is_over = &is_over;
-            // In a thread of its own, because all others may be waiting for ports that this server
+            // In a separate thread, because all others may be waiting for ports that this server
             // has.
             scope.spawn(move || {
                 while !is_over.load(Ordering::Relaxed) {
@@ -405,8 +407,8 @@ fn torture(parent: &Parent) {
     }
 }
 
-/// Leases a port, passes it to itself, and becomes a program that keeps the descriptor or closes
-/// it, and lives until its input ends.
+/// Leases a port, passes it to itself, and calls exec of a program that keeps or closes the
+/// descriptor, and runs until its input ends.
 ///
 /// Arguments: lock directory, first port, last port, whether the program closes the descriptor.
 fn pass(parent: &Parent) {
@@ -431,14 +433,15 @@ fn pass(parent: &Parent) {
     panic!("cannot execute cat: {}", cat.exec());
 }
 
-/// Is set when the parent closes its end.
+/// Returns a flag that is set when the parent closes its end.
 fn end_of_input() -> Arc<AtomicBool> {
     let stop = Arc::new(AtomicBool::new(false));
     let sets = Arc::clone(&stop);
     thread::spawn(move || {
         let _ = io::stdin().read_to_end(&mut Vec::new());
         sets.store(true, Ordering::Relaxed);
-        // If the parent was killed, a nested worker may wait for what nobody gives back.
+        // If the parent was killed, a nested worker may wait for ports that no process will
+        // release.
         thread::sleep(2 * LONG);
         process::exit(1);
     });
@@ -464,10 +467,10 @@ fn clean(parent: &Parent) {
 
 impl Worker {
     fn count_descriptors(&self, round: &AtomicUsize, before: &AtomicUsize) {
-        // Keeps the server from being replaced meanwhile, which opens descriptors.
+        // Keeps the server from being replaced in the meantime, which would open descriptors.
         let _server = self.own_server.as_ref().map(|server| server.lock());
-        // The library keeps the directory open that was used last, and, once it has
-        // waited, one inotify instance.
+        // The library keeps the last used directory open, and, after a wait, one inotify
+        // instance.
         LockDir::open(&self.dir).expect("trusted");
         let entries = fs::read_dir("/proc/self/fd").expect("Linux has it");
         let is_watch = |entry: &io::Result<fs::DirEntry>| {
@@ -515,7 +518,7 @@ impl Worker {
         }
     }
 
-    /// Some of the ports that this worker may use.
+    /// Returns some of the ports that this worker may use.
     fn some_ports(&self, rng: &mut StdRng) -> RangeInclusive<u16> {
         let first = if self.own_dir.is_some() {
             *self.shared.start()
@@ -528,15 +531,15 @@ impl Worker {
         some_of(first..=self.last, rng)
     }
 
-    /// Some of the ports that this worker may use, and how many.
+    /// Returns a builder for some of the ports that this worker may use, and their number.
     fn some(&self, rng: &mut StdRng) -> (Builder, usize) {
         let ports = self.some_ports(rng);
         let n = ports.len();
         let is_strict = self.strict.contains(ports.start());
         let builder = FreePort::builder().ports(ports).lock_dir(&self.dir);
         let builder = builder.timeout(IN_VAIN);
-        // As a last resort, a port with closing connections would be leased, which a strict bind
-        // of it does not get past.
+        // As a last resort, a port with closing connections would be leased, whose strict bind
+        // would fail.
         let builder = if is_strict {
             builder.reuse_address(false)
         } else {
@@ -550,7 +553,7 @@ impl Worker {
         (builder, n)
     }
 
-    /// Leases one of the builder's ports, and waits as long as others have them.
+    /// Leases one of the builder's ports, and waits while others hold them.
     fn acquire(&self, builder: &Builder, how: &str) -> FreePort {
         let port = match builder.try_acquire() {
             Err(error) if error.kind() == ErrorKind::Exhausted => {
@@ -621,7 +624,7 @@ impl Worker {
         self.release(port, rng);
     }
 
-    /// The lease lives until the descriptor is closed.
+    /// Leases a port until its descriptor is closed.
     fn hand_on_descriptor(&self, rng: &mut StdRng) {
         let port = self.acquire(&self.some(rng).0, "descriptor");
         let number = port.port();
@@ -697,8 +700,8 @@ impl Worker {
         }
     }
 
-    /// Checks some of the ports that are bound with SO_REUSEADDR. A strict bind could fail: where
-    /// there is no lock file, as after `clean`, a check can bind a port that is just being leased.
+    /// Checks some of the ports that are bound with SO_REUSEADDR. A strict bind could fail:
+    /// without a lock file, as after `clean`, a check can bind a port that is being leased.
     fn check(&self, rng: &mut StdRng) {
         let ports = some_of(*self.shared.start()..=self.last, rng);
         let builder = FreePort::builder().ports(ports).lock_dir(&self.dir);
@@ -782,7 +785,7 @@ impl Worker {
             .stderr(Stdio::null())
             .spawn()
             .expect("this test binary");
-        // The output ends just before the child executes its program.
+        // The output ends just before the child calls exec.
         let mut said = String::new();
         let output = child.stdout.take().expect("piped");
         let read = BufReader::new(output).read_to_string(&mut said);
@@ -791,7 +794,7 @@ impl Worker {
         match port.map(str::parse) {
             Some(Ok(port)) => {
                 leased(port, if closes { "passed+closed" } else { "passed" });
-                // The child is executing its program.
+                // The child is calling exec.
                 for _ in 0..10 {
                     self.check_leased(port);
                 }
@@ -807,18 +810,18 @@ impl Worker {
         child.wait().expect("our own child");
     }
 
-    /// Whether a port that is released can be leased at once, whatever children have
-    /// a copy of its descriptor. Nobody else wants it.
+    /// Tests that a released port can be leased immediately, whatever children have a copy of its
+    /// descriptor. No other caller wants it.
     fn prompt(&self, thread: u16, rng: &mut StdRng) {
         let own = self.first_own + thread;
         let dir = self.own_dir.as_ref().expect("of a forking worker");
         let builder = FreePort::builder().ports(own..=own).lock_dir(dir);
-        // A child of the worker before, which was killed, may have it still.
+        // A child of the previous worker, which was killed, may still have it.
         let port = builder.clone().timeout(IN_VAIN).acquire();
         let mut port = port.unwrap_or_else(|error| give_up("lease its own", &error));
         let is_leased = |error: &Error| error.counts().is_none_or(|why| why.leased > 0);
         for _ in 0..4 {
-            // In which another thread starts a child.
+            // Another thread starts a child in the meantime.
             thread::sleep(Duration::from_micros(rng.random_range(0..3000)));
             if let Err(error) = port.release() {
                 give_up("release", &error);
@@ -833,7 +836,7 @@ impl Worker {
         }
     }
 
-    /// Drops a copy of a lease in a forked child, which lives on for a moment.
+    /// Drops a copy of a lease in a forked child, which lives for a moment longer.
     fn fork(&self, rng: &mut StdRng) {
         let port = self.acquire(&self.some(rng).0, "one");
         let number = port.port();
@@ -848,10 +851,9 @@ impl Worker {
                 Ok(())
             }
         };
-        // SAFETY: the closure runs in the child of a process with other threads.
-        // What it does there beyond async-signal-safe calls is to lock a mutex
-        // that no other thread uses and to free memory, which glibc keeps usable
-        // after fork (pthread_atfork(3), "malloc").
+        // SAFETY: the closure runs in the child of a process with other threads. Beyond
+        // async-signal-safe calls, it locks a mutex that no other thread uses and frees memory,
+        // which glibc keeps usable after fork (pthread_atfork(3), "malloc").
         unsafe { command.pre_exec(before_exec) };
         let status = command.stdin(Stdio::null()).stdout(Stdio::null()).status();
         assert!(status.expect("true is installed").success());
@@ -871,7 +873,7 @@ impl Worker {
         self.release(port, rng);
     }
 
-    /// Delegates to a child that ends with this process at the latest.
+    /// Delegates to a child that ends when this process ends, at the latest.
     fn delegate_to_child(&self, rng: &mut StdRng) {
         let cat = Process::cat(&[]);
         let id = cat.child.id();
@@ -890,7 +892,7 @@ impl Worker {
         ending(number);
         if rng.random() {
             let dir = LockDir::open(&self.dir).expect("trusted");
-            // The /proc of another namespace does not show which user's the process is.
+            // The /proc of another namespace does not show the user of the process.
             let released = match is_proc_ours() {
                 true => dir.release(number),
                 false => dir.force_release(number),
@@ -902,7 +904,7 @@ impl Worker {
         cat.end();
     }
 
-    /// Binds a leased port as all do who use its block: nobody can be in the way.
+    /// Binds a leased port as all users of its block do: no other socket can be in the way.
     fn use_port(&self, port: u16, rng: &mut StdRng) {
         let strict = self.strict.contains(&port);
         let times = if strict { rng.random_range(1..4) } else { 1 };
@@ -923,7 +925,7 @@ fn give_up(what: &str, error: &Error) -> ! {
     process::exit(1);
 }
 
-/// All of `ports`, one of them, or some neighbors.
+/// Returns all of `ports`, one of them, or some neighbors.
 fn some_of(ports: RangeInclusive<u16>, rng: &mut StdRng) -> RangeInclusive<u16> {
     let (first, last) = ports.into_inner();
     match rng.random_range(0..4) {
@@ -940,7 +942,7 @@ fn some_of(ports: RangeInclusive<u16>, rng: &mut StdRng) -> RangeInclusive<u16> 
     }
 }
 
-/// What a check must not change.
+/// The state that a check must not change.
 #[derive(PartialEq)]
 struct Snapshot {
     record: Vec<u8>,
@@ -949,7 +951,7 @@ struct Snapshot {
 }
 
 impl Snapshot {
-    /// `None` if there is no file.
+    /// Returns `None` if there is no file.
     fn of(file: &Path) -> Option<Self> {
         let record = fs::read(file).ok()?;
         let metadata = fs::metadata(file).ok()?;
@@ -990,10 +992,10 @@ fn bind_and_serve(port: u16, reuse_address: bool, serves: bool) {
     }
 }
 
-/// Answers one client. Both reset the connection at its end, also if they are killed.
+/// Answers one client. Both sides reset the connection at its end, even if they are killed.
 fn serve(listener: &Socket, port: u16) {
     let served = || {
-        // What is accepted inherits it.
+        // Accepted sockets inherit it.
         listener.set_linger(Some(Duration::ZERO))?;
         let listener = TcpListener::from(listener.try_clone()?);
         let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
@@ -1013,7 +1015,7 @@ fn serve(listener: &Socket, port: u16) {
 // ---------------------------------------------------------------------------
 // The oracle.
 
-/// When a port was leased at least.
+/// The minimum time for which a port was leased.
 struct Interval {
     start: u64,
     end: u64,
@@ -1030,16 +1032,16 @@ impl Display for Interval {
 #[derive(Default)]
 struct Log {
     leases: HashMap<u16, Vec<Interval>>,
-    /// By port, when they began.
+    /// By port, sorted by start.
     open: HashMap<u16, u64>,
-    /// Port, when, and to whom.
+    /// The port, the time, and the process that it was delegated to.
     delegated: Vec<(u16, u64, u32)>,
     counts: BTreeMap<String, u64>,
     problems: Vec<String>,
 }
 
 impl Log {
-    /// Reads all that a worker says until it has ended.
+    /// Reads all reports of a worker until it ends.
     fn read(pid: u32, from: impl Read, last_heard: &AtomicU64, trouble: &AtomicBool) -> Self {
         let mut log = Self::default();
         for line in BufReader::new(from).lines().map_while(Result::ok) {
@@ -1108,10 +1110,11 @@ impl Log {
         self.problems.extend(other.problems);
     }
 
-    /// Finds every lease that began before an earlier one of the same port had ended.
+    /// Finds every lease that began before an earlier lease of the same port had ended.
     fn find_overlaps(&mut self) {
         for (port, intervals) in &mut self.leases {
-            // Of who was killed before it had said so, nothing is known.
+            // The end of a delegated lease whose worker was killed before it reported it is
+            // unknown.
             intervals.retain(|interval| interval.start < interval.end);
             intervals.sort_unstable_by_key(|interval| interval.start);
             let mut last: Option<&Interval> = None;
@@ -1145,7 +1148,7 @@ struct Running {
     to: Option<ChildStdin>,
     log: JoinHandle<Log>,
     last_heard: Arc<AtomicU64>,
-    /// Which of the workers it is; each that ends has a successor.
+    /// The index of the worker; each worker that ends has a successor.
     index: usize,
     goes_on_at: Option<u64>,
 }
@@ -1168,7 +1171,7 @@ struct Supervisor {
     ended: Vec<(u32, JoinHandle<Log>, u64)>,
     servers: Vec<Server>,
     log: Log,
-    /// A worker has told of a problem.
+    /// A worker has reported a problem.
     trouble: Arc<AtomicBool>,
 }
 
@@ -1217,7 +1220,7 @@ impl Supervisor {
         self.block.first() + 2 * PORTS + u16::try_from(block).expect("few") * PRIVATE
     }
 
-    /// Whether worker `index` has a pid namespace of its own.
+    /// Returns whether worker `index` has a separate pid namespace.
     fn is_nested(&self, index: usize) -> bool {
         let strict = STRICT_WORKERS - NESTED_STRICT..STRICT_WORKERS;
         let end = STRICT_WORKERS + FORKING_WORKERS;
@@ -1319,7 +1322,7 @@ impl Supervisor {
         self.tell_servers();
     }
 
-    /// Writes down which servers live, in one step.
+    /// Writes which servers are alive, atomically.
     fn tell_servers(&self) {
         let living = self.servers.iter().filter(|s| s.killed_at.is_none());
         let pids: Vec<String> = living.map(|s| s.pid.to_string()).collect();
@@ -1362,7 +1365,7 @@ impl Supervisor {
             7..13 => {
                 let i = self.rng.random_range(0..self.workers.len());
                 let longest = match self.rng.random_range(0..400) {
-                    // A head of the line that is stopped is waited for 10 seconds.
+                    // Waiters wait 10 seconds for a stopped leader.
                     0 => 15_000,
                     1..20 => 1000,
                     _ => 60,
@@ -1394,8 +1397,8 @@ impl Supervisor {
         }
     }
 
-    /// Waits for whatever has ended, the orphans of killed workers included; tells
-    /// whether there is no process left.
+    /// Reaps all processes that have ended, including the orphans of killed workers. Returns
+    /// whether no process is left.
     fn reap(&mut self) -> bool {
         loop {
             let (pid, status) = match wait(WaitOptions::NOHANG) {
@@ -1418,7 +1421,7 @@ impl Supervisor {
         }
     }
 
-    /// Takes over the logs of workers whose last word was read.
+    /// Takes over the logs of workers whose last report was read.
     fn collect(&mut self) {
         let ended = mem::take(&mut self.ended);
         let (ended, rest) = ended.into_iter().partition(|(_, log, _)| log.is_finished());
@@ -1447,7 +1450,7 @@ impl Supervisor {
         }
     }
 
-    /// What every process waits for, and who has which port.
+    /// Prints what every process waits for, and who has which port.
     fn dump(&self) {
         for worker in &self.workers {
             let pid = worker.process.pid().unwrap_or_default();
@@ -1483,7 +1486,7 @@ impl Supervisor {
         self.workers.iter().any(is_silent)
     }
 
-    /// Tries what is being done until it succeeds, for a long time, but not for ever.
+    /// Repeats `done` until it succeeds, for a long time, but not forever.
     fn until(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
         let is_well = !self.trouble.load(Ordering::Relaxed);
         let patience = if is_well {
@@ -1521,7 +1524,7 @@ impl Supervisor {
                 self.log.problems.push("hang: a worker is silent".into());
                 break;
             }
-            // Or a worker has ended by itself, which it must not.
+            // Or a worker has ended by itself, which it must not do.
             if self.trouble.load(Ordering::Relaxed) || self.workers.len() < WORKERS {
                 break;
             }
@@ -1532,8 +1535,8 @@ impl Supervisor {
         }
     }
 
-    /// Lets all workers end by themselves, which they can once whatever they wait for
-    /// is released, and then everything else.
+    /// Lets all workers end by themselves, which they can once the ports that they wait for are
+    /// released, and then ends everything else.
     fn end(&mut self) {
         self.wake(u64::MAX);
         for server in self.servers.iter_mut().filter(|s| s.killed_at.is_none()) {
@@ -1564,7 +1567,7 @@ impl Supervisor {
         self.collect_delegated();
     }
 
-    /// How many ports cannot be leased at once, now that there is nobody.
+    /// Returns how many ports cannot be leased immediately, now that no caller is left.
     fn lost_ports(&mut self) -> usize {
         let first = self.block.first();
         let all = first..=first + SHARED_PORTS - 1;
@@ -1600,8 +1603,8 @@ fn setting(name: &str) -> Option<u64> {
 
 #[test]
 fn whatever_happens_each_port_has_one_holder_and_none_is_lost() {
-    // Orphans of workers that are killed become children of this process, so that it
-    // can wait for their end too.
+    // Orphans of killed workers become children of this process, so that it can also wait for
+    // them to end.
     set_child_subreaper(Some(rustix::process::getpid())).expect("Linux has it");
     let length = Duration::from_secs(setting("PORTLOCK_TORTURE_SECONDS").unwrap_or(5));
     let seed = setting("PORTLOCK_TORTURE_SEED").unwrap_or_else(rand::random);

@@ -1,9 +1,9 @@
-//! A lock directory in which others do as they please. Nothing outside it is ever
-//! touched, no call hangs, no port is leased twice but where the kernel leaves no way
-//! to tell (the last section), and what was done can be undone.
+//! A lock directory in which other users do as they please. Nothing outside it is ever touched,
+//! no call hangs, no port is leased twice unless the kernel provides no way to detect it (the
+//! last section), and the damage can be undone.
 //!
-//! Written for Linux: each trap is one of its file systems and users. What of it is true
-//! of macOS too goes through the same code.
+//! Written for Linux: each trap relies on its file systems and users. The code that also applies
+//! to macOS is the same.
 
 #![cfg(target_os = "linux")]
 #![allow(
@@ -41,7 +41,7 @@ use rustix::{
 };
 use tempfile::TempDir;
 
-/// Users that need no entry in the password file.
+/// User IDs that need no entry in the password file.
 const ROOT: u32 = 0;
 const SOMEBODY: u32 = 12345;
 
@@ -61,7 +61,7 @@ fn builder(dir: &Path, ports: RangeInclusive<u16>) -> Builder {
     builder.ports(ports).lock_dir(dir)
 }
 
-/// Arguments: lock directory. Does what the parent says, and says what came of it.
+/// Arguments: lock directory. Follows the parent's orders, and reports the outcomes.
 fn obey(parent: &Parent) {
     let dir = PathBuf::from(parent.argument::<String>(0));
     let mut held = BTreeMap::new();
@@ -74,7 +74,7 @@ fn obey(parent: &Parent) {
         let one = builder(&dir, port..=port);
         let locks = || LockDir::open(&dir);
         let outcome = match order {
-            // Released before the parent hears of it.
+            // Released before the parent is answered.
             "try" => one.try_acquire().map(|_| "free".to_owned()),
             "hold" => one.try_acquire().map(|lease| {
                 held.insert(port, lease);
@@ -120,7 +120,7 @@ fn obedient(uid: u32, dir: &Path) -> Peer {
     start_as(uid, "obey", &[text(dir)])
 }
 
-/// Whether what was said is an error of `kind` whose message has every one of `parts`.
+/// Asserts that the text is an error of `kind` whose message contains all `parts`.
 #[track_caller]
 fn assert_says(said: &str, kind: &str, parts: &[&str]) {
     assert_eq!(said.split(' ').next(), Some(kind), "{said}");
@@ -129,7 +129,7 @@ fn assert_says(said: &str, kind: &str, parts: &[&str]) {
     }
 }
 
-/// A shared lock directory, and one beside it that is none of portlock's business.
+/// A shared lock directory, and a directory beside it that portlock must not touch.
 struct Scene {
     locks: TempDir,
     outside: TempDir,
@@ -144,7 +144,7 @@ impl Scene {
             block: Block::new(n),
         };
         set_mode(scene.locks.path(), 0o1777);
-        // So that whoever follows a link here can do harm.
+        // So that following a link here can do harm.
         set_mode(scene.outside.path(), 0o777);
         for name in ["file", "second"] {
             let path = scene.outside.path().join(name);
@@ -163,7 +163,7 @@ impl Scene {
         self.block.first()
     }
 
-    /// The lock file of the first port.
+    /// Returns the lock file of the first port.
     fn file(&self) -> PathBuf {
         self.dir().join(self.port().to_string())
     }
@@ -172,14 +172,14 @@ impl Scene {
         self.outside.path().join(name)
     }
 
-    /// Two users who lease ports here: whoever runs the tests and, if that is root, an
-    /// ordinary one.
+    /// Returns two users who lease ports here: the user who runs the tests and, if that is root,
+    /// an ordinary one.
     fn victims(&self) -> [Peer; 2] {
         [ROOT, SOMEBODY].map(|uid| obedient(uid, self.dir()))
     }
 }
 
-/// Everything of a file that a call could change, but the time of access.
+/// Returns everything about a file that a call could change, except the access time.
 fn look(path: &Path) -> (fs::FileType, [i64; 9], Vec<u8>) {
     let stat = fs::symlink_metadata(path).expect("it is there");
     let content = if stat.is_file() {
@@ -204,7 +204,7 @@ fn look(path: &Path) -> (fs::FileType, [i64; 9], Vec<u8>) {
 
 type Look = BTreeMap<OsString, (fs::FileType, [i64; 9], Vec<u8>)>;
 
-/// The same of a directory and all that is in it.
+/// Returns the same for a directory and everything in it.
 fn look_at_all(dir: &Path) -> Look {
     let entries = fs::read_dir(dir).expect("our own").flatten();
     let all = entries.map(|entry| (entry.file_name(), look(&entry.path())));
@@ -216,7 +216,7 @@ fn make_fifo(path: &Path, mode_of_it: u32) {
     set_mode(path, mode_of_it);
 }
 
-/// Makes it another user's, where that can be done.
+/// Gives it to another user, if possible.
 fn give_away(path: &Path) {
     if am_root() {
         lchown(path, Some(NOBODY), Some(NOBODY)).expect("root may");
@@ -229,7 +229,7 @@ fn remove(path: &Path) {
         .expect("our own");
 }
 
-/// Writes a record by hand, whosever file it is: without O_CREAT where there is one, for
+/// Writes a record by hand, whoever owns the file: without O_CREAT if the file exists, because
 /// another test may have raised `fs.protected_regular`.
 fn write_record(path: &Path, record: impl AsRef<[u8]>) -> File {
     let open = |new: bool| {
@@ -245,7 +245,7 @@ fn write_record(path: &Path, record: impl AsRef<[u8]>) -> File {
     file
 }
 
-/// Makes something in a directory of another user: at the path, in the scene.
+/// Creates something in a directory of another user: at the path, in the scene.
 type Make = fn(&Path, &Scene);
 
 // ---------------------------------------------------------------------------
@@ -269,7 +269,7 @@ fn lock_directories_that_others_may_change() {
     let made = fs::metadata(file).expect("the lock file").permissions();
     assert_eq!(made.mode() & 0o7777, 0o1666, "whatever the umask");
 
-    // Somebody else's: root can give it away, others find one in /.
+    // Another user's directory: root can give one away, other users find one in /.
     let given_away = lock_dir();
     let foreign = if am_root() {
         chown(given_away.path(), Some(NOBODY), None).expect("root may");
@@ -284,8 +284,8 @@ fn lock_directories_that_others_may_change() {
     }
 }
 
-/// Arguments: lock directory, port. In a process of its own, for the directory used last
-/// must be this one.
+/// Arguments: lock directory, port. In a separate process, because the last used directory must
+/// be this one.
 fn lease_while_the_mode_changes(parent: &Parent) {
     let (dir, port): (PathBuf, u16) = (parent.argument(0), parent.argument(1));
     let acquire = || builder(&dir, port..=port).try_acquire();
@@ -299,21 +299,21 @@ fn lease_while_the_mode_changes(parent: &Parent) {
         }
     };
     assert_error::<()>(Err(error), ErrorKind::LockDir, &["not sticky"]);
-    assert!(acquire().is_err(), "and so it goes on");
+    assert!(acquire().is_err(), "and it stays refused");
     set_mode(&dir, 0o700);
     acquire().map(drop).expect("private again");
     parent.say("done");
 }
 
 #[test]
-fn a_directory_in_use_is_looked_at_again() {
+fn a_directory_in_use_is_checked_again() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let port = block.first().to_string();
     Peer::start("mode changes", &[text(dir.path()), &port]).finish_well();
 }
 
 #[test]
-fn a_directory_that_is_removed_is_made_again_or_missed_at_once() {
+fn a_removed_directory_is_created_again_or_noticed_immediately() {
     let (parent, block) = (lock_dir(), Block::new(1));
     let dir = parent.path().join("locks");
     fs::create_dir(&dir).expect("our own");
@@ -328,7 +328,7 @@ fn a_directory_that_is_removed_is_made_again_or_missed_at_once() {
     }
 }
 
-/// Says what comes of a lease in the user's own directory.
+/// Reports the outcome of a lease in the user's own directory.
 fn own_directory(parent: &Parent) {
     parent.say("started");
     parent.hear();
@@ -340,7 +340,7 @@ fn own_directory(parent: &Parent) {
 }
 
 #[test]
-fn a_users_own_directory_that_another_user_made_first() {
+fn a_users_own_directory_that_another_user_created_first() {
     if !am_root() {
         eprintln!("skipped: only root can run this as two users");
         return;
@@ -350,7 +350,7 @@ fn a_users_own_directory_that_another_user_made_first() {
         return;
     }
     let (scene, block) = (Scene::new(1), Block::new(1));
-    // A user that nobody is.
+    // A user ID that no user has.
     let uid = rand::random_range(1_000_000..2_000_000_000);
     let path = PathBuf::from(format!("/tmp/portlock-{uid}"));
     let plants: [(Make, &str); 5] = [
@@ -417,11 +417,11 @@ fn permissions_that_change_while_a_lease_is_held() {
     for changed in [0o000, 0o500, 0o777] {
         assert_eq!(holder.ask(format!("hold {held}")), "held");
         set_mode(dir.path(), changed);
-        // One that has not opened the directory yet.
+        // A process that has not opened the directory yet.
         let mut newcomer = obedient(NOBODY, dir.path());
         let start = Instant::now();
         while changed == 0o777 && holder.ask(format!("try {there}")) == "free" {
-            assert!(start.elapsed() < LONG, "it is never looked at again");
+            assert!(start.elapsed() < LONG, "it is never checked again");
         }
         let mut says = |port: u16, newly: bool, kind: &str| {
             let peer = if newly { &mut newcomer } else { &mut holder };
@@ -434,7 +434,7 @@ fn permissions_that_change_while_a_lease_is_held() {
         };
         let kinds = match changed {
             0o000 => [("Lock", "LockDir"), ("Lock", "LockDir")],
-            // Only making files is forbidden.
+            // Only creating files is forbidden.
             0o500 => [("free", "free"), ("Lock", "Lock")],
             _ => [("LockDir", "LockDir"), ("LockDir", "LockDir")],
         };
@@ -451,10 +451,10 @@ fn permissions_that_change_while_a_lease_is_held() {
 }
 
 // ---------------------------------------------------------------------------
-// What is in it.
+// Its entries.
 
 #[test]
-fn entries_that_are_no_lock_files() {
+fn entries_that_are_not_lock_files() {
     let scene = Scene::new(3);
     let plants: [(Make, &str); 8] = [
         (
@@ -526,7 +526,7 @@ fn entries_that_are_no_lock_files() {
 }
 
 #[test]
-fn files_that_are_closed_to_others() {
+fn files_that_others_cannot_open() {
     let scene = Scene::new(2);
     let (file, port) = (scene.file(), scene.port());
     File::create(&file).expect("our own");
@@ -535,7 +535,7 @@ fn files_that_are_closed_to_others() {
     let denied = [text(&file), "Permission denied"];
     assert_says(&victim.ask(format!("try {port}")), "Lock", &denied);
     assert_eq!(victim.ask(format!("try {}", port + 1)), "free");
-    // They are listed, not removed, and keep nobody from the other files.
+    // They are listed but not removed, and do not affect other files.
     let listed = victim.ask("list");
     assert!(
         listed.contains(&format!("port: {port}, state: Stale")),
@@ -543,7 +543,7 @@ fn files_that_are_closed_to_others() {
     );
     assert_eq!(victim.ask("clean"), "CleanCounts { removed: 1, kept: 1 }");
     assert!(file.exists());
-    // By its length it may be delegated.
+    // Its length means that it may be delegated.
     let len = |len| {
         let opened = File::options()
             .write(true)
@@ -563,7 +563,7 @@ fn files_that_are_closed_to_others() {
 }
 
 #[test]
-fn records_that_mean_nothing() {
+fn invalid_records() {
     let scene = Scene::new(1);
     let mut victims = scene.victims();
     let own = std::process::id();
@@ -582,7 +582,7 @@ fn records_that_mean_nothing() {
         &[0; 70_000],
         &[b'%'; 70_000],
     ];
-    // One of 1 GiB, without a block of it on the disk.
+    // One of 1 GiB, without a block on the disk.
     let sizes = garbage.map(|bytes| (bytes, bytes.len() as u64));
     for (bytes, len) in sizes.into_iter().chain([(&b"held"[..], 1 << 30)]) {
         for victim in &mut victims {
@@ -606,7 +606,7 @@ fn records_that_claim_ports_for_others() {
     let mut victims = scene.victims();
     let locks = LockDir::open(scene.dir()).expect("ours");
     let others = obedient(NOBODY, scene.dir());
-    // Whoever may write to the directory may say so: rather a port too few.
+    // Any user who may write to the directory may claim a port: it is better to withhold it.
     for pid in [1, std::process::id(), victims[1].id(), others.id()] {
         let record = format!("{:511}\n", format!("delegated {pid} - - - 0 - -"));
         write_record(&scene.file(), record);
@@ -638,7 +638,7 @@ fn a_record_that_another_user_overwrites() {
             &["1 leased"],
         );
     }
-    // A delegated lease is nothing but its record: here all users must be trusted.
+    // A delegated lease is only its record: here all users must be trusted.
     assert_eq!(holder.ask(format!("delegate {port}")), "delegated");
     assert_says(
         &other.ask(format!("try {port}")),
@@ -668,26 +668,32 @@ fn thousands_of_entries() {
     two.say(&format!("wait {}", scene.port()));
     assert_eq!(one.ask(format!("release {}", scene.port())), "released");
     assert_eq!(two.hear(), "held");
-    // Two who clean at the same time do not disturb each other.
+    // Two cleaners at the same time do not disturb each other.
     let clean = || {
         let locks = LockDir::open(scene.dir()).expect("ours");
-        locks.clean().expect("what the other one removes is gone")
+        locks
+            .clean()
+            .expect("files that the other one removed are gone")
     };
     let removed: usize = thread::scope(|scope| {
         let cleaners = [(); 2].map(|()| scope.spawn(clean));
         let cleaned = cleaners.map(|cleaner| cleaner.join().expect("no panic"));
         cleaned.iter().map(|cleaned| cleaned.removed).sum()
     });
-    // The line of those two too, if they got to stand in it.
+    // Also the wait queue of those two, if they waited in it.
     assert!((2 * N..=2 * N + 1).contains(&removed), "{removed}");
     let left = fs::read_dir(scene.dir()).expect("ours").count();
-    assert_eq!(left, N + 1, "the port, and makers that may be alive");
+    assert_eq!(
+        left,
+        N + 1,
+        "the port, and files of creators that may be alive"
+    );
 }
 
 // ---------------------------------------------------------------------------
-// The line of those who wait.
+// The wait queue.
 
-/// The name of the line for one port.
+/// Returns the name of the wait queue for one port.
 fn line_name(port: u16) -> OsString {
     let dir = lock_dir();
     let held = builder(dir.path(), port..=port).acquire().expect("free");
@@ -714,18 +720,18 @@ fn open_fifo(path: &Path) -> File {
 )]
 fn open_locked(path: &Path) -> File {
     let fifo = open_fifo(path);
-    fifo.try_lock().expect("nobody waits yet");
+    fifo.try_lock().expect("no process waits yet");
     fifo
 }
 
 #[test]
-fn lines_that_are_none() {
+fn files_that_are_not_wait_queues() {
     let scene = Scene::new(1);
     let port = scene.port();
     let line = scene.dir().join(line_name(port));
     let mut waiters = Vec::from(scene.victims());
     waiters.push(obedient(SOMEBODY, scene.dir()));
-    // What others keep open.
+    // FIFOs that others keep open.
     type Plant = fn(&Path, &Scene) -> Option<File>;
     let year = Duration::from_secs(365 * 24 * 3600);
     let plants: [(&str, Plant); 10] = [
@@ -775,8 +781,8 @@ fn lines_that_are_none() {
         }),
     ];
     for (what, plant) in plants {
-        // Of those who keep it locked for ever, two are silent: since long, or by a time
-        // that is not yet.
+        // Of the leaders that keep it locked forever, two are silent: for a long time, or with a
+        // time in the future.
         let times = [SystemTime::now() - year, SystemTime::now() + year];
         for time in &times[..if what == "locked" { 2 } else { 1 }] {
             let kept = plant(&line, &scene);
@@ -792,7 +798,7 @@ fn lines_that_are_none() {
             for waiter in &mut waiters {
                 waiter.say(&format!("wait {port}"));
             }
-            // Not to wait for anything: so that some wait already, as a rule.
+            // No wait for an event: usually, some already wait by then.
             thread::sleep(Duration::from_millis(10));
             held.release().expect("released");
             let mut left: Vec<&mut Peer> = waiters.iter_mut().collect();
@@ -808,7 +814,7 @@ fn lines_that_are_none() {
             assert_eq!(look_at_all(scene.outside.path()), outside, "{what}");
             let now = look(&line);
             if planted.0.is_fifo() && what != "hard link" {
-                // It may serve as a line.
+                // It may serve as a wait queue.
                 assert_eq!(now.1[..4], planted.1[..4], "{what}");
             } else {
                 assert_eq!(now, planted, "{what}");
@@ -822,7 +828,7 @@ fn lines_that_are_none() {
 }
 
 #[test]
-fn who_keeps_the_head_of_the_line_keeps_nobody_beyond_the_timeout() {
+fn a_leader_that_never_leaves_delays_no_waiter_beyond_the_timeout() {
     let scene = Scene::new(1);
     let port = scene.port();
     let line = scene.dir().join(line_name(port));
@@ -848,12 +854,12 @@ fn who_keeps_the_head_of_the_line_keeps_nobody_beyond_the_timeout() {
         drop(held);
         let lease = waiter.join().expect("no panic");
         over.store(true, Ordering::Relaxed);
-        drop(lease.expect("it looks once more at the end"));
+        drop(lease.expect("it rescans at the end"));
     });
 }
 
 #[test]
-fn a_lock_file_that_becomes_something_else_while_others_wait() {
+fn a_lock_file_that_is_replaced_while_others_wait() {
     let scene = Scene::new(1);
     let port = scene.port();
     let plants: [(Make, &str); 2] = [
@@ -885,7 +891,7 @@ fn a_lock_file_that_becomes_something_else_while_others_wait() {
 // Several users, and their umasks.
 
 #[test]
-fn whatever_the_umask() {
+fn every_umask_leads_to_the_same_modes() {
     let (shared, private, block) = (lock_dir(), lock_dir(), Block::new(3));
     set_mode(shared.path(), 0o1777);
     portlock_testkit::give_to_ordinary_user(private.path());
@@ -901,7 +907,7 @@ fn whatever_the_umask() {
             waiter.say(&format!("wait {port}"));
             let start = Instant::now();
             while !line.exists() {
-                assert!(start.elapsed() < LONG, "nobody waits");
+                assert!(start.elapsed() < LONG, "no process waits");
                 thread::sleep(Duration::from_millis(1));
             }
             assert_eq!(holder.ask(format!("release {port}")), "released");
@@ -932,7 +938,7 @@ fn compete(parent: &Parent) {
         for lease in builder.acquire_many(n).expect("ports in time") {
             let port = lease.port();
             if oracle.take(port) {
-                // As long as somebody else could take it too.
+                // As long as another process could take it too.
                 drop(bind_strictly(port).expect("leased to us"));
                 oracle.give_back(port);
             } else {
@@ -942,20 +948,20 @@ fn compete(parent: &Parent) {
         }
     }
     parent.say(format!("{overlaps} overlaps"));
-    // Each can have what the others have left.
+    // Each can have the ports that the others have released.
     parent.hear();
     for port in ports {
         let one = builder.clone().ports(port..=port);
-        one.acquire().map(drop).expect("released by whoever had it");
+        one.acquire().map(drop).expect("released by its holder");
     }
     parent.say("done");
 }
 
-/// A setting of the whole system, put back when dropped.
+/// A setting of the whole system, restored when dropped.
 struct Setting(&'static str, String);
 
 impl Setting {
-    /// Nothing where it cannot be set, or is as high already.
+    /// Returns `None` if it cannot be set, or is already that high.
     fn raise(path: &'static str, value: &str) -> Option<Self> {
         let before = fs::read_to_string(path).ok()?;
         if before.trim() >= value {
@@ -1006,7 +1012,7 @@ fn users_compete() {
 #[test]
 fn several_users_share_a_directory() {
     users_compete();
-    // Where the kernel is wary of what others have made (proc_sys_fs(5)).
+    // With the kernel's protection against other users' files (proc_sys_fs(5)).
     let paths = [
         "/proc/sys/fs/protected_regular",
         "/proc/sys/fs/protected_fifos",
@@ -1018,7 +1024,7 @@ fn several_users_share_a_directory() {
 }
 
 // ---------------------------------------------------------------------------
-// Where a lease goes on and cannot be seen: docs/guarantees.md has the table.
+// Cases in which a lease continues unseen: docs/guarantees.md has the table.
 
 #[test]
 fn a_directory_that_is_replaced_while_leases_are_held() {
@@ -1044,7 +1050,7 @@ fn a_directory_that_is_replaced_while_leases_are_held() {
         if remove_it {
             remove(&dir);
         } else {
-            // Moved away and back, it is the same.
+            // After it is moved away and back, it is the same.
             fs::rename(&dir, &aside).expect("our own");
             assert_says(
                 &newcomer().ask(format!("try {port}")),
@@ -1060,20 +1066,21 @@ fn a_directory_that_is_replaced_while_leases_are_held() {
             fs::rename(&dir, &aside).expect("our own");
         }
         make();
-        // The process itself knows, in whatever directory.
+        // The process itself knows about its lease, in any directory.
         assert_says(
             &holder.ask(format!("try {port}")),
             "Exhausted",
             &["1 leased"],
         );
-        // Others do not, but for what is bound.
+        // Others do not know, except about bound ports.
         assert_eq!(newcomer().ask(format!("try {port}")), "free");
         assert_says(
             &newcomer().ask(format!("try {bound}")),
             "Exhausted",
             &["1 bound"],
         );
-        // Who has the old one open sees it at once if it was removed, else soon.
+        // A process with the old directory open notices a removal immediately, and a replacement
+        // soon.
         let start = Instant::now();
         while other.ask(format!("hold {port}")) != "held" {
             assert!(!remove_it && start.elapsed() < LONG, "in the old one");
@@ -1082,7 +1089,7 @@ fn a_directory_that_is_replaced_while_leases_are_held() {
         // The end of the old lease does not end the new one.
         assert_eq!(holder.ask(format!("release {port}")), "released");
         for peer in [&mut holder, &mut newcomer()] {
-            // The holder may look into the old one for a moment.
+            // The holder may use the old directory for a moment.
             let start = Instant::now();
             while peer.ask(format!("try {port}")) == "free" {
                 assert!(!remove_it && start.elapsed() < LONG, "leased twice");
@@ -1108,7 +1115,7 @@ fn a_lock_file_that_is_replaced_while_its_lease_is_held() {
     };
     assert_eq!(holder.ask(format!("hold {port}")), "held");
     leased(&mut other);
-    // Moved away and back, it is the same. In the meantime others have a new one.
+    // After it is moved away and back, it is the same. In the meantime, others have a new one.
     let aside = scene.dir().join("aside");
     fs::rename(&file, &aside).expect("our own");
     leased(&mut holder);
@@ -1125,7 +1132,7 @@ fn a_lock_file_that_is_replaced_while_its_lease_is_held() {
     remove(&aside);
     leased(&mut other);
 
-    // A cleaner leaves it alone; who removes it without its lock does harm.
+    // A cleaner does not remove it; removing it without its lock does harm.
     assert_says(&other.ask("clean"), "CleanCounts", &["removed: 0"]);
     remove(&file);
     assert_eq!(other.ask(format!("hold {port}")), "held");
@@ -1134,7 +1141,7 @@ fn a_lock_file_that_is_replaced_while_its_lease_is_held() {
 }
 
 #[test]
-fn who_made_a_lock_file_may_remove_it_and_nobody_else() {
+fn only_the_creator_of_a_lock_file_may_remove_it() {
     if !am_root() {
         eprintln!("skipped: only root can run this as three users");
         return;
@@ -1152,7 +1159,7 @@ fn who_made_a_lock_file_may_remove_it_and_nobody_else() {
             outcome.split(' ').next().expect("a word"),
             &[outcome],
         );
-        // So that files which root has made are safe from everybody else.
+        // So files that root has created are safe from all other users.
         let said = root.ask(format!("try {port}"));
         if made_by_maker {
             assert_eq!(said, "free");

@@ -1,14 +1,13 @@
-//! A fault at every system call: it fails with each error that it can give, it is
-//! interrupted by signals again and again, or the process is killed just there.
-//! Afterwards nothing is lost, leaked or given twice, and the error says what
-//! happened.
+//! A fault at every system call: the call fails with each error that it can return, it is
+//! interrupted by signals repeatedly, or the process is killed at that point. Afterwards nothing
+//! is lost, leaked or leased twice, and the error says what happened.
 //!
-//! Which calls there are is found out by tracing each scenario once without a fault.
-//! What they can give and what is to come of it is in `faults/expected.rs`; a call
-//! that is not there fails the test.
+//! The calls are found by tracing each scenario once without a fault. `faults/expected.rs` lists
+//! the errors that they can return and the expected outcomes; a call that is not listed fails the
+//! test.
 //!
-//! By default a random part of all cells is tried, and with `PORTLOCK_STRESS` of 2 or
-//! more all of them. With `--nocapture` the table is printed.
+//! By default a random part of all cells is tried, and with `PORTLOCK_STRESS` of 2 or more all of
+//! them. With `--nocapture` the table is printed.
 //!
 //! Only Linux has strace, and other systems make other calls.
 
@@ -49,7 +48,7 @@ fn child() {
     run_child(&[("cycle", cycle), ("namer", namer)]);
 }
 
-/// One fault at one call, by the number of its scenario and its place in the cycle.
+/// One fault at one call, by the number of its scenario and its index in the cycle.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Cell {
     scenario: usize,
@@ -74,7 +73,7 @@ fn a_fault_at_any_system_call() {
             return;
         }
     };
-    let mut wrong = calls_that_nobody_has_thought_about(&clean);
+    let mut wrong = calls_that_are_not_listed(&clean);
 
     let possible = cells(&clean);
     let chosen: Vec<Cell> = possible.iter().copied().filter(is_chosen).collect();
@@ -86,7 +85,7 @@ fn a_fault_at_any_system_call() {
                 while let Some(&cell) = chosen.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let (clean, block) = (&clean[cell.scenario], &blocks[cell.scenario]);
                     let outcome = catch_unwind(|| try_cell(cell, clean, block));
-                    // Such as that it waits for ever. What it said is on stderr.
+                    // For example because it waits forever. Its output is on stderr.
                     let outcome = outcome.unwrap_or_else(|_| Err("a panic".to_owned()));
                     outcomes.lock().expect("no panic").insert(cell, outcome);
                 }
@@ -122,7 +121,7 @@ fn run_without_fault(blocks: &[Block]) -> Result<Vec<Run>, String> {
     scenarios.zip(blocks).map(one).collect()
 }
 
-fn calls_that_nobody_has_thought_about(clean: &[Run]) -> Vec<String> {
+fn calls_that_are_not_listed(clean: &[Run]) -> Vec<String> {
     let mut calls = Vec::new();
     for (scenario, run) in SCENARIOS.into_iter().zip(clean) {
         let cycle = run.cycle().into_iter();
@@ -133,12 +132,12 @@ fn calls_that_nobody_has_thought_about(clean: &[Run]) -> Vec<String> {
     calls
 }
 
-/// All that are possible.
+/// Returns all possible cells.
 fn cells(clean: &[Run]) -> Vec<Cell> {
     let mut cells = Vec::new();
     for (scenario, run) in clean.iter().enumerate() {
         for (place, call) in run.cycle().into_iter().enumerate() {
-            // A port whose probe strace leaves open is waited for in vain.
+            // If strace leaves a port's probe open, waiting for the port is in vain.
             let stays_bound = call.name == "close" && call.object == trace::Object::Socket;
             let scenario_of_cell = SCENARIOS[scenario];
             let is_probed_again =
@@ -156,14 +155,14 @@ fn cells(clean: &[Run]) -> Vec<Cell> {
     cells
 }
 
-/// Each time others, but for the most important.
+/// Returns whether a cell is tried: a random selection each time, plus the most important ones.
 fn is_chosen(cell: &Cell) -> bool {
     let scenario = SCENARIOS[cell.scenario];
     let always = cell.fault == Fault::Kill && matches!(scenario, Scenario::Again | Scenario::Fresh);
     stress(1) > 1 || always || rand::random_ratio(1, 3)
 }
 
-/// Number of times that a run is repeated where something came in between.
+/// Number of times that a disturbed run is repeated.
 const TRIES: usize = 20;
 
 fn try_cell(cell: Cell, clean: &Run, block: &Block) -> Result<char, String> {
@@ -181,25 +180,24 @@ fn try_cell(cell: Cell, clean: &Run, block: &Block) -> Result<char, String> {
         };
         let is_hit = at == place && cycle[at].name == call.name;
         if is_loose && cycle.iter().any(|call| leaves_a_socket(call)) {
-            // As above, by a call that came in another's place.
+            // As above, caused by another call at this index.
             return Ok('-');
         }
         if run.was_disturbed() || !is_hit && !is_loose {
             continue;
         }
         if !is_possible(cycle[at], fault) {
-            // Another call was hit, which cannot give that.
+            // Another call was hit, which cannot return that error.
             return Ok('-');
         }
-        // What ends an operation that is interrupted again and again can be a later
-        // call of the same name.
+        // A later call of the same name can end an operation that is interrupted repeatedly.
         let last = cycle.iter().rfind(|call| call.injected);
         return judge(scenario, &run, clean, last.unwrap_or(&cycle[at]), fault);
     }
     Err("it could not be hit: the calls differ from time to time".to_owned())
 }
 
-/// All that was found out: a line for each part of a cycle, call and object.
+/// Formats all outcomes: a line for each part of a cycle, call and object.
 fn table(clean: &[Run], outcomes: &Outcomes) -> String {
     let mut text = String::from(
         "\nD L P R N U: fails with kind LockDir, Lock, Probe, pRocess, InvalidName, Unsupported, as it should\n\
@@ -251,7 +249,7 @@ fn table(clean: &[Run], outcomes: &Outcomes) -> String {
     text + &format!("\ntotals: {}", totals.join(", "))
 }
 
-/// The places in the cycle of calls that are alike.
+/// Returns the indexes in the cycle of calls that are alike.
 fn lines(cycle: &[&Call]) -> Vec<Vec<usize>> {
     let mut lines: Vec<Vec<usize>> = Vec::new();
     for (place, call) in cycle.iter().enumerate() {

@@ -1,5 +1,5 @@
-//! What a call can give, and what is to come of it: two tables, by call and object. A
-//! new call or a new kind of file wants a line in each, and some thought.
+//! The errors that a call can return, and the expected outcomes: two tables, by call and object.
+//! A new call or a new kind of file needs a line in each.
 
 use portlock::ErrorKind;
 
@@ -14,17 +14,17 @@ const ERRORS: [&str; 9] = [
     "EMFILE", "ENFILE", "ENOSPC", "EIO", "EINTR", "EACCES", "EROFS", "ENOLCK", "ENOMEM",
 ];
 
-/// All kinds of faults: each of the errors, an interruption again and again, and death.
+/// Returns all kinds of faults: each of the errors, repeated interruptions, and death.
 pub(crate) fn faults() -> impl Iterator<Item = Fault> {
     let errors = ERRORS.into_iter().map(Fault::Error);
     errors.chain([Fault::Interrupted, Fault::Kill])
 }
 
-/// Which of [`ERRORS`] a call can give, by its manual page in section 2; or `None`
-/// for a call that nobody has thought about yet.
+/// Returns which of [`ERRORS`] a call can return, according to its manual page in section 2; or
+/// `None` for a call that is not listed yet.
 ///
-/// POSIX adds EIO for every call that goes to a file system, and network file
-/// systems give it; and ENOMEM, "insufficient memory is available", for sockets.
+/// POSIX adds EIO for every call on a file system, and network file systems return it; and
+/// ENOMEM, "insufficient memory is available", for sockets.
 pub(crate) fn can_give(call: &Call) -> Option<&'static [&'static str]> {
     Some(match (&*call.label, &call.object) {
         ("openat to write", Stray) => &[
@@ -36,8 +36,8 @@ pub(crate) fn can_give(call: &Call) -> Option<&'static [&'static str]> {
         ("openat to create", _) => &[
             "EACCES", "EINTR", "EIO", "EMFILE", "ENFILE", "ENOMEM", "ENOSPC", "EROFS",
         ],
-        // Of another user's process: then the list of all locks alone decides, which
-        // leaves some out while many come and go.
+        // For another user's process: then only the list of all locks decides, which omits some
+        // while many come and go.
         ("openat", Proc) => &["EINTR", "EIO", "EMFILE", "ENFILE", "ENOMEM"],
         ("openat", _) => &["EACCES", "EINTR", "EIO", "EMFILE", "ENFILE", "ENOMEM"],
         ("statx", Proc) => &["EIO", "ENOMEM"],
@@ -55,7 +55,7 @@ pub(crate) fn can_give(call: &Call) -> Option<&'static [&'static str]> {
         ("fchmodat" | "fchmod" | "unlinkat" | "unlink" | "rmdir", _) => {
             &["EACCES", "EIO", "ENOMEM", "EROFS"]
         }
-        // A FIFO and the rest are the kernel's own; EIO is only for thoroughness.
+        // A FIFO and the others exist only in the kernel; EIO is only for thoroughness.
         ("write", Line) => &["EIO"],
         ("utimensat", Line) => &["EACCES", "EIO", "EROFS"],
         ("inotify_init1" | "epoll_create1", _) => &["EMFILE", "ENFILE", "ENOMEM"],
@@ -64,7 +64,7 @@ pub(crate) fn can_give(call: &Call) -> Option<&'static [&'static str]> {
         ("epoll_ctl", _) => &["ENOMEM", "ENOSPC"],
         ("poll" | "ppoll", Watch) => &["EINTR", "ENOMEM"],
         ("epoll_wait" | "epoll_pwait" | "epoll_pwait2", Bell) => &["EINTR"],
-        // EIO and ENOSPC are of what was written before.
+        // EIO and ENOSPC are about earlier writes.
         ("close", LockFile | Stray) => &["EINTR", "EIO", "ENOSPC"],
         ("close", Copies) if call.arguments.contains("/.new.") => &["EINTR", "EIO", "ENOSPC"],
         ("close", _) => &["EINTR"],
@@ -79,25 +79,24 @@ pub(crate) fn can_give(call: &Call) -> Option<&'static [&'static str]> {
     })
 }
 
-/// What comes of a fault.
+/// The expected outcome of a fault.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Expect {
-    /// An error of this kind and number, whose message has one of these operations,
-    /// and the path or port.
+    /// An error of this kind and number, whose message contains one of these operations, and the
+    /// path or port.
     Fails(ErrorKind, &'static [&'static str]),
-    /// The same as without the fault: the call is made again, or is not needed.
+    /// The same as without the fault: the call is retried, or is not needed.
     Works,
-    /// One or the other.
+    /// Either of the two.
     WorksOrFails(ErrorKind, &'static [&'static str]),
-    /// It is a reason not to take this port, and to look at the next.
+    /// It is a reason to skip this port and try the next.
     Missed,
 }
 
-/// What is not possible if nothing is known of a root.
+/// The operation that fails if nothing is known about a root.
 const FOR_ROOT: &str = "reserve a port for the directory";
 
-/// What is to come of a fault at a call; or `None` if nobody has thought about it
-/// yet.
+/// Returns the expected outcome of a fault at a call; or `None` if it is not listed yet.
 pub(crate) fn expected(scenario: Scenario, call: &Call, fault: Fault) -> Option<Expect> {
     let error = match fault {
         Fault::Error(error) => error,
@@ -106,14 +105,14 @@ pub(crate) fn expected(scenario: Scenario, call: &Call, fault: Fault) -> Option<
     Some(match (&*call.label, &call.object, error) {
         // It only refuses threads.
         ("pidfd_open", ..) => Works,
-        // Nothing that waits is ended by a signal.
+        // A signal does not end a wait.
         ("getrandom" | "futex" | "clock_nanosleep", ..) => Works,
-        // There is nothing that could be done, nor need be.
+        // Nothing could be done about it, and nothing needs to be.
         ("close", ..) => Works,
 
-        // It only makes waiting cheaper: without it a waiter looks from time to time.
+        // It only makes waiting cheaper: without it, a waiter rescans from time to time.
         (_, Watch | Bell | LineStray, _) => Works,
-        // Here also what was interrupted before, and then failed.
+        // Here also a call that was interrupted before, and then failed.
         ("unlock", Line, "") => WorksOrFails(ErrorKind::Lock, &["lock"]),
         ("unlock", LockFile, "") if scenario.is_of_name() => {
             WorksOrFails(ErrorKind::Lock, &["lock", "unlock"])
@@ -121,7 +120,7 @@ pub(crate) fn expected(scenario: Scenario, call: &Call, fault: Fault) -> Option<
         ("unlock" | "write", Line, _) => Works,
         (_, Line, _) if scenario != Clean => Works,
         ("statx", Line, _) => Fails(ErrorKind::LockDir, &["read"]),
-        // A line that cannot be looked at is kept, and so is another user's.
+        // A wait queue that cannot be inspected is kept, and so is another user's.
         ("unlinkat", Line, "EACCES") => Missed,
         ("unlinkat", Line, _) => Fails(ErrorKind::Lock, &["remove"]),
         ("flock", Line, "EINTR") => Works,
@@ -147,7 +146,7 @@ pub(crate) fn expected(scenario: Scenario, call: &Call, fault: Fault) -> Option<
         ("statx", LockFile | Stray, _) => Fails(ErrorKind::LockDir, &["read"]),
 
         (_, LockFile, "EINTR") => Works,
-        // To find out whether the lock is only that of a check; and to say who has it.
+        // To find out whether the lock is only that of a check, and to name the holder.
         ("openat", LockFile, _) if matches!(scenario, Exhausted | Vain) => {
             WorksOrFails(ErrorKind::Lock, &["open"])
         }
@@ -155,27 +154,27 @@ pub(crate) fn expected(scenario: Scenario, call: &Call, fault: Fault) -> Option<
             WorksOrFails(ErrorKind::Lock, &["read owner record of"])
         }
         ("newfstatat", LockFile, _) if matches!(scenario, Exhausted | Vain) => Works,
-        // It is another user's, who has closed it to others.
+        // It belongs to another user, who made it unreadable for others.
         ("openat", LockFile, "EACCES") if matches!(scenario, Clean | Leases) => Missed,
         ("openat" | "openat to write", LockFile, _) => Fails(ErrorKind::Lock, &["open"]),
         ("flock", LockFile, _) => Fails(ErrorKind::Lock, &["lock"]),
-        // Then the lock itself is asked.
+        // Then the lock itself is tried.
         ("newfstatat", LockFile, _) if scenario == Leases => Works,
         ("fstat" | "newfstatat", LockFile, _) => Fails(ErrorKind::Lock, &["stat"]),
         ("pread64", LockFile, _) => Fails(ErrorKind::Lock, &["read owner record of"]),
         ("pwrite64" | "ftruncate", LockFile, _) => {
             Fails(ErrorKind::Lock, &["write owner record to"])
         }
-        // It is another user's, and kept.
+        // It belongs to another user, and is kept.
         ("unlinkat", LockFile | Stray, "EACCES") if scenario == Clean => Missed,
         ("unlinkat", LockFile, _) => Fails(ErrorKind::Lock, &["remove"]),
         ("unlinkat", Stray, _) => Fails(ErrorKind::Lock, &["remove", "create"]),
-        // Closing ends the lock too. Who releases is told all the same.
+        // Closing ends the lock too. A caller of `release` still gets the error.
         ("unlock", LockFile, _) if call.part == Some(1) && scenario != Delegate => {
             Fails(ErrorKind::Lock, &["unlock"])
         }
         ("unlock", LockFile, _) => Works,
-        // Perhaps it is the sticky bit that is refused, without which it goes too.
+        // Perhaps the sticky bit is refused, which is not required.
         ("fchmod", Stray, _) => Works,
         ("openat to write" | "fstat" | "renameat2", Stray, _) => {
             Fails(ErrorKind::Lock, &["create"])
@@ -184,12 +183,12 @@ pub(crate) fn expected(scenario: Scenario, call: &Call, fault: Fault) -> Option<
         (_, Mark | Copies, "EINTR") => Works,
         ("statx", Mark, _) => Fails(ErrorKind::Lock, &["inspect"]),
         (_, Mark, _) => Fails(ErrorKind::Lock, &["create"]),
-        // One that is left there would restore what was removed.
+        // A copy that is left would restore the removed reservation.
         ("unlink", Copies, _) => Fails(ErrorKind::Lock, &["remove"]),
         ("rmdir", Copies, _) => Works,
         // As without a state directory.
         (_, Copies, "EACCES" | "EROFS") => Works,
-        // Whether it is this user's, and whether it says for which lock directory it is.
+        // Whether it belongs to this user, and whether it names its lock directory.
         ("statx", Copies, _) => WorksOrFails(ErrorKind::Lock, &["use"]),
         ("openat to create" | "pwrite64" | "mkdir" | "rename", Copies, _) => {
             Fails(ErrorKind::Lock, &["write"])
@@ -205,32 +204,32 @@ pub(crate) fn expected(scenario: Scenario, call: &Call, fault: Fault) -> Option<
         }
         ("listen", Socket, _) => Fails(ErrorKind::Probe, &["listen"]),
 
-        // Only a hint at how much there is to read.
+        // Only a hint about the length to read.
         ("statx", Process | Proc, _) => Works,
         ("openat" | "pread64", Settings, "EINTR") => Works,
         // As in a container that hides the setting: the kernel's default is used.
         ("openat", Settings, "EACCES") => Missed,
         ("openat" | "pread64", Settings, _) => Fails(ErrorKind::Unsupported, &["read"]),
-        // Whether a process lives, or which it is that the lease shall belong to.
+        // Whether a process is alive, or which process the lease will belong to.
         // Exclusive comes before available.
-        // The call tries again, because nothing shows that the lock is more than that of a check.
+        // The call retries, because nothing shows that the lock is more than that of a check.
         (_, Process, "EACCES") => Works,
         ("openat", Process, "EINTR") => Works,
         (_, Process, _) if scenario == Dead => {
             Fails(ErrorKind::Lock, &["find the process that owns"])
         }
         (_, Process, _) if scenario == Delegate => Fails(ErrorKind::Process, &["find process"]),
-        // If it is only to say whether a lock is held, the lock itself can be asked.
+        // If it is only to report whether a lock is held, the lock itself can be tried.
         (_, Process, _) if scenario == Leases => {
             WorksOrFails(ErrorKind::Lock, &["find the process that owns"])
         }
-        // It only informs.
+        // It is only informative.
         (_, Process | Proc, _) => Works,
         _ => return None,
     })
 }
 
-/// Whether this fault can come of this call.
+/// Returns whether this fault can occur at this call.
 pub(crate) fn is_possible(call: &Call, fault: Fault) -> bool {
     if fault == Fault::Kill || call.is_marker {
         return fault == Fault::Kill;
@@ -238,8 +237,8 @@ pub(crate) fn is_possible(call: &Call, fault: Fault) -> bool {
     let errors = can_give(call).unwrap_or_default();
     match fault {
         Fault::Error(error) => errors.contains(&error),
-        // Nobody closes again; and what the kernel makes up on the spot takes no
-        // time in which signal after signal could come.
+        // No caller closes again; and a text that the kernel generates immediately takes no time
+        // in which repeated signals could arrive.
         _ => {
             errors.contains(&"EINTR")
                 && !matches!(&*call.name, "close" | "getrandom")

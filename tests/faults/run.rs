@@ -1,4 +1,4 @@
-//! One run with a fault, and whether what came of it is right.
+//! One run with a fault, and whether its outcome is right.
 
 use std::{
     fmt, fs,
@@ -21,16 +21,15 @@ use crate::{
     trace::{Call, Object::*, Paths, Tracer, calls},
 };
 
-/// So often an interruption comes again: more often than anything is tried again.
+/// Number of repeated interruptions: more than anything is retried.
 const MANY: usize = 1000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Fault {
-    /// SIGKILL on entering the call, which is then not made: the kernel looks for a
-    /// fatal signal after the tracer was told (`ptrace_report_syscall_entry` in
-    /// linux/ptrace.h). Killed *after* a call is killed before the next one, the
-    /// marker after the last included. So every state is seen that a killed
-    /// process can leave.
+    /// SIGKILL on entering the call, which is then not made: the kernel checks for a fatal signal
+    /// after notifying the tracer (`ptrace_report_syscall_entry` in linux/ptrace.h). Being killed
+    /// *after* a call is the same as being killed before the next one, including the marker after
+    /// the last call. So the test covers every state that a killed process can leave behind.
     Kill,
     Error(&'static str),
     /// EINTR from here on.
@@ -74,7 +73,7 @@ impl fmt::Display for Fault {
     }
 }
 
-/// What the child says of one part of the cycle.
+/// The child's report about one part of the cycle.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Done(String),
@@ -107,7 +106,7 @@ impl Outcome {
         matches!(self, Self::Failed { kind, .. } if *kind == format!("{expected:?}"))
     }
 
-    /// Whether it came to the same, the ports apart.
+    /// Returns whether the outcome is the same, apart from the ports.
     fn is_as(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Failed { kind: one, .. }, Self::Failed { kind: other, .. }) => one == other,
@@ -119,23 +118,22 @@ impl Outcome {
     }
 }
 
-/// What came of a run.
+/// The outcome of a run.
 pub(crate) struct Run {
     calls: Vec<Call>,
-    /// Of leasing and of giving back, as far as the child lived to tell.
+    /// The outcomes of leasing and of releasing, as far as the child lived to report them.
     outcomes: Vec<Outcome>,
-    /// How many descriptors the child had open before the cycle, after it, and
-    /// after it had leased without a fault; `None` if it did not live so long.
+    /// Number of descriptors that the child had open before the cycle, after it, and after it had
+    /// leased without a fault; `None` if it did not live that long.
     descriptors: Option<[usize; 3]>,
-    /// What is wrong whatever the fault was.
+    /// Problems that are independent of the fault.
     pub(crate) problems: Vec<String>,
 }
 
 impl Run {
-    /// The calls of the cycle, with the marker at the end of each part, but for those
-    /// that change nothing outside the process and that it has no say in: without
-    /// memory the allocator ends it, and in debug builds std makes sure of
-    /// each descriptor that it closes.
+    /// Returns the calls of the cycle, with the marker at the end of each part, except calls that
+    /// change nothing outside the process and that it does not control: without memory the
+    /// allocator ends the process, and in debug builds std checks each descriptor that it closes.
     pub(crate) fn cycle(&self) -> Vec<&Call> {
         let is_ours = |call: &&Call| {
             call.part.is_some()
@@ -147,7 +145,7 @@ impl Run {
         self.calls.iter().filter(is_ours).collect()
     }
 
-    /// Where the fault hit the cycle.
+    /// Returns where the fault hit the cycle.
     pub(crate) fn place_of(&self, fault: Fault) -> Option<usize> {
         let cycle = self.cycle();
         if fault != Fault::Kill {
@@ -159,8 +157,8 @@ impl Run {
         }
     }
 
-    /// Whether a port was not had because a child that was just starting still had
-    /// a socket of an earlier probe, for longer than is waited for.
+    /// Returns whether a port was unavailable because a child that was being spawned still had a
+    /// socket of an earlier probe, for longer than the call waits.
     pub(crate) fn was_disturbed(&self) -> bool {
         self.outcomes.iter().any(|outcome| {
             matches!(outcome, Outcome::Failed { message, .. } if message.contains("SO_REUSEADDR")
@@ -169,8 +167,7 @@ impl Run {
     }
 }
 
-/// Runs a scenario, with a fault if there is one. An error says why strace cannot
-/// attach.
+/// Runs a scenario, with a fault if there is one. The error says why strace cannot attach.
 pub(crate) fn run(
     scenario: Scenario,
     block: &Block,
@@ -192,8 +189,8 @@ pub(crate) fn run(
         }
         let is_line = line.contains("/.waiting.");
         looks += usize::from(!is_line);
-        // It has seen that somebody is ahead; or once more that the port is leased,
-        // with its watch set up.
+        // It has seen that another process is the leader; or it has rescanned with its watch set
+        // up, and the port is still leased.
         if scenario == Behind && is_line || matches!(scenario, Behind | Wait) && looks == 2 {
             blocker.lock().expect("no panic").take();
         }
@@ -225,12 +222,12 @@ pub(crate) fn run(
     let mut descriptors = None;
     if lives {
         let mut free = stage.free();
-        // To lease by the name would reserve it again.
+        // Leasing by the name would reserve it again.
         let is_removed = scenario == Unreserve && given_back;
         if calls.iter().any(leaves_a_socket) || scenario == Delegate && given_back || is_removed {
             free.clear();
         }
-        // A default directory that was not finished is for who finds it as such.
+        // An unfinished default directory is only for callers that find it in that state.
         let is_free = scenario != First && !scenario.is_of_name();
         for &port in free.iter().filter(|_| is_free) {
             if let Err(error) = stage.lease(port) {
@@ -252,8 +249,8 @@ pub(crate) fn run(
     let delegated = given_back || !lives && calls.iter().any(is_delegation);
     let is_removed = scenario == Unreserve && given_back;
     problems.extend(what_is_wrong_afterwards(&mut stage, delegated, is_removed));
-    // A file that is just being made may be left by a process that is killed, or
-    // that cannot remove it.
+    // A process that is killed, or that cannot remove the file, may leave a file that was being
+    // created.
     let is_removal = |call: &Call| call.injected && call.name.starts_with("unlink");
     if lives && scenario != Clean && !calls.iter().any(is_removal) {
         let strays = stage.strays();
@@ -267,14 +264,13 @@ pub(crate) fn run(
     })
 }
 
-/// strace lets a call fail by not making it, but on Linux the descriptor is closed
-/// whatever close(2) says. Here it stays open, and the probe bound, as long as the
-/// process lives.
+/// strace lets a call fail by not making it, but on Linux close(2) closes the descriptor whatever
+/// it returns. Here it stays open, and the probe bound, as long as the process lives.
 pub(crate) fn leaves_a_socket(call: &Call) -> bool {
     call.injected && call.name == "close" && call.object == Socket
 }
 
-/// What must hold once the process is gone.
+/// Returns violations of what must hold once the process is gone.
 fn what_is_wrong_afterwards(stage: &mut Stage, delegated: bool, is_removed: bool) -> Vec<String> {
     let mut problems = Vec::new();
     if stage.other.is_some() && !stage.is_locked(stage.first + OTHER) {
@@ -325,7 +321,8 @@ fn what_is_wrong_afterwards(stage: &mut Stage, delegated: bool, is_removed: bool
     problems
 }
 
-/// Whether it is a lock file of the scenario's or a line, or one that was just being made.
+/// Returns whether it is a lock file of the scenario or a wait queue, or one that was being
+/// created.
 fn is_as_it_should_be(path: &Path, stage: &Stage) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let metadata = fs::symlink_metadata(path).expect("our own");
@@ -349,7 +346,7 @@ fn is_as_it_should_be(path: &Path, stage: &Stage) -> bool {
             || (is_file || is_fifo) && name.starts_with(".new."))
 }
 
-/// Everything below `dir`.
+/// Returns everything below `dir`.
 fn walk(dir: &Path) -> Vec<PathBuf> {
     let mut paths = Vec::new();
     for entry in fs::read_dir(dir).expect("our own").flatten() {
@@ -361,7 +358,7 @@ fn walk(dir: &Path) -> Vec<PathBuf> {
     paths
 }
 
-/// The letter for what came of a fault at `call`, or what is wrong with it.
+/// Returns the letter for the outcome of a fault at `call`, or what is wrong with it.
 pub(crate) fn judge(
     scenario: Scenario,
     run: &Run,
@@ -381,13 +378,13 @@ pub(crate) fn judge(
     else {
         return Err(format!("the process ended after {outcomes:?}"));
     };
-    // What could not be closed stays open; see above.
+    // A descriptor that could not be closed stays open; see above.
     let growth = clean_last - clean_before + usize::from(call.name == "close");
     if after.max(last) > before + growth {
         return Err(format!("{before} descriptors became {after}, then {last}"));
     }
     let injected = run.calls.iter().filter(|call| call.injected).count();
-    // A wait for a time is made again only for what is left of it.
+    // A timed wait is repeated only for the remaining time.
     let waits = ["futex", "clock_nanosleep", "poll", "ppoll"];
     let is_wait = waits.contains(&&*call.label) || call.label.starts_with("epoll_");
     if injected >= MANY && !is_wait {

@@ -1,4 +1,4 @@
-//! What a process does under the tracer, and what is prepared for it.
+//! What a process does under the tracer, and how it is prepared.
 
 use std::{
     env,
@@ -32,9 +32,9 @@ use Scenario::*;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scenario {
-    /// The lock file is there, and the process has leased before.
+    /// The lock file exists, and the process has leased before.
     Again,
-    /// The lock file must be made.
+    /// The lock file must be created.
     Fresh,
     /// The same in a directory shared by users.
     Shared,
@@ -42,16 +42,16 @@ pub(crate) enum Scenario {
     Held,
     /// or bound by another program.
     Bound,
-    /// It was delegated to a process that has ended, but was not waited for.
+    /// It was delegated to a process that has ended, but was not reaped.
     Dead,
     /// The lease is delegated.
     Delegate,
     Listen,
-    /// Every port is leased, and stays so,
+    /// Every port is leased, and stays leased,
     Exhausted,
-    /// for longer than is waited;
+    /// for longer than the timeout;
     Vain,
-    /// or is given back to who waits first in line,
+    /// or is released to a waiter that is the leader,
     Wait,
     /// or second.
     Behind,
@@ -66,12 +66,12 @@ pub(crate) enum Scenario {
     Restore,
     /// A reservation is removed.
     Unreserve,
-    /// The process's first lease; the default directory must be created, in a `/tmp` of a
-    /// mount namespace. With an umask that leaves nothing.
+    /// The process's first lease; the default directory must be created, in a `/tmp` of a mount
+    /// namespace, with a umask that removes all permissions.
     First,
 }
 
-/// The last one is left out where there are no namespaces.
+/// The last one is skipped without namespaces.
 pub(crate) const SCENARIOS: [Scenario; 20] = [
     Again,
     Fresh,
@@ -95,8 +95,8 @@ pub(crate) const SCENARIOS: [Scenario; 20] = [
     First,
 ];
 
-/// The ports of a scenario: one or two to choose from, one that the test holds
-/// meanwhile, and one that the child has leased before.
+/// Number of ports of a scenario: one or two to choose from, one that the test holds in the
+/// meantime, and one that the child has leased before.
 pub(crate) const PORTS: u16 = 4;
 pub(crate) const OTHER: u16 = 2;
 const BEFORE: u16 = 3;
@@ -107,21 +107,21 @@ impl Scenario {
         first..=first + u16::from(is_two)
     }
 
-    /// Whether it is about a port that is reserved.
+    /// Returns whether it is about a reserved port.
     pub(crate) fn is_of_name(self) -> bool {
         matches!(self, Reserve | Name | Restore | Unreserve)
     }
 
-    /// Whether its calls differ from time to time: how often a waiter looks is a
-    /// matter of time, and how much there is to read about locks and processes one of what
-    /// else happens.
+    /// Returns whether its calls vary: how often a waiter rescans depends on timing, and how much
+    /// there is to read about locks and processes depends on other activity.
     pub(crate) fn is_loose(self) -> bool {
         matches!(self, Exhausted | Vain | Wait | Behind | Leases)
     }
 
     fn builder(self, dir: &Path, first: u16) -> Builder {
         let timeout = match self {
-            // Less than is waited for what it says: who is not woken then says so.
+            // Shorter than the timeout for its reports, so that a waiter that is not woken
+            // reports it.
             Wait | Behind => PATIENCE,
             Vain => Duration::from_millis(5),
             _ => Duration::ZERO,
@@ -131,8 +131,8 @@ impl Scenario {
             .timeout(timeout);
         match self {
             First => builder,
-            // In the same order each time. With a single port the order is left to
-            // chance, so that random numbers are asked for.
+            // In the same order each time. With a single port the order is random, so that random
+            // numbers are requested.
             Held | Bound => builder.lock_dir(dir).prefer(""),
             Reserve | Name | Restore | Unreserve => {
                 builder.lock_dir(dir).name(NAMED).root(root_of(dir))
@@ -142,7 +142,7 @@ impl Scenario {
     }
 }
 
-/// The name that a port is reserved as.
+/// The name for which a port is reserved.
 const NAMED: &str = "web";
 
 /// The root of that name. See [`Stage`].
@@ -150,11 +150,11 @@ pub(crate) fn root_of(dir: &Path) -> PathBuf {
     dir.with_file_name("shop")
 }
 
-/// Longer than a child takes to start on a crowded machine.
+/// Longer than a child takes to start on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Leases, and goes on while nothing but what is left of an earlier probe is in the
-/// way: a child that is just starting has it, and on a crowded machine for long.
+/// Leases, and retries while only a copy of an earlier probe is in the way: a child that is being
+/// spawned has it, on a busy machine for a long time.
 fn acquire_patiently(builder: &Builder) -> Result<FreePort, Error> {
     let is_lingering = |error: &Error| error.counts().is_some_and(|counts| counts.lingering > 0);
     let deadline = Instant::now() + PATIENCE;
@@ -167,10 +167,9 @@ fn acquire_patiently(builder: &Builder) -> Result<FreePort, Error> {
 }
 
 // ---------------------------------------------------------------------------
-// What the child does.
+// The child's part.
 
-/// Marks the ends of the two parts of a cycle, which follow each other: leasing,
-/// and giving back.
+/// Mark the ends of the two consecutive parts of a cycle: leasing and releasing.
 pub(crate) const MARKERS: [&str; 4] = [
     "/portlock-faults/before-leasing",
     "/portlock-faults/after-leasing",
@@ -179,12 +178,12 @@ pub(crate) const MARKERS: [&str; 4] = [
 ];
 
 fn mark(marker: usize) {
-    // statx(2), which fails.
+    // A statx(2) call that fails.
     let _ = fs::metadata(MARKERS[marker]);
 }
 
-/// Waits for a line by readv(2), which nothing else uses: when the tracer attaches,
-/// it interrupts the call, and whether it is then counted twice depends on timing.
+/// Waits for a line with readv(2), which nothing else uses: when the tracer attaches, it interrupts
+/// the call, and whether it is then counted twice depends on timing.
 fn wait_for_line(mut stdin: &File) -> String {
     let mut line = Vec::new();
     while !line.ends_with(b"\n") {
@@ -247,7 +246,7 @@ fn give_back(scenario: Scenario, got: Got, target: u32) -> Result<(), Error> {
     }
 }
 
-/// `done|<what>`, or `failed|<kind>|<number>|<message>`.
+/// Returns `done|<what>`, or `failed|<kind>|<number>|<message>`.
 fn describe<T: fmt::Display>(outcome: &Result<T, Error>) -> String {
     match outcome {
         Ok(done) => format!("done|{done}"),
@@ -283,15 +282,15 @@ pub(crate) fn cycle(parent: &Parent) {
     }
     let stdin = io::stdin().as_fd().try_clone_to_owned();
     let stdin = File::from(stdin.expect("descriptors left"));
-    // Where Yama is in use, only an ancestor may trace without that (ptrace(2)).
+    // If Yama is in use, only an ancestor may trace without this (ptrace(2)).
     let _ = set_ptracer(PTracer::Any);
-    // Before its first statx std looks whether there is one.
+    // Before its first statx, std checks whether it exists.
     mark(0);
     parent.say(gettid().as_raw_nonzero());
     parent.say(open_descriptors());
     wait_for_line(&stdin);
 
-    // Whether the directory is looked at again is a matter of time.
+    // Whether the directory is checked again depends on timing.
     let other = dir.ancestors().nth(2).expect("see Stage");
     let locate = |dir| LockDir::open(dir).map(drop).expect("no fault yet");
     match scenario {
@@ -312,7 +311,7 @@ pub(crate) fn cycle(parent: &Parent) {
         parent.say(describe(&given_back.map(|()| "")));
     }
 
-    // The tracer is gone. Which ports are free, and after the bar which are not?
+    // The tracer is gone. Which ports are free, and, after the bar, which are leased?
     let ports = wait_for_line(&stdin);
     parent.say(open_descriptors());
     let (free, leased) = ports.split_once('|').expect("two lists");
@@ -341,7 +340,7 @@ pub(crate) fn cycle(parent: &Parent) {
     wait_for_line(&stdin);
 }
 
-/// Arguments: lock directory, first port. Does without a fault what it is told.
+/// Arguments: lock directory, first port. Follows orders without a fault.
 pub(crate) fn namer(parent: &Parent) {
     let dir = PathBuf::from(parent.argument::<String>(0));
     let any = FreePort::builder().timeout(Duration::ZERO).lock_dir(&dir);
@@ -366,15 +365,15 @@ pub(crate) fn namer(parent: &Parent) {
 }
 
 // ---------------------------------------------------------------------------
-// What is prepared.
+// Preparation.
 
-/// What keeps a port from the child.
+/// An obstacle that keeps a port from the child.
 pub(crate) enum Blocker {
     Lease {
         _lease: FreePort,
     },
     Socket(Socket),
-    /// A lease, and the head of the line.
+    /// A lease, and the leadership of the wait queue.
     Line(Option<FreePort>, File),
 }
 
@@ -383,7 +382,7 @@ impl Drop for Blocker {
         match self {
             Self::Lease { .. } => {}
             Self::Socket(socket) => {
-                // A child that the other thread is just starting may have it too.
+                // A child that the other thread is spawning may have it too.
                 let _ = socket.set_reuse_address(true);
             }
             Self::Line(lease, fifo) => {
@@ -401,7 +400,7 @@ impl Drop for Blocker {
 fn lead(line: &Path) -> File {
     let fifo = File::options().read(true).write(true).open(line);
     let fifo = fifo.expect("ours");
-    fifo.try_lock().expect("nobody else waits");
+    fifo.try_lock().expect("no other process waits");
     fifo
 }
 
@@ -411,11 +410,11 @@ fn leave(mut fifo: &File) {
     let _ = fifo.write(b"\n");
 }
 
-/// Where the default directory is, of the user that a child is in a namespace.
+/// The parent of the default directory of the user that a child is in a namespace.
 const TMP: &str = "/tmp";
 const NAME: &str = "portlock-0";
 
-/// The scenarios that are possible here.
+/// Returns the scenarios that are possible here.
 pub(crate) fn scenarios() -> &'static [Scenario] {
     let unshare = unshare("--mount");
     let binary = env::current_exe().expect("this test binary");
@@ -426,7 +425,7 @@ pub(crate) fn scenarios() -> &'static [Scenario] {
     &SCENARIOS[..SCENARIOS.len() - 1]
 }
 
-/// What the child finds.
+/// The environment of the child.
 pub(crate) struct Stage {
     pub(crate) scenario: Scenario,
     pub(crate) root: TempDir,
@@ -436,7 +435,7 @@ pub(crate) struct Stage {
     /// The port that is not free.
     blocked: Option<u16>,
     pub(crate) blocker: Arc<Mutex<Option<Blocker>>>,
-    /// A lease of the test's own.
+    /// A lease held by the test.
     pub(crate) other: Option<FreePort>,
     /// The process that a lease is delegated to.
     target: Option<Process>,
@@ -528,7 +527,7 @@ impl Stage {
                 let mut target = cat();
                 lease.delegate_to(target.0.id()).expect("it lives");
                 target.0.kill().expect("our own child");
-                // Until it has ended, but without letting it go.
+                // Wait until it has ended, but do not reap it.
                 let pid = WaitId::Pid(Pid::from_child(&target.0));
                 let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
                 waitid(pid, options).expect("our own child");
@@ -557,7 +556,7 @@ impl Stage {
         }
     }
 
-    /// Removes the lock files, but for those that are locked, and the mark, as if the directory were lost.
+    /// Removes the lock files, except locked ones, and the mark, as if the directory were lost.
     fn lose(&self) {
         for entry in fs::read_dir(&self.dir).expect("our own").flatten() {
             let name = entry.file_name();
@@ -567,7 +566,7 @@ impl Stage {
         }
     }
 
-    /// Where copies of reservations are.
+    /// Returns the directory of the copies of reservations.
     pub(crate) fn state_dir(&self) -> PathBuf {
         self.root.path().join("state")
     }
@@ -581,8 +580,9 @@ impl Stage {
         Peer::start_command(command)
     }
 
-    /// What is wrong with the reservation, after its removal if there was one: the name has one port, which
-    /// is the one that it had, and which nobody else is leased, also after the directory was lost.
+    /// Returns what is wrong with the reservation, after its removal if there was one: the name
+    /// has one port, the same as before, which no other caller can lease, even after the
+    /// directory was lost.
     pub(crate) fn what_is_wrong_with_name(&self, is_removed: bool) -> Vec<String> {
         let mut problems = Vec::new();
         let mut namer = self.namer();
@@ -630,19 +630,19 @@ impl Stage {
         problems
     }
 
-    /// The ports that the child may choose from.
+    /// Returns the ports that the child may choose from.
     pub(crate) fn ports(&self) -> RangeInclusive<u16> {
         self.scenario.ports(self.first)
     }
 
-    /// Those of them that are free now, if the child has none.
+    /// Returns the ports that are free now, if the child has none.
     pub(crate) fn free(&self) -> Vec<u16> {
         let is_blocked = self.blocker.lock().expect("no panic").is_some() || self.target.is_some();
         let blocked = self.blocked.filter(|_| is_blocked);
         self.ports().filter(|&port| Some(port) != blocked).collect()
     }
 
-    /// The mode that the lock directory has.
+    /// Returns the mode of the lock directory.
     pub(crate) fn mode(&self) -> u32 {
         if self.scenario == Shared {
             0o1777
@@ -651,7 +651,7 @@ impl Stage {
         }
     }
 
-    /// The path of the lock directory that the child sees.
+    /// Returns the path of the lock directory that the child sees.
     pub(crate) fn dir_of_child(&self) -> PathBuf {
         match self.scenario {
             First => Path::new(TMP).join(NAME),
@@ -664,7 +664,7 @@ impl Stage {
         acquire_patiently(&builder.timeout(Duration::ZERO))
     }
 
-    /// Whether somebody has the lock on the port's file, as the kernel sees it.
+    /// Returns whether the port's file is locked, according to the kernel.
     #[expect(
         clippy::disallowed_methods,
         reason = "must not depend on what is tested"
@@ -674,7 +674,7 @@ impl Stage {
         file.is_ok_and(|file| file.try_lock().is_err())
     }
 
-    /// What is wrong with a lease that the child says it has.
+    /// Returns what is wrong with a lease that the child reports.
     pub(crate) fn what_is_wrong_with_lease_of(&self, port: u16) -> Vec<String> {
         let mut problems = Vec::new();
         if !self.ports().contains(&port)
@@ -691,7 +691,7 @@ impl Stage {
         problems
     }
 
-    /// Files that were being made and are not used.
+    /// Returns files that were being created and are not used.
     pub(crate) fn strays(&self) -> Vec<OsString> {
         let copies = self.state_dir().join("portlock").join("reservations");
         let dirs = fs::read_dir(copies).into_iter().flatten().flatten();
@@ -703,7 +703,7 @@ impl Stage {
             .collect()
     }
 
-    /// Ends what was prepared, so that every port is free.
+    /// Ends everything that was prepared, so that every port is free.
     pub(crate) fn clear(&mut self) {
         self.blocker.lock().expect("no panic").take();
         self.target = None;
@@ -741,7 +741,7 @@ impl Stage {
     }
 }
 
-/// Binds a port that nobody uses, once nothing is left of an earlier probe.
+/// Binds an unused port, once no copy of an earlier probe is left.
 fn bind_patiently(port: u16) -> Socket {
     let deadline = Instant::now() + PATIENCE;
     loop {

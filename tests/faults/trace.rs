@@ -1,4 +1,4 @@
-//! What strace tells of a process, and the faults that it injects.
+//! Parses the output of strace, and injects faults with it.
 
 use std::{
     collections::HashMap,
@@ -18,36 +18,36 @@ use Object::*;
 
 use crate::scenario::MARKERS;
 
-/// What a call is made on.
+/// The object of a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Object {
     Dir,
     LockFile,
-    /// A lock file that is not yet at its path.
+    /// A lock file that is not at its path yet.
     Stray,
-    /// Those who wait stand in it.
+    /// The wait queue.
     Line,
-    /// A line that is not yet at its path.
+    /// A wait queue that is not at its path yet.
     LineStray,
-    /// It says that reservations have been restored.
+    /// The mark that reservations have been restored.
     Mark,
     /// Copies of reservations.
     Copies,
-    /// The root directory of a name, or what it is in.
+    /// The root directory of a name, or its parent.
     Root,
-    /// By which the kernel tells who is first in line what is released,
+    /// The kernel's notifications of releases to the leader,
     Watch,
-    /// and those behind when it is their turn.
+    /// and of its turn to the waiters behind it.
     Bell,
-    /// Where the directory of all users would be,
+    /// The path of the directory of all users,
     Machine,
-    /// and what the default directory is in.
+    /// and the parent of the default directory.
     Tmp,
-    /// What the kernel tells of a process, and what it is known by.
+    /// What the kernel shows of a process, and its identity.
     Process,
-    /// What else it tells of processes and locks.
+    /// What else the kernel shows of processes and locks.
     Proc,
-    /// What the kernel tells of ports.
+    /// What the kernel shows of ports.
     Settings,
     Socket,
     Nothing,
@@ -83,23 +83,23 @@ impl fmt::Display for Object {
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
     pub(crate) name: String,
-    /// The name, and what is done where one call does several things.
+    /// The name, and the operation if the call has several.
     pub(crate) label: String,
     pub(crate) object: Object,
     pub(crate) arguments: String,
-    /// It has returned, and no error.
+    /// It has returned without an error.
     pub(crate) succeeded: bool,
     pub(crate) injected: bool,
-    /// The how many-th of that name, from 1.
+    /// The ordinal number among calls of that name, from 1.
     pub(crate) nth: usize,
-    /// In which part of the cycle it is, if in any; the marker at its end too.
+    /// The part of the cycle that it is in, if any; includes the marker at its end.
     pub(crate) part: Option<usize>,
     pub(crate) is_marker: bool,
 }
 
 impl fmt::Display for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Enough to find it by; records are long.
+        // Enough to identify it; records are long.
         write!(f, "{}({:.150})", self.name, self.arguments)
     }
 }
@@ -111,8 +111,8 @@ pub(crate) struct Tracer {
 }
 
 impl Tracer {
-    /// Attaches to a thread that waits, and to no other, and gives each line to
-    /// `see`; or says why it cannot be.
+    /// Attaches to one waiting thread only, and passes each line to `see`. The error says why it
+    /// cannot attach.
     pub(crate) fn attach(
         thread: &str,
         inject: Option<String>,
@@ -153,11 +153,11 @@ impl Tracer {
         }
     }
 
-    /// Lets go of the process.
+    /// Detaches from the process.
     pub(crate) fn detach(mut self) -> Vec<String> {
         let pid = Pid::from_child(&self.strace);
-        // A signal that comes just before it waits for the process is not noticed
-        // until the next.
+        // It does not notice a signal that arrives just before it waits for the process, until
+        // the next one.
         while self.strace.try_wait().expect("our own child").is_none() {
             kill_process(pid, Signal::TERM).expect("not waited for yet");
             thread::sleep(Duration::from_millis(1));
@@ -165,14 +165,14 @@ impl Tracer {
         self.wait()
     }
 
-    /// Waits for its end, after that of the process.
+    /// Waits for the end of strace, after that of the process.
     pub(crate) fn wait(mut self) -> Vec<String> {
         self.strace.wait().expect("our own child");
         self.lines.join().expect("no panic")
     }
 }
 
-/// Where the directories of a run are.
+/// The directories of a run.
 pub(crate) struct Paths<'a> {
     /// The lock directory.
     pub(crate) dir: &'a Path,
@@ -182,7 +182,7 @@ pub(crate) struct Paths<'a> {
     pub(crate) root: &'a Path,
 }
 
-/// The calls of a trace, but for the markers where a part begins.
+/// Returns the calls of a trace, except the markers at the beginning of a part.
 pub(crate) fn calls(lines: &[String], paths: &Paths<'_>) -> Vec<Call> {
     let mut counts: HashMap<&str, usize> = HashMap::new();
     let mut part = None;
@@ -220,7 +220,7 @@ pub(crate) fn calls(lines: &[String], paths: &Paths<'_>) -> Vec<Call> {
     calls
 }
 
-/// The name of a call, and what it does where it does several things.
+/// Returns the name of a call, and its operation if it has several.
 fn label(name: &str, arguments: &str) -> String {
     match name {
         "setsockopt" => {
@@ -241,8 +241,8 @@ fn label(name: &str, arguments: &str) -> String {
     }
 }
 
-/// What the arguments of a call are about: the path, below that of the directory's
-/// descriptor if there is one, or what the descriptor is of.
+/// Returns the object of a call: the path, relative to the directory's descriptor if there is
+/// one, or the object of the descriptor.
 fn object(name: &str, arguments: &str, paths: &Paths<'_>) -> Object {
     let dir = paths.dir;
     let between = |text: &str, open: char, close: char| {
@@ -254,7 +254,7 @@ fn object(name: &str, arguments: &str, paths: &Paths<'_>) -> Object {
     let takes_descriptor_and_path = name.ends_with("at") && name != "fstat"
         || matches!(name, "statx" | "renameat2" | "inotify_add_watch");
     let path = match &descriptor {
-        // What else is in quotes is data.
+        // Other text in quotes is data.
         Some(_) if !takes_descriptor_and_path => None,
         _ => between(arguments, '"', '"').filter(|path| !path.is_empty()),
     };

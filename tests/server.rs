@@ -1,5 +1,4 @@
-//! Whose server answers on a leased port: the holder's, another process's, or that of a process of which
-//! nobody can tell.
+//! The owner of a server that answers on a leased port: the holder, another process, or unknown.
 
 #[cfg(target_os = "linux")]
 #[path = "server/linux.rs"]
@@ -19,8 +18,8 @@ use portlock_testkit::{
 };
 use serial_test::serial;
 
-// Serial, for a child that another test is just starting has a duplicate of each listener
-// until it executes its program.
+// Serial, because a child that another test is spawning has a duplicate of each listener until it
+// calls exec.
 
 #[test]
 fn child() {
@@ -30,8 +29,8 @@ fn child() {
     run_child(&roles);
 }
 
-/// Arguments: an address, and whether it waits for a line first. Listens there, says its pid, and goes on
-/// listening until its input ends.
+/// Arguments: an address, and whether to wait for a line first. Listens there, reports its pid,
+/// and keeps listening until its input ends.
 fn serve(parent: &Parent) {
     let address: String = parent.argument(0);
     if parent.argument(1) {
@@ -45,7 +44,7 @@ fn serve(parent: &Parent) {
     }
 }
 
-/// Arguments: as for `serve`. Starts another process that does that, and stays its parent.
+/// Arguments: as for `serve`. Starts another process that runs `serve`, and stays its parent.
 fn start_server(parent: &Parent) {
     let address: String = parent.argument(0);
     let server = Peer::start("serve", &[&address, "false"]);
@@ -55,7 +54,7 @@ fn start_server(parent: &Parent) {
     }
 }
 
-/// A process that serves an address.
+/// Starts a process that serves an address.
 fn server_at(address: &str) -> Peer {
     let server = Peer::start("serve", &[address, "false"]);
     assert_eq!(server.hear(), server.id().to_string());
@@ -83,7 +82,7 @@ fn assert_found(dir: &Path, port: u16, belongs_to: BelongsTo, pid: u32) {
     assert!(!process.program.is_empty());
 }
 
-/// Waits for a server of a port, as the holder of the port's lease has it.
+/// Waits for a server of a port, on behalf of the holder of the port's lease.
 fn wait_for_holder(dir: &Path, port: u16, timeout: Duration) -> portlock::Result<Server> {
     let dir = LockDir::open(dir).expect("the test's own");
     dir.wait_for_server(("127.0.0.1", port), None, timeout)
@@ -107,11 +106,11 @@ fn assert_other(outcome: portlock::Result<Server>, pid: u32) -> String {
 
 #[test]
 #[serial]
-fn a_stranger_on_the_port_of_a_server_that_failed_to_start_is_not_taken_for_it() {
+fn a_stranger_on_the_port_of_a_server_that_failed_to_start_is_not_mistaken_for_it() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let port = builder(dir.path(), block.first()).acquire().expect("free");
     let stranger = server_at(&port.addr().to_string());
-    // It could not bind the port, and has ended or waits for a better day.
+    // It could not bind the port, and has ended or is waiting.
     let failed = cat();
     let failed_pid = failed.id();
     port.wait_until_listening(LONG)
@@ -126,11 +125,12 @@ fn a_stranger_on_the_port_of_a_server_that_failed_to_start_is_not_taken_for_it()
     failed.end();
     assert_other(port.wait_for_server(failed_pid, LONG), stranger.id());
 
-    // To the other suite it is the right one.
+    // For the other suite, it is the right server.
     let found = port.wait_for_server(stranger.id(), LONG).expect("its own");
     assert_eq!(found.belongs_to, Some(BelongsTo::Holder));
     assert_eq!(found.process.expect("seen").pid, stranger.id());
-    // This process is the holder, and so all that it starts is the holder's for others.
+    // This process is the holder, so for others, all processes that it starts belong to the
+    // holder.
     assert_found(dir.path(), port.port(), BelongsTo::Holder, stranger.id());
 }
 
@@ -147,7 +147,7 @@ fn a_server_in_this_process_or_in_a_descendant_is_the_holders() {
         let _listener = listen(port.addr());
         assert_eq!(belongs_to(id()), BelongsTo::Holder);
         assert_found(dir.path(), port.port(), BelongsTo::Holder, id());
-        // A server of this process is not that of a child.
+        // A server in this process does not belong to a child.
         let child = cat();
         assert_other(port.wait_for_server(child.id(), LONG), id());
     }
@@ -162,7 +162,7 @@ fn a_server_in_this_process_or_in_a_descendant_is_the_holders() {
 
 #[test]
 #[serial]
-fn a_lease_of_another_process_is_served_by_that_one_or_by_a_stranger() {
+fn a_lease_of_another_process_is_served_by_its_holder_or_a_stranger() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let port = block.first();
     let address = format!("127.0.0.1:{port}");
@@ -198,7 +198,7 @@ fn a_lease_of_another_process_is_served_by_that_one_or_by_a_stranger() {
         Some(BelongsTo::Holder)
     );
 
-    // Without a lease there is no holder, and nobody's server is another's.
+    // Without a lease there is no holder, and no server is another process's.
     holder.end();
     let server = wait_for_holder(dir.path(), port, LONG).expect("any server");
     assert_eq!(server.belongs_to, None);
@@ -279,7 +279,7 @@ fn a_udp_socket_serves_its_port_too() {
     let lease = builder(dir.path(), port).acquire_for(holder.id());
     lease.expect("free for TCP");
     assert_found(dir.path(), port, BelongsTo::Other, id());
-    // What listens for TCP decides, if there is both.
+    // If there are both, the TCP listener decides.
     let tcp = listen(address);
     assert_found(dir.path(), port, BelongsTo::Other, id());
     drop((socket, tcp));
@@ -288,7 +288,7 @@ fn a_udp_socket_serves_its_port_too() {
 
 #[test]
 #[serial]
-fn what_a_lease_fails_for_is_named() {
+fn the_cause_of_a_failed_lease_is_named() {
     let (dir, block) = (lock_dir(), Block::new(2));
     let [first, second] = [block.first(), block.first() + 1];
     let server = server_at(&format!("127.0.0.1:{first}"));

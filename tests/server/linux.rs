@@ -1,5 +1,5 @@
-//! What only Linux has: sockets and leases that are inherited, orphans and who adopts them, other users,
-//! and pid namespaces.
+//! Linux-specific cases: inherited sockets and leases, orphans and the processes that adopt them,
+//! other users, and pid namespaces.
 
 use std::{
     env, fs,
@@ -48,8 +48,8 @@ pub(super) const ROLES: [(&str, Role); 16] = [
     ("start leader", start_leader),
 ];
 
-/// Arguments: a lock directory, a port, and whether a child serves the port. For each line, says what is
-/// known of the port's server.
+/// Arguments: a lock directory, a port, and whether a child serves the port. For each line,
+/// reports what is known about the port's server.
 fn whose(parent: &Parent) {
     let (dir, port): (String, u16) = (parent.argument(0), parent.argument(1));
     let serves: bool = parent.argument(2);
@@ -70,8 +70,8 @@ fn whose(parent: &Parent) {
     }
 }
 
-/// Arguments: a lock directory and a port. As process 1 of a container, in one session with all others,
-/// adopts a server, and says whose it is.
+/// Arguments: a lock directory and a port. As process 1 of a container, in one session with all
+/// others, adopts a server, and reports its owner.
 fn be_first(parent: &Parent) {
     let (dir, port): (String, u16) = (parent.argument(0), parent.argument(1));
     let holder = cat();
@@ -87,7 +87,7 @@ fn be_first(parent: &Parent) {
 }
 
 /// Arguments: a lock directory and a port. Leases the port, and starts a server of another user below a
-/// process that this user may not see. Says whose server that user takes it for.
+/// process that this user may not see. Reports who owns the server according to that user.
 fn hide(parent: &Parent) {
     let (dir, port): (String, u16) = (parent.argument(0), parent.argument(1));
     let _lease = builder(Path::new(&dir), port).acquire().expect("free");
@@ -110,8 +110,9 @@ fn hide(parent: &Parent) {
     drop(hidden);
 }
 
-/// Arguments: a lock directory and a port. As process 1 of a container, says whose server it is that it has
-/// adopted, for a holder that has the pid in a line that it reads; and then whose that process's own is.
+/// Arguments: a lock directory and a port. As process 1 of a container, reports the owner of a
+/// server that it has adopted, for a holder whose pid it reads from a line; and then the owner of
+/// that process's own server.
 fn contain(parent: &Parent) {
     let (dir, port): (String, u16) = (parent.argument(0), parent.argument(1));
     let (dir, address) = (Path::new(&dir), format!("127.0.0.1:{port}"));
@@ -135,7 +136,7 @@ fn contain(parent: &Parent) {
     parent.say(waited(dir, &address, None));
 }
 
-/// Arguments: an address. Starts a server that has not this process's standard error.
+/// Arguments: an address. Starts a server that does not have this process's standard error.
 fn start_without_lease(parent: &Parent) {
     let address: String = parent.argument(0);
     let binary = env::current_exe().expect("this test binary");
@@ -154,8 +155,8 @@ fn hold(parent: &Parent) {
     parent.hear();
 }
 
-/// Arguments: a lock directory and a port. Leases the port, and ends when another process has inherited
-/// the lease.
+/// Arguments: a lock directory and a port. Leases the port, and ends when another process has
+/// inherited the lease.
 fn bequeath(parent: &Parent) {
     let (dir, port): (String, u16) = (parent.argument(0), parent.argument(1));
     let lease = builder(Path::new(&dir), port).acquire().expect("free");
@@ -165,7 +166,7 @@ fn bequeath(parent: &Parent) {
     assert!(heir.status().expect("sh is installed").success());
 }
 
-/// Arguments: a lock directory and an address. Says what a wait for a server there ends with.
+/// Arguments: a lock directory and an address. Reports the outcome of a wait for a server there.
 fn wait(parent: &Parent) {
     let (dir, address): (String, String) = (parent.argument(0), parent.argument(1));
     parent.say(waited(Path::new(&dir), &address, None));
@@ -184,8 +185,8 @@ fn waited(dir: &Path, address: &str, pid: Option<u32>) -> String {
     format!("{:?} {pid:?}", server.belongs_to)
 }
 
-/// Arguments: a lock directory and a port. In a network namespace that is connected to another one, says
-/// what waits for servers end with: for this machine's, and for the other one's.
+/// Arguments: a lock directory and a port. In a network namespace that is connected to another
+/// one, reports the outcomes of waits for servers: this machine's and the other's.
 fn reach(parent: &Parent) {
     let (dir, port): (String, u16) = (parent.argument(0), parent.argument(1));
     let holder = cat();
@@ -215,12 +216,12 @@ fn reach(parent: &Parent) {
     }
 }
 
-/// Arguments: a lock directory and a port. As process 1, has the socket of a service, and says whose server
-/// it is before it starts the service, and then.
+/// Arguments: a lock directory and a port. As process 1, has the socket of a service, and reports
+/// the owner of the server before and after it starts the service.
 fn activate(parent: &Parent) {
     let (dir, port): (String, u16) = (parent.argument(0), parent.argument(1));
     let dir = Path::new(&dir);
-    // A lease is recorded to the second.
+    // A lease is recorded with a resolution of one second.
     thread::sleep(Duration::from_millis(1200));
     let holder = cat();
     builder(dir, port).acquire_for(holder.id()).expect("free");
@@ -233,8 +234,9 @@ fn activate(parent: &Parent) {
     parent.say(waited(dir, &address, Some(service.id())));
 }
 
-/// Arguments: a lock directory, a port, and a Unix socket. Leases the port, listens, and passes a duplicate
-/// of the socket to the process at the other end. Closes its own when it reads a line.
+/// Arguments: a lock directory, a port, and a Unix socket. Leases the port, listens, and passes a
+/// duplicate of the socket to the process at the other end. Closes its own socket when it reads a
+/// line.
 fn pass(parent: &Parent) {
     let (dir, port): (String, u16) = (parent.argument(0), parent.argument(1));
     let lease = builder(Path::new(&dir), port).acquire().expect("free");
@@ -317,13 +319,14 @@ fn parent_of(pid: u32) -> u32 {
     parent.parse().expect("a pid")
 }
 
-/// Starts a server, as `serve` does, whose parent ends immediately, in a session of its own or not.
+/// Returns a command that starts a server, as `serve` does, whose parent ends immediately, in a
+/// separate session or not.
 fn orphan(address: &str, waits: &str, session: bool) -> Command {
     orphan_as("serve", &[address, waits], session)
 }
 
 fn orphan_as(role: &str, arguments: &[&str], session: bool) -> Command {
-    // A shell takes the input from what it starts in the background.
+    // A shell redirects the input of background processes.
     let start = match session {
         true => "exec 3<&0; setsid \"$0\" \"$@\" <&3 &",
         false => "exec 3<&0; \"$0\" \"$@\" <&3 &",
@@ -363,13 +366,13 @@ fn pid(text: &str) -> u32 {
 
 #[test]
 #[serial]
-fn a_process_that_has_inherited_the_lease_is_of_the_family() {
+fn a_process_that_has_inherited_the_lease_is_in_the_family() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let lease = builder(dir.path(), block.first()).acquire().expect("free");
     let port = lease.port();
     let address = lease.addr().to_string();
     let mut command = orphan(&address, "false", true);
-    // The descriptor has to get past a shell.
+    // The descriptor has to pass through a shell.
     let descriptor = lease.into_fd().expect("ours");
     command.stderr(descriptor.try_clone().expect("a descriptor"));
     let server = Peer::start_command(command);
@@ -379,7 +382,7 @@ fn a_process_that_has_inherited_the_lease_is_of_the_family() {
     portlock_testkit::until("the server ends", || {
         TcpListener::bind(&address).ok().map(drop)
     });
-    // A descendant of it is too, though it has closed the descriptor.
+    // So does its descendant, although it has closed the descriptor.
     let mut command = orphan_as("start without lease", &[&address], true);
     command.stderr(descriptor);
     let heir = Peer::start_command(command);
@@ -396,7 +399,7 @@ fn a_process_that_has_inherited_the_lease_is_of_the_family() {
 
 #[test]
 #[serial]
-fn a_stranger_on_the_port_of_a_lease_that_was_inherited_is_none_of_the_family() {
+fn a_stranger_on_the_port_of_an_inherited_lease_is_not_in_the_family() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let port = block.first();
     let heir = Peer::start("bequeath", &[text(dir.path()), &port.to_string()]);
@@ -432,7 +435,7 @@ fn any_process_that_shares_a_socket_is_enough() {
     let lease = builder(dir.path(), block.first()).acquire().expect("free");
     let listener = TcpListener::bind(lease.addr()).expect("leased to us");
     let share = || OwnedFd::from(listener.try_clone().expect("a descriptor"));
-    // As process 1 and other services of systemd have it, and as a server that forks has it.
+    // As with process 1 and other services of systemd, and with a server that forks.
     let (stranger, own) = (worker(share()), worker(share()));
     for pid in [stranger.id(), own.id()] {
         let server = lease.wait_for_server(pid, LONG).expect("it has the socket");
@@ -446,7 +449,7 @@ fn any_process_that_shares_a_socket_is_enough() {
     let named = error.server().and_then(|server| server.process.as_ref());
     let named = named.expect("it is seen").pid;
     assert!([stranger.id(), own.id(), id()].contains(&named));
-    // The workers go on when what has started them has closed the socket.
+    // The workers continue after the process that started them has closed the socket.
     drop(listener);
     let server = lease.wait_for_server(id(), LONG).expect("a child has it");
     assert_eq!(server.belongs_to, Some(BelongsTo::Holder));
@@ -468,10 +471,10 @@ fn every_socket_that_shares_an_address_must_be_the_holders() {
     };
     let own = listen([127, 0, 0, 1]);
     let child = worker(OwnedFd::from(listen([127, 0, 0, 1])));
-    // Both are of this process or its descendants.
+    // Both belong to this process or its descendants.
     let server = lease.wait_for_server(id(), LONG).expect("ours");
     assert_eq!(server.belongs_to, Some(BelongsTo::Holder));
-    // Half of the child's clients come to this process, whichever socket is the first.
+    // Half of the child's clients reach this process, whichever socket is the first.
     assert_other(lease.wait_for_server(child.id(), LONG), id());
     let first = worker(OwnedFd::from(own));
     assert_other(lease.wait_for_server(child.id(), LONG), first.id());
@@ -512,7 +515,7 @@ fn a_server_on_one_of_several_addresses_is_enough() {
 
 #[test]
 #[serial]
-fn a_socket_that_was_passed_to_another_process_is_also_that_ones() {
+fn a_socket_that_was_passed_to_another_process_belongs_to_both() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let port = block.first();
     let socket = dir.path().join("socket");
@@ -531,7 +534,7 @@ fn a_socket_that_was_passed_to_another_process_is_also_that_ones() {
 
 #[test]
 #[serial]
-fn a_socket_that_process_1_keeps_for_a_service_is_the_services() {
+fn a_socket_that_process_1_keeps_for_a_service_belongs_to_the_service() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let arguments = [text(dir.path()), &block.first().to_string()];
     let options = "--pid --fork --mount-proc";
@@ -554,7 +557,7 @@ fn a_listener_for_ipv6_serves_ipv4_too() {
     for host in ["::", "::ffff:127.0.0.1"] {
         let socket = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None);
         let Ok(socket) = socket else {
-            eprintln!("skipped: there is no IPv6");
+            eprintln!("skipped: this machine has no IPv6");
             return;
         };
         socket.set_only_v6(false).expect("Linux has it");
@@ -566,8 +569,8 @@ fn a_listener_for_ipv6_serves_ipv4_too() {
     }
 }
 
-/// Listens on a port given as the first argument, says so, and starts another process that listens on the one
-/// given as the second. Its first thread has ended by then.
+/// Listens on the port in the first argument, reports it, and starts another process that listens
+/// on the port in the second. Its first thread has ended by then.
 const WITHOUT_FIRST_THREAD: &str = "import ctypes, socket, subprocess, sys, threading, time\n\
     listener = socket.create_server(('127.0.0.1', int(sys.argv[1])))\n\
     def stay():\n    \
@@ -581,7 +584,7 @@ const WITHOUT_FIRST_THREAD: &str = "import ctypes, socket, subprocess, sys, thre
 
 #[test]
 #[serial]
-fn a_process_whose_first_thread_has_ended_lives() {
+fn a_process_whose_first_thread_has_ended_is_alive() {
     if !is_installed("python3") {
         return;
     }
@@ -667,7 +670,7 @@ fn the_workers_of_a_server_that_daemonized_are_unknown_too() {
     assert_found(dir.path(), port, BelongsTo::Unknown, daemon_pid);
     drop(daemon);
 
-    // In whatever order they have started.
+    // In whatever order they started.
     let listener = portlock_testkit::until("the socket is closed", || {
         TcpListener::bind(("127.0.0.1", port)).ok()
     });
@@ -688,7 +691,7 @@ fn the_workers_of_a_server_that_daemonized_are_unknown_too() {
 fn a_server_that_a_subreaper_adopted_is_unknown() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let port = block.first();
-    // The lease comes first: the server could have been started before it otherwise.
+    // The lease must begin first: otherwise the server could have been started before it.
     let waiting = cat();
     builder(dir.path(), port)
         .acquire_for(waiting.id())
@@ -713,13 +716,13 @@ fn a_server_that_a_subreaper_adopted_is_unknown() {
     let found = dir_of.wait_for_server(&address[..], Some(ended_pid), LONG);
     let found = found.expect("it may be that one's");
     assert_eq!(found.belongs_to, Some(BelongsTo::Unknown));
-    // It cannot be an orphan of a holder that the subreaper is no ancestor of.
+    // It cannot be an orphan of a holder that is not a descendant of the subreaper.
     assert_other(wait_for_holder(dir.path(), port, LONG), server);
 }
 
 #[test]
 #[serial]
-fn a_server_that_leads_a_session_is_its_parents() {
+fn a_server_that_leads_a_session_belongs_to_its_parent() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let (holder, port) = (cat(), block.first());
     builder(dir.path(), port)
@@ -732,7 +735,7 @@ fn a_server_that_leads_a_session_is_its_parents() {
 
 #[test]
 #[serial]
-fn a_server_that_started_before_the_lease_is_another_process_s() {
+fn a_server_that_started_before_the_lease_belongs_to_another_process() {
     let (dir, block) = (lock_dir(), Block::new(2));
     let (holder, [port, own]) = (cat(), [block.first(), block.first() + 1]);
     let start = |port| {
@@ -741,7 +744,7 @@ fn a_server_that_started_before_the_lease_is_another_process_s() {
         (orphan, server)
     };
     let ((mut first, server), (mut second, own_server)) = (start(port), start(own));
-    // A lease is recorded to the second.
+    // A lease is recorded with a resolution of one second.
     let start = Instant::now();
     thread::sleep(Duration::from_millis(1200));
     assert!(start.elapsed() > Duration::from_secs(1));
@@ -751,7 +754,7 @@ fn a_server_that_started_before_the_lease_is_another_process_s() {
     assert_eq!(pid(&first.ask("listen")), server);
     assert_found(dir.path(), port, BelongsTo::Other, server);
     assert_other(wait_for_holder(dir.path(), port, LONG), server);
-    // In the process that has the lease, too.
+    // Also in the process that holds the lease.
     let lease = builder(dir.path(), own).acquire().expect("free");
     assert_eq!(pid(&second.ask("listen")), own_server);
     assert_other(lease.wait_for_server(holder.id(), LONG), own_server);
@@ -794,12 +797,12 @@ fn processes_of_other_pid_namespaces_are_unknown() {
         };
         assert_eq!(reader.hear(), "started");
         let said = reader.ask("?");
-        // Without a /proc of its own, the pids that it sees are those of other processes.
+        // Without its own /proc, the pids that it sees are those of other processes.
         let user = said.strip_prefix("Some(Unknown) None Some(");
         assert!(user.is_some(), "{said}, {is_mounted}");
     }
     drop(server);
-    // What is seen there may be the holder's, which is not seen.
+    // The processes seen there may belong to the holder, which is not seen.
     let arguments = [text(dir.path()), &port.to_string(), "true"];
     let kind = "--pid --fork --mount-proc";
     let reader = start_in_namespace(kind, "true", "whose", &arguments);
@@ -816,7 +819,7 @@ fn processes_of_other_pid_namespaces_are_unknown() {
     assert_eq!(inside.hear(), "1", "its pid in the namespace");
     let server = found(dir.path(), port).expect("there is one");
     assert_eq!(server.belongs_to, Some(BelongsTo::Unknown));
-    // Of the family it can still be: the holder's containers.
+    // It can still be in the family: the holder's containers.
     let dir_of = LockDir::open(dir.path()).expect("ours");
     let found = dir_of.wait_for_server(&address[..], Some(inside.id()), LONG);
     assert_eq!(found.expect("a child").belongs_to, Some(BelongsTo::Holder));
@@ -835,7 +838,7 @@ fn a_server_below_a_process_that_is_hidden_is_unknown() {
     let script = "mount -t proc -o hidepid=2 proc /proc";
     let hider = start_in_namespace("--mount --pid --fork", script, "hide", &arguments);
     let Some(hider) = hider else { return };
-    // The holder itself is hidden too, but for its pid.
+    // The holder itself is hidden too, except for its pid.
     let said = hider.hear();
     assert!(said.starts_with("Some(Holder) Some("), "{said}");
     let said = hider.hear();
@@ -924,7 +927,7 @@ fn processes_that_joined_a_container_have_no_parent_there() {
     let join = |waits| Peer::start_command(command(&prefix, &binary, "serve", &[&address, waits]));
     let joined = join("true");
     let joined_pid = pid(&joined.hear());
-    // Process 1 adopts the orphans of those, too.
+    // Process 1 also adopts their orphans.
     let said = container.ask(joined_pid);
     assert!(said.starts_with("Some(Unknown) Some("), "{said}");
     assert_eq!(container.hear(), "leased");
@@ -932,5 +935,9 @@ fn processes_that_joined_a_container_have_no_parent_there() {
     let younger = join("false");
     let joined_pid = pid(&younger.hear());
     let unknown = format!("Some(Unknown) Some({joined_pid})");
-    assert_eq!(container.ask("?"), unknown, "nobody sees who started it");
+    assert_eq!(
+        container.ask("?"),
+        unknown,
+        "no process sees who started it"
+    );
 }

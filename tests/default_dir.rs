@@ -1,5 +1,5 @@
-//! The default directory, in mount namespaces whose `/tmp` and `/run` are made for the
-//! purpose, and what keeps lock files in `/tmp`.
+//! The default directory, in mount namespaces with a prepared `/tmp` and `/run`, and how lock
+//! files in `/tmp` are kept.
 //!
 //! Only Linux has both.
 
@@ -46,7 +46,7 @@ fn own_dir() -> PathBuf {
     format!("/tmp/portlock-{}", rustix::process::geteuid().as_raw()).into()
 }
 
-/// Starts a child in a mount namespace, or returns `None` where that cannot be.
+/// Starts a child in a mount namespace, or returns `None` if that is not possible.
 fn start(script: &str, role: &str, arguments: &[&str]) -> Option<Peer> {
     let binary = env::current_exe().expect("this test binary");
     if ["/tmp", "/run"].iter().any(|dir| binary.starts_with(dir)) {
@@ -59,8 +59,8 @@ fn start(script: &str, role: &str, arguments: &[&str]) -> Option<Peer> {
 // ---------------------------------------------------------------------------
 // A caller without a named directory.
 
-/// Arguments: port. Says which directory is the default and what comes of a lease, and
-/// keeps it until it is told to end.
+/// Arguments: port. Reports which directory is the default and the outcome of a lease, and keeps
+/// the lease until the parent ends it.
 fn caller(parent: &Parent) {
     let port: u16 = parent.argument(0);
     let lease = FreePort::try_new(port..=port);
@@ -78,11 +78,11 @@ fn start_caller(port: u16, runtime_dir: Option<&Path>) -> Peer {
     start_caller_by(&[], port, runtime_dir)
 }
 
-/// The same, started by `prefix`.
+/// Starts the same caller with `prefix`.
 fn start_caller_by(prefix: &[&str], port: u16, runtime_dir: Option<&Path>) -> Peer {
     let binary = env::current_exe().expect("this test binary");
     let mut command = command(prefix, &binary, "caller", &[&port.to_string()]);
-    // Empty means unset, and TMPDIR means nothing.
+    // Empty means unset, and TMPDIR is ignored.
     command
         .env("PORTLOCK_DIR", "")
         .env("TMPDIR", "/run")
@@ -91,7 +91,7 @@ fn start_caller_by(prefix: &[&str], port: u16, runtime_dir: Option<&Path>) -> Pe
     Peer::start_command(command)
 }
 
-/// What a caller says that leases and ends.
+/// Returns the report of a caller that leases and ends.
 fn says(port: u16, runtime_dir: Option<&Path>) -> String {
     start_caller(port, runtime_dir).hear()
 }
@@ -170,7 +170,7 @@ fn directory_of_machine(parent: &Parent) {
     let file = fs::metadata(machine.join(port.to_string())).expect("made there");
     assert_eq!(file.mode() & 0o7777, 0o1666);
 
-    // Root removes it once it was found, which the tracer makes the second look say.
+    // Root removes it after it was found. The tracer makes the second check report that.
     if have_strace() {
         let trace = ["strace", "-f", "-qq", "-o", "/dev/null", "-P", MACHINE];
         let inject = ["-e", "inject=newfstatat:error=ENOENT:when=2"];
@@ -182,7 +182,7 @@ fn directory_of_machine(parent: &Parent) {
         );
     }
 
-    // Root has meant something by these.
+    // If root created one of these, it is an error.
     for other in [0o755, 0o700, 0o777, 0o1770, 0o3777] {
         set_mode(machine, other);
         let octal = format!("{other:04o}");
@@ -205,7 +205,7 @@ fn directory_of_machine(parent: &Parent) {
     );
     fs::remove_file(machine).expect("our own");
 
-    // And another user, nothing.
+    // If another user did, it is ignored.
     fs::create_dir(machine).expect("our own");
     set_mode(machine, 0o1777);
     if chown(machine, Some(1), None).is_ok() {
@@ -229,7 +229,7 @@ fn a_directory_that_root_made_is_the_default_of_all() {
 // ---------------------------------------------------------------------------
 // Where /tmp cannot be used.
 
-/// Arguments: port, what the error says.
+/// Arguments: port, part of the error.
 fn closed_tmp(parent: &Parent) {
     let port: u16 = parent.argument(0);
     let why: String = parent.argument(1);
@@ -240,12 +240,12 @@ fn closed_tmp(parent: &Parent) {
     let parts = [text(&dir), &why, "PORTLOCK_DIR"];
     assert_refuses(&said, ErrorKind::LockDir, &parts);
     let count = fs::read_dir(&runtime).expect("ours").count();
-    assert_eq!(count, 0, "a second choice, made in silence");
+    assert_eq!(count, 0, "a silent fallback");
     parent.say("done");
 }
 
 #[test]
-fn a_tmp_that_cannot_be_written_to_ends_the_call() {
+fn an_unwritable_tmp_ends_the_call() {
     let block = Block::new(1);
     for (options, why) in [("ro", "Read-only"), ("nr_inodes=1", "No space")] {
         let script = format!("mount -t tmpfs none /run && mount -t tmpfs -o {options} none /tmp");
@@ -281,7 +281,7 @@ fn no_tmp(parent: &Parent) {
 #[test]
 fn without_tmp_it_is_in_the_runtime_directory() {
     let (root, block) = (lock_dir(), Block::new(1));
-    // Everything that / has, but for two.
+    // Everything in / except two directories.
     let script = format!(
         "root={}; mount -t tmpfs none $root && mkdir $root/run &&
          for dir in /*; do
@@ -298,7 +298,7 @@ fn without_tmp_it_is_in_the_runtime_directory() {
 }
 
 // ---------------------------------------------------------------------------
-// Looking.
+// Inspecting.
 
 /// Arguments: port.
 fn only_looking(parent: &Parent) {
@@ -312,7 +312,7 @@ fn only_looking(parent: &Parent) {
     assert_eq!((cleaned.removed, cleaned.kept), (0, 0));
     let error = dir.force_release(port).expect_err("empty");
     assert!(error.to_string().contains("it is not leased"), "{error}");
-    assert!(!dir.path().exists(), "created to look at it");
+    assert!(!dir.path().exists(), "created by inspecting it");
 
     // Once a lease has created it, it is the same one.
     let lease = FreePort::try_new(port..=port).expect("free");
@@ -324,14 +324,14 @@ fn only_looking(parent: &Parent) {
 }
 
 #[test]
-fn looking_does_not_create_the_default_directory() {
+fn inspecting_does_not_create_the_default_directory() {
     let block = Block::new(1);
     if let Some(peer) = start(FRESH, "only looking", &[&block.first().to_string()]) {
         peer.finish_well();
     }
 }
 
-/// Arguments: port, directory that has two others in it, `here` and `there`.
+/// Arguments: port, directory with two subdirectories, `here` and `there`.
 fn working_directory(parent: &Parent) {
     let port: u16 = parent.argument(0);
     let dir = PathBuf::from(parent.argument::<String>(1));
@@ -376,12 +376,12 @@ fn unmapped_owner(parent: &Parent) {
     });
 }
 
-/// Runs a child as user 0 of a user namespace that maps its users as `map` says. It is
-/// started by `user`, whom it must map to 0.
+/// Runs a child as user 0 of a user namespace that maps its users with `map`. It is started by
+/// `user`, which the map must map to 0.
 fn in_user_namespace(user: u32, map: &str, binary: &Path, role: &str, arguments: &[&str]) -> Peer {
     let ids = [format!("--reuid={user}"), format!("--regid={user}")];
     let mut prefix = vec!["setpriv", &ids[0], &ids[1], "--clear-groups"];
-    // With the map it becomes root there, and by the next exec has root's capabilities.
+    // With the map it becomes root there, and the next exec gives it root's capabilities.
     let script = "echo @unmapped; read go; exec \"$0\" \"$@\"";
     prefix.extend(["unshare", "--user", "sh", "-c", script]);
     let mut peer = Peer::start_command(command(&prefix, binary, role, arguments));
@@ -393,7 +393,7 @@ fn in_user_namespace(user: u32, map: &str, binary: &Path, role: &str, arguments:
     peer
 }
 
-/// Whether the test can write maps of user namespaces.
+/// Returns whether the test can write maps of user namespaces.
 fn can_map_users() -> bool {
     let can = Command::new("unshare")
         .args(["--user", "true"])
@@ -408,7 +408,7 @@ fn can_map_users() -> bool {
     can
 }
 
-/// Of a rootless container: one user alone, or with subordinate ones, of whom one has the
+/// Maps of a rootless container: one user alone, or with subordinate ones, one of which has the
 /// overflow user's number. None maps root.
 const ROOTLESS: [(u32, &str); 2] = [(NOBODY, "0 65534 1"), (100_000, "0 100000 65536")];
 
@@ -435,7 +435,7 @@ fn roots_shared_directory_is_one_where_root_is_not_mapped() {
             said.contains("or any user that this user namespace does not map"),
             "{said}"
         );
-        // It is not this root that can set its mode.
+        // This root cannot set its mode.
         set_mode(dir.path(), 0o777);
         let said = says(user, map);
         assert!(
@@ -443,7 +443,7 @@ fn roots_shared_directory_is_one_where_root_is_not_mapped() {
             "{said}"
         );
     }
-    // Where every user is mapped, the overflow user is one like any other.
+    // If every user is mapped, the overflow user is like any other.
     set_mode(dir.path(), 0o1777);
     chown(dir.path(), Some(NOBODY), None).expect("root may");
     let everybody = "0 0 4294967295";
@@ -460,7 +460,7 @@ fn unmapped_defaults(parent: &Parent) {
     let port: String = parent.argument(0);
     let (user, map): (u32, String) = (parent.argument(1), parent.argument(2));
     let says = || in_user_namespace(user, &map, Path::new("/run/test"), "caller", &[&port]).hear();
-    // Another user was faster, who looks like root in there.
+    // Another user, who looks like root in there, was faster.
     let own = Path::new("/tmp/portlock-0");
     fs::create_dir(own).expect("our own");
     chown(own, Some(1), None).expect("root may");
@@ -471,7 +471,7 @@ fn unmapped_defaults(parent: &Parent) {
     }
     assert_eq!(fs::read_dir(own).expect("root may").count(), 0);
 
-    // What is there for all users belongs to root.
+    // The directory for all users belongs to root.
     let machine = Path::new(MACHINE);
     fs::create_dir(machine).expect("our own");
     set_mode(machine, 0o1777);
@@ -480,7 +480,7 @@ fn unmapped_defaults(parent: &Parent) {
 }
 
 #[test]
-fn what_looks_like_roots_is_not_trusted_where_every_user_can_create_it() {
+fn a_directory_that_looks_like_roots_is_not_trusted_where_every_user_can_create_it() {
     if !can_map_users() {
         return;
     }
@@ -495,7 +495,7 @@ fn what_looks_like_roots_is_not_trusted_where_every_user_can_create_it() {
 }
 
 // ---------------------------------------------------------------------------
-// What cleans /tmp.
+// Cleaners of /tmp.
 
 #[test]
 fn lock_files_are_not_removed_for_their_age() {
@@ -515,7 +515,7 @@ fn lock_files_are_not_removed_for_their_age() {
     };
     let (_lease, cat) = (acquire(held), cat());
     acquire(delegated).delegate_to(cat.0.id()).expect("alive");
-    // What tells that the cleaner was at work.
+    // A file that shows that the cleaner ran.
     let plain = dir.path().join("plain");
     File::create(&plain).expect("our own");
     let inode = |port: u16| fs::metadata(dir.path().join(port.to_string())).map(|file| file.ino());
@@ -535,7 +535,7 @@ fn lock_files_are_not_removed_for_their_age() {
     let line = format!("d {} 0700 - - 1s\n", dir.path().display());
     fs::write(&config, line).expect("our own");
 
-    // It is younger than a second by the time of its last change.
+    // At first, its last change (ctime) is less than a second ago.
     let start = Instant::now();
     while plain.exists() {
         assert!(start.elapsed() < LONG, "nothing is cleaned");
@@ -555,7 +555,7 @@ fn lock_files_are_not_removed_for_their_age() {
 }
 
 #[test]
-fn lock_files_have_the_sticky_bit_and_lines_have_not() {
+fn lock_files_have_the_sticky_bit_and_wait_queues_do_not() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let builder = FreePort::builder()
         .ports(block.ports.clone())
@@ -614,7 +614,7 @@ fn lost_reservations(parent: &Parent) {
     let reboot = || fs::remove_dir_all(own_dir()).expect("our own");
     let others = || fs::read_dir("/tmp").expect("our own").count() - 1;
 
-    // Whoever finds the new directory finds the reservation in it.
+    // Any caller that finds the new directory finds the reservation in it.
     for _ in 0..40 {
         reboot();
         let finder = thread::spawn({
@@ -638,7 +638,7 @@ fn lost_reservations(parent: &Parent) {
         assert_eq!(others(), 0, "nothing is left over");
     }
 
-    // A directory that a caller without a state directory has created.
+    // A directory that a caller without a state directory created.
     reboot();
     let homeless = start_with_state("caller", other, "/dev/null/none");
     assert!(homeless.hear().starts_with("Tmp "));
@@ -652,19 +652,19 @@ fn lost_reservations(parent: &Parent) {
         web.to_string()
     );
 
-    // Looking creates and restores nothing, and shows what is reserved.
+    // Inspecting creates and restores nothing, and shows what is reserved.
     reboot();
     let mut looks = start_with_state("look", web, STATE);
     assert_eq!(looks.ask("list"), format!("{web} web"));
     assert!(!own_dir().exists());
 
-    // A default directory that is missing is not gone for good.
+    // A missing default directory is not gone for good.
     assert_eq!(looks.ask("clean-copies"), "0");
     assert_eq!(
         start_with_state("reserve", web, STATE).hear(),
         web.to_string()
     );
-    // Its user's root is: nothing is restored.
+    // The root of the reservation is gone: nothing is restored.
     fs::remove_dir(ROOT).expect("our own");
     reboot();
     let caller = start_with_state("caller", web, STATE);

@@ -1,6 +1,6 @@
 //! Ports that are reserved by name.
 //!
-//! Everything is done in children, whose state directory is the test's own.
+//! All calls are made in children, whose state directory belongs to the test.
 
 #[cfg(target_os = "linux")]
 #[path = "names/linux.rs"]
@@ -86,7 +86,7 @@ impl Project {
 }
 
 impl Drop for Project {
-    /// Windows has one state directory for each user, which is not the test's own.
+    /// Windows has one state directory for each user, which does not belong to the test.
     fn drop(&mut self) {
         if !cfg!(windows) {
             return;
@@ -116,7 +116,7 @@ fn builder(parent: &Parent) -> Builder {
         .timeout(LONG)
 }
 
-/// Arguments: lock directory, root, ports. Does what it is told, a line each.
+/// Arguments: lock directory, root, ports. Follows orders, one per line.
 fn caller(parent: &Parent) {
     let any = builder(parent);
     let locks = || LockDir::open(parent.argument::<PathBuf>(0)).expect("our own");
@@ -208,10 +208,10 @@ fn port(said: String) -> String {
 }
 
 // ---------------------------------------------------------------------------
-// What a reservation is.
+// Properties of a reservation.
 
 #[test]
-fn a_name_has_the_same_port_every_time_and_nobody_else_gets_it() {
+fn a_name_has_the_same_port_every_time_and_no_other_caller_gets_it() {
     let project = Project::new(8);
     let (mut caller, mut other) = (project.caller(), project.caller());
     assert_eq!(caller.ask("look web"), "none");
@@ -250,7 +250,7 @@ fn a_name_has_the_same_port_every_time_and_nobody_else_gets_it() {
 }
 
 #[test]
-fn every_end_of_a_lease_leaves_the_reservation() {
+fn every_end_of_a_lease_keeps_the_reservation() {
     let project = Project::new(4);
     let (mut other, mut caller) = (project.caller(), project.caller());
     let web = port(other.ask("reserve web"));
@@ -279,14 +279,15 @@ fn every_end_of_a_lease_leaves_the_reservation() {
 }
 
 #[test]
-fn a_name_is_leased_by_one_after_the_other() {
+fn a_name_is_leased_by_one_caller_after_the_other() {
     let project = Project::new(4);
     let (mut caller, mut other) = (project.caller(), project.caller());
     let web = port(caller.ask("lease web"));
     let said = other.ask("try web");
     let holder = format!("{web} by pid {}", caller.id());
     assert_says(&said, &["Exhausted", "reserved as web in", &holder]);
-    // The server is restarted while the old one still ends: first its lease, and then its socket.
+    // The server is restarted while the old one is still ending: first its lease ends, then its
+    // socket closes.
     let socket = TcpListener::bind(format!("127.0.0.1:{web}")).expect("it is not bound");
     other.say("lease web");
     assert_eq!(other.hear_within(Duration::from_millis(300)), None);
@@ -312,11 +313,11 @@ fn a_reserved_port_that_is_bound_is_an_error_or_another_port() {
     };
     assert_says(&said, &["Exhausted", &headline, &server]);
     assert!(start.elapsed() < LONG / 2, "it fails soon");
-    // A wait that is stopped leases no other port instead.
+    // A stopped wait does not lease another port instead.
     assert_says(&caller.ask("stopped web"), &["Stopped", "1 bound"]);
     let other = port(caller.ask("or-any web"));
     assert_ne!(other, web);
-    // A server that ends: its lease first, and its socket a moment later.
+    // A server that ends: first its lease, and a moment later its socket.
     caller.say("lease web");
     assert_eq!(caller.hear_within(Duration::from_millis(100)), None);
     drop(stranger);
@@ -379,7 +380,7 @@ fn a_reservation_outlives_the_lock_directory_and_ends_with_its_root() {
     assert_eq!(caller.ask("end"), "done");
     fs::remove_dir(&project.root).expect("our own");
     let said = caller.ask("look web");
-    // Wine tells no creation time, so nothing is proven there.
+    // Wine reports no creation time, so nothing is proven there.
     if cfg!(windows) && said == format!("{web} RootNotFound") {
         assert_says(&caller.ask(format!("port {web}")), &["1 reserved"]);
         assert_eq!(caller.ask("unreserve web"), "done");
@@ -390,10 +391,11 @@ fn a_reservation_outlives_the_lock_directory_and_ends_with_its_root() {
 }
 
 // ---------------------------------------------------------------------------
-// Many at the same time.
+// Concurrency.
 
-/// Arguments: lock directory, root, ports, how many names, a directory; or `default`. Reserves them in a
-/// random order, creates a file for each port in the directory, says each with its port, and leases some.
+/// Arguments: lock directory, root, ports, number of names, a directory; or `default`. Reserves
+/// them in a random order, creates a file for each port in the directory, reports each with its
+/// port, and leases some.
 fn namer(parent: &Parent) {
     let all = builder(parent);
     let many: String = parent.argument(3);
@@ -409,7 +411,7 @@ fn namer(parent: &Parent) {
     }
     let many: usize = many.parse().expect("a number");
     let mut random: SmallRng = rand::make_rng();
-    // Most ask for the same name at the same time.
+    // Most request the same name at the same time.
     let offset = random.random_range(0..2);
     for index in 0..many {
         let name = format!("name-{}", (index + offset) % many);
@@ -426,8 +428,8 @@ fn namer(parent: &Parent) {
     parent.say("done");
 }
 
-/// Arguments: lock directory, root, ports, a file, and the directory of a namer. Leases any ports as long as
-/// the file is there, and says how often.
+/// Arguments: lock directory, root, ports, a file, and the directory of a namer. Leases any ports
+/// as long as the file exists, and reports how often.
 fn taker(parent: &Parent) {
     let all = builder(parent).timeout(Duration::ZERO);
     let mut leases = 0;
@@ -439,7 +441,7 @@ fn taker(parent: &Parent) {
             .collect();
         if let Ok(lease) = all.acquire() {
             leases += 1;
-            // What is reserved later may be leased before.
+            // A port that is reserved later may be leased before.
             let is_reserved = known.contains(OsStr::new(&lease.to_string()));
             assert!(!is_reserved, "leased {lease}, which was reserved before");
         }
@@ -451,7 +453,7 @@ fn taker(parent: &Parent) {
 fn many_processes_reserve_the_same_names_and_some_are_killed() {
     let names = stress(8);
     let takers = 8;
-    let project = Project::new(u16::try_from(names + 40).expect("not so many"));
+    let project = Project::new(u16::try_from(names + 40).expect("few names"));
     let goes_on = project.parent.path().join("goes on");
     fs::write(&goes_on, "").expect("our own");
     let known = project.parent.path().join("known");
@@ -502,7 +504,7 @@ fn many_processes_reserve_the_same_names_and_some_are_killed() {
     assert_eq!(ports.len(), names);
     let distinct: BTreeSet<&String> = ports.values().collect();
     assert_eq!(distinct.len(), names, "a port has two names");
-    // Nothing was lost, here or in the copies.
+    // Nothing was lost, in the lock files or in the copies.
     let mut caller = project.caller();
     for is_rebooted in [false, true] {
         if is_rebooted {

@@ -1,10 +1,10 @@
-//! The client in Python out of docs/protocol.md, beside this library: what that page
-//! says is enough to lease ports together.
+//! The Python client from docs/protocol.md, beside this library: the page is sufficient to lease
+//! ports together.
 //!
-//! The code is taken out of the page, `protocol/driver.py` put below it, and told over
-//! pipes what to do. It is the client of thirty lines, where the whole one is not named.
-//! All tests are serial: the client does not try again where a child that another test
-//! is just starting has a duplicate of a probe.
+//! The code is extracted from the page, followed by `protocol/driver.py`, and receives orders
+//! over pipes. It is the client of thirty lines unless the whole one is named. All tests are
+//! serial: the client does not retry if a child that another test is spawning has a duplicate of
+//! a probe.
 
 #![cfg(target_os = "linux")] // As is the client, which looks into /proc.
 #![allow(
@@ -45,32 +45,32 @@ fn child() {
 }
 
 fn builder(dir: &Path, port: u16) -> Builder {
-    // As the clients on the page, which know nothing of TIME_WAIT.
+    // Like the clients on the page, which do not handle TIME_WAIT.
     let builder = FreePort::builder().reuse_address(false);
     builder.ports(port..=port).lock_dir(dir)
 }
 
-/// The client, in a process of its own. Its program's name is `client.py`.
+/// The client, in a separate process. Its program's name is `client.py`.
 struct Python {
     peer: Peer,
     _file: tempfile::TempDir,
 }
 
 impl Python {
-    /// The client of thirty lines. `None` where Python is not installed.
+    /// Starts the client of thirty lines. Returns `None` if Python is not installed.
     fn start(dir: &Path) -> Option<Self> {
         let mut blocks = python_on_page();
         let client = blocks.find(|block| block.contains("def lease("));
         Self::start_program(client.expect("on the page"), dir)
     }
 
-    /// The client that sees whether a process lives, and says who it is itself.
+    /// Starts the client that checks whether a process is alive, and records itself.
     fn start_whole(dir: &Path) -> Option<Self> {
         Self::start_program(&python_on_page().collect::<String>(), dir)
     }
 
     fn start_program(client: &str, dir: &Path) -> Option<Self> {
-        // Where it is a script that looks for the right one, this takes as long as a test.
+        // If it is a script that searches for the right version, this takes as long as a test.
         static IS_INSTALLED: OnceLock<bool> = OnceLock::new();
         let is_installed = IS_INSTALLED.get_or_init(|| {
             let mut version = Command::new("python3");
@@ -110,7 +110,7 @@ impl Python {
     }
 }
 
-/// The blocks of Python on the page, in its order.
+/// Returns the Python blocks on the page, in order.
 fn python_on_page() -> impl Iterator<Item = &'static str> {
     let blocks = PAGE.split("```python\n").skip(1);
     blocks.map(|block| block.split_once("```").expect("the block ends").0)
@@ -132,7 +132,7 @@ fn must_be_leased(builder: &Builder) -> String {
 
 #[test]
 #[serial]
-fn what_one_has_leased_the_other_has_not() {
+fn a_port_that_one_has_leased_the_other_cannot_lease() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let port = block.first();
     let builder = builder(dir.path(), port);
@@ -160,7 +160,7 @@ fn its_lease_is_listed_with_its_record() {
         return;
     };
     let label = "api under test/größe %41";
-    // Once in a new file, and once in one that has the longer record.
+    // Once in a new file, and once in a file that has the longer record.
     for _ in 0..2 {
         python.must_lease(port);
         let listed = &leases(dir.path())[0];
@@ -187,8 +187,8 @@ fn its_lease_is_listed_with_its_record() {
     }
 }
 
-/// Arguments: lock directory, first and last port, directory of the oracle, leases.
-/// Says how many overlaps and failed binds there were.
+/// Arguments: lock directory, first and last port, directory of the oracle, number of leases.
+/// Reports the numbers of overlaps and failed binds.
 fn lease_and_bind(parent: &Parent) {
     let builder = FreePort::builder()
         .reuse_address(false)
@@ -226,7 +226,7 @@ fn clean(parent: &Parent) {
 
 #[test]
 #[serial]
-fn at_no_time_do_both_hold_the_same_port() {
+fn both_never_hold_the_same_port_at_the_same_time() {
     let (dir, oracle, block) = (lock_dir(), lock_dir(), Block::new(4));
     let [first, last] = [block.ports.start(), block.ports.end()].map(u16::to_string);
     let times = stress(300).to_string();
@@ -250,7 +250,7 @@ fn at_no_time_do_both_hold_the_same_port() {
 
 #[test]
 #[serial]
-fn what_somebody_else_has_leased_it_does_not_bind_to_look() {
+fn it_does_not_probe_a_port_that_another_process_has_leased() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let port = block.first();
     let builder = builder(dir.path(), port);
@@ -272,7 +272,7 @@ fn what_somebody_else_has_leased_it_does_not_bind_to_look() {
 
 #[test]
 #[serial]
-fn a_port_that_is_bound_is_no_lease() {
+fn a_port_that_is_bound_cannot_be_leased() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let port = block.first();
     let Some(mut python) = Python::start(dir.path()) else {
@@ -290,7 +290,7 @@ fn a_port_that_is_bound_is_no_lease() {
             eprintln!("skipped: {address}, there is no IPv6 here");
             continue;
         };
-        // Not listening, and not strict: the hardest to see.
+        // Neither listening nor strict: the hardest to detect.
         socket.set_reuse_address(true).expect("our own socket");
         if let Err(error) = socket.bind(&address.into()) {
             eprintln!("skipped: {address}: {error}");
@@ -303,7 +303,7 @@ fn a_port_that_is_bound_is_no_lease() {
 
 #[test]
 #[serial]
-fn what_is_left_of_its_probe_keeps_no_server_away() {
+fn a_copy_of_its_probe_does_not_block_a_server() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let port = block.first();
     let Some(mut python) = Python::start(dir.path()) else {
@@ -363,7 +363,7 @@ fn its_death_frees_the_port() {
 
 #[test]
 #[serial]
-fn its_end_wakes_who_waits() {
+fn its_end_wakes_a_waiter() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let port = block.first();
     let Some(mut python) = Python::start(dir.path()) else {
@@ -373,7 +373,7 @@ fn its_end_wakes_who_waits() {
     let arguments = [text(dir.path()), &port.to_string()];
     let waiter = Peer::start("lease", &arguments);
     assert_eq!(waiter.hear(), "started");
-    // The page says how the name of the line is made.
+    // The page describes how the name of the wait queue is formed.
     let fnv1a = |text: &str| {
         let step = |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
         text.bytes().fold(0xcbf2_9ce4_8422_2325, step)
@@ -414,7 +414,7 @@ fn lease(parent: &Parent) {
 
 #[test]
 #[serial]
-fn a_file_that_is_removed_before_it_is_locked_is_no_lease() {
+fn a_file_that_is_removed_before_it_is_locked_is_not_a_lease() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let port = block.first();
     let builder = builder(dir.path(), port);
@@ -434,7 +434,7 @@ fn a_file_that_is_removed_before_it_is_locked_is_no_lease() {
     python.must_lease(port);
 }
 
-/// Writes what is no record, or one, into a lock file, padded to `len` bytes.
+/// Writes a record, valid or not, into a lock file, padded to `len` bytes.
 fn forge(dir: &Path, port: u16, words: &[&str], len: usize) {
     let line = format!("{:width$}\n", words.join(" "), width = len - 1);
     assert_eq!(line.len(), len);
@@ -443,7 +443,7 @@ fn forge(dir: &Path, port: u16, words: &[&str], len: usize) {
 
 #[test]
 #[serial]
-fn delegated_leases_are_respected_as_long_as_their_process_lives() {
+fn delegated_leases_are_respected_as_long_as_their_process_is_alive() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let port = block.first();
     let builder = builder(dir.path(), port).label("for another");
@@ -456,33 +456,33 @@ fn delegated_leases_are_respected_as_long_as_their_process_lives() {
     let record = fs::read_to_string(&path).expect("its file");
     python.must_not_lease(port, "leased or in use");
 
-    // What one word changes.
+    // The effect of one changed word.
     let words: Vec<&str> = record.split_ascii_whitespace().collect();
     for (index, word, len, counts) in [
         (0, "delegated", 512, true),
-        // It decides nothing.
+        // It has no effect.
         (6, "-", 512, true),
-        // Nobody has the lock, and the process is seen to live.
+        // No process has the lock, and the process is known to be alive.
         (0, "passed", 512, true),
         (0, "held", 512, false),
         (0, "lent", 512, false),
-        // Not written to its end.
+        // Not written completely.
         (0, "delegated", 511, false),
         (0, "passed", 511, false),
         (0, "delegated", 256, false),
-        // Another process, that nobody has or can have.
+        // Another process, with a pid that no process has or can have.
         (1, "8388608", 512, false),
         (2, "1", 512, false),
-        // What is unknown proves nothing.
+        // An unknown value proves nothing.
         (2, "-", 512, true),
         (3, "-", 512, true),
         // No record.
         (1, "-", 512, false),
         (1, "x", 512, false),
         (1, "99999999999", 512, false),
-        // No process can have it.
+        // A pid that no process can have.
         (1, "4294967295", 512, false),
-        // What cannot be determined counts for a delegated lease only.
+        // An undetermined process counts only for a delegated lease.
         (3, "1 passed", 512, false),
         (3, "- passed", 512, false),
     ] {
@@ -501,7 +501,7 @@ fn delegated_leases_are_respected_as_long_as_their_process_lives() {
             assert_eq!(fs::metadata(&path).expect("its file").len(), 256);
             forge(dir.path(), port, &words, len);
         }
-        // The library is of the same opinion.
+        // The library agrees.
         let lease = builder.try_acquire();
         assert_eq!(lease.is_ok(), !counts, "{case}");
     }
@@ -511,7 +511,7 @@ fn delegated_leases_are_respected_as_long_as_their_process_lives() {
     python.must_lease(port);
     assert_eq!(python.peer.ask("release"), "released");
 
-    // Its name is no text.
+    // Its name is not valid text.
     let programs = lock_dir();
     let program = programs.path().join(OsStr::from_bytes(b"\xff) R 1"));
     symlink("/bin/cat", &program).expect("our own directory");
@@ -524,7 +524,7 @@ fn delegated_leases_are_respected_as_long_as_their_process_lives() {
 
 #[test]
 #[serial]
-fn thirty_lines_take_a_delegated_port_for_leased() {
+fn thirty_lines_treat_a_delegated_port_as_leased() {
     let code = python_on_page().find(|block| block.contains("def lease("));
     let lines = code.expect("on the page").lines();
     assert_eq!(lines.filter(|line| !line.is_empty()).count(), 30);
@@ -539,7 +539,7 @@ fn thirty_lines_take_a_delegated_port_for_leased() {
     builder.acquire_for(server.0.id()).expect("free");
     python.must_not_lease(port, "leased or in use");
     server.end();
-    // It does not look for the process.
+    // It does not check the process.
     python.must_not_lease(port, "leased or in use");
     builder
         .try_acquire()
@@ -564,7 +564,7 @@ fn reserve(parent: &Parent) {
 
 #[test]
 #[serial]
-fn a_reservation_outlives_its_lease_and_is_passed_over() {
+fn a_reservation_outlives_its_lease_and_is_skipped() {
     let (dir, state, parent, block) = (lock_dir(), lock_dir(), lock_dir(), Block::new(2));
     let port = block.first();
     let root = fs::canonicalize(parent.path())
@@ -607,7 +607,7 @@ fn a_reservation_outlives_its_lease_and_is_passed_over() {
 
 #[test]
 #[serial]
-fn what_is_no_lock_file_is_an_error() {
+fn a_path_that_is_not_a_lock_file_is_an_error() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let port = block.first();
     let (path, outside) = (dir.path().join(port.to_string()), lock_dir());
@@ -672,7 +672,7 @@ fn records_are_as_the_page_describes_them() {
         let words: Vec<&str> = line.trim_end_matches(' ').split(' ').collect();
         let stat = process(&format!("{pid}/stat"));
         let (_, fields) = stat.rsplit_once(')').expect("its name ends");
-        // The first field behind the name is field 3.
+        // The first field after the name is field 3.
         let start = fields.split_whitespace().nth(22 - 3).expect("field 22");
         let expected = [kind, &pid.to_string(), start];
         assert_eq!(words[..3], expected);
@@ -687,7 +687,7 @@ fn records_are_as_the_page_describes_them() {
     let nobody = format!("{:255}\n", "");
     assert_eq!(fs::read_to_string(&path).expect("ASCII"), nobody);
 
-    // The record on the page, with a word more than there is today.
+    // The record on the page, with one more word than there is today.
     let held = PAGE
         .lines()
         .find_map(|line| line.strip_prefix("    held "))

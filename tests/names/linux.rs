@@ -1,4 +1,4 @@
-//! A disk that is not mounted, and callers that are killed at any call.
+//! A disk that is not mounted, and callers that are killed at any system call.
 
 use std::{collections::BTreeMap, env, fs, process::Command};
 
@@ -15,7 +15,7 @@ fn a_home_on_a_disk_that_is_not_mounted_keeps_its_reservations() {
     }
 }
 
-/// Has a home with a root in it and the copies, which is a disk of its own.
+/// Has a home directory with a root in it and the copies, on a separate disk.
 fn home_on_a_disk(parent: &Parent) {
     let mut project = Project::new(4);
     let [disk, home] = ["disk", "home"].map(|name| project.parent.path().join(name));
@@ -27,7 +27,8 @@ fn home_on_a_disk(parent: &Parent) {
     };
     let mount = || run("mount", &["--bind", text(&disk), text(&home)]);
     mount();
-    // The directory above it is what the disk is mounted on, and there while it is not.
+    // The parent of the root is the mount point of the disk, which exists even if the disk is not
+    // mounted.
     project.root = home.join("shop");
     project.state = tempfile::tempdir_in(&home).expect("our own");
     let web = port(project.caller().ask("reserve web"));
@@ -56,9 +57,9 @@ fn home_on_a_disk(parent: &Parent) {
 }
 
 // ---------------------------------------------------------------------------
-// Killed at any call.
+// Killed at any system call.
 
-/// The calls that another process can notice.
+/// The system calls that another process can notice.
 const CALLS: [&str; 12] = [
     "openat",
     "close",
@@ -87,8 +88,8 @@ impl Project {
         Peer::start_command(command)
     }
 
-    /// Returns the calls that a caller makes when it is told to do something, each with how many
-    /// of its name there were before.
+    /// Returns the calls that a caller makes for an order, each with the number of earlier calls
+    /// of the same name.
     fn calls_of(&self, order: &str, check: impl FnOnce(String)) -> Vec<(String, usize)> {
         let trace = self.parent.path().join("trace");
         let mut caller = self.traced_caller(&["-o", text(&trace)]);
@@ -98,7 +99,7 @@ impl Project {
         let text = fs::read_to_string(&trace).expect("strace has ended");
         let mut counts = BTreeMap::<String, usize>::new();
         let mut calls = Vec::new();
-        // Before that, it starts.
+        // The calls before that are from its start.
         let mut has_begun = false;
         for line in text.lines() {
             let Some((name, rest)) = line.split_once('(') else {
@@ -116,7 +117,7 @@ impl Project {
     }
 }
 
-/// Whatever the caller was about to do, there is one port, and no other is lost.
+/// Whatever the caller was about to do, the name has one port, and no other reservation is lost.
 fn must_be_whole(project: &Project, what: &str) {
     let mut caller = project.caller();
     let web = caller.ask("reserve web");
@@ -138,11 +139,11 @@ fn must_be_whole(project: &Project, what: &str) {
 }
 
 #[test]
-fn a_caller_that_is_killed_at_any_call_loses_nothing() {
+fn a_caller_that_is_killed_at_any_system_call_loses_nothing() {
     if !portlock_testkit::have_strace() {
         return;
     }
-    // A new name; one that is restored into a directory that was lost; and one that is removed.
+    // A new name; one that is restored into a lost directory; and one that is removed.
     for order in ["reserve web", "reserve web again", "unreserve web"] {
         let prepare = |project: &Project| match order {
             "reserve web" => {}
@@ -172,7 +173,7 @@ fn a_caller_that_is_killed_at_any_call_loses_nothing() {
             let inject = format!("inject={name}:signal=SIGKILL:when={nth}");
             let mut caller = project.traced_caller(&["-o", "/dev/null", "-e", &inject]);
             caller.say(ask);
-            // It may be killed when it has answered.
+            // It may be killed after it has answered.
             let _ = caller.hear_last();
             caller.kill();
             must_be_whole(&project, &format!("{order}: killed at {name} {nth}"));

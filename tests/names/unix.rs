@@ -1,4 +1,4 @@
-//! Where the state directory, the lock files and the roots are as on Unix.
+//! State directory, lock files and roots as on Unix.
 
 use std::{
     fs,
@@ -12,7 +12,7 @@ use portlock_testkit::{Peer, text};
 use super::{Project, assert_says, port};
 
 impl Project {
-    /// A caller that has no state directory.
+    /// Returns a caller without a state directory.
     pub(crate) fn homeless_caller(&self) -> Peer {
         let mut command = self.command("caller", &[]);
         let none = self.parent.path().join("none").join("none");
@@ -31,7 +31,7 @@ impl Project {
         dirs.flat_map(|dir| fs::read_dir(dir.path()).into_iter().flatten())
             .filter(|file| {
                 let name = file.as_ref().expect("our own").file_name();
-                // What a process that was killed was about to write is no copy.
+                // A file that a killed process was about to write is not a copy.
                 name != "lock-dir" && !text(name.as_ref()).starts_with(".new.")
             })
             .count()
@@ -43,7 +43,7 @@ fn len(path: &Path) -> u64 {
 }
 
 #[test]
-fn time_wait_does_not_keep_a_name_from_its_port() {
+fn time_wait_does_not_block_the_port_of_a_name() {
     let project = Project::new(4);
     let mut caller = project.caller();
     let web = port(caller.ask("lease web"));
@@ -65,7 +65,7 @@ fn a_root_must_be_a_directory_and_not_too_long() {
         &project.caller().ask("reserve web"),
         &["InvalidName", "file"],
     );
-    // Each of these bytes is three in a lock file, which has 4096.
+    // Each of these bytes takes three in a lock file, which has 4096.
     let mut deep = root;
     for _ in 0..4 {
         deep.push("ä".repeat(120));
@@ -83,7 +83,7 @@ fn a_root_must_be_a_directory_and_not_too_long() {
 }
 
 #[test]
-fn a_root_is_the_same_by_every_path() {
+fn a_root_is_the_same_through_every_path() {
     let mut project = Project::new(4);
     let web = port(project.caller().ask("reserve web"));
     let link = project.parent.path().join("link");
@@ -111,7 +111,7 @@ fn a_removed_reservation_is_not_restored() {
     assert_eq!(other.ask("end"), "done");
     project.reboot();
     assert_eq!(project.caller().ask(format!("port {web}")), web);
-    // A delegated lease goes on.
+    // A delegated lease continues.
     assert_eq!(caller.ask("delegate web"), web);
     assert_eq!(other.ask("unreserve web"), "done");
     assert_eq!(len(&project.lock_file(&web)), 512);
@@ -145,7 +145,7 @@ fn an_unreserved_port_has_a_short_file() {
     let mut caller = project.caller();
     let only = port(caller.ask("any"));
     assert_eq!(len(&project.lock_file(&only)), 256);
-    // Neither the lock of all names nor a mark.
+    // Neither the lock for all names nor a mark.
     assert_eq!(
         fs::read_dir(project.locks.path()).expect("our own").count(),
         1
@@ -177,7 +177,8 @@ fn a_root_that_cannot_be_found_counts() {
     let project = Project::new(4);
     let mut caller = project.caller();
     let web = port(caller.ask("reserve web"));
-    // As on a disk that is not mounted, or where another one is: another directory is above it.
+    // As on a disk that is not mounted, or with another disk mounted: the parent is another
+    // directory.
     let elsewhere = project.parent.path().with_extension("elsewhere");
     fs::rename(project.parent.path(), &elsewhere).expect("our own");
     for is_empty in [false, true] {
@@ -234,7 +235,7 @@ fn the_default_root_is_the_worktree() {
     ));
     let below = second.join("src").join("bin");
     fs::create_dir_all(&below).expect("our own");
-    // A sandbox may leave this.
+    // A sandbox may leave this behind.
     fs::create_dir(below.join(".git")).expect("our own");
     let start = |dir: &Path| {
         let mut command = project.command("namer", &["default"]);
@@ -260,7 +261,7 @@ fn the_default_root_is_the_worktree() {
 
 #[test]
 fn a_name_has_the_same_port_after_the_directory_was_lost() {
-    // So few that the next choice would often be another.
+    // So few ports that the next choice would often be another.
     let project = Project::new(8);
     let mut caller = project.caller();
     let names = ["web", "api", "db", "mail"];
@@ -301,7 +302,7 @@ fn a_name_has_the_same_port_after_the_directory_was_lost() {
 }
 
 #[test]
-fn a_port_that_was_leased_since_is_waited_for() {
+fn a_call_waits_for_a_port_that_was_leased_in_the_meantime() {
     let project = Project::new(4);
     let web = port(project.caller().ask("reserve web"));
     project.reboot();
@@ -330,7 +331,7 @@ fn a_lost_line_is_written_again_and_a_lost_copy_too() {
     fs::remove_dir_all(project.state.path().join("portlock")).expect("our own");
     assert_eq!(caller.ask("reserve web"), web);
     assert_eq!(project.copies(), 1);
-    // One that a caller without a state directory made.
+    // A directory that a caller without a state directory created.
     let api = port(project.homeless_caller().ask("reserve api"));
     assert_eq!(project.copies(), 1);
     assert_eq!(caller.ask("reserve api"), api);

@@ -1,5 +1,5 @@
-//! Bad input and a failing system: each gives its own kind of error at once,
-//! names the path or port, and leaves nothing behind.
+//! Bad input and a failing system: each leads immediately to a specific kind of error that names
+//! the path or port, and leaves nothing behind.
 
 mod error;
 // Modes, users, mounts, limits, strace.
@@ -34,7 +34,7 @@ fn builder(dir: &Path, ports: RangeInclusive<u16>) -> Builder {
 
 #[test]
 #[expect(clippy::reversed_empty_ranges, reason = "bad input is the point")]
-fn every_call_refuses_sets_without_a_port_alike() {
+fn every_call_refuses_sets_without_a_port_in_the_same_way() {
     let sets: [PortSet; 8] = [
         (6000..=4000).into(),
         (6000..4000).into(),
@@ -100,7 +100,7 @@ fn a_range_of_one_port() {
 }
 
 #[test]
-fn exhaustion_says_who_holds_what_for_how_long() {
+fn the_error_of_an_exhausted_range_names_holders_and_duration() {
     let (dir, block) = (lock_dir(), Block::new(3));
     let builder = builder(dir.path(), block.ports.clone());
     let leased = builder.clone().label("orders api").acquire().expect("free");
@@ -155,14 +155,14 @@ fn one_listener_for_several_hosts() {
 // The lock directory.
 
 #[test]
-fn lock_directories_that_are_none() {
+fn paths_that_are_not_lock_directories() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let acquire = |path: &Path| builder(path, block.ports.clone()).acquire();
     let kind = ErrorKind::LockDir;
 
     let missing = dir.path().join("missing");
     assert_error(acquire(&missing), kind, &[text(&missing), NOT_FOUND]);
-    assert!(!missing.exists(), "a directory that was named is not made");
+    assert!(!missing.exists(), "a named directory is not created");
 
     let file = dir.path().join("file");
     File::create(&file).expect("our own directory");
@@ -175,7 +175,7 @@ fn lock_directories_that_are_none() {
     };
     assert_error(acquire(&below), kind, &[text(&below), none]);
 
-    // On Windows it takes a privilege to make one.
+    // On Windows, creating one takes a privilege.
     #[cfg(unix)]
     {
         let link = dir.path().join("link");
@@ -188,7 +188,7 @@ fn lock_directories_that_are_none() {
     assert_error(acquire(Path::new("\0")), kind, &["lock directory"]);
 }
 
-/// Arguments: port. Leases it with what the environment says.
+/// Arguments: port. Leases it with the settings from the environment.
 fn environment(parent: &Parent) {
     let port: u16 = parent.argument(0);
     let outcome = match FreePort::try_new(port..=port).map(drop) {
@@ -198,7 +198,7 @@ fn environment(parent: &Parent) {
     parent.say(outcome);
 }
 
-/// What a process says that leases `port` with these variables in its environment.
+/// Returns the report of a process that leases `port` with these variables in its environment.
 fn lease_with(port: &str, variables: &[(&str, &Path)]) -> String {
     let binary = env::current_exe().expect("this test binary");
     let mut command = command(&[], &binary, "environment", &[port]);

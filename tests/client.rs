@@ -1,5 +1,5 @@
-//! The public names as a program that uses the library writes them: what is compiled here, in another
-//! crate, must go on compiling.
+//! The public names as used by a program: the code here, in another crate, must continue to
+//! compile.
 
 #![allow(
     clippy::incompatible_msrv,
@@ -22,7 +22,7 @@ use portlock::{
     ephemeral_port_range, wait_until_listening,
 };
 
-/// What a program may keep in its own types.
+/// Types that a program may keep in its own types.
 type Kept<'a> = (FreePort, BindFreePort, Builder, PortSet, Ports<'a>, LockDir);
 
 fn is_shared_between_threads<T: Debug + Send + Sync>() {}
@@ -40,9 +40,9 @@ fn set(ports: impl Into<PortSet>) -> String {
     ports.into().to_string()
 }
 
-/// Literals infer, too.
+/// Inference works for literals too.
 #[test]
-fn a_set_is_made_of_anything_that_names_ports() {
+fn a_set_is_created_from_anything_that_names_ports() {
     assert_eq!(set(4000), "4000");
     assert_eq!(set([4002, 4000, 4001, 4000]), "4000-4002");
     assert_eq!(set(4000..4002), "4000-4001");
@@ -61,7 +61,7 @@ fn a_set_is_made_of_anything_that_names_ports() {
 }
 
 #[test]
-fn a_set_behaves_as_the_sets_of_std() {
+fn a_set_behaves_like_the_sets_of_std() {
     let (a, b) = (PortSet::from(1..=4), PortSet::from([4, 5]));
     assert_eq!((&a | &b).to_string(), "1-5");
     assert_eq!((&a & &b).to_string(), "4");
@@ -93,7 +93,7 @@ fn own_dir() -> tempfile::TempDir {
 }
 
 #[test]
-fn whatever_chooses_ports_takes_a_set() {
+fn every_function_that_chooses_ports_accepts_a_set() {
     let dir = own_dir();
     let lease = Builder::default()
         .lock_dir(dir.path())
@@ -112,7 +112,7 @@ fn whatever_chooses_ports_takes_a_set() {
     assert!(is_busy(FreePort::builder().ports(port..=port)));
     lease.release().expect("our own");
 
-    // With the default lock directory, and so only compiled.
+    // With the default lock directory, and therefore only compiled.
     let _ = || -> Result<()> {
         let _: FreePort = FreePort::new(4000)?;
         let _: FreePort = FreePort::new([4000, 4001])?;
@@ -127,7 +127,7 @@ fn whatever_chooses_ports_takes_a_set() {
 }
 
 #[test]
-fn errors_say_which_case_they_are() {
+fn errors_have_a_kind() {
     let error = FreePort::new(0).expect_err("no port");
     assert_eq!(error.kind(), ErrorKind::InvalidPorts);
     assert!(!error.is_busy() && error.counts().is_none() && error.raw_os_error().is_none());
@@ -174,7 +174,7 @@ fn a_lock_directory_has_an_entry_for_each_port() {
     let _ = || -> Result<PathBuf> { Ok(LockDir::locate()?.path().to_owned()) };
 }
 
-/// Every name of the other tools, under its tool. Only compiled: what each does is tested elsewhere.
+/// Every name of the other tools, under its tool. Only compiled: other tests check the behavior.
 #[test]
 fn other_tools_have_a_module_each() {
     use portlock::compat::{Family, SocketType};

@@ -21,7 +21,7 @@ fn socket(domain: Domain, ty: Type) -> Socket {
 }
 
 #[test]
-fn bind_port_gives_the_port_it_bound() {
+fn bind_port_returns_the_port_it_bound() {
     for (domain, host) in [
         (Domain::IPV4, IpAddr::from(HOST)),
         (Domain::IPV6, HOST_V6.into()),
@@ -46,7 +46,7 @@ fn bind_port_refuses_tcp_sockets_that_could_share_their_port() {
         reuse_address.set_reuse_address(true).expect("unbound");
         let sockets = [
             (reuse_address, "SO_REUSEADDR"),
-            // Windows has none.
+            // Windows has no such option.
             #[cfg(unix)]
             {
                 let reuse_port = socket(domain, Type::STREAM);
@@ -58,7 +58,7 @@ fn bind_port_refuses_tcp_sockets_that_could_share_their_port() {
             let error = bind_port(&socket, host).expect_err(name);
             assert_eq!(error.kind(), ErrorKind::Unsupported);
             assert!(error.to_string().contains(name), "{error}");
-            // On Windows it has no address then.
+            // On Windows, it has no address in this case.
             let address = socket
                 .local_addr()
                 .ok()
@@ -73,7 +73,7 @@ fn bind_port_refuses_tcp_sockets_that_could_share_their_port() {
 }
 
 #[test]
-fn bind_port_says_what_the_system_refused() {
+fn bind_port_reports_which_operation_the_system_refused() {
     let socket = socket(Domain::IPV4, Type::STREAM);
     let error = bind_port(&socket, HOST_V6).expect_err("another family");
     assert_eq!(error.kind(), ErrorKind::Probe);
@@ -84,8 +84,8 @@ fn bind_port_says_what_the_system_refused() {
 }
 
 #[test]
-fn bind_port_takes_the_sockets_of_any_crate() {
-    // By reference and by value, and what only borrows the descriptor.
+fn bind_port_accepts_the_sockets_of_any_crate() {
+    // By reference and by value, and a type that only borrows the descriptor.
     let plain: Descriptor = socket(Domain::IPV4, Type::STREAM).into();
     let port = bind_port(&plain, HOST_V4).expect("bound");
     let socket = Socket::from(plain);
@@ -96,7 +96,7 @@ fn bind_port_takes_the_sockets_of_any_crate() {
 }
 
 #[test]
-fn find_unused_port_gives_a_port_that_can_be_bound() {
+fn find_unused_port_returns_a_port_that_can_be_bound() {
     let tcp = find_unused_port(Family::V4, SocketType::Stream).expect("a port");
     TcpListener::bind((HOST, tcp)).expect("unused");
     let tcp = find_unused_port(Family::V6, SocketType::Stream).expect("a port");

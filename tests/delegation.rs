@@ -1,4 +1,4 @@
-//! Leases that are handed to another process, and what is left in the directory.
+//! Leases that are transferred to another process, and files that are left in the directory.
 
 #[cfg(target_os = "linux")]
 #[path = "delegation/linux.rs"]
@@ -35,7 +35,7 @@ fn assert_leased(builder: &Builder) -> String {
 }
 
 #[test]
-fn a_port_can_be_acquired_for_another_process_at_once() {
+fn a_port_can_be_acquired_for_another_process_in_one_call() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let builder = builder(dir.path(), block.first()).label("for another");
     let ended = {
@@ -51,7 +51,7 @@ fn a_port_can_be_acquired_for_another_process_at_once() {
         id
     };
     let builder = builder.timeout(Duration::ZERO);
-    // Windows gives a pid to the next process right away, perhaps to another test's child.
+    // Windows reuses a pid immediately, perhaps for another test's child.
     let ended = if cfg!(windows) { 1 << 23 } else { ended };
     for nobody in [ended, 0, 1 << 23] {
         let error = builder.acquire_for(nobody).expect_err("no such process");
@@ -60,7 +60,7 @@ fn a_port_can_be_acquired_for_another_process_at_once() {
     let held = builder.try_acquire().expect("it went with the process");
     let error = builder.acquire_for(std::process::id()).expect_err("held");
     assert_eq!(error.kind(), ErrorKind::Exhausted, "{error}");
-    // Nor is a port waited for.
+    // Nor does the call wait for a port.
     let error = builder.acquire_for(ended).expect_err("no such process");
     assert_eq!(error.kind(), ErrorKind::Process, "{error}");
     held.release().expect("released");
@@ -77,7 +77,7 @@ fn delegate(parent: &Parent) {
 }
 
 #[test]
-fn a_delegated_lease_lives_as_long_as_that_process() {
+fn a_delegated_lease_lasts_as_long_as_its_process() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let builder = builder(dir.path(), block.first());
     let server = cat();
@@ -117,7 +117,7 @@ fn a_delegated_lease_lives_as_long_as_that_process() {
 }
 
 #[test]
-fn a_process_that_ended_and_was_not_waited_for_keeps_nothing() {
+fn a_process_that_ended_and_was_not_reaped_keeps_no_port() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let builder = builder(dir.path(), block.first());
     let mut server = cat();
@@ -131,7 +131,7 @@ fn a_process_that_ended_and_was_not_waited_for_keeps_nothing() {
 }
 
 #[test]
-fn a_process_that_is_none_is_refused() {
+fn a_pid_without_a_process_is_refused() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let builder = builder(dir.path(), block.first());
     for pid in [0, 1 << 23, u32::MAX] {
@@ -140,11 +140,11 @@ fn a_process_that_is_none_is_refused() {
         assert_eq!(error.kind(), ErrorKind::Process);
         assert!(error.to_string().contains(&pid.to_string()), "{error}");
     }
-    builder.try_acquire().map(drop).expect("given back");
+    builder.try_acquire().map(drop).expect("released");
 }
 
 #[test]
-fn a_recycled_pid_keeps_nothing_and_a_living_process_everything() {
+fn a_reused_pid_keeps_no_port_and_a_living_process_keeps_all() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let (port, own) = (block.first(), std::process::id());
     let builder = builder(dir.path(), port);
@@ -156,7 +156,7 @@ fn a_recycled_pid_keeps_nothing_and_a_living_process_everything() {
     let start = 2;
     forge(dir.path(), port, start, "1");
     builder.try_acquire().map(drop).expect("another process");
-    // Who held a lease, by the record, and did not end well, keeps nothing.
+    // A process that held a lease, according to the record, and did not end well, keeps no port.
     let lease = builder.try_acquire().expect("free");
     lease.delegate_to(own).expect("this process lives");
     forge(dir.path(), port, 0, "held");
@@ -195,7 +195,7 @@ fn only_delegated_leases_can_be_released_by_others() {
 }
 
 #[test]
-fn a_lease_can_be_released_while_others_look_at_it() {
+fn a_lease_can_be_released_while_others_check_it() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let builder = builder(dir.path(), block.first());
     let locks = LockDir::open(dir.path()).expect("trusted");
@@ -203,7 +203,7 @@ fn a_lease_can_be_released_while_others_look_at_it() {
     let mut looker = Peer::start("look", &[text(dir.path()), &port]);
     assert_eq!(looker.hear(), "looking");
     for _ in 0..200 {
-        // The looker may have it for a moment, when it is nobody's.
+        // The checking process may have it for a moment, when no process leases it.
         let lease = builder.acquire().expect("soon");
         lease.delegate_to(std::process::id()).expect("it lives");
         locks.release(block.first()).expect("our own");
@@ -237,7 +237,7 @@ fn clean_removes_a_lease_whose_process_has_ended() {
 }
 
 #[test]
-fn clean_removes_what_nobody_leases() {
+fn clean_removes_the_files_of_unleased_ports() {
     let (dir, block) = (lock_dir(), Block::new(3));
     let builder = |n| builder(dir.path(), block.first() + n);
     let locks = LockDir::open(dir.path()).expect("trusted");
@@ -269,10 +269,10 @@ fn clean_removes_what_nobody_leases() {
     drop(held);
 
     if cfg!(windows) {
-        // There a lock file is made under its own name.
+        // There, a lock file is created under its final name.
         return;
     }
-    // A maker that was killed long ago is no maker any more.
+    // A process that began to create a file long ago was killed.
     let stray = fs::File::open(dir.path().join(".new.3.1.0")).expect("ours");
     let long_ago = std::time::SystemTime::now() - Duration::from_secs(7200);
     stray.set_modified(long_ago).expect("ours");
@@ -285,7 +285,7 @@ fn waiting_for_a_server() {
     let port = builder(dir.path(), block.first()).acquire().expect("free");
     let error = port
         .wait_until_listening(Duration::from_millis(50))
-        .expect_err("nobody listens");
+        .expect_err("no process listens");
     assert_eq!(error.kind(), ErrorKind::Timeout);
     assert!(
         error.to_string().contains(&port.addr().to_string()),

@@ -27,7 +27,7 @@ fn server_ports(parent: &Parent) {
 }
 
 #[test]
-fn the_environment_names_ports_or_says_what_is_wrong() {
+fn the_environment_determines_the_ports_or_an_error() {
     let (dir, block) = (lock_dir(), Block::new(3));
     let binary = env::current_exe().expect("this test binary");
     let said = |variables: &[(&str, &OsStr)]| {
@@ -71,7 +71,7 @@ fn the_environment_names_ports_or_says_what_is_wrong() {
         assert!(read.split(',').any(|port| port == leased), "{leased}");
     }
 
-    // A byte order mark, as editors on Windows write it, and a file as long as may be.
+    // A byte order mark, as editors on Windows write it, and a file of the maximum length.
     let marked = dir.path().join("marked");
     fs::write(&marked, format!("\u{feff}{read}\r\n")).expect("our own directory");
     let longest = dir.path().join("longest");
@@ -91,7 +91,7 @@ fn the_environment_names_ports_or_says_what_is_wrong() {
         format!("{read}{}", " ".repeat((1 << 20) + 1 - read.len())),
     )
     .expect("our own directory");
-    // As Windows' PowerShell writes it.
+    // As PowerShell on Windows writes it.
     let utf16 = dir.path().join("utf16");
     fs::write(&utf16, b"\xff\xfe4\x000\x000\x000\x00").expect("our own directory");
 
@@ -150,7 +150,7 @@ fn the_environment_names_ports_or_says_what_is_wrong() {
     }
 }
 
-// Devices and FIFOs are files of Unix.
+// Devices and FIFOs exist only on Unix.
 #[cfg(unix)]
 #[test]
 fn a_file_of_ports_that_never_ends_or_blocks_is_refused() {

@@ -1,9 +1,8 @@
-//! File systems that cannot rename without replacing (`RENAME_NOREPLACE`), as FUSE and NFS:
-//! a real one, and the system call made to fail. That leases are exclusive on several kinds
-//! of file systems is tested where they are tested at all: `recipe.rs`, `multithread.rs`
-//! and `multiprocess.rs` run themselves on each.
+//! File systems that cannot rename without replacing (`RENAME_NOREPLACE`), such as FUSE and NFS:
+//! a real one, and a failing system call. `recipe.rs`, `multithread.rs` and `multiprocess.rs`
+//! test that leases are exclusive, and run themselves on several kinds of file systems.
 //!
-//! Only Linux has the means.
+//! Linux only.
 
 #![cfg(target_os = "linux")]
 
@@ -34,7 +33,7 @@ fn child() {
     ]);
 }
 
-/// Arguments: lock directory, port, umask in decimal. Leases, and says what came of it.
+/// Arguments: lock directory, port, umask in decimal. Leases, and reports the outcome.
 fn lease(parent: &Parent) {
     let port: u16 = parent.argument(1);
     umask(Mode::from_raw_mode(parent.argument(2)));
@@ -47,7 +46,7 @@ fn lease(parent: &Parent) {
     });
 }
 
-/// A child whose calls of renameat2(2) fail.
+/// Returns a child whose calls of renameat2(2) fail.
 fn without_noreplace(error: &str, role: &str, arguments: &[&str]) -> Peer {
     let inject = format!("inject=renameat2:error={error}");
     let trace = [
@@ -65,7 +64,7 @@ fn without_noreplace(error: &str, role: &str, arguments: &[&str]) -> Peer {
     Peer::start_command(command(&prefix, &binary, role, arguments))
 }
 
-/// What is in the directory: names, and modes with the kind of file.
+/// Returns the entries of the directory: names, and modes with the file type.
 fn entries(dir: &Path) -> Vec<(String, u32)> {
     let entries = fs::read_dir(dir).expect("ours").map(|entry| {
         let entry = entry.expect("ours");
@@ -153,8 +152,8 @@ fn ten_processes_create_the_same_file_without_rename_noreplace() {
     assert_eq!(entries(dir.path()), []);
 }
 
-/// Arguments: lock directory, port. Waits for a port that it has leased itself, and says what
-/// the line looks like meanwhile.
+/// Arguments: lock directory, port. Waits for a port that it has leased itself, and reports what
+/// the wait queue's file looks like in the meantime.
 fn wait_behind_a_lease(parent: &Parent) {
     let dir: String = parent.argument(0);
     let port: u16 = parent.argument(1);
@@ -175,7 +174,7 @@ fn wait_behind_a_lease(parent: &Parent) {
 }
 
 #[test]
-fn waiters_stand_in_line_without_rename_noreplace() {
+fn waiters_queue_without_rename_noreplace() {
     if !have_strace() {
         return;
     }
@@ -184,7 +183,7 @@ fn waiters_stand_in_line_without_rename_noreplace() {
     let said = without_noreplace("EINVAL", "wait behind a lease", &arguments).hear();
     assert_eq!(said, ".waiting. 600");
     let left = entries(dir.path()).len();
-    assert_eq!(left, 2, "the lock file and the line");
+    assert_eq!(left, 2, "the lock file and the wait queue");
 }
 
 /// Arguments: port. Leases below `TMPDIR` in a private and in a shared directory.
@@ -233,7 +232,7 @@ fn bindfs_holds_lock_files_of_both_kinds() {
     Peer::start_command(command).finish_well();
 }
 
-/// A command as a prefix of another.
+/// Returns a command as a prefix of another.
 fn prefix(command: &Command) -> Vec<&str> {
     let program = std::iter::once(command.get_program());
     let words = program.chain(command.get_args());

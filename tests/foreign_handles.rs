@@ -1,5 +1,6 @@
-//! What other programs have open in the lock directory on Windows, as virus scanners, indexers and backup
-//! programs do, ends no call; and a lock that outlives its holder is waited for.
+//! Files in the lock directory that other programs have open on Windows, as virus scanners,
+//! indexers and backup programs do, end no call; and a call waits for a lock that outlives its
+//! holder.
 
 #![cfg(windows)]
 #![allow(
@@ -44,7 +45,7 @@ fn hold(parent: &Parent) {
     parent.hear();
 }
 
-/// Arguments: lock directory and port. Leases it once, and lives on.
+/// Arguments: lock directory and port. Leases it once, and continues to run.
 fn lease_once(parent: &Parent) {
     let dir: String = parent.argument(0);
     let port: u16 = parent.argument(1);
@@ -101,14 +102,14 @@ impl Files {
         LockDir::open(self.dir.path()).expect("our own")
     }
 
-    /// Whatever is open, both ports are listed, and cleaning passes them over.
+    /// Asserts that both ports are listed, and that cleaning skips them, whatever is open.
     fn assert_can_be_inspected(&self) {
         let listed = self.lock_dir().entries().expect("listed");
         assert_eq!(listed.len(), 2, "{listed:?}");
         self.lock_dir().clean().expect("passed over");
     }
 
-    /// The port is taken for leased, and the other one is leased instead.
+    /// Asserts that the port counts as leased, and that the other one is leased instead.
     fn assert_passed_over(&self) {
         let error = self.one().acquire().expect_err("passed over");
         assert_eq!(error.kind(), ErrorKind::Exhausted, "{error}");
@@ -121,7 +122,7 @@ impl Files {
         self.lock_dir().force_release(number).expect("our own");
     }
 
-    /// It is leased without its record, and delegating it fails that port only.
+    /// Asserts that it is leased without its record, and that only this port cannot be delegated.
     fn assert_leased_without_record(&self) {
         let lease = self.one().acquire().expect("the lock is free");
         let error = self.one().acquire().expect_err("leased");
@@ -144,7 +145,7 @@ impl Files {
 
 fn open(path: &Path, shared: u32) -> File {
     let file = File::options().read(true).share_mode(shared).open(path);
-    file.expect("nobody has it open")
+    file.expect("no process has it open")
 }
 
 #[expect(clippy::disallowed_methods, reason = "as another program does")]
@@ -153,11 +154,11 @@ fn try_lock(file: &File) -> bool {
 }
 
 fn lock(file: &File) {
-    assert!(try_lock(file), "nobody has it locked");
+    assert!(try_lock(file), "no process has it locked");
 }
 
 #[test]
-fn a_lock_file_that_is_not_shared_is_passed_over() {
+fn the_port_of_an_unshared_lock_file_is_skipped() {
     let files = Files::new();
     for shared in [0, FILE_SHARE_READ, FILE_SHARE_WRITE] {
         let foreign = open(&files.lock_file(), shared);
@@ -169,7 +170,7 @@ fn a_lock_file_that_is_not_shared_is_passed_over() {
 }
 
 #[test]
-fn a_held_lease_does_without_a_record_that_is_not_shared() {
+fn a_held_lease_does_not_need_an_unshared_record() {
     let files = Files::new();
     for shared in [0, FILE_SHARE_READ] {
         let foreign = open(&files.record(), shared);
@@ -181,7 +182,7 @@ fn a_held_lease_does_without_a_record_that_is_not_shared() {
 }
 
 #[test]
-fn a_held_lease_does_without_a_record_that_is_locked() {
+fn a_held_lease_does_not_need_a_locked_record() {
     let files = Files::new();
     let foreign = open(&files.record(), SHARED);
     lock(&foreign);
@@ -194,12 +195,12 @@ fn a_held_lease_does_without_a_record_that_is_locked() {
 }
 
 #[test]
-fn a_record_that_could_delegate_the_port_is_not_done_without() {
+fn a_record_that_could_delegate_the_port_is_needed() {
     let files = Files::new();
     let number = files.one().acquire_for(id()).expect("free");
     let record = fs::read_to_string(files.record()).expect("our own");
     files.lock_dir().release(number).expect("our own");
-    // As that of a process that has ended.
+    // A record of a process that has ended.
     let ended = record.replace(&format!("delegated {} ", id()), "delegated 4294967292 ");
     assert_ne!(ended, record);
     fs::write(files.record(), ended).expect("our own");
@@ -213,7 +214,7 @@ fn a_record_that_could_delegate_the_port_is_not_done_without() {
 }
 
 #[test]
-fn a_file_that_is_removed_when_another_program_closes_it_ends_no_call() {
+fn a_file_that_another_program_removes_by_closing_it_ends_no_call() {
     for is_record in [false, true] {
         let files = Files::new();
         let path = match is_record {
@@ -222,7 +223,7 @@ fn a_file_that_is_removed_when_another_program_closes_it_ends_no_call() {
         };
         let foreign = open(&path, SHARED);
         fs::remove_file(&path).expect("shared for that");
-        // Whether it is gone before that is the file system's matter.
+        // The file system determines whether it is gone before that.
         drop(files.one().acquire().map_err(|error| {
             assert_eq!(error.kind(), ErrorKind::Exhausted, "{error}");
         }));
@@ -235,7 +236,7 @@ fn a_file_that_is_removed_when_another_program_closes_it_ends_no_call() {
 
 /// As by callers that check the port, or by the threads of a waiter that has left.
 #[test]
-fn a_lock_that_is_taken_for_moments_is_no_lease() {
+fn a_momentary_lock_is_not_a_lease() {
     const TRIES: usize = 100;
     let files = Files::new();
     let port = files.port().to_string();
@@ -251,7 +252,7 @@ fn a_lock_that_is_taken_for_moments_is_no_lease() {
     let (refused, listed) = thread::scope(|scope| {
         scope.spawn(|| {
             while !is_over.load(Ordering::Relaxed) {
-                // It is leased meanwhile, or not.
+                // Whether it is leased in the meantime or not.
                 let file = open().expect("our own");
                 if try_lock(&file) {
                     thread::sleep(Duration::from_millis(1));
@@ -261,7 +262,7 @@ fn a_lock_that_is_taken_for_moments_is_no_lease() {
             }
         });
         let one = files.one();
-        // They leave the peer's record in place.
+        // They do not change the peer's record.
         let refused = (0..TRIES).filter(|_| one.check().is_err()).count();
         peer.kill();
         let is_leased = || {
@@ -278,7 +279,7 @@ fn a_lock_that_is_taken_for_moments_is_no_lease() {
 }
 
 #[test]
-fn a_lock_that_outlives_its_holder_is_waited_for_and_no_dead_holder_is_named() {
+fn a_call_waits_for_a_lock_that_outlives_its_holder_and_names_no_dead_holder() {
     let files = Files::new();
     let port = files.port();
     let mut holder = Peer::start("hold", &[text(files.dir.path()), &port.to_string()]);
@@ -304,7 +305,7 @@ fn a_lock_that_outlives_its_holder_is_waited_for_and_no_dead_holder_is_named() {
     let listed = files.lock_dir().entry(port).expect("listed");
     let listed = listed.expect("its lock file");
     assert_eq!((listed.state, listed.holder()), (EntryState::Held, None));
-    // Longer than the lock of a caller that checks the port is waited for.
+    // The call waits longer than for the lock of a checking caller.
     let ends = thread::spawn(move || {
         thread::sleep(Duration::from_millis(80));
         drop(late);

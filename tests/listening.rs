@@ -1,5 +1,5 @@
 //! Waiting for a server: on either loopback address, at any address of a name, and through
-//! errors that pass.
+//! temporary errors.
 
 mod error;
 
@@ -15,8 +15,8 @@ use portlock_testkit::{Block, LONG, Parent, lock_dir, run_child};
 use portlock_testkit::{Peer, command, have_strace, text};
 use serial_test::serial;
 
-// Serial, for a child that another test is just starting has a duplicate of each listener
-// until it executes its program.
+// Serial, because a child that another test is spawning has a duplicate of each listener until it
+// calls exec.
 
 #[test]
 fn child() {
@@ -38,7 +38,7 @@ fn wait(parent: &Parent) {
     });
 }
 
-/// Whether this machine has IPv6.
+/// Returns whether this machine has IPv6.
 fn has_ipv6() -> bool {
     let has_ipv6 = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok();
     if !has_ipv6 {
@@ -70,7 +70,7 @@ fn a_lease_without_a_host_has_its_server_on_either_loopback_address() {
     }
     port.release().expect("our own");
 
-    // With a host, only that counts.
+    // If there is a host, only that one counts.
     let port = builder.host(v4).acquire().expect("free");
     if has_ipv6() {
         let _server = TcpListener::bind((v6, port.port())).expect("free");
@@ -110,7 +110,7 @@ fn a_name_stands_for_all_its_addresses() {
     drop(server);
     let nobody = wait_until_listening(name, Duration::ZERO);
     assert_error(nobody, ErrorKind::Timeout, &["127.0.0.1"]);
-    // Longer than a label may be (RFC 1035), so that no name server is asked.
+    // Longer than a label may be (RFC 1035), so that no name server is queried.
     let no_name = ("x".repeat(64), block.first());
     let unknown = wait_until_listening((&*no_name.0, no_name.1), LONG);
     assert_error(unknown, ErrorKind::Probe, &["cannot resolve"]);
@@ -119,11 +119,11 @@ fn a_name_stands_for_all_its_addresses() {
     assert_error(nowhere, ErrorKind::Probe, &["no address"]);
 }
 
-// With strace.
+// Uses strace.
 #[cfg(target_os = "linux")]
 #[test]
 #[serial]
-fn errors_that_pass_are_waited_through_and_told() {
+fn temporary_errors_are_retried_and_reported() {
     if !have_strace() {
         return;
     }
@@ -152,7 +152,7 @@ fn errors_that_pass_are_waited_through_and_told() {
         assert!(lasting.starts_with(&start), "{lasting}");
         assert!(lasting.contains(told), "{lasting}");
     }
-    // The last error is told, but among several addresses a refusal first.
+    // The last error is reported, but among several addresses a refusal is preferred.
     let changing = said(&none, "0", "error=ENETDOWN:when=1");
     assert!(changing.contains("Network is down"), "{changing}");
     let both = format!("{none} {server}");
@@ -163,14 +163,14 @@ fn errors_that_pass_are_waited_through_and_told() {
         "{refused}"
     );
 
-    // The pauses become longer: 63 ms for the first six, then 50 ms for each.
+    // The pauses increase: 63 ms for the first six, then 50 ms each.
     let refused = said(&none, "500", "error=ENETDOWN:when=1");
     assert!(refused.contains("refused"), "{refused}");
     let attempts = std::fs::read_to_string(&trace).expect("our own");
     let attempts = attempts.matches("connect(").count();
     assert!((2..=17).contains(&attempts), "{attempts} in 500 ms");
 
-    // An error that does not pass ends the wait, unless another address is left.
+    // An error that does not go away ends the wait, unless another address is left.
     let denied = said(&server, "60000", "error=EACCES");
     let start = format!("Probe cannot connect to {server}: ");
     assert!(denied.starts_with(&start), "{denied}");

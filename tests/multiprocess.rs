@@ -1,12 +1,12 @@
-//! Many processes: exclusive, bindable, and with nothing left behind by those
-//! that are killed, forked, or met a lock file that was removed.
+//! Many processes: leases are exclusive, their ports can be bound, and processes that are killed
+//! or forked, or find a removed lock file, leave nothing behind.
 
 #![allow(
     clippy::incompatible_msrv,
     reason = "tests need a newer Rust than the library"
 )]
 
-// Nowhere else there is a fork.
+// Other systems have no fork.
 #[cfg(unix)]
 #[path = "multiprocess/fork.rs"]
 mod fork;
@@ -26,8 +26,8 @@ use portlock_testkit::{
 };
 use serial_test::{parallel, serial};
 
-// Serial are the tests that fork, for their children inherit the sockets of other
-// tests; and the one that binds the same port strictly again and again.
+// The tests that fork are serial, because their children inherit the sockets of other tests; and
+// so is the one that repeatedly binds the same port strictly.
 
 #[test]
 fn child() {
@@ -48,7 +48,7 @@ fn child() {
     ]);
 }
 
-/// Looks at the lock directory again and again, in every way that does not lease. Arguments: lock
+/// Inspects the lock directory repeatedly, in every way that does not lease. Arguments: lock
 /// directory and port.
 #[cfg(target_os = "linux")]
 fn look(parent: &Parent) {
@@ -68,12 +68,12 @@ fn look(parent: &Parent) {
     parent.hear();
 }
 
-/// A check locks the file for a moment, which is no lease. Elsewhere every listing locks every file,
-/// and so three processes that list all the time keep a port from everybody.
+/// A check locks the file for a moment, which is not a lease. On other systems, every listing
+/// locks every file, so three processes that list all the time keep a port from all others.
 #[cfg(target_os = "linux")]
 #[test]
 #[parallel]
-fn a_caller_that_does_not_wait_is_not_refused_because_others_look() {
+fn a_caller_that_does_not_wait_is_not_refused_because_of_checks() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let arguments = [text(dir.path()), &block.first().to_string()];
     let lookers: Vec<Peer> = (0..3).map(|_| Peer::start("look", &arguments)).collect();
@@ -100,8 +100,8 @@ fn builder(dir: &str, ports: RangeInclusive<u16>) -> Builder {
     builder.ports(ports).lock_dir(dir)
 }
 
-/// Arguments: lock directory, first and last port, directory of the oracle,
-/// threads, leases of each thread. Says how many overlaps and failed binds there were.
+/// Arguments: lock directory, first and last port, directory of the oracle, number of threads,
+/// number of leases of each thread. Reports the numbers of overlaps and failed binds.
 fn lease_and_bind(parent: &Parent) {
     let ports = parent.argument(1)..=parent.argument(2);
     let builder = builder(&parent.argument::<String>(0), ports).timeout(LONG);
@@ -138,14 +138,14 @@ fn lease_and_bind(parent: &Parent) {
     parent.say(format!("{overlaps} overlaps, {failed_binds} failed binds"));
 }
 
-/// Removes the lock files of a range over and over: what a cleaner may do at any time.
+/// Removes the lock files of a range repeatedly: a cleaner may do so at any time.
 fn remove_lock_files(parent: &Parent) {
     let dir: String = parent.argument(0);
     let ports = parent.argument::<u16>(1)..=parent.argument(2);
     let own = LockDir::open(Path::new(&dir)).expect("trusted");
     thread::spawn(move || {
         loop {
-            // By our own cleaner, and by one that only knows the protocol.
+            // With our own cleaner, and with one that only knows the protocol.
             own.clean().expect("our own directory");
             for port in ports.clone() {
                 remove_unless_locked(Path::new(&format!("{dir}/{port}")));
@@ -167,8 +167,8 @@ fn remove_unless_locked(path: &Path) {
         return;
     };
     if file.try_lock().is_ok() {
-        // If it has been replaced since, this would remove a file
-        // that somebody else may hold: a cleaner must look again too.
+        // If it has been replaced since then, this would remove a file that another process may
+        // hold: a cleaner must check again too.
         let inode = |metadata: std::io::Result<fs::Metadata>| metadata.map(|m| m.ino()).ok();
         if inode(file.metadata()) == inode(fs::symlink_metadata(path)) {
             let _ = fs::remove_file(path);
@@ -176,13 +176,13 @@ fn remove_unless_locked(path: &Path) {
     }
 }
 
-/// Removes a lock file. The system refuses it while anybody has it open.
+/// Removes a lock file. The system refuses while any process has it open.
 #[cfg(windows)]
 fn remove_unless_locked(path: &Path) {
     let _ = fs::remove_file(path);
 }
 
-/// Leases, listens and releases, over and over, in two threads.
+/// Leases, listens and releases repeatedly, in two threads.
 fn lease_until_killed(parent: &Parent) {
     let ports = parent.argument(1)..=parent.argument(2);
     let builder = builder(&parent.argument::<String>(0), ports).timeout(LONG);
@@ -200,13 +200,13 @@ fn lease_until_killed(parent: &Parent) {
     });
 }
 
-/// Tries to lease the port each time the parent says so, and says what came of it.
+/// Tries to lease the port on each request of the parent, and reports the outcome.
 fn try_once(parent: &Parent) {
     let port: u16 = parent.argument(1);
     let builder = builder(&parent.argument::<String>(0), port..=port);
     loop {
         parent.hear();
-        // Released before the parent hears of it.
+        // Released before the parent is answered.
         let outcome = match builder.try_acquire().map(drop) {
             Ok(()) => "leased".to_owned(),
             Err(error) => format!("{:?}", error.kind()),
@@ -246,18 +246,18 @@ fn lock_files_may_be_removed_at_any_time() {
     lease_and_bind_in_eight_processes(&block.ports, 300, true);
 }
 
-// Alone: a child that another test is just starting has a copy of our probe, on a crowded
-// machine for longer than a single attempt waits.
+// Serial: a child that another test is spawning has a copy of our probe, on a busy machine for
+// longer than a single attempt waits.
 #[test]
 #[serial]
-fn the_ports_of_a_killed_process_can_be_leased_at_once() {
+fn the_ports_of_a_killed_process_can_be_leased_immediately() {
     let (dir, block) = (lock_dir(), Block::new(4));
     let (first, last) = (block.ports.start(), block.ports.end());
     let arguments = [text(dir.path()), &first.to_string(), &last.to_string()];
     for i in 0..stress(200) {
         let mut peer = Peer::start("lease until killed", &arguments);
         assert_eq!(peer.hear(), "started");
-        // Not to wait for anything: to hit it at another place each time.
+        // Not a wait for an event: each time, the kill comes at a different point.
         thread::sleep(Duration::from_micros(rand::random_range(0..3000)));
         peer.kill();
         for port in block.ports.clone() {
@@ -287,13 +287,13 @@ fn a_dropped_lease_is_free_for_another_process_and_a_held_one_is_not() {
 
 #[test]
 #[serial]
-fn a_leased_port_is_not_even_looked_at() {
+fn a_leased_port_is_not_even_probed() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let port = builder(text(dir.path()), block.ports.clone())
         .try_acquire()
         .expect("free");
-    // Whoever binds the leased port strictly holds off every strict bind of
-    // its holder for a moment: none may fail while others ask for it.
+    // A caller that binds the leased port strictly would block every strict bind of its holder
+    // for a moment: none may fail while others request the port.
     let arguments = [text(dir.path()), &port.to_string(), &port.to_string()];
     let mut askers: Vec<Peer> = (0..2)
         .map(|_| Peer::start("lease until killed", &arguments))
@@ -314,8 +314,8 @@ fn the_same_on_other_file_systems() {
     portlock_testkit::run_on_each_file_system("the_same_on_other_file_systems", 0.02);
 }
 
-/// Arguments: lock directory, first and last of three ports. Keeps two of them as the documentation
-/// says, and one as it says not to; says which.
+/// Arguments: lock directory, first and last of three ports. Keeps two of them as the
+/// documentation recommends, and one as it warns against; reports which.
 fn keep_for_life(parent: &Parent) {
     static KEPT: OnceLock<FreePort> = OnceLock::new();
     let dir: String = parent.argument(0);

@@ -1,5 +1,5 @@
-//! Many threads of one process: exclusive, bindable, and prompt while other
-//! threads start children.
+//! Many threads of one process: leases are exclusive and their ports can be bound, without delay,
+//! while other threads spawn children.
 
 use std::{
     io::{Read, Write},
@@ -14,13 +14,13 @@ use portlock_testkit::nothing;
 use portlock_testkit::{Block, LONG, listen_strictly, lock_dir, stress};
 use serial_test::serial;
 
-// All of these are serial: a child that one test starts inherits the sockets of
-// the others until it executes its program, and a strict bind would see them.
+// All of these are serial: a child that one test spawns inherits the sockets of the others until
+// it calls exec, and a strict bind would see them.
 
-/// Runs `test` while `n` threads start one child after the other.
+/// Runs `test` while `n` threads spawn children continuously.
 ///
-/// Not on macOS, where each child has a copy of the probe for a moment that keeps even servers with
-/// `SO_REUSEADDR` from its port (docs/guarantees.md).
+/// Not on macOS, where each child has a copy of the probe for a moment that blocks even servers
+/// with `SO_REUSEADDR` (docs/guarantees.md).
 #[cfg(not(target_os = "macos"))]
 fn while_spawning(n: usize, test: impl FnOnce()) {
     let done = AtomicBool::new(false);
@@ -35,7 +35,7 @@ fn while_spawning(n: usize, test: impl FnOnce()) {
                 }
             });
         }
-        // Ends the spawning on a panic too.
+        // Also ends the spawning on a panic.
         struct Done<'a>(&'a AtomicBool);
         impl Drop for Done<'_> {
             fn drop(&mut self) {
@@ -87,7 +87,7 @@ fn sixteen_threads_on_32_ports_never_overlap() {
 #[cfg(not(target_os = "macos"))]
 #[test]
 #[serial]
-fn a_released_port_can_be_leased_at_once_while_children_start() {
+fn a_released_port_can_be_leased_immediately_while_children_start() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let builder = FreePort::builder()
         .ports(block.ports.clone())
@@ -97,8 +97,8 @@ fn a_released_port_can_be_leased_at_once_while_children_start() {
     while_spawning(3, || {
         for i in 0..leases {
             let port = builder.try_acquire().or_else(|error| {
-                // On a crowded machine a child may take longer from fork to exec than a call
-                // without a timeout waits for it.
+                // On a busy machine, a child may take longer from fork to exec than a call
+                // without a timeout waits.
                 let lingers = error.counts().is_some_and(|counts| counts.lingering == 1);
                 if !lingers {
                     return Err(error);
@@ -118,7 +118,7 @@ fn a_released_port_can_be_leased_at_once_while_children_start() {
 #[cfg(not(target_os = "macos"))]
 #[test]
 #[serial]
-fn a_leased_port_can_be_bound_at_once_while_children_start() {
+fn a_leased_port_can_be_bound_immediately_while_children_start() {
     let (dir, block) = (lock_dir(), Block::new(128));
     let builder = FreePort::builder()
         .ports(block.ports.clone())
@@ -148,7 +148,7 @@ fn a_listening_lease_has_no_gap_and_serves_both_families() {
         let mut client = TcpStream::connect((host, port.port())).expect("it listens");
         let (mut server, _) = listener.accept().expect("a connection");
         server.write_all(b"x").expect("connected");
-        // The server closes first, and so the connection's TIME_WAIT is on its port.
+        // The server closes first, so the connection's TIME_WAIT is on its port.
         server.shutdown(Shutdown::Both).expect("connected");
         drop(server);
         let mut answer = Vec::new();
@@ -161,7 +161,7 @@ fn a_listening_lease_has_no_gap_and_serves_both_families() {
 
 #[test]
 #[serial]
-fn a_thread_that_waits_is_given_what_another_releases() {
+fn a_waiting_thread_gets_the_port_that_another_releases() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let builder = FreePort::builder()
         .ports(block.ports.clone())

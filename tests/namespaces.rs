@@ -1,5 +1,4 @@
-//! Against the kernel's own choice of ports, in network namespaces with
-//! settings made for the purpose.
+//! Tests against the kernel's own choice of ports, in network namespaces with special settings.
 //!
 //! Only Linux has namespaces.
 
@@ -30,7 +29,7 @@ fn child() {
     ]);
 }
 
-/// Every port that the kernel gives to sockets bound to port 0.
+/// Returns every port that the kernel assigns to sockets bound to port 0.
 fn given_to_bind() -> Vec<u16> {
     let mut listeners = Vec::new();
     while let Ok(listener) = TcpListener::bind(("127.0.0.1", 0)) {
@@ -40,7 +39,7 @@ fn given_to_bind() -> Vec<u16> {
     listeners.iter().map(port).collect()
 }
 
-/// Every port that the kernel gives to clients of one server.
+/// Returns every port that the kernel assigns to clients of one server.
 fn given_to_connect() -> Vec<u16> {
     let server = TcpListener::bind(("127.0.0.1", 5000)).expect("a namespace of our own");
     let mut clients = Vec::new();
@@ -55,7 +54,7 @@ fn given_to_connect() -> Vec<u16> {
     clients.iter().map(|(client, _)| port(client)).collect()
 }
 
-/// Every port that the kernel gives to UDP sockets bound to port 0.
+/// Returns every port that the kernel assigns to UDP sockets bound to port 0.
 fn given_to_udp() -> Vec<u16> {
     let mut sockets = Vec::new();
     while let Ok(socket) = UdpSocket::bind(("127.0.0.1", 0)) {
@@ -80,18 +79,18 @@ fn held_and_not_held(parent: &Parent) {
     let lease = builder.try_acquire().expect("free");
     for given in [given_to_bind(), given_to_connect(), given_to_udp()] {
         assert_eq!(given.len(), 10, "{given:?}");
-        assert!(given.contains(&40005), "the kernel knows nothing of leases");
+        assert!(given.contains(&40005), "the kernel ignores leases");
     }
     drop(lease);
 
-    // UDP cannot be held.
+    // UDP ports cannot be held.
     let builder = builder.protocol(Protocol::Tcp).hold_socket(true);
     let lease = builder.try_acquire().expect("free");
     for given in [given_to_bind(), given_to_connect()] {
         assert_eq!(given.len(), 9, "{given:?}");
         assert!(!given.contains(&40005), "held");
     }
-    // The server for which it was leased is not kept out, nor are its clients.
+    // The server for which it was leased is not blocked, nor are its clients.
     let server = TcpListener::bind(lease.addr()).expect("std sets SO_REUSEADDR");
     let client = thread::spawn(move || {
         let mut answer = String::new();
@@ -105,15 +104,15 @@ fn held_and_not_held(parent: &Parent) {
     let (answer, lease) = client.join().expect("no panic");
     assert_eq!(answer, "served");
     drop(server);
-    // And when it is released, nothing of it is left.
+    // After it is released, nothing of it is left.
     let port = lease.port();
     lease.release().expect("released");
-    TcpListener::bind(("127.0.0.1", port)).expect("not held any more");
+    TcpListener::bind(("127.0.0.1", port)).expect("no longer held");
     parent.say("done");
 }
 
 #[test]
-fn a_held_port_is_never_given_out_by_the_kernel() {
+fn a_held_port_is_never_assigned_by_the_kernel() {
     let dir = lock_dir();
     let script = "ip link set lo up && echo 40000 40009 > /proc/sys/net/ipv4/ip_local_port_range";
     let arguments = [text(dir.path())];
@@ -122,7 +121,7 @@ fn a_held_port_is_never_given_out_by_the_kernel() {
     }
 }
 
-/// Whether the port is for servers, by another calculation than portlock's.
+/// Returns whether the port is for servers, by a calculation that is independent of portlock's.
 fn is_for_servers(port: u16, privileged: bool) -> bool {
     let setting = |name: &str| {
         let path = format!("/proc/sys/net/ipv4/{name}");
@@ -144,7 +143,7 @@ fn is_for_servers(port: u16, privileged: bool) -> bool {
     let unprivileged: u16 = setting("ip_unprivileged_port_start")
         .parse()
         .expect("a port");
-    // From the Fetch standard's table, those that are not below 1024.
+    // From the Fetch standard's table, the ports above 1023.
     let refused_by_browsers = matches!(
         port,
         1719 | 1720 | 1723 | 2049 | 3659 | 4045 | 4190 | 5060 | 5061 | 6000 | 6566 | 6665
@@ -163,7 +162,7 @@ fn is_for_servers(port: u16, privileged: bool) -> bool {
 fn server_ports(parent: &Parent) {
     let privileged: bool = parent.argument(0);
     let ports = PortSet::server_ports().expect("settings that can be read");
-    // Reading the settings 65535 times would take a while.
+    // Reading the settings 65535 times would take too long.
     for port in (1000..1100).chain((1100..=65535).step_by(5)).chain([65535]) {
         assert_eq!(
             ports.contains(port),
@@ -202,8 +201,8 @@ fn server_ports_follow_the_settings_of_the_namespace() {
             peer.finish_well();
         }
     }
-    // Once more without privileges. Who starts without them keeps none in the
-    // namespace either, and so cannot prepare it.
+    // Again without privileges. A process that starts without them has none in the namespace
+    // either, and so cannot prepare it.
     if am_root() {
         let (_dir, copy) = open_copy();
         let script = set(&[unprivileged]) + " && exec \"$0\" \"$@\"";
@@ -240,7 +239,7 @@ fn a_system_that_leaves_no_port_for_servers_says_so() {
     }
 }
 
-/// The ephemeral range is port 40000 alone.
+/// The ephemeral range is only port 40000.
 fn connect_with_itself(parent: &Parent) {
     let port = ("127.0.0.1", 40000);
     let itself = TcpStream::connect(port).expect("simultaneous open");
@@ -264,7 +263,7 @@ fn a_client_that_is_connected_with_itself_has_found_no_server() {
     }
 }
 
-/// Arguments: lock directory. Does what the parent says, and says what came of it.
+/// Arguments: lock directory. Follows the parent's orders, and reports the outcomes.
 fn obey(parent: &Parent) {
     let dir: String = parent.argument(0);
     let mut held = None;
@@ -289,7 +288,7 @@ fn obey(parent: &Parent) {
                 parent.say("released");
             }
             "bind" => {
-                sockets.push(bind_strictly(port).expect("nobody has it in this namespace"));
+                sockets.push(bind_strictly(port).expect("no process has it in this namespace"));
                 parent.say("bound");
             }
             _ => unreachable!("no such order: {order}"),
@@ -310,7 +309,7 @@ fn namespaces_that_share_a_directory_share_its_leases() {
     for peer in [&one, &two, &outside] {
         assert_eq!(peer.hear(), "started");
     }
-    // Leased in one, it is leased in all, though it could be bound there.
+    // A port that is leased in one is leased in all, although it could be bound there.
     assert_eq!(one.ask(format!("lease {port}")), "leased");
     assert_eq!(one.ask(format!("bind {port}")), "bound");
     for peer in [&mut one, &mut two, &mut outside] {
@@ -319,14 +318,16 @@ fn namespaces_that_share_a_directory_share_its_leases() {
     }
     assert_eq!(two.ask(format!("bind {port}")), "bound");
     assert_eq!(one.ask(format!("release {port}")), "released");
-    // Released, it is bound in both, and free for who has it not in the own namespace.
+    // After the release, it is bound in both, and free for callers in whose namespace it is not
+    // bound.
     for peer in [&mut one, &mut two] {
         let said = peer.ask(format!("lease {port}"));
         assert!(said.contains("1 bound"), "{said}");
     }
     assert_eq!(outside.ask(format!("lease {port}")), "leased");
 
-    // Bound without a lease in one, it is free in the other, and then leased in all.
+    // A port that is bound without a lease in one is free in the other, and once leased there,
+    // leased in all.
     assert_eq!(one.ask(format!("bind {bound}")), "bound");
     let said = one.ask(format!("lease {bound}"));
     assert!(said.contains("1 bound"), "{said}");

@@ -1,11 +1,11 @@
-//! How many lock files a large set of ports leaves.
+//! The number of lock files that a large set of ports leaves.
 
 use std::{collections::HashSet, ffi::OsString, fs, path::Path};
 
 use portlock::{Builder, PortSet};
 use portlock_testkit::{lock_dir, stress};
 
-/// Nothing here is bound for longer than a probe, so other tests' ports may be among them.
+/// Nothing here is bound for longer than a probe, so the ports of other tests may be among them.
 fn builder(dir: &Path) -> Builder {
     Builder::new()
         .ports(PortSet::from(10_000..=29_999))
@@ -31,7 +31,7 @@ fn a_large_set_leaves_few_lock_files() {
 }
 
 #[test]
-fn a_neighborhood_that_is_leased_is_no_limit() {
+fn a_leased_neighborhood_is_not_a_limit() {
     let dir = lock_dir();
     let builder = builder(dir.path());
     let leases = builder.acquire_many(3000).expect("many are free");

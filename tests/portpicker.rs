@@ -25,8 +25,8 @@ use portlock_testkit::{
 use serial_test::{parallel, serial};
 use server::{address_in, server};
 
-// Serial are the tests that bind ports strictly themselves: a child that another
-// test is just starting has such a socket too, until it executes its program.
+// The tests that bind ports strictly themselves are serial: a child that another test is spawning
+// has such a socket too, until it calls exec.
 
 #[test]
 fn child() {
@@ -35,7 +35,7 @@ fn child() {
 
 #[test]
 #[parallel]
-fn the_client_tells_every_failure_from_the_others() {
+fn the_client_distinguishes_all_failures() {
     let dir = lock_dir();
     let address = &address_in(dir.path());
     let ask = || get_port_from_port_server(address, 812);
@@ -117,7 +117,7 @@ impl log::Log for Warnings {
     fn flush(&self) {}
 }
 
-/// Picks as long as it is told to, and says what.
+/// Picks as long as the parent requests it, and reports the ports.
 fn pick(parent: &Parent) {
     log::set_logger(&Warnings).expect("the only one");
     log::set_max_level(log::LevelFilter::Warn);
@@ -169,7 +169,7 @@ fn a_picked_port_is_leased_until_returned_or_until_the_process_ends() {
 
 #[test]
 #[parallel]
-fn a_server_that_fails_is_replaced_by_a_lease_and_told_of() {
+fn a_server_that_fails_is_replaced_by_a_lease_with_a_warning() {
     let (dir, block) = (lock_dir(), Block::new(2));
     let address = &address_in(dir.path());
     let mut peer = start("pick", dir.path(), address, &block.set());
@@ -202,7 +202,7 @@ fn a_server_that_fails_is_replaced_by_a_lease_and_told_of() {
 
 #[test]
 #[parallel]
-fn a_served_port_is_given_out_again_when_it_is_returned() {
+fn a_served_port_is_picked_again_after_it_is_returned() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let address = &address_in(dir.path());
     let server = server(address, &["15000\n", "15001\n"]);
@@ -218,7 +218,7 @@ fn a_served_port_is_given_out_again_when_it_is_returned() {
     server.join().expect("no panic");
 }
 
-/// Arguments: none; the ports of the environment are two.
+/// Arguments: none; the environment names two ports.
 fn reserved(parent: &Parent) {
     let ports = portlock::PortSet::server_ports().expect("two");
     let [first, second] = ports.iter().collect::<Vec<_>>()[..] else {

@@ -1,4 +1,4 @@
-//! What "free" means: every kind of request against every kind of occupant.
+//! The meaning of "free": every kind of request with every kind of occupant.
 
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 
@@ -8,8 +8,7 @@ use portlock_testkit::leave_in_time_wait;
 use portlock_testkit::{Block, bind_strictly, lock_dir};
 use socket2::{Domain, Socket, Type};
 
-/// A second loopback address, or the first again on macOS, which has no other unless it
-/// is given one.
+/// A second loopback address, or the first again on macOS, which has no other by default.
 const SECOND: &str = if cfg!(target_os = "macos") {
     "127.0.0.1"
 } else {
@@ -32,7 +31,7 @@ fn bind(host: IpAddr, port: u16, ty: Type, only_v6: bool, reuse_address: bool) -
     socket
 }
 
-/// Which addresses an occupant (row) and a request (column) have in common.
+/// The addresses that an occupant (row) and a request (column) have in common.
 const REQUESTS: [&str; 6] = ["any", "127.0.0.1", "127.0.0.2", "0.0.0.0", "::1", "::"];
 const OCCUPANTS: [(&str, [bool; 6]); 6] = {
     const TAKEN: bool = true;
@@ -83,13 +82,13 @@ fn builder(dir: &tempfile::TempDir, block: &Block) -> Builder {
         .lock_dir(dir.path())
 }
 
-/// Where Wine, under which the tests of Windows are run, does not do what Microsoft's
-/// documentation of SO_EXCLUSIVEADDRUSE says, or that says nothing.
+/// Returns whether Wine, under which the Windows tests run, may differ from Microsoft's
+/// documentation of SO_EXCLUSIVEADDRUSE, or the documentation does not cover the case.
 fn may_differ(occupant: &str, kind: Kind, request: &str) -> bool {
     let specific = |host: &str| ["127.0.0.1", "127.0.0.2"].contains(&host);
     cfg!(windows)
         && if kind == Kind::Bound {
-            // A dual-stack socket and one of IPv4.
+            // A dual-stack socket and an IPv4 one.
             occupant == "::" && !request.contains(':') && request != "any"
         } else {
             // A wildcard address beside one that is in use.
@@ -122,8 +121,8 @@ fn every_request_against_every_occupant() {
                         Protocol::Tcp => kind != Kind::Udp,
                         _ => true,
                     };
-                    // For a leased port, even TIME_WAIT counts as free, but
-                    // nobody who is alive.
+                    // For a leased port, even TIME_WAIT counts as free, but not a process that is
+                    // alive.
                     for reuse_address in [false, true] {
                         let mut builder = builder(&dir, &block)
                             .protocol(protocol)
@@ -158,7 +157,7 @@ fn every_request_against_every_occupant() {
 }
 
 #[test]
-fn a_given_port_can_be_bound_strictly_wherever_it_was_asked_for() {
+fn a_leased_port_can_be_bound_strictly_on_every_requested_address() {
     let (dir, block) = (lock_dir(), Block::new(4));
     let _occupants = block
         .ports
@@ -215,7 +214,7 @@ fn a_probe_occupies_its_port_until_released() {
 
     let port = probe.port();
     for host in ["127.0.0.1", SECOND, "0.0.0.0", "::1", "::"] {
-        // std sets SO_REUSEADDR, which lets a specific address be bound on macOS.
+        // std sets SO_REUSEADDR, which on macOS allows binding a specific address.
         if !cfg!(target_os = "macos") || ip(host).is_unspecified() {
             assert!(TcpListener::bind((host, port)).is_err(), "{host}");
         }
@@ -225,7 +224,7 @@ fn a_probe_occupies_its_port_until_released() {
     TcpListener::bind(("0.0.0.0", port)).expect("free again");
 }
 
-// On Windows TIME_WAIT keeps nobody from a port, and on macOS nothing shows that it is TIME_WAIT.
+// On Windows, TIME_WAIT blocks no bind, and on macOS nothing shows that it is TIME_WAIT.
 #[cfg(target_os = "linux")]
 #[test]
 fn time_wait_is_a_last_resort_and_counts_as_free_or_busy_if_asked_for() {
@@ -265,7 +264,7 @@ fn time_wait_is_a_last_resort_and_counts_as_free_or_busy_if_asked_for() {
     let server = TcpListener::bind(address).expect("std sets SO_REUSEADDR");
     drop((server, port));
 
-    // A socket that does not listen yet keeps it.
+    // A socket that does not listen yet keeps it busy.
     let bound = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
     bound.set_reuse_address(true).expect("unbound");
     bound
@@ -279,7 +278,7 @@ fn time_wait_is_a_last_resort_and_counts_as_free_or_busy_if_asked_for() {
             "{error}"
         );
     }
-    // Also where there are closing connections, but of another address.
+    // Also if there are closing connections, but on another address.
     let elsewhere = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
     elsewhere.set_reuse_address(true).expect("unbound");
     let bound_elsewhere = SocketAddr::from(([127, 0, 0, 2], block.first()));
@@ -290,7 +289,7 @@ fn time_wait_is_a_last_resort_and_counts_as_free_or_busy_if_asked_for() {
         }
     }
     drop(elsewhere);
-    // And so does a connection that is not closing.
+    // So does a connection that is not closing.
     drop(bound);
     let listener = TcpListener::bind(("127.0.0.1", strictly_free)).expect("free");
     let client = TcpStream::connect(("127.0.0.1", strictly_free)).expect("it listens");
@@ -302,7 +301,7 @@ fn time_wait_is_a_last_resort_and_counts_as_free_or_busy_if_asked_for() {
     for builder in &busy {
         builder.try_acquire().expect_err("there is a connection");
     }
-    // Nor is one that is shut down, while its program has it.
+    // Nor is a connection free that is shut down while its program still has it.
     let shut_down = connection.shutdown(std::net::Shutdown::Write);
     shut_down.expect("connected");
     for builder in &busy {
@@ -313,7 +312,7 @@ fn time_wait_is_a_last_resort_and_counts_as_free_or_busy_if_asked_for() {
 
 #[cfg(target_os = "macos")]
 #[test]
-fn connections_alone_count_as_free_if_asked_for() {
+fn connections_alone_count_as_free_on_request() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let port = block.first();
     leave_in_time_wait(port);
@@ -331,7 +330,8 @@ fn connections_alone_count_as_free_if_asked_for() {
     drop(TcpListener::bind(("127.0.0.1", port)).expect("std sets SO_REUSEADDR"));
     drop(lease);
 
-    // A socket that does not listen yet keeps it, and so does a server beside the connection.
+    // A socket that does not listen yet keeps it busy, and so does a server beside the
+    // connection.
     for host in ["127.0.0.1", "0.0.0.0", "::1", "::"] {
         for kind in [Kind::Bound, Kind::Listening] {
             let occupant = bind(ip(host), port, Type::STREAM, true, true);
@@ -339,7 +339,7 @@ fn connections_alone_count_as_free_if_asked_for() {
                 occupant.listen(1).expect("bound");
             }
             let error = shared.try_acquire().expect_err("bound by another program");
-            // Of a socket that does not listen, the system does not show the process.
+            // The system does not show the process of a socket that does not listen.
             let by = match kind {
                 Kind::Bound => ": 1 bound by another program",
                 _ => ": bound by pid ",
@@ -355,7 +355,7 @@ fn a_socket_is_held_for_tcp_alone() {
     for protocol in [Protocol::Udp, Protocol::TcpAndUdp] {
         let builder = builder(&dir, &block).protocol(protocol);
         let error = builder.clone().hold_socket(true).try_acquire();
-        let error = error.expect_err("Linux would give the port away");
+        let error = error.expect_err("Linux would assign the port to others");
         assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
         builder.try_acquire().map(drop).expect("nothing is left");
     }
@@ -381,8 +381,8 @@ fn the_address_to_connect_to() {
     }
 }
 
-/// To find out whether a socket that lingers has the port, a TCP socket is bound again with
-/// SO_REUSEADDR. A UDP socket would then be bound beside the server, and get its datagrams.
+/// To find out whether a lingering socket has the port, a TCP socket is bound again with
+/// SO_REUSEADDR. A UDP socket would then be bound beside the server, and receive its datagrams.
 #[test]
 fn a_udp_server_with_reuse_address_is_not_joined_by_a_probe() {
     let (dir, block) = (lock_dir(), Block::new(1));

@@ -32,7 +32,7 @@ fn is_in_use(port: u16, host: &str) -> bool {
     port_is_in_use(port, host, Family::V4, SocketType::Stream).expect("no failure")
 }
 
-/// The ports of the environment are four.
+/// The environment names four ports.
 fn allocate(parent: &Parent) {
     let all = get_server_tcp_ports().expect("four");
     assert_eq!(all.len(), 4);
@@ -49,9 +49,9 @@ fn allocate(parent: &Parent) {
     drop(dropped);
     assert!(!is_leased(port));
 
-    // On another address than the one that is asked for, a port may be in use. macOS has one
-    // loopback address of each family, and under Wine a bind of the wildcard address, which is
-    // tried on Windows, sees sockets of all addresses of its family.
+    // A port may be in use on an address other than the requested one. macOS has one loopback
+    // address of each family, and under Wine a bind of the wildcard address, which is tried on
+    // Windows, sees sockets of all addresses of its family.
     let (other, family) = if cfg!(any(target_os = "macos", windows)) {
         ("::1", Family::V6)
     } else {

@@ -1,4 +1,4 @@
-//! The five tests of the Python recipe that this crate stands on.
+//! The five tests of the Python recipe on which this crate is based.
 
 use std::{
     collections::HashSet,
@@ -16,7 +16,7 @@ fn child() {
     run_child(&[("lease", lease)]);
 }
 
-/// Leases one port of a range, says which, and holds it until told to stop.
+/// Leases one port of a range, reports it, and holds it until told to stop.
 fn lease(parent: &Parent) {
     let [first, last] = [1, 2].map(|index| parent.argument::<u16>(index));
     let builder = FreePort::builder()

@@ -1,7 +1,7 @@
-//! Real three-node Redis Clusters on ports from `acquire_offsets(&[0, 10000])`, in
-//! three suites at once: each forms, and keeps its own value.
+//! Real three-node Redis Clusters on ports from `acquire_offsets(&[0, 10000])`, in three suites
+//! at the same time: each forms a cluster and keeps its own value.
 //!
-//! Redis is a program of Unix.
+//! Redis runs only on Unix.
 
 #![cfg(unix)]
 
@@ -62,8 +62,8 @@ fn three_suites_each_form_a_redis_cluster() {
             assert_eq!(answer.expect("a cluster"), suite.to_string());
         }
     }
-    // A server that could not bind one of its two ports has ended, and another
-    // program has answered in its place.
+    // A server that could not bind one of its two ports has ended, and another program has
+    // answered instead.
     let nodes = suites.iter_mut().flat_map(|cluster| &mut cluster.nodes);
     for node in nodes {
         let ended = node.has_ended().expect("our own child");

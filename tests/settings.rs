@@ -1,7 +1,7 @@
-//! The system's settings that say which ports are for servers: long, unusual, hidden, or
-//! not readable.
+//! The system's settings that determine the ports for servers: long, unusual, hidden, or not
+//! readable.
 //!
-//! The settings and the ways to hide them are Linux's.
+//! The settings and the ways to hide them exist only on Linux.
 
 #![cfg(target_os = "linux")]
 
@@ -30,7 +30,7 @@ fn child() {
 // ---------------------------------------------------------------------------
 // Lists of reserved ports.
 
-/// Arguments: none. The child has a network namespace of its own.
+/// Arguments: none. The child has a separate network namespace.
 fn reserved(parent: &Parent) {
     let server_ports = || PortSet::server_ports().expect("settings that can be read");
     let every_second: Vec<String> = (1..=u16::MAX).step_by(2).map(|p| p.to_string()).collect();
@@ -38,7 +38,7 @@ fn reserved(parent: &Parent) {
     let pairs: Vec<String> = pairs.map(|p| format!("{p}-{}", p + 1)).collect();
     let unreserved = server_ports();
     for list in [
-        // 63 bytes, of which a first read of 32 would get half.
+        // 63 bytes, of which a first read of 32 bytes would return half.
         "2000-2100,3000-3100,4000-4100,5000-5100,8080,9090,30000-32767",
         "0-1023",
         "0",
@@ -81,7 +81,7 @@ fn a_list_of_reserved_ports_is_read_whole_and_may_have_port_0() {
 // ---------------------------------------------------------------------------
 // Settings that are hidden or cannot be read.
 
-/// The warnings of this process.
+/// Collects the warnings of this process.
 struct Warnings(Mutex<Vec<String>>);
 
 static WARNINGS: Warnings = Warnings(Mutex::new(Vec::new()));
@@ -101,12 +101,11 @@ impl log::Log for Warnings {
     fn flush(&self) {}
 }
 
-/// Says the ephemeral range, the ports for servers, and each warning, or what is wrong;
-/// then "done".
+/// Reports the ephemeral range, the ports for servers, and each warning or error; then "done".
 fn settings(parent: &Parent) {
     log::set_logger(&WARNINGS).expect("only this one");
     log::set_max_level(log::LevelFilter::Trace);
-    // Twice: a warning is given once.
+    // Twice: a warning is logged once.
     for _ in 0..2 {
         parent.say(match ephemeral_port_range() {
             Ok(range) => format!("{range:?}"),
@@ -123,7 +122,7 @@ fn settings(parent: &Parent) {
     parent.say("done");
 }
 
-/// What a child has said of the settings.
+/// A child's report about the settings.
 struct Said {
     ephemeral: String,
     ports: String,
@@ -167,7 +166,7 @@ impl Said {
 }
 
 #[test]
-fn settings_that_are_missing_or_empty_have_the_kernels_defaults() {
+fn missing_or_empty_settings_have_the_kernels_defaults() {
     // Each setting differs from its default, and is then hidden.
     let change = format!("echo 20000 29999 > {EPHEMERAL} && echo 8080 > {RESERVED}");
     let empty = [EPHEMERAL, RESERVED, UNPRIVILEGED].map(|path| format!("mount --bind {{}} {path}"));
@@ -188,7 +187,7 @@ fn settings_that_are_missing_or_empty_have_the_kernels_defaults() {
             }
         }
     }
-    // An empty line is an empty list, and no number.
+    // An empty line is an empty list, but not a number.
     let hide = empty[..2].join(" && ").replace("{}", text(&line));
     let script = format!("{change} && {hide}");
     if let Some(peer) = start_in_namespace("--net --mount", &script, "settings", &[]) {
@@ -243,7 +242,7 @@ fn the_first_port_for_ordinary_users_has_a_default_too() {
 }
 
 #[test]
-fn settings_that_may_not_be_read_have_the_kernels_defaults_and_other_errors_end_the_call() {
+fn unreadable_settings_have_the_kernels_defaults_and_other_errors_end_the_call() {
     if !have_strace() {
         return;
     }
@@ -290,7 +289,7 @@ fn settings_that_may_not_be_read_have_the_kernels_defaults_and_other_errors_end_
     }
 }
 
-/// The ephemeral range as it is here.
+/// Returns the ephemeral range on this system.
 fn current() -> String {
     format!("{:?}", ephemeral_port_range().expect("it can be read"))
 }

@@ -1,4 +1,4 @@
-//! Several ports at once, all or none; and the same port for the same name.
+//! Several ports in one call, all or none; and the same port for the same name.
 
 mod error;
 
@@ -14,8 +14,8 @@ use portlock_testkit::{
 };
 use serial_test::{parallel, serial};
 
-// Serial are the tests that bind ports strictly themselves: a child that another
-// test is just starting has such a socket too, until it executes its program.
+// The tests that bind ports strictly themselves are serial: a child that another test is spawning
+// has such a socket too, until it calls exec.
 
 #[test]
 fn child() {
@@ -32,7 +32,7 @@ fn numbers(ports: &[FreePort]) -> Vec<u16> {
     ports.iter().map(FreePort::port).collect()
 }
 
-/// That `n` ports can be leased at once, and no more: nothing was left behind.
+/// Asserts that exactly `n` ports can be leased in one call, so nothing was left behind.
 #[track_caller]
 fn assert_free(builder: &Builder, n: usize) {
     let mut leases = Vec::new();
@@ -79,7 +79,7 @@ fn many_are_all_or_none() {
     );
 }
 
-/// Arguments: lock directory, first and last port, how many, how often.
+/// Arguments: lock directory, first and last port, number of ports, number of times.
 fn many(parent: &Parent) {
     let ports = parent.argument::<u16>(1)..=parent.argument(2);
     let builder = builder(&parent.argument::<String>(0), ports).timeout(LONG);
@@ -105,7 +105,7 @@ fn two_that_want_60_of_100_wait_for_each_other() {
         "1",
     ];
     let mut peers = [(); 2].map(|()| Peer::start("many", &arguments));
-    // Whoever is first has 60, and the other none until they are given back.
+    // The first to lease has 60 ports, and the other has none until they are released.
     let deadline = Instant::now() + LONG;
     let moment = Duration::from_millis(10);
     let winner = loop {
@@ -129,7 +129,7 @@ fn two_that_want_60_of_100_wait_for_each_other() {
 
 #[test]
 #[parallel]
-fn six_that_want_30_of_100_again_and_again_all_end() {
+fn six_that_repeatedly_want_30_of_100_all_end() {
     let (dir, block) = (lock_dir(), Block::new(100));
     let (first, last) = (block.ports.start(), block.ports.end());
     let rounds = stress(10);
@@ -155,13 +155,13 @@ fn a_block_is_contiguous_and_in_the_set() {
     let (dir, block) = (lock_dir(), Block::new(20));
     let first = block.first();
     let builder = builder(text(dir.path()), block.ports.clone()).timeout(Duration::ZERO);
-    // With these in use there is one place for 9 in a row, and none for 10.
+    // With these in use, only one block of 9 contiguous ports fits, and none of 10.
     let busy = [first + 4, first + 14].map(|port| bind_strictly(port).expect("free"));
     let nine = builder.acquire_block(9).expect("there is a place for 9");
     assert_eq!(numbers(&nine), (first + 5..first + 14).collect::<Vec<_>>());
     drop(nine);
     let ten = builder.acquire_block(10);
-    // Each port counts once, though many places for 10 have it.
+    // Each port counts once, although many possible blocks of 10 contain it.
     let counted = "2 bound by other programs";
     let message = format!("no 10 contiguous free ports in {}: {counted}", block.set());
     assert_error(ten, ErrorKind::Exhausted, &[&message]);
@@ -202,7 +202,7 @@ fn offsets_are_leased_together_or_not_at_all() {
     let (dir, block) = (lock_dir(), Block::new(20));
     let first = block.first();
     let all = builder(text(dir.path()), block.ports.clone()).timeout(Duration::ZERO);
-    // The port at the offset need not be one to choose from.
+    // The port at the offset need not be among the ports to choose from.
     let bases = all.clone().ports(first..=first + 1);
     let pair = bases.acquire_offsets(&[0, 10]).expect("free");
     assert_eq!(pair[1].port(), pair[0].port() + 10);

@@ -1,4 +1,4 @@
-//! Waiting: whoever can have a port gets it, whatever becomes of the others who wait.
+//! Waiting: a caller that can have a port gets it, whatever happens to the other waiters.
 
 #![allow(
     clippy::incompatible_msrv,
@@ -31,8 +31,8 @@ fn builder(dir: &Path, ports: RangeInclusive<u16>) -> Builder {
     FreePort::builder().ports(ports).lock_dir(dir)
 }
 
-/// Arguments: lock directory, first and last port, how many. Waits for them, says
-/// which, and keeps them until it is told to go on.
+/// Arguments: lock directory, first and last port, number of ports. Waits for them, reports them,
+/// and keeps them until told to continue.
 fn wait(parent: &Parent) {
     let ports = parent.argument(1)..=parent.argument(2);
     let dir: String = parent.argument(0);
@@ -87,14 +87,14 @@ fn each_of_many_waiters_gets_the_port_in_turn() {
 }
 
 #[test]
-fn waiters_that_are_killed_keep_nobody_waiting() {
+fn killed_waiters_do_not_delay_other_waiters() {
     let (dir, block) = (lock_dir(), Block::new(2));
     let builder = builder(dir.path(), block.ports.clone());
     let held = builder.acquire_many(2).expect("free");
     let mut waiters: Vec<Peer> = (0..4)
         .map(|_| waiter(dir.path(), &block.ports, 1))
         .collect();
-    // The head of the line is among them, or becomes it.
+    // The leader is among them, or one of them becomes the leader.
     for waiter in &mut waiters[..3] {
         waiter.kill();
     }
@@ -107,7 +107,7 @@ fn waiters_that_are_killed_keep_nobody_waiting() {
 }
 
 #[test]
-fn who_waits_for_other_ports_stands_in_no_way() {
+fn a_waiter_for_other_ports_does_not_block() {
     let (dir, block) = (lock_dir(), Block::new(3));
     let [a, b, c] = [0, 1, 2].map(|offset| block.first() + offset);
     let held = [a, b, c].map(|port| builder(dir.path(), only(port)).try_acquire().expect("free"));
@@ -127,18 +127,18 @@ fn who_waits_for_other_ports_stands_in_no_way() {
     for_c.finish_well();
 }
 
-// Two directories can be exchanged at once on Linux alone.
+// Only Linux can exchange two directories atomically.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_directory_that_is_made_again_has_its_ports() {
+fn a_directory_that_is_created_again_has_its_ports() {
     let (parent, block) = (lock_dir(), Block::new(1));
     let dir = parent.path().join("locks");
     fs::create_dir(&dir).expect("our own");
-    // Of another process: this one would know of its own lease.
+    // A lease of another process: this process would know about its own.
     let mut holder = waiter(&dir, &block.ports, 1);
     assert_eq!(holder.hear(), block.first().to_string());
     let mut waiting = waiter(&dir, &block.ports, 1);
-    // By renaming, for there must be one at each moment.
+    // By renaming, because a directory must exist at each moment.
     let again = parent.path().join("again");
     fs::create_dir(&again).expect("our own");
     rustix::fs::renameat_with(
@@ -149,7 +149,7 @@ fn a_directory_that_is_made_again_has_its_ports() {
         rustix::fs::RenameFlags::EXCHANGE,
     )
     .expect("our own");
-    // What the old one says of the port is of no account any more.
+    // The old directory's information about the port no longer counts.
     assert_eq!(waiting.hear(), block.first().to_string());
     for peer in [&mut waiting, &mut holder] {
         peer.say("go on");
@@ -161,8 +161,8 @@ fn a_directory_that_is_made_again_has_its_ports() {
 // ---------------------------------------------------------------------------
 // `Builder::on_wait`.
 
-/// Leases ports without a claim in this process, so that each attempt to lease them here locks their
-/// files, and wakes those who wait.
+/// Leases ports without a claim in this process, so that each attempt to lease them here locks
+/// their files, and wakes waiters.
 fn delegate(builder: &Builder, n: usize) {
     let own = std::process::id();
     for lease in builder.acquire_many(n).expect("free") {
@@ -171,7 +171,7 @@ fn delegate(builder: &Builder, n: usize) {
 }
 
 #[test]
-fn a_callback_is_told_of_a_wait_and_of_nothing_else() {
+fn a_callback_is_called_during_a_wait_only() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let builder = builder(dir.path(), block.ports.clone())
         .timeout(LONG)
@@ -216,7 +216,7 @@ fn a_callback_is_told_of_a_wait_and_of_nothing_else() {
         let told = std::mem::take(&mut *told.lock().expect("no panic"));
         assert_eq!(told.len(), 3);
         assert!(told.iter().all(|status| status.counts().leased == 1));
-        // When the wait begins, and then each tenth of a second at most.
+        // When the wait begins, and then at most every tenth of a second.
         assert!(told[1].elapsed() >= told[0].elapsed() + Duration::from_millis(100));
         assert!(told[2].elapsed() >= told[1].elapsed() + Duration::from_millis(100));
     }
@@ -227,9 +227,9 @@ fn a_callback_is_told_of_a_wait_and_of_nothing_else() {
     assert!(told.lock().expect("no panic").is_empty());
 }
 
-/// The one at the head of the wait queue, and one behind it.
+/// One caller is the leader of the wait queue, and one is behind it.
 #[test]
-fn a_wait_stops_wherever_it_is_in_the_queue() {
+fn a_wait_stops_at_any_position_in_the_queue() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let builder = builder(dir.path(), block.ports.clone()).timeout(LONG);
     let lease = builder.acquire().expect("free");
@@ -247,7 +247,7 @@ fn a_wait_stops_wherever_it_is_in_the_queue() {
             })
         };
         let thread = thread::spawn(move || builder.acquire().map(drop));
-        // After the second call it waits; after the first it was about to.
+        // After the second call it is waiting; after the first it was about to wait.
         for _ in 0..2 {
             calls.recv_timeout(LONG).expect("it waits");
         }
@@ -255,7 +255,7 @@ fn a_wait_stops_wherever_it_is_in_the_queue() {
     };
     let mut waiters = [waiter(), waiter(), waiter()];
     for (calls, ..) in &mut waiters {
-        // It goes on being called wherever it is.
+        // It continues to be called at any position.
         for _ in 0..5 {
             calls.recv_timeout(LONG).expect("it waits");
         }
@@ -271,9 +271,9 @@ fn a_wait_stops_wherever_it_is_in_the_queue() {
     builder.try_acquire().map(drop).expect("nothing was kept");
 }
 
-/// Also one that rescans again and again because others try the same ports.
+/// Also for a caller that rescans repeatedly because others try the same ports.
 #[test]
-fn a_callback_is_told_of_all_ports_ten_times_a_second() {
+fn a_callback_is_called_about_all_ports_ten_times_a_second() {
     let (dir, block) = (lock_dir(), Block::new(3));
     let builder = builder(dir.path(), block.ports.clone()).timeout(LONG);
     delegate(&builder, 3);
@@ -308,7 +308,7 @@ fn a_callback_is_told_of_all_ports_ten_times_a_second() {
 }
 
 #[test]
-fn a_callback_that_goes_on_changes_nothing() {
+fn a_callback_that_continues_changes_nothing() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let builder = builder(dir.path(), block.ports.clone()).timeout(LONG);
     let lease = builder.acquire().expect("free");

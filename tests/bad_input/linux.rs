@@ -1,4 +1,4 @@
-//! What is of Linux: modes and users, and a system that fails.
+//! Linux-specific cases: modes and users, and a failing system.
 
 use std::{
     env, fs,
@@ -17,7 +17,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::{builder, error::assert_error};
 
-/// What children of these tests do.
+/// The roles of this test's children.
 pub(crate) const ROLES: [(&str, Role); 8] = [
     ("fill the file system", fill_the_file_system),
     ("read-only file system", read_only_file_system),
@@ -43,7 +43,7 @@ fn private_lock_files_are_private() {
 }
 
 #[test]
-fn a_directory_in_which_nobody_can_create_files_is_not_called_removed() {
+fn a_directory_in_which_no_file_can_be_created_is_not_reported_as_removed() {
     let block = Block::new(1);
     let outcome = builder(Path::new("/proc"), block.ports.clone()).try_acquire();
     let parts = ["cannot create lock file /proc/", "set PORTLOCK_DIR"];
@@ -51,9 +51,9 @@ fn a_directory_in_which_nobody_can_create_files_is_not_called_removed() {
 }
 
 // ---------------------------------------------------------------------------
-// A system that fails. These need a process of their own, and some root.
+// A failing system. These tests need a separate process, and some need root.
 
-/// Arguments: lock directory, on a file system of its own, and port.
+/// Arguments: lock directory, on a separate file system, and port.
 fn fill_the_file_system(parent: &Parent) {
     let dir = PathBuf::from(parent.argument::<String>(0));
     let port: u16 = parent.argument(1);
@@ -68,7 +68,7 @@ fn fill_the_file_system(parent: &Parent) {
             let error = fs::write(filler.join("0"), vec![0; 1 << 20]).expect_err("full");
             assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
         } else {
-            fs::remove_file(&file).expect("made before");
+            fs::remove_file(&file).expect("created before");
             let full = (0..1 << 20).find(|i| File::create(filler.join(i.to_string())).is_err());
             assert!(full.is_some());
         }
@@ -118,7 +118,7 @@ fn read_only_file_system(parent: &Parent) {
 fn a_read_only_file_system() {
     let (dir, block) = (lock_dir(), Block::new(2));
     let (dir, port) = (text(dir.path()), block.first().to_string());
-    // One lock file is there already, the other is missing.
+    // One lock file exists, the other is missing.
     let mount = format!(
         "mount -t tmpfs -o mode=700 none {dir} && : > {dir}/{port} && \
          mount -o remount,ro {dir}"
@@ -161,11 +161,11 @@ fn privileged_ports(parent: &Parent) {
     let first = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
     let first: u16 = first.expect("Linux has it").trim().parse().expect("a port");
     if first < 11 {
-        eprintln!("skipped: every port may be bound by everybody here");
+        eprintln!("skipped: every user may bind every port here");
     } else {
         let ports = first - 10..=first - 1;
         let named = format!("{}-{}", ports.start(), ports.end());
-        // While there are no lock files.
+        // While no lock files exist.
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             assert_error(
                 builder(&dir, ports.clone()).protocol(protocol).check(),
@@ -183,7 +183,7 @@ fn privileged_ports(parent: &Parent) {
             ErrorKind::PermissionDenied,
             &[&named],
         );
-        // With one that is permitted among them, that one is found.
+        // If a permitted port is among them, that port is found.
         let port = builder(&dir, first - 10..=first + 200).acquire();
         assert!(port.expect("some port above is free").port() >= first);
     }
@@ -205,7 +205,7 @@ fn run_out_of_descriptors(parent: &Parent) {
     let file = dir.join(port.to_string());
     let builder = builder(&dir, port..=port);
     let mut seen = Vec::new();
-    // First with the directory to be opened, then with it open.
+    // First when the directory has to be opened, then when it is open.
     for _ in 0..2 {
         for left in 0.. {
             let mut taken = Vec::new();
@@ -228,7 +228,7 @@ fn run_out_of_descriptors(parent: &Parent) {
 
             let before = open_descriptors();
             drop(builder.try_acquire().expect("the failure took nothing"));
-            // The directory stays open from the first success on.
+            // The directory stays open after the first success.
             assert!(open_descriptors() <= before + 1);
         }
     }
@@ -237,8 +237,8 @@ fn run_out_of_descriptors(parent: &Parent) {
         drop(builder.try_acquire().expect("free"));
     }
     assert_eq!(open_descriptors(), open);
-    // None left for the directory; then, with that open, none left for the
-    // socket; then none left for the lock file.
+    // No descriptor for the directory; then, with the directory open, none for the socket; then
+    // none for the lock file.
     let [directory, file, socket] = [ErrorKind::LockDir, ErrorKind::Lock, ErrorKind::Probe];
     assert_eq!(seen, [directory, socket, file, socket]);
     parent.say("done");
@@ -260,7 +260,7 @@ fn no_file_size(parent: &Parent) {
     let port: u16 = parent.argument(1);
     let file = dir.join(port.to_string());
     let builder = builder(&dir, port..=port);
-    // First with the file to be made, then with the file there.
+    // First when the file has to be created, then when it exists.
     for _ in 0..2 {
         let named = [text(&file), "RLIMIT_FSIZE is 0 bytes", "ulimit -f"];
         assert_error(builder.try_acquire(), ErrorKind::Lock, &named);
@@ -277,7 +277,7 @@ fn no_file_size(parent: &Parent) {
 }
 
 #[test]
-fn a_limit_on_file_sizes_is_an_error_and_not_the_end() {
+fn a_limit_on_file_sizes_is_an_error_and_kills_no_process() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let binary = env::current_exe().expect("this test binary");
     let limit = ["sh", "-c", "ulimit -S -f 0 && exec \"$0\" \"$@\""];
@@ -286,8 +286,8 @@ fn a_limit_on_file_sizes_is_an_error_and_not_the_end() {
     Peer::start_command(command).finish_well();
 }
 
-/// Arguments: lock directory and port. Every other socket it makes, from the
-/// first, is an IPv6 one and cannot be had.
+/// Arguments: lock directory and port. Every other socket that it creates, starting with the
+/// first, is an IPv6 socket and fails.
 fn no_ipv6(parent: &Parent) {
     let dir = PathBuf::from(parent.argument::<String>(0));
     let port: u16 = parent.argument(1);
@@ -296,7 +296,7 @@ fn no_ipv6(parent: &Parent) {
     let any = builder(&dir, port..=port);
 
     let lease = any.try_acquire();
-    drop(lease.expect("free on every address there is"));
+    drop(lease.expect("free on every existing address"));
     let (lease, listener) = any.listen().expect("free");
     assert!(listener.local_addr().expect("bound").is_ipv4());
     drop(lease);
@@ -306,7 +306,7 @@ fn no_ipv6(parent: &Parent) {
     assert_error(only_v6, ErrorKind::Probe, &["[::1]", "not supported"]);
     // Tried in the order of addresses: IPv4 first.
     let lease = any.host(v6).host(v4).try_acquire();
-    drop(lease.expect("free on every host there is"));
+    drop(lease.expect("free on every existing host"));
     parent.say("done");
 }
 
@@ -325,7 +325,7 @@ fn no_ipv6_on_this_system() {
     Peer::start_command(command(&prefix, &binary, "no IPv6", &arguments)).finish_well();
 }
 
-/// Arguments: lock directory and port. Of the three sockets that it makes, the first and the
+/// Arguments: lock directory and port. Of the three sockets that it creates, the first and the
 /// third are forbidden.
 fn ipv6_forbidden(parent: &Parent) {
     let dir = PathBuf::from(parent.argument::<String>(0));
@@ -336,7 +336,7 @@ fn ipv6_forbidden(parent: &Parent) {
     let named = [&address, "IPv6", "policy", "--host", "Builder::host"];
     assert_error(any.try_acquire(), ErrorKind::Probe, &named);
     let lease = any.clone().host(v4).try_acquire();
-    drop(lease.expect("what the message says helps"));
+    drop(lease.expect("the message's advice works"));
     let address = format!("127.0.0.1:{port}");
     let named = [&address, "IPv4", "policy"];
     assert_error(any.host(v4).try_acquire(), ErrorKind::Probe, &named);
@@ -344,7 +344,7 @@ fn ipv6_forbidden(parent: &Parent) {
 }
 
 #[test]
-fn a_policy_that_forbids_ipv6_is_named_with_the_way_out() {
+fn a_policy_that_forbids_ipv6_is_reported_with_a_workaround() {
     let (dir, block) = (lock_dir(), Block::new(1));
     if !have_strace() {
         return;

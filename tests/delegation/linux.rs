@@ -1,4 +1,4 @@
-//! What is of Linux: pid namespaces, users, FIFOs, and descriptors that hold a lease.
+//! Linux-specific cases: pid namespaces, users, FIFOs, and descriptors that hold a lease.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ use portlock_testkit::{
 
 use crate::{assert_leased, builder};
 
-/// What children of these tests do.
+/// The roles of this test's children.
 pub(crate) const ROLES: [(&str, Role); 3] = [
     ("delegate within", delegate_within),
     ("release", release),
@@ -31,7 +31,7 @@ fn a_process_that_cannot_be_seen_counts_as_alive() {
     let builder = builder(dir.path(), port);
     let lease = builder.try_acquire().expect("free");
     lease.delegate_to(std::process::id()).expect("it lives");
-    // Nobody knows in which namespace the pid is to be understood.
+    // It is unknown in which namespace the pid is valid.
     forge(dir.path(), port, namespace, "-");
     assert_leased(&builder);
     let locks = LockDir::open(dir.path()).expect("trusted");
@@ -63,12 +63,12 @@ fn delegate_within(parent: &Parent) {
 }
 
 #[test]
-fn a_process_in_a_namespace_below_is_found_by_its_pid_there() {
+fn a_process_in_a_child_namespace_is_found_by_its_pid_there() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let port = block.first().to_string();
     let arguments = [text(dir.path()), &port];
     let kind = "--pid --fork --kill-child --mount-proc";
-    // In one further below, at another depth, is a process that is none of those.
+    // Another namespace, at another depth, has a process that is none of those.
     let deeper = "{ unshare --pid --fork sleep 1000 & }";
     let Some(mut peer) = start_in_namespace(kind, deeper, "delegate within", &arguments) else {
         return;
@@ -76,7 +76,7 @@ fn a_process_in_a_namespace_below_is_found_by_its_pid_there() {
     let builder = builder(dir.path(), block.first());
     let locks = LockDir::open(dir.path()).expect("trusted");
     let pid: u32 = peer.hear().parse().expect("a pid");
-    assert!(pid < 100, "of a namespace of its own");
+    assert!(pid < 100, "in a separate namespace");
     let namespace = peer.hear();
     assert_leased(&builder);
     nor_is_it_given_where_the_system_fails_to_tell(&builder, &arguments, &namespace);
@@ -85,7 +85,8 @@ fn a_process_in_a_namespace_below_is_found_by_its_pid_there() {
     assert_eq!(peer.hear(), "ended");
     builder.try_acquire().map(drop).expect("seen to be gone");
 
-    // When the whole namespace is gone, only the first one sees that no other has it.
+    // When the whole namespace is gone, only the first one can see that no other namespace has
+    // it.
     peer.say("once more");
     assert_eq!(peer.hear(), "again");
     peer.kill();
@@ -102,7 +103,7 @@ fn a_process_in_a_namespace_below_is_found_by_its_pid_there() {
     builder.try_acquire().map(drop).expect("proven to be gone");
 }
 
-/// The directories in /proc of the processes of a pid namespace.
+/// Returns the directories in /proc of the processes of a pid namespace.
 fn members(namespace: &str) -> Vec<PathBuf> {
     let is_member = |process: &PathBuf| {
         fs::read_link(process.join("ns/pid")).is_ok_and(|link| link == Path::new(namespace))
@@ -122,7 +123,7 @@ fn try_once(parent: &Parent) {
     });
 }
 
-fn nor_is_it_given_where_the_system_fails_to_tell(
+fn a_delegated_port_is_not_leased_if_the_system_fails_to_report(
     builder: &portlock::Builder,
     arguments: &[&str],
     namespace: &str,
@@ -138,7 +139,7 @@ fn nor_is_it_given_where_the_system_fails_to_tell(
         ("openat:error=EMFILE", vec![directory], not_found),
         ("openat:error=EMFILE", of_each("status"), not_found),
         ("openat:error=EMFILE", of_each("stat"), not_found),
-        // One that may not be inspected may be any process.
+        // A process that may not be inspected may be any process.
         ("openat:error=EACCES", of_each("status"), "1 leased"),
         ("readlink:error=ENOMEM", of_each("ns/pid"), not_found),
         ("readlink:error=ENOMEM", vec![own], "1 leased"),
@@ -217,7 +218,7 @@ fn cleaners_at_the_same_time_do_not_fail() {
 }
 
 #[test]
-fn a_lease_is_not_passed_to_a_process_that_is_none() {
+fn a_lease_is_not_passed_to_a_pid_without_a_process() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let lease = builder(dir.path(), block.first()).try_acquire();
     let error = lease
@@ -228,13 +229,13 @@ fn a_lease_is_not_passed_to_a_process_that_is_none() {
 }
 
 #[test]
-fn a_lease_lives_as_long_as_its_descriptor() {
+fn a_lease_lasts_as_long_as_its_descriptor() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let builder = builder(dir.path(), block.first());
     let lease = builder.try_acquire().expect("free");
     let fd: OwnedFd = lease.into_fd().expect("descriptors left");
     assert_leased(&builder);
-    // As its input, the child inherits it.
+    // The child inherits it as its input.
     let copy = fd.try_clone().expect("descriptors left");
     let mut command = Command::new("sleep");
     let child = command.arg("1000").stdin(Stdio::from(copy)).spawn();

@@ -1,6 +1,6 @@
 //! Errors of the library.
 
-/// Asserts that `outcome` is an error of `kind` whose message has every one of `parts`.
+/// Asserts that `outcome` is an error of `kind` whose message contains all `parts`.
 #[track_caller]
 pub(crate) fn assert_error<T>(
     outcome: portlock::Result<T>,

@@ -14,7 +14,7 @@ use serial_test::serial;
 
 use crate::builder;
 
-/// Lets a forked copy go on, also when the test that waits beside it panics.
+/// Lets a forked copy continue, even if the test that waits beside it panics.
 struct EndOnDrop(io::PipeWriter);
 
 impl Drop for EndOnDrop {
@@ -23,8 +23,8 @@ impl Drop for EndOnDrop {
     }
 }
 
-/// Runs `in_child` in a forked copy of this process and calls `then`, while
-/// that copy lives on, with the descriptors and memory it was forked with.
+/// Runs `in_child` in a forked copy of this process and calls `then` while that copy is alive,
+/// with the descriptors and memory that it inherited.
 fn with_forked_copy(in_child: impl FnMut() + Send + Sync + 'static, then: impl FnOnce()) {
     let (mut child_says, says) = io::pipe().expect("a pipe");
     let (hears, end) = io::pipe().expect("a pipe");
@@ -34,18 +34,17 @@ fn with_forked_copy(in_child: impl FnMut() + Send + Sync + 'static, then: impl F
         in_child();
         let Some(says) = &mut says else { return Ok(()) };
         says.write_all(b"!")?;
-        // Until the parent writes: its closing would not be seen, for this
-        // child has a copy of that end too.
+        // Wait until the parent writes. The child would not see the parent close it, because it
+        // also has a copy of that end.
         let mut byte = [0];
         let Some(hears) = &mut hears else {
             return Ok(());
         };
         hears.read_exact(&mut byte)
     };
-    // SAFETY: the closure runs in the child of a process with other threads.
-    // What it does there beyond async-signal-safe calls is to lock a mutex
-    // that no other thread uses and to free memory, which glibc keeps usable
-    // after fork (pthread_atfork(3), "malloc").
+    // SAFETY: the closure runs in the child of a process with other threads. Beyond
+    // async-signal-safe calls, it locks a mutex that no other thread uses and frees memory, which
+    // glibc keeps usable after fork (pthread_atfork(3), "malloc").
     unsafe { command.pre_exec(before_exec) };
     thread::scope(|scope| {
         // `spawn` returns only after exec.
@@ -99,15 +98,15 @@ fn a_forked_copy_that_is_dropped_does_not_free_the_port() {
 #[serial]
 fn a_forked_copy_cannot_delegate() {
     the_port_stays_leased_whatever_a_copy_does(|copy| {
-        // For good, if it were written down.
+        // It would be permanent if it were recorded.
         let _ = copy.delegate_to(1);
     });
 }
 
 #[test]
 #[serial]
-fn a_forked_copy_cannot_pass_the_lease_on() {
-    // What it would have, the parent could end; and it shares nothing that is its own.
+fn a_forked_copy_cannot_pass_on_the_lease() {
+    // The parent could end such a lease, and the copy has nothing of its own to share.
     the_port_stays_leased_whatever_a_copy_does(|copy| {
         if copy.into_fd().is_ok() {
             std::process::abort();
@@ -157,7 +156,7 @@ fn a_forked_copy_cannot_release_and_can_lease_for_itself() {
             let refused = copy.map(|copy| {
                 let taken = copy.port();
                 let refused = copy.release().is_err_and(|e| e.kind() == ErrorKind::Lock);
-                // Its own, and so not the one that its parent holds.
+                // A separate lease, so not on the port that its parent holds.
                 let own = builder.try_acquire().map(|own| own.port());
                 refused && own.is_ok_and(|own| own != taken)
             });

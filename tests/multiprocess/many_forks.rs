@@ -1,7 +1,7 @@
-//! A process that is forked again and again while its other threads are in calls of this
-//! crate. Whatever they hold at that moment, nobody releases it in the child.
+//! A process that is forked repeatedly while its other threads are in calls of this crate. Locks
+//! that they hold at that moment are never released in the child.
 //!
-//! On Linux alone a child that hangs can be made to end with its parent.
+//! Linux only: elsewhere, a child that hangs cannot be made to end with its parent.
 
 use std::{
     env, io,
@@ -26,10 +26,10 @@ use serial_test::serial;
 
 use crate::builder;
 
-/// What a child ends with that has done what it should.
+/// Exit status of a child that succeeded.
 const WELL: Errno = Errno::HOSTDOWN;
 
-/// Forks, calls `in_child` in the child, and returns whether that was true. Returns only
+/// Forks, calls `in_child` in the child, and returns whether that returned `true`. Returns only
 /// when the child has ended.
 fn in_fork(in_child: impl Fn() -> bool + Send + Sync + 'static) -> bool {
     let mut command = Command::new("true");
@@ -37,16 +37,16 @@ fn in_fork(in_child: impl Fn() -> bool + Send + Sync + 'static) -> bool {
         set_parent_process_death_signal(Some(Signal::KILL))?;
         Err(io::Error::from(if in_child() { WELL } else { Errno::IO }))
     };
-    // SAFETY: what the closure does in the child beyond async-signal-safe calls is to
-    // allocate, which glibc keeps usable after fork (pthread_atfork(3), "malloc"), and to
-    // call what is tested: that it does not wait for other threads' locks.
+    // SAFETY: beyond async-signal-safe calls, the closure allocates in the child, which glibc
+    // keeps usable after fork (pthread_atfork(3), "malloc"), and calls the code under test, which
+    // must not wait for other threads' locks.
     unsafe { command.pre_exec(before_exec) };
     let outcome = command.spawn();
     outcome.is_err_and(|error| error.raw_os_error() == Some(WELL.raw_os_error()))
 }
 
-/// Arguments: lock directory, another one, first of four ports, what the threads do,
-/// number of forks.
+/// Arguments: lock directory, another one, first of four ports, activity of the threads, number
+/// of forks.
 pub(crate) fn fork_often(parent: &Parent) {
     let [dir, other] = [0, 1].map(|i| PathBuf::from(parent.argument::<String>(i)));
     let first: u16 = parent.argument(2);
@@ -82,7 +82,7 @@ pub(crate) fn fork_often(parent: &Parent) {
         let forks = 0..parent.argument::<usize>(4);
         let well = forks
             .map(|_| {
-                // One port that nobody else leases, and one that is held.
+                // One port that no other caller leases, and one that is held.
                 let (own, held) = (on(first + 2), on(first + 1));
                 let what = what.clone();
                 in_fork(move || match &*what {
@@ -144,7 +144,7 @@ fn a_forked_child_picks_while_threads_pick() {
     no_fork_hangs("pick", stress(500));
 }
 
-/// Arguments: first of two ports, of which the first is this process's.
+/// Arguments: first of two ports; the first belongs to this process.
 pub(crate) fn pick_in_fork(parent: &Parent) {
     let first: u16 = parent.argument(0);
     add_reserved_port(first).expect("free");
@@ -157,7 +157,7 @@ pub(crate) fn pick_in_fork(parent: &Parent) {
 
 #[test]
 #[serial]
-fn a_forked_child_does_not_give_out_its_parents_ports() {
+fn a_forked_child_does_not_pick_its_parents_ports() {
     let (dir, block) = (lock_dir(), Block::new(2));
     let first = block.first();
     let binary = env::current_exe().expect("this test binary");

@@ -1,4 +1,4 @@
-//! A forked copy that has the very pid of its parent, in a pid namespace of its own.
+//! A forked copy that has the same pid as its parent, in a separate pid namespace.
 
 use std::{
     os::unix::process::CommandExt,
@@ -35,7 +35,7 @@ pub(crate) fn copy(parent: &Parent) {
     };
     // SAFETY: as in `fork.rs`.
     unsafe { command.pre_exec(in_child) };
-    // Of this thread alone: no thread can be started after it.
+    // For this thread only: no thread can be started afterwards.
     let forked = thread::spawn(move || {
         // SAFETY: descriptors stay shared with the other threads.
         unsafe { unshare_unsafe(UnshareFlags::NEWPID) }.expect("the first process may");

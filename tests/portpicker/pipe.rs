@@ -12,14 +12,13 @@ use tokio::{
     runtime::Builder,
 };
 
-/// The address of a server, of which `dir` has one.
+/// Returns the address of a server; `dir` has one.
 pub(crate) fn address_in(dir: &Path) -> String {
     let name = dir.file_name().expect("of its own");
     format!("@portlock-test-{}", name.display())
 }
 
-/// A port server that gives these answers, one connection each, and tells what
-/// it was asked.
+/// Starts a port server that sends these answers, one per connection, and returns the requests.
 pub(crate) fn server(address: &str, answers: &[&'static str]) -> JoinHandle<Vec<String>> {
     let name = address.replacen('@', r"\\.\pipe\", 1);
     let answers = answers.to_vec();
@@ -32,7 +31,7 @@ pub(crate) fn server(address: &str, answers: &[&'static str]) -> JoinHandle<Vec<
                 let pipe = options.first_pipe_instance(first).create(&name);
                 pipe.expect("a name of its own")
             };
-            // There is always one, so that every client finds the server.
+            // An instance always exists, so that every client finds the server.
             let mut pipes = vec![make(true)];
             let mut requests = Vec::new();
             sender.send(()).expect("received below");
@@ -42,7 +41,7 @@ pub(crate) fn server(address: &str, answers: &[&'static str]) -> JoinHandle<Vec<
                 pipes.push(make(false));
                 let mut request = [0; 20];
                 let len = pipe.read(&mut request).await.expect("a request");
-                // The client need not read an answer that is no answer to the end.
+                // The client need not read an invalid answer to its end.
                 let _ = pipe.write_all(answer.as_bytes()).await;
                 requests.push(String::from_utf8_lossy(&request[..len]).into_owned());
             }

@@ -7,13 +7,12 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-/// The address of a server, of which `dir` has one.
+/// Returns the address of a server; `dir` has one.
 pub(crate) fn address_in(dir: &Path) -> String {
     portlock_testkit::text(&dir.join("socket")).to_owned()
 }
 
-/// A port server that gives these answers, one connection each, and tells what
-/// it was asked.
+/// Starts a port server that sends these answers, one per connection, and returns the requests.
 pub(crate) fn server(address: &str, answers: &[&'static str]) -> JoinHandle<Vec<String>> {
     let listener = UnixListener::bind(address).expect("our own directory");
     let answers = answers.to_vec();
@@ -22,7 +21,7 @@ pub(crate) fn server(address: &str, answers: &[&'static str]) -> JoinHandle<Vec<
             let (mut connection, _) = listener.accept().expect("a client");
             let mut request = [0; 20];
             let len = connection.read(&mut request).expect("a request");
-            // The client need not read an answer that is no answer to the end.
+            // The client need not read an invalid answer to its end.
             let _ = connection.write_all(answer.as_bytes());
             String::from_utf8_lossy(&request[..len]).into_owned()
         };

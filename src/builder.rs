@@ -184,7 +184,7 @@ impl Builder {
     ///
     /// The kernel's socket table proves that nothing else occupies the port. A port that
     /// another program has bound with `SO_REUSEADDR`, but on which it does not listen yet, is busy.
-    /// It has no effect on UDP, which has no TIME_WAIT.
+    /// This setting has no effect on UDP, which has no TIME_WAIT.
     ///
     /// # Platform-specific behavior
     ///

@@ -22,24 +22,24 @@ use crate::mark::{self, Mark};
 
 /// Number of slots. Each process in a chain of forks can find at most one more of them locked for
 /// good.
-const PLACES: usize = 8;
+const SLOTS: usize = 8;
 
 /// Number of bits of [`PerProcess::taken`] that hold the slot's index.
-const BITS: u32 = PLACES.trailing_zeros();
+const BITS: u32 = SLOTS.trailing_zeros();
 
 #[derive(Debug)]
 pub(crate) struct PerProcess<T> {
     /// The slot of a process and, in the higher bits, the mark of that process. The highest bits
     /// of the mark are cut off: no system has that many pids or nested forks.
     taken: AtomicU32,
-    places: [Mutex<Option<T>>; PLACES],
+    slots: [Mutex<Option<T>>; SLOTS],
 }
 
 impl<T> PerProcess<T> {
     pub(crate) const fn new() -> Self {
         Self {
             taken: AtomicU32::new(0),
-            places: [const { Mutex::new(None) }; PLACES],
+            slots: [const { Mutex::new(None) }; SLOTS],
         }
     }
 
@@ -53,20 +53,20 @@ impl<T> PerProcess<T> {
     fn lock_as(&self, mark: Mark) -> Option<MutexGuard<'_, Option<T>>> {
         let taken = self.taken.load(Ordering::Acquire);
         if taken >> BITS == mark << BITS >> BITS {
-            return Some(self.place(taken));
+            return Some(self.slot(taken));
         }
         self.take(taken, mark)
     }
 
-    fn place(&self, taken: u32) -> MutexGuard<'_, Option<T>> {
-        let place = &self.places[taken as usize % PLACES];
-        place.lock().unwrap_or_else(PoisonError::into_inner)
+    fn slot(&self, taken: u32) -> MutexGuard<'_, Option<T>> {
+        let slot = &self.slots[taken as usize % SLOTS];
+        slot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     #[cold]
     fn take(&self, before: u32, mark: Mark) -> Option<MutexGuard<'_, Option<T>>> {
-        let unlocked = (0..).zip(&self.places).find_map(|(index, place)| {
-            let guard = match place.try_lock() {
+        let unlocked = (0..).zip(&self.slots).find_map(|(index, slot)| {
+            let guard = match slot.try_lock() {
                 Ok(guard) => guard,
                 Err(TryLockError::Poisoned(error)) => error.into_inner(),
                 Err(TryLockError::WouldBlock) => return None,
@@ -86,7 +86,7 @@ impl<T> PerProcess<T> {
             // Another thread of this process was faster.
             Err(theirs) => {
                 drop(guard);
-                Some(self.place(theirs))
+                Some(self.slot(theirs))
             }
         }
     }
@@ -99,11 +99,11 @@ mod tests {
     use super::*;
 
     fn set(values: &PerProcess<u32>, mark: Mark, value: u32) {
-        *values.lock_as(mark).expect("a place") = Some(value);
+        *values.lock_as(mark).expect("a slot") = Some(value);
     }
 
     fn get(values: &PerProcess<u32>, mark: Mark) -> Option<u32> {
-        *values.lock_as(mark).expect("a place")
+        *values.lock_as(mark).expect("a slot")
     }
 
     #[test]
@@ -119,8 +119,8 @@ mod tests {
     #[test]
     fn a_process_finds_what_it_left() {
         let values = PerProcess::new();
-        *values.lock().expect("a place") = Some(10);
-        assert_eq!(*values.lock().expect("a place"), Some(10));
+        *values.lock().expect("a slot") = Some(10);
+        assert_eq!(*values.lock().expect("a slot"), Some(10));
         assert_eq!(get(&values, mark::current()), Some(10));
     }
 
@@ -128,9 +128,9 @@ mod tests {
     fn a_process_does_not_wait_for_a_lock_that_its_parent_held() {
         let values = PerProcess::new();
         let mut guards = Vec::new();
-        for mark in (1..).take(PLACES) {
+        for mark in (1..).take(SLOTS) {
             // This would block forever if it waited for the slot of an earlier process.
-            let mut guard = values.lock_as(mark).expect("one more place");
+            let mut guard = values.lock_as(mark).expect("one more slot");
             assert_eq!(guard.replace(mark), None);
             guards.push(guard);
         }
@@ -148,7 +148,7 @@ mod tests {
                 for _ in 0..THREADS {
                     scope.spawn(|| {
                         start.wait();
-                        let mut guard = values.lock_as(mark).expect("a place");
+                        let mut guard = values.lock_as(mark).expect("a slot");
                         *guard.get_or_insert(0) += 1;
                     });
                 }

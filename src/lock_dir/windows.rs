@@ -77,8 +77,8 @@ impl Dir {
     }
 }
 
-/// Checks the directory at `path`. If it is missing, `missing` determines whether it is created,
-/// `None` is returned, or an error.
+/// Checks the directory at `path`. `missing` says what to do if it is missing: create it, return
+/// `None`, or fail.
 pub(crate) fn find(
     path: &Path,
     missing: IfMissing,

@@ -79,7 +79,7 @@ fn a_process_in_a_child_namespace_is_found_by_its_pid_there() {
     assert!(pid < 100, "in a separate namespace");
     let namespace = peer.hear();
     assert_leased(&builder);
-    nor_is_it_given_where_the_system_fails_to_tell(&builder, &arguments, &namespace);
+    a_delegated_port_is_not_leased_if_the_system_fails_to_report(&builder, &arguments, &namespace);
 
     peer.say("end it");
     assert_eq!(peer.hear(), "ended");

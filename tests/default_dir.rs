@@ -29,13 +29,13 @@ fn child() {
         ("directory of the machine", directory_of_machine),
         ("closed tmp", closed_tmp),
         ("no tmp", no_tmp),
-        ("only looking", only_looking),
+        ("only inspecting", only_inspecting),
         ("working directory", working_directory),
         ("unmapped owner", unmapped_owner),
         ("unmapped defaults", unmapped_defaults),
         ("lost reservations", lost_reservations),
         ("reserve", reserve),
-        ("look", look),
+        ("inspect", inspect),
     ]);
 }
 
@@ -301,7 +301,7 @@ fn without_tmp_it_is_in_the_runtime_directory() {
 // Inspecting.
 
 /// Arguments: port.
-fn only_looking(parent: &Parent) {
+fn only_inspecting(parent: &Parent) {
     let port: u16 = parent.argument(0);
     let dir = LockDir::locate().expect("it need not exist");
     assert_eq!(dir.path(), own_dir());
@@ -326,7 +326,7 @@ fn only_looking(parent: &Parent) {
 #[test]
 fn inspecting_does_not_create_the_default_directory() {
     let block = Block::new(1);
-    if let Some(peer) = start(FRESH, "only looking", &[&block.first().to_string()]) {
+    if let Some(peer) = start(FRESH, "only inspecting", &[&block.first().to_string()]) {
         peer.finish_well();
     }
 }
@@ -654,12 +654,12 @@ fn lost_reservations(parent: &Parent) {
 
     // Inspecting creates and restores nothing, and shows what is reserved.
     reboot();
-    let mut looks = start_with_state("look", web, STATE);
-    assert_eq!(looks.ask("list"), format!("{web} web"));
+    let mut inspector = start_with_state("inspect", web, STATE);
+    assert_eq!(inspector.ask("list"), format!("{web} web"));
     assert!(!own_dir().exists());
 
     // A missing default directory is not gone for good.
-    assert_eq!(looks.ask("clean-copies"), "0");
+    assert_eq!(inspector.ask("clean-copies"), "0");
     assert_eq!(
         start_with_state("reserve", web, STATE).hear(),
         web.to_string()
@@ -669,12 +669,12 @@ fn lost_reservations(parent: &Parent) {
     reboot();
     let caller = start_with_state("caller", web, STATE);
     assert!(caller.hear().starts_with("Tmp "));
-    assert_eq!(looks.ask("clean-copies"), "1");
+    assert_eq!(inspector.ask("clean-copies"), "1");
     parent.say("done");
 }
 
 /// Lists the reservations, or removes copies.
-fn look(parent: &Parent) {
+fn inspect(parent: &Parent) {
     loop {
         parent.say(match &*parent.hear() {
             "list" => {

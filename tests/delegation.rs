@@ -17,7 +17,7 @@ use portlock_testkit::{
 
 #[test]
 fn child() {
-    let roles: [(&str, Role); 2] = [("delegate", delegate), ("look", look)];
+    let roles: [(&str, Role); 2] = [("delegate", delegate), ("check", check)];
     #[cfg(target_os = "linux")]
     let roles = [&roles[..], &linux::ROLES].concat();
     run_child(&roles);
@@ -200,22 +200,22 @@ fn a_lease_can_be_released_while_others_check_it() {
     let builder = builder(dir.path(), block.first());
     let locks = LockDir::open(dir.path()).expect("trusted");
     let port = block.first().to_string();
-    let mut looker = Peer::start("look", &[text(dir.path()), &port]);
-    assert_eq!(looker.hear(), "looking");
+    let mut checker = Peer::start("check", &[text(dir.path()), &port]);
+    assert_eq!(checker.hear(), "checking");
     for _ in 0..200 {
         // The checking process may have it for a moment, when no process leases it.
         let lease = builder.acquire().expect("soon");
         lease.delegate_to(std::process::id()).expect("it lives");
         locks.release(block.first()).expect("our own");
     }
-    looker.kill();
+    checker.kill();
 }
 
 /// Arguments: lock directory and port.
-fn look(parent: &Parent) {
+fn check(parent: &Parent) {
     let dir: String = parent.argument(0);
     let builder = builder(Path::new(&dir), parent.argument(1));
-    parent.say("looking");
+    parent.say("checking");
     std::thread::spawn(move || {
         loop {
             drop(builder.try_acquire());

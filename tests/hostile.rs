@@ -180,7 +180,7 @@ impl Scene {
 }
 
 /// Returns everything about a file that a call could change, except the access time.
-fn look(path: &Path) -> (fs::FileType, [i64; 9], Vec<u8>) {
+fn snapshot(path: &Path) -> (fs::FileType, [i64; 9], Vec<u8>) {
     let stat = fs::symlink_metadata(path).expect("it is there");
     let content = if stat.is_file() {
         fs::read(path).unwrap_or_default()
@@ -202,13 +202,13 @@ fn look(path: &Path) -> (fs::FileType, [i64; 9], Vec<u8>) {
     (stat.file_type(), numbers, content)
 }
 
-type Look = BTreeMap<OsString, (fs::FileType, [i64; 9], Vec<u8>)>;
+type Snapshot = BTreeMap<OsString, (fs::FileType, [i64; 9], Vec<u8>)>;
 
 /// Returns the same for a directory and everything in it.
-fn look_at_all(dir: &Path) -> Look {
+fn snapshot_all(dir: &Path) -> Snapshot {
     let entries = fs::read_dir(dir).expect("our own").flatten();
-    let all = entries.map(|entry| (entry.file_name(), look(&entry.path())));
-    all.chain([(".".into(), look(dir))]).collect()
+    let all = entries.map(|entry| (entry.file_name(), snapshot(&entry.path())));
+    all.chain([(".".into(), snapshot(dir))]).collect()
 }
 
 fn make_fifo(path: &Path, mode_of_it: u32) {
@@ -375,7 +375,7 @@ fn a_users_own_directory_that_another_user_created_first() {
         ),
         (|path, _| make_fifo(path, 0o666), "not a directory"),
     ];
-    let before = look_at_all(scene.outside.path());
+    let before = snapshot_all(scene.outside.path());
     let port = block.first().to_string();
     let mut user = own_directory_of(uid, &port);
     for (plant, why) in plants {
@@ -386,9 +386,9 @@ fn a_users_own_directory_that_another_user_created_first() {
         assert_says(&said, "LockDir", &[text(&path), why]);
         user = own_directory_of(uid, &port);
     }
-    assert_eq!(look_at_all(scene.outside.path()), before);
+    assert_eq!(snapshot_all(scene.outside.path()), before);
     let said = user.ask("now");
-    let made = look(&path);
+    let made = snapshot(&path);
     remove(&path);
     assert_eq!(said, "free");
     assert_eq!(made.1[1] & 0o7777, 0o700);
@@ -502,7 +502,7 @@ fn entries_that_are_not_lock_files() {
         if why != "second hard link" {
             give_away(&file);
         }
-        let (outside, planted) = (look_at_all(scene.outside.path()), look(&file));
+        let (outside, planted) = (snapshot_all(scene.outside.path()), snapshot(&file));
         for victim in &mut victims {
             assert_says(
                 &victim.ask(format!("try {port}")),
@@ -514,9 +514,9 @@ fn entries_that_are_not_lock_files() {
             assert!(!listed.contains(&format!("port: {port},")), "{listed}");
             assert!(listed.contains(&format!("port: {other},")), "{listed}");
             assert_says(&victim.ask("clean"), "CleanCounts", &[]);
-            assert_eq!(look(&file), planted, "{why}");
+            assert_eq!(snapshot(&file), planted, "{why}");
         }
-        assert_eq!(look_at_all(scene.outside.path()), outside, "{why}");
+        assert_eq!(snapshot_all(scene.outside.path()), outside, "{why}");
         remove(&file);
         for victim in &mut victims {
             assert_eq!(victim.ask(format!("try {port}")), "free", "after: {why}");
@@ -793,7 +793,7 @@ fn files_that_are_not_wait_queues() {
             if what != "hard link" {
                 give_away(&line);
             }
-            let (outside, planted) = (look_at_all(scene.outside.path()), look(&line));
+            let (outside, planted) = (snapshot_all(scene.outside.path()), snapshot(&line));
             let held = builder(scene.dir(), port..=port).acquire().expect("free");
             for waiter in &mut waiters {
                 waiter.say(&format!("wait {port}"));
@@ -811,16 +811,16 @@ fn files_that_are_not_wait_queues() {
                 let waiter = left.swap_remove(lucky);
                 assert_eq!(waiter.ask(format!("release {port}")), "released", "{what}");
             }
-            assert_eq!(look_at_all(scene.outside.path()), outside, "{what}");
-            let now = look(&line);
+            assert_eq!(snapshot_all(scene.outside.path()), outside, "{what}");
+            let now = snapshot(&line);
             if planted.0.is_fifo() && what != "hard link" {
                 // It may serve as a wait queue.
                 assert_eq!(now.1[..4], planted.1[..4], "{what}");
             } else {
                 assert_eq!(now, planted, "{what}");
                 assert_says(&waiters[0].ask("clean"), "CleanCounts", &[]);
-                assert_eq!(look(&line), planted, "{what}");
-                assert_eq!(look_at_all(scene.outside.path()), outside, "{what}");
+                assert_eq!(snapshot(&line), planted, "{what}");
+                assert_eq!(snapshot_all(scene.outside.path()), outside, "{what}");
             }
             remove(&line);
         }
@@ -874,13 +874,13 @@ fn a_lock_file_that_is_replaced_while_others_wait() {
         assert_eq!(holder.ask(format!("hold {port}")), "held");
         let planted = scene.dir().join("planted");
         plant(&planted, &scene);
-        let outside = look_at_all(scene.outside.path());
+        let outside = snapshot_all(scene.outside.path());
         let mut waiter = obedient(SOMEBODY, scene.dir());
         waiter.say(&format!("wait {port}"));
         thread::sleep(Duration::from_millis(5));
         fs::rename(&planted, scene.file()).expect("our own");
         assert_says(&waiter.hear(), "Lock", &[text(&scene.file()), why]);
-        assert_eq!(look_at_all(scene.outside.path()), outside, "{why}");
+        assert_eq!(snapshot_all(scene.outside.path()), outside, "{why}");
         assert_eq!(holder.ask(format!("release {port}")), "released");
         remove(&scene.file());
         assert_eq!(waiter.ask(format!("try {port}")), "free");
@@ -914,7 +914,7 @@ fn every_umask_leads_to_the_same_modes() {
             assert_eq!(waiter.hear(), "held");
             let file = dir.join(port.to_string());
             for (path, expected) in [(line, expected), (file, expected | 0o1000)] {
-                let made = look(&path).1[1] & 0o7777;
+                let made = snapshot(&path).1[1] & 0o7777;
                 assert_eq!(made, expected, "umask {mask:o}: {}", path.display());
             }
         }
@@ -1005,7 +1005,7 @@ fn users_compete() {
     for entry in fs::read_dir(scene.dir()).expect("ours").flatten() {
         let is_line = text(&entry.path()).contains("/.waiting.");
         let expected = if is_line { 0o666 } else { 0o1666 };
-        assert_eq!(look(&entry.path()).1[1] & 0o7777, expected);
+        assert_eq!(snapshot(&entry.path()).1[1] & 0o7777, expected);
     }
 }
 

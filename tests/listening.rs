@@ -56,9 +56,9 @@ fn a_lease_without_a_host_has_its_server_on_either_loopback_address() {
         .lock_dir(dir.path());
     let (v4, v6) = (Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST);
     let port = builder.acquire().expect("free");
-    let nobody = port.wait_until_listening(Duration::ZERO);
+    let timed_out = port.wait_until_listening(Duration::ZERO);
     let both = format!("127.0.0.1:{port} or [::1]:{port}");
-    assert_error(nobody, ErrorKind::Timeout, &[&both]);
+    assert_error(timed_out, ErrorKind::Timeout, &[&both]);
     for host in [v4.into(), v6.into()] {
         let address = SocketAddr::new(host, port.port());
         if address.is_ipv6() && !has_ipv6() {
@@ -74,8 +74,8 @@ fn a_lease_without_a_host_has_its_server_on_either_loopback_address() {
     let port = builder.host(v4).acquire().expect("free");
     if has_ipv6() {
         let _server = TcpListener::bind((v6, port.port())).expect("free");
-        let nobody = port.wait_until_listening(Duration::ZERO);
-        assert_error(nobody, ErrorKind::Timeout, &["127.0.0.1"]);
+        let timed_out = port.wait_until_listening(Duration::ZERO);
+        assert_error(timed_out, ErrorKind::Timeout, &["127.0.0.1"]);
     }
     let _server = TcpListener::bind((v4, port.port())).expect("leased to us");
     port.wait_until_listening(LONG).expect("it listens");
@@ -108,8 +108,8 @@ fn a_name_stands_for_all_its_addresses() {
     let server = TcpListener::bind((Ipv4Addr::LOCALHOST, block.first())).expect("free");
     wait_until_listening(name, LONG).expect("it listens");
     drop(server);
-    let nobody = wait_until_listening(name, Duration::ZERO);
-    assert_error(nobody, ErrorKind::Timeout, &["127.0.0.1"]);
+    let timed_out = wait_until_listening(name, Duration::ZERO);
+    assert_error(timed_out, ErrorKind::Timeout, &["127.0.0.1"]);
     // Longer than a label may be (RFC 1035), so that no name server is queried.
     let no_name = ("x".repeat(64), block.first());
     let unknown = wait_until_listening((&*no_name.0, no_name.1), LONG);
@@ -138,7 +138,7 @@ fn temporary_errors_are_retried_and_reported() {
     };
     let [server, none] = [block.first(), block.first() + 1].map(|port| format!("127.0.0.1:{port}"));
     let _server = TcpListener::bind(&server).expect("a free port");
-    for (error, told) in [
+    for (error, reported) in [
         ("ENETUNREACH", "Network is unreachable"),
         ("EHOSTUNREACH", "No route to host"),
         ("EADDRNOTAVAIL", "Cannot assign requested address"),
@@ -150,7 +150,7 @@ fn temporary_errors_are_retried_and_reported() {
         let lasting = said(&server, "20", &format!("error={error}"));
         let start = format!("Timeout nothing accepts connections at {server} after 0.");
         assert!(lasting.starts_with(&start), "{lasting}");
-        assert!(lasting.contains(told), "{lasting}");
+        assert!(lasting.contains(reported), "{lasting}");
     }
     // The last error is reported, but among several addresses a refusal is preferred.
     let changing = said(&none, "0", "error=ENETDOWN:when=1");

@@ -38,7 +38,7 @@ fn child() {
         ("try once", try_once),
         ("keep for life", keep_for_life),
         #[cfg(target_os = "linux")]
-        ("look", look),
+        ("check", check),
         #[cfg(target_os = "linux")]
         ("copy with the same pid", same_pid::copy),
         #[cfg(target_os = "linux")]
@@ -51,12 +51,12 @@ fn child() {
 /// Inspects the lock directory repeatedly, in every way that does not lease. Arguments: lock
 /// directory and port.
 #[cfg(target_os = "linux")]
-fn look(parent: &Parent) {
+fn check(parent: &Parent) {
     let dir: String = parent.argument(0);
     let port = parent.argument(1);
     let builder = builder(&dir, port..=port);
     let locks = LockDir::open(Path::new(&dir)).expect("trusted");
-    parent.say("looking");
+    parent.say("checking");
     thread::spawn(move || {
         loop {
             let _ = locks.entries();
@@ -76,9 +76,9 @@ fn look(parent: &Parent) {
 fn a_caller_that_does_not_wait_is_not_refused_because_of_checks() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let arguments = [text(dir.path()), &block.first().to_string()];
-    let lookers: Vec<Peer> = (0..3).map(|_| Peer::start("look", &arguments)).collect();
-    for looker in &lookers {
-        assert_eq!(looker.hear(), "looking");
+    let checkers: Vec<Peer> = (0..3).map(|_| Peer::start("check", &arguments)).collect();
+    for checker in &checkers {
+        assert_eq!(checker.hear(), "checking");
     }
     let builder = builder(text(dir.path()), block.ports.clone());
     let mut refused = Vec::new();
@@ -87,8 +87,8 @@ fn a_caller_that_does_not_wait_is_not_refused_because_of_checks() {
         refused.extend(builder.try_acquire().map(drop).err());
         refused.extend(builder.check().err());
     }
-    for mut looker in lookers {
-        looker.kill();
+    for mut checker in checkers {
+        checker.kill();
     }
     let (some, n) = (refused.first(), refused.len());
     assert!(refused.is_empty(), "{n} of {tries} were refused: {some:?}");

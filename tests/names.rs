@@ -157,7 +157,7 @@ fn caller(parent: &Parent) {
                 let port: u16 = argument.parse().expect("a port");
                 any.clone().ports(port).check().map(|()| "free".to_owned())
             }
-            "look" => locks()
+            "show" => locks()
                 .reservation(argument, &root)
                 .map(|found| match found {
                     Some(found) => format!("{} {:?}", found.port, found.state),
@@ -214,7 +214,7 @@ fn port(said: String) -> String {
 fn a_name_has_the_same_port_every_time_and_no_other_caller_gets_it() {
     let project = Project::new(8);
     let (mut caller, mut other) = (project.caller(), project.caller());
-    assert_eq!(caller.ask("look web"), "none");
+    assert_eq!(caller.ask("show web"), "none");
     let web = port(caller.ask("reserve web"));
     let api = port(other.ask("reserve api"));
     assert_ne!(web, api);
@@ -224,7 +224,7 @@ fn a_name_has_the_same_port_every_time_and_no_other_caller_gets_it() {
         assert_eq!(other.ask("lease web"), web);
         assert_eq!(other.ask("end"), "done");
     }
-    assert_eq!(other.ask("look web"), format!("{web} Present"));
+    assert_eq!(other.ask("show web"), format!("{web} Present"));
     let refused = other.ask(format!("port {web}"));
     assert_says(
         &refused,
@@ -256,7 +256,7 @@ fn every_end_of_a_lease_keeps_the_reservation() {
     let web = port(other.ask("reserve web"));
     let assert_reserved = |other: &mut Peer| {
         assert_says(&other.ask(format!("port {web}")), &["1 reserved"]);
-        assert_eq!(other.ask("look web"), format!("{web} Present"));
+        assert_eq!(other.ask("show web"), format!("{web} Present"));
     };
     // Released, killed, delegated, released by force, cleaned.
     assert_eq!(caller.ask("lease web"), web);
@@ -379,7 +379,7 @@ fn a_reservation_outlives_the_lock_directory_and_ends_with_its_root() {
     assert_eq!(caller.ask("lease web"), web);
     assert_eq!(caller.ask("end"), "done");
     fs::remove_dir(&project.root).expect("our own");
-    let said = caller.ask("look web");
+    let said = caller.ask("show web");
     // Wine reports no creation time, so nothing is proven there.
     if cfg!(windows) && said == format!("{web} RootNotFound") {
         assert_says(&caller.ask(format!("port {web}")), &["1 reserved"]);
@@ -514,7 +514,7 @@ fn many_processes_reserve_the_same_names_and_some_are_killed() {
         assert_eq!(listed.split(", ").count(), names, "{listed}");
         for (name, port) in &ports {
             assert_eq!(
-                &caller.ask(format!("look {name}")),
+                &caller.ask(format!("show {name}")),
                 &format!("{port} Present")
             );
             if !is_rebooted {

@@ -176,13 +176,13 @@ fn a_callback_is_called_during_a_wait_only() {
     let builder = builder(dir.path(), block.ports.clone())
         .timeout(LONG)
         .label("api under test");
-    let told = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::new(Mutex::new(Vec::new()));
     let watched = {
-        let told = told.clone();
+        let seen = seen.clone();
         builder.clone().on_wait(move |status| {
-            let mut told = told.lock().expect("no panic");
-            told.push(status.clone());
-            match told.len() {
+            let mut seen = seen.lock().expect("no panic");
+            seen.push(status.clone());
+            match seen.len() {
                 3 => ControlFlow::Break(()),
                 _ => ControlFlow::Continue(()),
             }
@@ -191,7 +191,7 @@ fn a_callback_is_called_during_a_wait_only() {
     let lease = watched.acquire().expect("free");
     let error = watched.try_acquire().expect_err("leased");
     assert_eq!(error.kind(), ErrorKind::Exhausted);
-    assert!(told.lock().expect("no panic").is_empty(), "nothing waited");
+    assert!(seen.lock().expect("no panic").is_empty(), "nothing waited");
 
     let port = lease.port();
     let holder = format!(": 1 leased ({port} by pid {}", std::process::id());
@@ -213,18 +213,18 @@ fn a_callback_is_called_during_a_wait_only() {
             "{message}"
         );
         assert_eq!(error.counts().map(|counts| counts.leased), Some(1));
-        let told = std::mem::take(&mut *told.lock().expect("no panic"));
-        assert_eq!(told.len(), 3);
-        assert!(told.iter().all(|status| status.counts().leased == 1));
+        let seen = std::mem::take(&mut *seen.lock().expect("no panic"));
+        assert_eq!(seen.len(), 3);
+        assert!(seen.iter().all(|status| status.counts().leased == 1));
         // When the wait begins, and then at most every tenth of a second.
-        assert!(told[1].elapsed() >= told[0].elapsed() + Duration::from_millis(100));
-        assert!(told[2].elapsed() >= told[1].elapsed() + Duration::from_millis(100));
+        assert!(seen[1].elapsed() >= seen[0].elapsed() + Duration::from_millis(100));
+        assert!(seen[2].elapsed() >= seen[1].elapsed() + Duration::from_millis(100));
     }
     // Nothing was kept.
     lease.release().expect("our own");
     let again = watched.try_acquire().expect("free");
     assert_eq!(again.port(), port);
-    assert!(told.lock().expect("no panic").is_empty());
+    assert!(seen.lock().expect("no panic").is_empty());
 }
 
 /// One caller is the leader of the wait queue, and one is behind it.

@@ -16,7 +16,7 @@
 //!
 //! In a shared directory every user can do some harm, though only inside it: keep ports from
 //! others (by locking files or replacing them), delay waiters until the timeout, end a
-//! *delegated* lease by writing to its record, and remove or rename a lock file that this user
+//! *delegated* lease by writing to its record, and remove or rename a lock file that they
 //! created. Removing or replacing a lock file or the directory during a lease always breaks
 //! exclusivity: the lock continues on a file that is no longer at its path. Later callers in the
 //! same process still know about the lease, by the process-wide set; other callers only if the

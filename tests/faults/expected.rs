@@ -30,7 +30,7 @@ pub(crate) fn can_give(call: &Call) -> Option<&'static [&'static str]> {
         ("openat to write", Stray) => &[
             "EACCES", "EINTR", "EIO", "EMFILE", "ENFILE", "ENOMEM", "ENOSPC", "EROFS",
         ],
-        ("openat to write", LockFile | Line) => &[
+        ("openat to write", LockFile | WaitQueue) => &[
             "EACCES", "EINTR", "EIO", "EMFILE", "ENFILE", "ENOMEM", "EROFS",
         ],
         ("openat to create", _) => &[
@@ -56,14 +56,14 @@ pub(crate) fn can_give(call: &Call) -> Option<&'static [&'static str]> {
             &["EACCES", "EIO", "ENOMEM", "EROFS"]
         }
         // A FIFO and the others exist only in the kernel; EIO is only for thoroughness.
-        ("write", Line) => &["EIO"],
-        ("utimensat", Line) => &["EACCES", "EIO", "EROFS"],
+        ("write", WaitQueue) => &["EIO"],
+        ("utimensat", WaitQueue) => &["EACCES", "EIO", "EROFS"],
         ("inotify_init1" | "epoll_create1", _) => &["EMFILE", "ENFILE", "ENOMEM"],
         ("inotify_rm_watch", _) => &[],
         ("inotify_add_watch", _) => &["EACCES", "ENOMEM", "ENOSPC"],
         ("epoll_ctl", _) => &["ENOMEM", "ENOSPC"],
         ("poll" | "ppoll", Watch) => &["EINTR", "ENOMEM"],
-        ("epoll_wait" | "epoll_pwait" | "epoll_pwait2", Bell) => &["EINTR"],
+        ("epoll_wait" | "epoll_pwait" | "epoll_pwait2", Wakeup) => &["EINTR"],
         // EIO and ENOSPC are about earlier writes.
         ("close", LockFile | Stray) => &["EINTR", "EIO", "ENOSPC"],
         ("close", Copies) if call.arguments.contains("/.new.") => &["EINTR", "EIO", "ENOSPC"],
@@ -111,20 +111,20 @@ pub(crate) fn expected(scenario: Scenario, call: &Call, fault: Fault) -> Option<
         ("close", ..) => Works,
 
         // It only makes waiting cheaper: without it, a waiter rescans from time to time.
-        (_, Watch | Bell | LineStray, _) => Works,
+        (_, Watch | Wakeup | WaitQueueStray, _) => Works,
         // Here also a call that was interrupted before, and then failed.
-        ("unlock", Line, "") => WorksOrFails(ErrorKind::Lock, &["lock"]),
+        ("unlock", WaitQueue, "") => WorksOrFails(ErrorKind::Lock, &["lock"]),
         ("unlock", LockFile, "") if scenario.is_of_name() => {
             WorksOrFails(ErrorKind::Lock, &["lock", "unlock"])
         }
-        ("unlock" | "write", Line, _) => Works,
-        (_, Line, _) if scenario != Clean => Works,
-        ("statx", Line, _) => Fails(ErrorKind::LockDir, &["read"]),
+        ("unlock" | "write", WaitQueue, _) => Works,
+        (_, WaitQueue, _) if scenario != Clean => Works,
+        ("statx", WaitQueue, _) => Fails(ErrorKind::LockDir, &["read"]),
         // A wait queue that cannot be inspected is kept, and so is another user's.
-        ("unlinkat", Line, "EACCES") => Missed,
-        ("unlinkat", Line, _) => Fails(ErrorKind::Lock, &["remove"]),
-        ("flock", Line, "EINTR") => Works,
-        (_, Line, _) => Missed,
+        ("unlinkat", WaitQueue, "EACCES") => Missed,
+        ("unlinkat", WaitQueue, _) => Fails(ErrorKind::Lock, &["remove"]),
+        ("flock", WaitQueue, "EINTR") => Works,
+        (_, WaitQueue, _) => Missed,
 
         ("readlink", Root | Tmp, _) => Fails(ErrorKind::InvalidName, &[FOR_ROOT]),
         // What cannot be inspected is not proven to be gone.

@@ -182,16 +182,16 @@ pub(crate) fn run(
 
     let blocker = Arc::clone(&stage.blocker);
     let inject = fault.map(|(fault, call)| fault.inject(call));
-    let mut looks = 0;
+    let mut rescans = 0;
     let tracer = Tracer::attach(&thread, inject, move |line| {
         if !line.starts_with("flock(") || !line.contains("EAGAIN") {
             return;
         }
         let is_line = line.contains("/.waiting.");
-        looks += usize::from(!is_line);
+        rescans += usize::from(!is_line);
         // It has seen that another process is the leader; or it has rescanned with its watch set
         // up, and the port is still leased.
-        if scenario == Behind && is_line || matches!(scenario, Behind | Wait) && looks == 2 {
+        if scenario == Behind && is_line || matches!(scenario, Behind | Wait) && rescans == 2 {
             blocker.lock().expect("no panic").take();
         }
     })?;
@@ -392,10 +392,10 @@ pub(crate) fn judge(
     }
     let part = call.part.expect("in the cycle");
     let Some(outcome) = outcomes.get(part) else {
-        return Err(format!("it only gave {outcomes:?}"));
+        return Err(format!("the only outcome was {outcomes:?}"));
     };
     let Some(expect) = expected(scenario, call, fault) else {
-        return Err(format!("nobody has thought about it; it gave {outcomes:?}"));
+        return Err(format!("it is not listed; the outcome was {outcomes:?}"));
     };
     let is_same = outcomes.len() == clean.outcomes.len()
         && outcomes

@@ -374,7 +374,7 @@ pub(crate) enum Blocker {
     },
     Socket(Socket),
     /// A lease, and the leadership of the wait queue.
-    Line(Option<FreePort>, File),
+    WaitQueue(Option<FreePort>, File),
 }
 
 impl Drop for Blocker {
@@ -385,7 +385,7 @@ impl Drop for Blocker {
                 // A child that the other thread is spawning may have it too.
                 let _ = socket.set_reuse_address(true);
             }
-            Self::Line(lease, fifo) => {
+            Self::WaitQueue(lease, fifo) => {
                 lease.take();
                 leave(fifo);
             }
@@ -510,7 +510,8 @@ impl Stage {
                 let mut paths = names.map(|entry| entry.path());
                 let line = paths.find(|path| text(path).contains("/.waiting."));
                 let fifo = lead(&line.expect("one has waited"));
-                *self.blocker.lock().expect("no panic") = Some(Blocker::Line(Some(lease), fifo));
+                *self.blocker.lock().expect("no panic") =
+                    Some(Blocker::WaitQueue(Some(lease), fifo));
                 self.blocked = Some(port);
             }
             Held | Exhausted | Vain | Wait => {
@@ -683,10 +684,10 @@ impl Stage {
             problems.push(format!("{port} was given, but was not to be had"));
         }
         if !self.is_locked(port) {
-            problems.push(format!("{port} was given, but nobody has its lock"));
+            problems.push(format!("{port} was leased, but no process has its lock"));
         }
         if self.lease(port).map_err(|error| error.kind()).err() != Some(ErrorKind::Exhausted) {
-            problems.push(format!("{port} was given twice"));
+            problems.push(format!("{port} was leased twice"));
         }
         problems
     }

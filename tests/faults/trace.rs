@@ -26,9 +26,9 @@ pub(crate) enum Object {
     /// A lock file that is not at its path yet.
     Stray,
     /// The wait queue.
-    Line,
+    WaitQueue,
     /// A wait queue that is not at its path yet.
-    LineStray,
+    WaitQueueStray,
     /// The mark that reservations have been restored.
     Mark,
     /// Copies of reservations.
@@ -38,7 +38,7 @@ pub(crate) enum Object {
     /// The kernel's notifications of releases to the leader,
     Watch,
     /// and of its turn to the waiters behind it.
-    Bell,
+    Wakeup,
     /// The path of the directory of all users,
     Machine,
     /// and the parent of the default directory.
@@ -60,13 +60,13 @@ impl fmt::Display for Object {
             Dir => "directory",
             LockFile => "lock file",
             Stray => "new lock file",
-            Line => "line",
-            LineStray => "new line",
+            WaitQueue => "wait queue",
+            WaitQueueStray => "new wait queue",
             Mark => "mark",
             Copies => "copies",
             Root => "root",
             Watch => "watch",
-            Bell => "bell",
+            Wakeup => "wakeup",
             Machine => "/run/portlock",
             Tmp => "/tmp",
             Process => "process",
@@ -261,7 +261,7 @@ fn object(name: &str, arguments: &str, paths: &Paths<'_>) -> Object {
     let path = match (name, descriptor, path) {
         ("socket", ..) => return Socket,
         ("inotify_init1" | "inotify_add_watch" | "inotify_rm_watch", ..) => return Watch,
-        ("epoll_create1", ..) => return Bell,
+        ("epoll_create1", ..) => return Wakeup,
         ("getrandom", ..) | (_, None, None) => return Nothing,
         (_, None, Some(path)) => PathBuf::from(path),
         (_, Some(descriptor), None) => PathBuf::from(descriptor),
@@ -273,9 +273,9 @@ fn object(name: &str, arguments: &str, paths: &Paths<'_>) -> Object {
     if path == dir {
         Dir
     } else if is_in_dir && named.starts_with(".new.waiting.") {
-        LineStray
+        WaitQueueStray
     } else if is_in_dir && named.starts_with(".waiting.") {
-        Line
+        WaitQueue
     } else if is_in_dir && named.starts_with(".new.") {
         Stray
     } else if is_in_dir && named.starts_with(".restored.") {
@@ -299,7 +299,7 @@ fn object(name: &str, arguments: &str, paths: &Paths<'_>) -> Object {
     } else if named.contains("inotify") {
         Watch
     } else if named.contains("[eventpoll]") {
-        Bell
+        Wakeup
     } else if named.contains(":[") {
         Socket
     } else {

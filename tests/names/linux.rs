@@ -49,10 +49,10 @@ fn home_on_a_disk(parent: &Parent) {
     assert_says(&caller.ask("any"), &["3 leased", "1 reserved"]);
 
     mount();
-    assert_eq!(project.caller().ask("look web"), format!("{web} Present"));
+    assert_eq!(project.caller().ask("show web"), format!("{web} Present"));
     assert_eq!(project.caller().ask("lease web"), web);
     fs::remove_dir(&project.root).expect("our own");
-    assert_eq!(project.caller().ask("look web"), format!("{web} RootGone"));
+    assert_eq!(project.caller().ask("show web"), format!("{web} RootGone"));
     parent.say("done");
 }
 

@@ -161,7 +161,7 @@ fn a_reservation_ends_with_its_root() {
         port(caller.ask("reserve api")),
     );
     fs::remove_dir(&project.root).expect("our own");
-    assert_eq!(caller.ask("look web"), format!("{web} RootGone"));
+    assert_eq!(caller.ask("show web"), format!("{web} RootGone"));
     assert_eq!(other.ask(format!("port {web}")), web);
     assert_eq!(len(&project.lock_file(&web)), 256);
     assert_eq!(other.ask("clean"), "1 1");
@@ -192,7 +192,7 @@ fn a_root_that_cannot_be_found_counts() {
     }
     fs::remove_dir(project.parent.path()).expect("our own");
     fs::rename(&elsewhere, project.parent.path()).expect("our own");
-    assert_eq!(caller.ask("look web"), format!("{web} Present"));
+    assert_eq!(caller.ask("show web"), format!("{web} Present"));
     assert_eq!(caller.ask("lease web"), web);
 }
 

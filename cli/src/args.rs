@@ -44,18 +44,108 @@ pub(crate) struct Args {
 }
 
 #[derive(Debug, Subcommand)]
+// Only the command that is called is built: building all of them would take a tenth of the time
+// of `pick`. What describes a command stands here, and not at its arguments, because the help
+// for all commands shows it.
+#[command(defer = true)]
 pub(crate) enum Command {
+    /// Lease ports for CMD: the lease lasts as long as CMD.
+    ///
+    /// CMD finds the first port in PORT, and if there are several, all of them in
+    /// PORT_1, PORT_2 and so on; or it finds them in the variables named with --env. In
+    /// its arguments, {port} or {port1} is replaced by the first, {port2} by the second,
+    /// and {NAME} by that of the variable NAME. Other text in braces stays as it is, and so
+    /// does ${NAME}, which is a shell's. A misspelled {NAME} or a {port2} without a second
+    /// port is an error.
+    ///
+    /// With --name web --name api-v2, the ports are those that are reserved for these names, and
+    /// CMD finds them in WEB_PORT and API_V2_PORT, and the first in PORT too. In its arguments,
+    /// {web} and {api-v2} are replaced. If another process has leased one of them, portlock
+    /// waits for it.
     Run(Run),
+    /// Lease ports for a process that is already running, and print them.
+    ///
+    /// The lease lasts as long as that process. By default, it is the process that will use
+    /// the port: a script, an interpreter, make, not the subshell or the timeout(1) that only
+    /// passes the output of portlock on.
     Pick(Pick),
+    /// Print the ports that are reserved for names, as variables such as WEB_PORT=23117.
+    ///
+    /// A name that has no port yet is reserved one. From then on it has the same port every
+    /// day, also after a restart of the machine, and nobody else is leased that port, until
+    /// `portlock release NAME` or until the root directory is gone, as after `git worktree
+    /// remove`. The variable is the name in upper case, with _ instead of -, and _PORT.
+    ///
+    /// `eval "$(portlock env web api)"` sets them in a shell; with --format export, the programs
+    /// that it starts have them too.
     Env(Env),
+    /// Print the port that is reserved for a name, and nothing else.
+    ///
+    /// A name that has no port yet is reserved one, as by `portlock env`.
     Port(Port),
+    /// Stop the processes that have leased the ports of names.
+    ///
+    /// Only these processes and their descendants are ended, and never portlock itself or a
+    /// process that it was started from. The reservations stay: what is started again under
+    /// the same name has the same port.
+    ///
+    /// The exit status is 0 if none of these processes is left, and 124 if one is.
     #[command(hide = !sys::CAN_STOP)]
     Stop(Stop),
+    /// List every lease, and whether the server on its port is the holder's.
+    ///
+    /// PROGRAM is what the holder runs now. A port without a server is "not bound yet", and
+    /// "bound" by a server of the holder, which is that process, a descendant of it or a process
+    /// that has inherited the lease. Otherwise the list shows by which process the port is
+    /// served, or that the server is unknown: its process cannot be seen, or it may have
+    /// daemonized.
+    ///
+    /// A port that is reserved for a name and not leased is shown as reserved.
+    ///
+    /// A lock file that is left from an earlier lease is shown as stale. It does no
+    /// harm, and its port is free. Where the system does not list the locks that are
+    /// held, a lock file that this user cannot open is shown as unknown.
     List(List),
+    /// Say whether ports are free, leased or bound, and who has them.
+    ///
+    /// That is the holder of the lease and the process that serves the port, each with its
+    /// user, as far as they can be seen: of other users' servers, Linux shows the user, macOS
+    /// nothing, and Windows the process. On Linux, JSON has the command line and directory too.
+    ///
+    /// A port that is reserved for a name is free if it is named so, and not free as a number.
+    ///
+    /// The exit status is 0 if all are free, 1 if one is leased or reserved, and 3 if one is
+    /// bound by a program without a lease, or may not be bound.
     Check(Check),
+    /// Wait until each port has its server, or until each is free.
+    ///
+    /// On a leased port it waits for the server of the lease's holder: that process, a
+    /// descendant of it or a process that has inherited the lease. A server of which nobody can
+    /// tell is accepted, with a note: one that daemonized, or one of another user (on Windows,
+    /// only if its process may not be opened). On a port that is neither leased nor reserved, any
+    /// server will do. A reserved port that is not leased is waited for until it is, and has the
+    /// holder's server; a name that has no port yet, until it has one.
+    ///
+    /// A connection that is refused or not answered, or for which there is no network yet, is
+    /// tried again. The exit status is 3 if another process's server answers, and 124 if a port
+    /// is not ready in time.
     Wait(Wait),
+    /// End the lease of a port that was picked, or the reservation of a name.
+    ///
+    /// By its number, the lease of a port that was picked is ended, and a reservation stays. A
+    /// lease that a running process holds itself ends with that process.
+    ///
+    /// By its name, the reservation is ended: the name has no port any more, and any caller can
+    /// be leased the port. That is an error as long as a process holds it. A picked lease goes
+    /// on. A reservation that cannot be read has no name, and is ended by the number of its port.
     Release(Release),
+    /// Remove the lock files of ports that are neither leased nor reserved.
+    ///
+    /// There is no need to: they do no harm. A reservation is removed if its root directory is
+    /// gone for certain. One whose root directory cannot be found, as on a disk that is not
+    /// mounted, is kept and listed.
     Clean(Clean),
+    /// Print sets of ports: by default those that are left for servers here.
     Ports(Ports),
     /// Print which lock directory is in use and why, and check it.
     ///
@@ -63,6 +153,12 @@ pub(crate) enum Command {
     /// sharing them with this one, and says when /tmp is private to a service or sandbox,
     /// where that can be seen. It leaves nothing behind, and fails if no lock file can be created.
     Dir(Json),
+    /// Serve ports to portpicker and all who speak its protocol.
+    ///
+    /// Programs that are started with PORTSERVER_ADDRESS set to the same address ask
+    /// this server. Each port that it grants is leased from the lock directory for as
+    /// long as the client that it is for lives, so they never collide with other
+    /// users of portlock; and the server can be killed and started again at any time.
     Serve(Serve),
     /// Print shell completions.
     Completions {
@@ -76,7 +172,8 @@ pub(crate) enum Command {
     },
 }
 
-/// Which ports to lease, how many, and how long to wait for them.
+// Which ports to lease, how many, and how long to wait for them. A doc comment here, as on any other
+// arguments that are flattened, would describe the commands that have them.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Selection {
     /// The ports to choose from, such as 4000-4999,!4045,7000
@@ -166,19 +263,6 @@ impl Selection {
     }
 }
 
-/// Lease ports for CMD: the lease lasts as long as CMD.
-///
-/// CMD finds the first port in PORT, and if there are several, all of them in
-/// PORT_1, PORT_2 and so on; or it finds them in the variables named with --env. In
-/// its arguments, {port} or {port1} is replaced by the first, {port2} by the second,
-/// and {NAME} by that of the variable NAME. Other text in braces stays as it is, and so
-/// does ${NAME}, which is a shell's. A misspelled {NAME} or a {port2} without a second
-/// port is an error.
-///
-/// With --name web --name api-v2, the ports are those that are reserved for these names, and
-/// CMD finds them in WEB_PORT and API_V2_PORT, and the first in PORT too. In its arguments,
-/// {web} and {api-v2} are replaced. If another process has leased one of them, portlock
-/// waits for it.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = sys::RUN_HELP)]
 pub(crate) struct Run {
@@ -208,11 +292,6 @@ pub(crate) struct Run {
     pub(crate) command: Vec<OsString>,
 }
 
-/// Lease ports for a process that is already running, and print them.
-///
-/// The lease lasts as long as that process. By default, it is the process that will use
-/// the port: a script, an interpreter, make, not the subshell or the timeout(1) that only
-/// passes the output of portlock on.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = sys::PICK_HELP)]
 pub(crate) struct Pick {
@@ -227,15 +306,6 @@ pub(crate) struct Pick {
     pub(crate) json: Json,
 }
 
-/// Print the ports that are reserved for names, as variables such as WEB_PORT=23117.
-///
-/// A name that has no port yet is reserved one. From then on it has the same port every
-/// day, also after a restart of the machine, and nobody else is leased that port, until
-/// `portlock release NAME` or until the root directory is gone, as after `git worktree
-/// remove`. The variable is the name in upper case, with _ instead of -, and _PORT.
-///
-/// `eval "$(portlock env web api)"` sets them in a shell; with --format export, the programs
-/// that it starts have them too.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Env {
     /// The names [default: all that have a port in the root directory].
@@ -263,9 +333,6 @@ pub(crate) enum Format {
     Github,
 }
 
-/// Print the port that is reserved for a name, and nothing else.
-///
-/// A name that has no port yet is reserved one, as by `portlock env`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Port {
     /// The name.
@@ -276,7 +343,7 @@ pub(crate) struct Port {
     pub(crate) reserving: Reserving,
 }
 
-/// Where names are reserved, and which ports.
+// Where names are reserved, and which ports.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Reserving {
     #[command(flatten)]
@@ -295,7 +362,7 @@ pub(crate) enum Target {
     Name(String),
 }
 
-/// Which directory names belong to.
+// Which directory names belong to.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Root {
     /// The directory that the names belong to [default: the root of the git worktree or,
@@ -304,13 +371,6 @@ pub(crate) struct Root {
     pub(crate) root: Option<PathBuf>,
 }
 
-/// Stop the processes that have leased the ports of names.
-///
-/// Only these processes and their descendants are ended, and never portlock itself or a
-/// process that it was started from. The reservations stay: what is started again under
-/// the same name has the same port.
-///
-/// The exit status is 0 if none of these processes is left, and 124 if one is.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = sys::STOP_HELP)]
 pub(crate) struct Stop {
@@ -341,19 +401,6 @@ pub(crate) struct Stop {
     pub(crate) timeout: Duration,
 }
 
-/// List every lease, and whether the server on its port is the holder's.
-///
-/// PROGRAM is what the holder runs now. A port without a server is "not bound yet", and
-/// "bound" by a server of the holder, which is that process, a descendant of it or a process
-/// that has inherited the lease. Otherwise the list shows by which process the port is
-/// served, or that the server is unknown: its process cannot be seen, or it may have
-/// daemonized.
-///
-/// A port that is reserved for a name and not leased is shown as reserved.
-///
-/// A lock file that is left from an earlier lease is shown as stale. It does no
-/// harm, and its port is free. Where the system does not list the locks that are
-/// held, a lock file that this user cannot open is shown as unknown.
 #[derive(Debug, clap::Args)]
 pub(crate) struct List {
     /// Also show the lock files of ports that are not leased.
@@ -390,16 +437,6 @@ pub(crate) struct List {
     pub(crate) json: Json,
 }
 
-/// Say whether ports are free, leased or bound, and who has them.
-///
-/// That is the holder of the lease and the process that serves the port, each with its
-/// user, as far as they can be seen: of other users' servers, Linux shows the user, macOS
-/// nothing, and Windows the process. On Linux, JSON has the command line and directory too.
-///
-/// A port that is reserved for a name is free if it is named so, and not free as a number.
-///
-/// The exit status is 0 if all are free, 1 if one is leased or reserved, and 3 if one is
-/// bound by a program without a lease, or may not be bound.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Check {
     /// The ports, as numbers or as the names that they are reserved for.
@@ -418,18 +455,6 @@ pub(crate) struct Check {
     pub(crate) json: Json,
 }
 
-/// Wait until each port has its server, or until each is free.
-///
-/// On a leased port it waits for the server of the lease's holder: that process, a
-/// descendant of it or a process that has inherited the lease. A server of which nobody can
-/// tell is accepted, with a note: one that daemonized, or one of another user (on Windows,
-/// only if its process may not be opened). On a port that is neither leased nor reserved, any
-/// server will do. A reserved port that is not leased is waited for until it is, and has the
-/// holder's server; a name that has no port yet, until it has one.
-///
-/// A connection that is refused or not answered, or for which there is no network yet, is
-/// tried again. The exit status is 3 if another process's server answers, and 124 if a port
-/// is not ready in time.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Wait {
     /// The ports, as numbers or as the names that they are reserved for.
@@ -480,14 +505,6 @@ pub(crate) struct Wait {
     pub(crate) json: Json,
 }
 
-/// End the lease of a port that was picked, or the reservation of a name.
-///
-/// By its number, the lease of a port that was picked is ended, and a reservation stays. A
-/// lease that a running process holds itself ends with that process.
-///
-/// By its name, the reservation is ended: the name has no port any more, and any caller can
-/// be leased the port. That is an error as long as a process holds it. A picked lease goes
-/// on. A reservation that cannot be read has no name, and is ended by the number of its port.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Release {
     /// The ports, as numbers or as the names that they are reserved for.
@@ -507,11 +524,6 @@ pub(crate) struct Release {
     pub(crate) force: bool,
 }
 
-/// Remove the lock files of ports that are neither leased nor reserved.
-///
-/// There is no need to: they do no harm. A reservation is removed if its root directory is
-/// gone for certain. One whose root directory cannot be found, as on a disk that is not
-/// mounted, is kept and listed.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Clean {
     /// Also remove the copies of reservations in your state directory whose root or lock
@@ -520,7 +532,6 @@ pub(crate) struct Clean {
     pub(crate) all: bool,
 }
 
-/// Print sets of ports: by default those that are left for servers here.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Ports {
     /// The range from which the system gives ports to clients.
@@ -539,12 +550,6 @@ pub(crate) struct Ports {
     pub(crate) json: Json,
 }
 
-/// Serve ports to portpicker and all who speak its protocol.
-///
-/// Programs that are started with PORTSERVER_ADDRESS set to the same address ask
-/// this server. Each port that it grants is leased from the lock directory for as
-/// long as the client that it is for lives, so they never collide with other
-/// users of portlock; and the server can be killed and started again at any time.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = sys::SERVE_HELP)]
 pub(crate) struct Serve {
@@ -736,10 +741,38 @@ fn variable(text: &str) -> Result<String, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
+    use clap::{CommandFactory as _, builder::StyledStr};
 
     #[test]
     fn the_command_line_is_well_defined() {
         super::Args::command().debug_assert();
+    }
+
+    #[test]
+    fn what_describes_a_command_does_not_depend_on_its_arguments() {
+        let descriptions = |command: &clap::Command| -> Vec<[String; 3]> {
+            let text = |text: Option<&StyledStr>| text.map(ToString::to_string).unwrap_or_default();
+            let described = |command: &clap::Command| {
+                let name = command.get_name().to_owned();
+                [
+                    name,
+                    text(command.get_about()),
+                    text(command.get_long_about()),
+                ]
+            };
+            let commands = command.get_subcommands();
+            commands
+                .filter(|command| command.get_name() != "help")
+                .map(described)
+                .collect()
+        };
+        let mut command = super::Args::command();
+        let before = descriptions(&command);
+        assert!(
+            before.iter().all(|[_, about, _]| !about.is_empty()),
+            "{before:?}"
+        );
+        command.build();
+        assert_eq!(before, descriptions(&command));
     }
 }

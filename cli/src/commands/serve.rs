@@ -133,7 +133,7 @@ pub(crate) fn serve(args: &Serve, dir: Option<&Path>) -> Result<ExitStatus, Fail
         statistics: Statistics::default(),
         warnings: Warnings::default(),
     });
-    let runtime = runtime::Builder::new_multi_thread()
+    let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(GRANTING_THREADS)
         .build();

@@ -16,6 +16,7 @@ use std::{
 };
 
 use portlock::{Builder, EntryState, FreePort, PortEntry, PortSet, Protocol};
+use rand::{rngs::SmallRng, seq::SliceRandom as _};
 
 use crate::{failure::is_busy, lock_dir::lock_dir, sys};
 
@@ -296,7 +297,7 @@ fn blocks(ports: &PortSet) -> Vec<PortSet> {
     };
     let blocks = ports.chunks(len).map(|block| block.iter().copied());
     let mut blocks: Vec<PortSet> = blocks.map(PortSet::from_iter).collect();
-    rand::seq::SliceRandom::shuffle(&mut blocks[..], &mut rand::rng());
+    blocks.shuffle(&mut rand::make_rng::<SmallRng>());
     blocks
 }
 

@@ -1,6 +1,14 @@
 //! One pass of a call over its ports: each is tried once, and locked before it is probed.
 
-use std::{borrow::Cow, cell::RefCell, collections::BTreeMap, mem, path::Path, time::Duration};
+use std::{
+    borrow::Cow,
+    cell::RefCell,
+    collections::BTreeMap,
+    mem,
+    path::Path,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
 
 use crate::{
     bindfree::{Bind, ClosingPorts, Endpoints, Probe},
@@ -62,6 +70,42 @@ pub(crate) struct Pass<'a> {
     handed: RefCell<Option<PortLock>>,
 }
 
+/// The habit of this process to begin a search in the neighborhood of the lock directory.
+///
+/// If the whole neighborhood is leased or in TIME_WAIT, trying its ports for each lease would triple the
+/// cost of a lease. So after a search that has found nothing there, the next searches skip it.
+#[derive(Debug)]
+struct Habit {
+    /// Number of searches that will still skip the neighborhood.
+    skips: AtomicU32,
+}
+
+static HABIT: Habit = Habit::new();
+
+impl Habit {
+    /// Number of searches that skip the neighborhood after one has found nothing there.
+    const SKIPS: u32 = 64;
+
+    const fn new() -> Self {
+        Self {
+            skips: AtomicU32::new(0),
+        }
+    }
+
+    /// Returns whether the next search begins there.
+    fn begins_near(&self) -> bool {
+        let one_less = |left: u32| left.checked_sub(1);
+        let skips = &self.skips;
+        skips
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less)
+            .is_err()
+    }
+
+    fn found_nothing_near(&self) {
+        self.skips.store(Self::SKIPS, Ordering::Relaxed);
+    }
+}
+
 /// A port that is locked and probed but not leased yet, because other ports of the request may be
 /// unavailable.
 #[derive(Debug)]
@@ -102,8 +146,8 @@ impl<'a> Pass<'a> {
         let dir = request.open_dir(now)?;
         let order = match (request.prefer, &dir) {
             (Some(name), _) => Order::of_name(name),
-            (None, Some(dir)) => Order::random_near(dir.digest()),
-            (None, None) => Order::random(),
+            (None, Some(dir)) if HABIT.begins_near() => Order::random_near(dir.digest()),
+            (None, _) => Order::random(),
         };
         // The directory may have been created again since then.
         let handed = handed.filter(|lock| dir.as_ref().is_some_and(|dir| lock.is_in(dir)));
@@ -123,12 +167,18 @@ impl<'a> Pass<'a> {
         &self,
         finish: impl Fn(Probe) -> Attempt<T>,
     ) -> Attempt<Candidate<T>, Exhausted> {
-        self.search(self.ports(), |port, closing| {
+        let mut tried = 0;
+        let found = self.search(self.ports(), |port, closing| {
+            tried += 1;
             if self.checks_first() {
                 self.check_locked(port, closing)?;
             }
             self.attempt(port, closing, &finish)
-        })
+        });
+        if self.ports().is_beyond_neighbors(self.order, tried) {
+            HABIT.found_nothing_near();
+        }
+        found
     }
 
     /// Finds `n` ports.

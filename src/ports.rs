@@ -303,6 +303,13 @@ impl PortSet {
         (neighbors, MAX_NEIGHBORS)
     }
 
+    /// Returns whether the first `number` ports of an order include all of its neighborhood that it
+    /// begins with, and others.
+    pub(crate) fn is_beyond_neighbors(&self, order: Order, number: usize) -> bool {
+        // It is hardly ever, and to compute them takes some time.
+        number > MAX_NEIGHBORS && self.neighbors(order).1 > 0
+    }
+
     /// Returns every port exactly once, without a list of them.
     ///
     /// It uses the order of a linear congruential generator modulo the next power of two, and
@@ -796,7 +803,12 @@ mod tests {
         let near = seen.iter().filter(|&&port| is_near(port)).count();
         assert_eq!(near, 1024, "all of it is used");
         assert!(seen.len() > 1500, "and then the rest");
+        let order = Order::random_near(place);
+        assert!(ports.is_beyond_neighbors(order, MAX_NEIGHBORS + 1));
+        assert!(!ports.is_beyond_neighbors(order, MAX_NEIGHBORS));
+        assert!(!ports.is_beyond_neighbors(Order::random(), MAX_NEIGHBORS + 1));
         let small = PortSet::from(1..=2048);
+        assert!(!small.is_beyond_neighbors(order, MAX_NEIGHBORS + 1));
         let firsts: HashSet<u16> = (0..20_000)
             .filter_map(|_| small.in_order(Order::random_near(0)).next())
             .collect();

@@ -4,6 +4,7 @@ use std::{collections::HashSet, ffi::OsString, fs, path::Path};
 
 use portlock::{Builder, PortSet};
 use portlock_testkit::{lock_dir, stress};
+use serial_test::serial;
 
 /// Nothing here is bound for longer than a probe, so the ports of other tests may be among them.
 fn builder(dir: &Path) -> Builder {
@@ -12,7 +13,10 @@ fn builder(dir: &Path) -> Builder {
         .lock_dir(dir)
 }
 
+// One test at a time: where the process has found no port in a neighborhood concerns all of its
+// searches.
 #[test]
+#[serial]
 fn a_large_set_leaves_few_lock_files() {
     let dir = lock_dir();
     let builder = builder(dir.path());
@@ -31,10 +35,35 @@ fn a_large_set_leaves_few_lock_files() {
 }
 
 #[test]
+#[serial]
 fn a_leased_neighborhood_is_not_a_limit() {
     let dir = lock_dir();
     let builder = builder(dir.path());
     let leases = builder.acquire_many(3000).expect("many are free");
     let ports: HashSet<u16> = leases.iter().map(|lease| lease.port()).collect();
     assert_eq!(ports.len(), 3000);
+}
+
+#[test]
+#[serial]
+fn a_neighborhood_that_is_leased_is_left_out_for_a_while() {
+    let dir = lock_dir();
+    let builder = builder(dir.path());
+    let next = || builder.acquire().expect("many are free").port();
+    // Earlier tests may have left the habit of leaving it out. Then every neighbor is seen.
+    for _ in 0..100 {
+        next();
+    }
+    let neighbors: HashSet<u16> = (0..12_000).map(|_| next()).collect();
+    let in_vain = || neighbors.iter().map(|&port| PortSet::from(port));
+    let one = |ports: PortSet| builder.clone().ports(ports).acquire();
+    let leases: Vec<_> = in_vain().filter_map(|ports| one(ports).ok()).collect();
+    let free = next();
+    drop(leases);
+    assert!(!neighbors.contains(&free), "all of it was leased");
+    let near = |n: usize| (0..n).filter(|_| neighbors.contains(&next())).count();
+    // One port in twenty is a neighbor by chance.
+    assert!(near(32) < 16, "it is searched for each lease");
+    near(100);
+    assert_eq!(near(32), 32, "it is never searched again");
 }

@@ -1,0 +1,92 @@
+import { inspect } from 'node:util';
+
+import type { Failure } from './binding.cjs';
+
+/** How many ports could not be leased, by reason. */
+export interface PortCounts {
+  /** Leased by a caller of portlock. */
+  readonly leased: number;
+  /** Bound by programs outside any lease. */
+  readonly bound: number;
+  /** In TIME_WAIT, or bound with `SO_REUSEADDR` and not listening. */
+  readonly lingering: number;
+  /** Not permitted to this process. */
+  readonly notPermitted: number;
+  /** Free, but not enough of them. */
+  readonly notEnough: number;
+}
+
+/** What went wrong: the `code` of a {@link PortlockError}. */
+export type PortlockErrorCode =
+  /** The set of ports is empty, too small, or not a set of ports. */
+  | 'ERR_PORTLOCK_INVALID_PORTS'
+  /** Every port is leased or in use, and the timeout is over. */
+  | 'ERR_PORTLOCK_EXHAUSTED'
+  /** The lock directory is missing, cannot be created or cannot be trusted. */
+  | 'ERR_PORTLOCK_LOCK_DIR'
+  /** A lock file could not be opened, created, locked, written or unlocked. */
+  | 'ERR_PORTLOCK_LOCK'
+  /** A socket could not be created, bound or connected. */
+  | 'ERR_PORTLOCK_PROBE'
+  /** What was waited for did not happen in time. */
+  | 'ERR_PORTLOCK_TIMEOUT'
+  /** The process that a lease should belong to does not exist. */
+  | 'ERR_PORTLOCK_PROCESS'
+  /** This process may bind none of the ports. */
+  | 'ERR_PORTLOCK_PERMISSION_DENIED'
+  /** It cannot be done on this system, or not in this combination. */
+  | 'ERR_PORTLOCK_UNSUPPORTED'
+  /** The lease has ended. */
+  | 'ERR_PORTLOCK_RELEASED'
+  /** There is no native part of portlock for this system. */
+  | 'ERR_PORTLOCK_NO_BINARY'
+  | (string & {});
+
+/**
+ * The error of every operation that fails for another reason than its arguments.
+ *
+ * The message names the operation, the path or port, and the cause; `code` is for programs.
+ * An argument that is not valid is a `TypeError` or `RangeError` with a code of Node.js, such as
+ * `ERR_INVALID_ARG_TYPE`.
+ */
+export class PortlockError extends Error {
+  override readonly name = 'PortlockError';
+  readonly code: PortlockErrorCode;
+  /** Why no port could be leased, where that is the error. */
+  readonly counts?: PortCounts;
+  /** The system's error number, if a system call failed. */
+  readonly errno?: number;
+
+  constructor(code: PortlockErrorCode, message: string, options?: ErrorOptions) {
+    super(message, options);
+    this.code = code;
+  }
+
+  /** @internal */
+  static from(failure: Failure): PortlockError {
+    const error = new PortlockError(failure.code, failure.message);
+    const { counts, errno } = failure;
+    return Object.assign(error, counts && { counts }, errno !== undefined && { errno });
+  }
+}
+
+/**
+ * An error for an argument of the wrong type, as Node.js's own functions throw it.
+ * @internal
+ */
+export function invalidType(name: string, expected: string, value: unknown): TypeError {
+  const message = `${name} must be ${expected}, but is ${inspect(value, { depth: 0 })}`;
+  return Object.assign(new TypeError(message), { code: 'ERR_INVALID_ARG_TYPE' });
+}
+
+/** @internal */
+export function invalidValue(name: string, expected: string, value: unknown): TypeError {
+  const message = `${name} must be ${expected}, but is ${inspect(value, { depth: 0 })}`;
+  return Object.assign(new TypeError(message), { code: 'ERR_INVALID_ARG_VALUE' });
+}
+
+/** @internal */
+export function outOfRange(name: string, expected: string, value: unknown): RangeError {
+  const message = `${name} must be ${expected}, but is ${inspect(value, { depth: 0 })}`;
+  return Object.assign(new RangeError(message), { code: 'ERR_OUT_OF_RANGE' });
+}

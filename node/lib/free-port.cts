@@ -1,0 +1,143 @@
+import { isIPv6 } from 'node:net';
+import { inspect } from 'node:util';
+
+import { binding, type Lease } from './binding.cjs';
+import { PortlockError } from './errors.cjs';
+import { checkPid } from './options.cjs';
+
+/**
+ * A leased port: no other caller of portlock is given it until the lease ends.
+ *
+ * The lease ends with {@link FreePort.release}, at the end of the scope of `using`, and with the
+ * process or worker thread that leased it, however that ends. The garbage collector never ends it:
+ * one that is forgotten lasts as long as the process or worker.
+ *
+ * As a number it is the port's number, and as text too: `` `--port=${port}` ``.
+ */
+export class FreePort implements Disposable, AsyncDisposable {
+  /** The port's number. */
+  readonly port: number;
+  /** IP address at which a client on this machine reaches a server on this port. */
+  readonly host: string;
+  readonly #id: number;
+  #released = false;
+
+  private constructor(lease: Lease) {
+    this.port = lease.port;
+    this.host = lease.host;
+    this.#id = lease.id;
+  }
+
+  /** @internal */
+  static of(lease: Lease | undefined): FreePort {
+    if (lease === undefined) {
+      throw new PortlockError('ERR_PORTLOCK', 'the native part has returned no lease');
+    }
+    return new FreePort(lease);
+  }
+
+  /** Whether the lease has been released or delegated. */
+  get released(): boolean {
+    return this.#released;
+  }
+
+  /** Returns the URL of a server on this port, such as `http://127.0.0.1:4000/`. */
+  url(scheme = 'http', path = '/'): string {
+    const host = isIPv6(this.host) ? `[${this.host}]` : this.host;
+    return `${scheme}://${host}:${this.port}${path}`;
+  }
+
+  /**
+   * Ends the lease. When it returns, any other thread or process can lease the port. If it has
+   * ended already, nothing happens.
+   *
+   * @throws {PortlockError} `ERR_PORTLOCK_LOCK` if the system refuses to unlock.
+   */
+  release(): void {
+    if (!this.#released) {
+      this.#released = true;
+      const failure = binding.release(this.#id);
+      if (failure) {
+        throw PortlockError.from(failure);
+      }
+    }
+  }
+
+  /**
+   * Transfers the lease to the process `pid`: it then ends with that process, whatever happens to
+   * this one. Returns the port's number.
+   *
+   * @throws {PortlockError} `ERR_PORTLOCK_PROCESS` if there is no such process, and
+   * `ERR_PORTLOCK_LOCK` if that cannot be recorded. The lease has then ended.
+   */
+  delegateTo(pid: number): number {
+    const target = checkPid(pid);
+    this.#released = true;
+    const failure = binding.delegateTo(this.#id, target);
+    if (failure) {
+      throw PortlockError.from(failure);
+    }
+    return this.port;
+  }
+
+  /** Releases the port, at the end of the scope of `using`. */
+  [Symbol.dispose](): void {
+    this.release();
+  }
+
+  /** Releases the port, at the end of the scope of `await using`. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.release();
+  }
+
+  valueOf(): number {
+    return this.port;
+  }
+
+  toString(): string {
+    return `${this.port}`;
+  }
+
+  toJSON(): number {
+    return this.port;
+  }
+
+  [inspect.custom](): string {
+    return `FreePort { ${this.port}${this.#released ? ', released' : ''} }`;
+  }
+}
+
+/** Several leased ports, in the order that was asked for. They can be released together. */
+export class FreePorts extends Array<FreePort> implements Disposable, AsyncDisposable {
+  /** So that `map` and `filter` return plain arrays. */
+  static override get [Symbol.species](): ArrayConstructor {
+    return Array;
+  }
+
+  /**
+   * Ends all leases.
+   *
+   * @throws The first error, when all have been tried.
+   */
+  release(): void {
+    const errors: unknown[] = [];
+    for (const port of this) {
+      try {
+        port.release();
+      } catch (error) {
+        errors.push(error);
+      }
+    }
+    if (errors.length > 0) {
+      throw errors[0];
+    }
+  }
+
+  [Symbol.dispose](): void {
+    this.release();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.release();
+  }
+}

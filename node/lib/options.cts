@@ -1,0 +1,202 @@
+import { isIP } from 'node:net';
+
+import type { Request } from './binding.cjs';
+import { invalidType, invalidValue, outOfRange } from './errors.cjs';
+import { checkPort, iterable, text, type PortsLike } from './port-set.cjs';
+
+/** What a lease is asked for with. */
+export interface LeaseOptions {
+  /** Ports to choose from; by default `PortSet.serverPorts()`. */
+  ports?: PortsLike | undefined;
+  /**
+   * IP address, or several, on which the port must be free. By default it must be free on every
+   * address of this machine.
+   */
+  host?: string | readonly string[] | undefined;
+  /** Protocol, or both, for which the port must be free; by default `'tcp'`. */
+  protocol?: 'tcp' | 'udp' | 'tcp+udp' | undefined;
+  /**
+   * Milliseconds to wait while no port is free; 30,000 by default. With 0, each port is tried
+   * once. `Infinity` is for a call with a `signal`.
+   */
+  timeout?: number | undefined;
+  /** Text for people who want to know what the port is leased for. Cut after about 100 bytes. */
+  label?: string | undefined;
+  /** Starts the search at a port that belongs to this text: the same text, the same port, if it is free. */
+  prefer?: string | undefined;
+  /**
+   * Whether a port in TIME_WAIT counts as free. By default it is the last resort, leased if no
+   * other port is free: servers of Node.js can bind it.
+   */
+  reuseAddress?: boolean | undefined;
+  /** Whether the port is kept bound too (Linux only), so that the ephemeral range is safe. */
+  holdSocket?: boolean | undefined;
+  /** Lock directory, which must exist. Only callers with the same directory exclude each other. */
+  lockDir?: string | undefined;
+}
+
+/** Options of calls that return a promise. */
+export interface AsyncOptions {
+  /** Ends the wait, and rejects the promise with its reason, within about 0.1 seconds. */
+  signal?: AbortSignal | undefined;
+  /** Whether a wait keeps the program alive; `true` by default. */
+  ref?: boolean | undefined;
+}
+
+const LEASE_OPTIONS = [
+  'ports',
+  'host',
+  'protocol',
+  'timeout',
+  'label',
+  'prefer',
+  'reuseAddress',
+  'holdSocket',
+  'lockDir',
+] as const satisfies readonly (keyof LeaseOptions)[];
+const ASYNC_OPTIONS = ['signal', 'ref'] as const satisfies readonly (keyof AsyncOptions)[];
+
+/** @internal */
+export const OPTIONS: readonly string[] = LEASE_OPTIONS;
+/** @internal */
+export const ALL_OPTIONS: readonly string[] = [...LEASE_OPTIONS, ...ASYNC_OPTIONS];
+
+/**
+ * Checks that `options` is an object with no other properties than `allowed`. A misspelt option
+ * would otherwise lease any port.
+ * @internal
+ */
+export function checkOptions<T extends object>(
+  options: T | undefined,
+  allowed: readonly string[],
+): T {
+  if (options === undefined) {
+    return {} as T;
+  }
+  if (typeof options !== 'object' || options === null || Array.isArray(options)) {
+    throw invalidType('options', 'an object', options);
+  }
+  for (const [name, value] of Object.entries(options)) {
+    if (!allowed.includes(name) && value !== undefined) {
+      const known = allowed.join(', ');
+      throw invalidValue('options', `an object of the options ${known}`, { [name]: value });
+    }
+  }
+  return options;
+}
+
+/** @internal */
+export function toRequest(options: LeaseOptions, shape: Request['shape'] = {}): Request {
+  const request: Request = { hosts: hosts(options.host), shape };
+  if (options.ports !== undefined) {
+    request.ports = text(options.ports);
+  }
+  if (options.protocol !== undefined) {
+    if (!['tcp', 'udp', 'tcp+udp'].includes(options.protocol)) {
+      throw invalidValue('protocol', "'tcp', 'udp' or 'tcp+udp'", options.protocol);
+    }
+    request.protocol = options.protocol;
+  }
+  if (options.timeout !== undefined) {
+    request.timeout = checkTimeout(options.timeout);
+  }
+  for (const name of ['label', 'prefer', 'lockDir'] as const) {
+    const value: unknown = options[name];
+    if (value !== undefined) {
+      request[name] = checkString(name, value);
+    }
+  }
+  for (const name of ['reuseAddress', 'holdSocket'] as const) {
+    const value: unknown = options[name];
+    if (value !== undefined) {
+      request[name] = checkBoolean(name, value);
+    }
+  }
+  return request;
+}
+
+/** @internal */
+export function checkTimeout(value: unknown): number {
+  if (typeof value !== 'number') {
+    throw invalidType('timeout', 'a number of milliseconds', value);
+  }
+  if (!(value >= 0)) {
+    throw outOfRange('timeout', '0 or more milliseconds', value);
+  }
+  return value;
+}
+
+/** @internal */
+export function checkSignal(value: unknown): AbortSignal | undefined {
+  // Not `instanceof`: a test runner's signal can be of another realm.
+  const signal = value as AbortSignal | null | undefined;
+  if (
+    signal === undefined ||
+    (typeof signal === 'object' && signal !== null && 'aborted' in signal)
+  ) {
+    return signal;
+  }
+  throw invalidType('signal', 'an AbortSignal', value);
+}
+
+/** @internal */
+export function checkBoolean(name: string, value: unknown): boolean {
+  if (typeof value !== 'boolean') {
+    throw invalidType(name, 'a boolean', value);
+  }
+  return value;
+}
+
+/** @internal */
+export function checkCount(value: unknown): number {
+  if (typeof value !== 'number') {
+    throw invalidType('the number of ports', 'a number', value);
+  }
+  if (!Number.isInteger(value) || value < 0 || value > 65_535) {
+    throw outOfRange('the number of ports', 'an integer from 0 to 65535', value);
+  }
+  return value;
+}
+
+/** @internal */
+export function checkOffsets(value: unknown): number[] {
+  return Array.from(iterable('offsets', value), (offset) => {
+    return offset === 0 ? 0 : checkPort('each of offsets', offset);
+  });
+}
+
+/** @internal */
+export function checkPid(value: unknown): number {
+  if (typeof value !== 'number') {
+    throw invalidType('pid', 'a number', value);
+  }
+  if (!Number.isInteger(value) || value < 1 || value > 0xffff_ffff) {
+    throw outOfRange('pid', 'the pid of a process', value);
+  }
+  return value;
+}
+
+function checkString(name: string, value: unknown): string {
+  if (typeof value !== 'string') {
+    throw invalidType(name, 'a string', value);
+  }
+  return value;
+}
+
+function hosts(host: LeaseOptions['host']): string[] {
+  const hosts: unknown[] = host === undefined ? [] : typeof host === 'string' ? [host] : list(host);
+  return hosts.map((host) => {
+    const address = checkString('host', host);
+    if (isIP(address) === 0 || address.includes('%')) {
+      throw invalidValue('host', 'an IP address without a zone', address);
+    }
+    return address;
+  });
+}
+
+function list(host: unknown): unknown[] {
+  if (!Array.isArray(host)) {
+    throw invalidType('host', 'an IP address or an array of them', host);
+  }
+  return host;
+}

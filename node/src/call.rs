@@ -1,0 +1,142 @@
+//! A call that can wait, on a thread of its own.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{self, Receiver, RecvTimeoutError},
+    },
+    thread,
+    time::Duration,
+};
+
+use napi::{
+    Env, Result,
+    bindgen_prelude::Function,
+    threadsafe_function::{ThreadsafeFunction, ThreadsafeFunctionCallMode},
+};
+use napi_derive::napi;
+
+use crate::{environment::Environment, failure::Failure, leases::Lease};
+
+/// What a call has come to: leases or a failure, or neither if it returns nothing.
+#[napi(object)]
+pub struct Outcome {
+    /// The leases, in the order that was asked for.
+    pub leases: Option<Vec<Lease>>,
+    /// Why the call failed.
+    pub failure: Option<Failure>,
+}
+
+impl From<Failure> for Outcome {
+    fn from(failure: Failure) -> Self {
+        Self {
+            leases: None,
+            failure: Some(failure),
+        }
+    }
+}
+
+/// How a thread's call can be stopped.
+#[derive(Clone)]
+pub(crate) struct Stop {
+    stopped: Arc<AtomicBool>,
+    environment: Arc<Environment>,
+}
+
+impl Stop {
+    /// Returns whether JavaScript has stopped the call, or the environment has ended.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::SeqCst) || self.environment.has_ended()
+    }
+}
+
+/// A call that runs.
+#[napi]
+pub struct Call {
+    stop: Stop,
+    /// Of a call without a callback.
+    outcome: Option<Receiver<Outcome>>,
+}
+
+#[napi]
+impl Call {
+    /// Stops the call: it then fails with `ERR_PORTLOCK_STOPPED`, unless it has come to its end.
+    #[napi]
+    pub fn stop(&self) {
+        self.stop.stopped.store(true, Ordering::SeqCst);
+    }
+
+    /// Waits for the outcome of a call without a callback, for `ms` milliseconds at most.
+    #[napi]
+    pub fn wait(&self, ms: u32) -> Result<Option<Outcome>> {
+        let Some(outcome) = &self.outcome else {
+            return Err(napi::Error::from_reason("the call has a callback"));
+        };
+        match outcome.recv_timeout(Duration::from_millis(ms.into())) {
+            Ok(outcome) => Ok(Some(outcome)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => {
+                Err(napi::Error::from_reason("the thread of the call has ended"))
+            }
+        }
+    }
+}
+
+/// What a call's callback is called with.
+pub(crate) type Callback<'a> = Function<'a, Outcome, ()>;
+
+/// Where a thread puts its outcome.
+type Deliver = Box<dyn FnOnce(Outcome) + Send>;
+
+/// Runs `work` on a thread of its own. Its outcome goes to `callback`, or else to [`Call::wait`].
+///
+/// Until then, the program stays alive if `keeps_alive`.
+pub(crate) fn start(
+    env: &Env,
+    callback: Option<Callback<'_>>,
+    keeps_alive: bool,
+    work: impl FnOnce(&Environment, Stop) -> Outcome + Send + 'static,
+) -> Result<Call> {
+    let environment = Environment::of(env)?;
+    let stop = Stop {
+        stopped: Arc::new(AtomicBool::new(false)),
+        environment: Arc::clone(&environment),
+    };
+    let (deliver, outcome): (Deliver, _) = match callback {
+        Some(callback) if keeps_alive => (deliver_to::<false>(&callback)?, None),
+        Some(callback) => (deliver_to::<true>(&callback)?, None),
+        None => {
+            let (sender, receiver) = mpsc::channel();
+            // Nobody may wait any more.
+            let deliver = move |outcome| drop(sender.send(outcome));
+            (Box::new(deliver), Some(receiver))
+        }
+    };
+    let running = environment.run();
+    let work = {
+        let stop = stop.clone();
+        move || {
+            let outcome = work(&environment, stop);
+            // Nothing is leased from here on.
+            drop(running);
+            deliver(outcome);
+        }
+    };
+    thread::Builder::new()
+        .name("portlock".to_owned())
+        .spawn(work)
+        .map_err(|error| napi::Error::from_reason(format!("cannot start a thread: {error}")))?;
+    Ok(Call { stop, outcome })
+}
+
+fn deliver_to<const UNREF: bool>(callback: &Callback<'_>) -> Result<Deliver> {
+    let callback: ThreadsafeFunction<Outcome, (), Outcome, napi::Status, false, UNREF> = callback
+        .build_threadsafe_function::<Outcome>()
+        .weak::<UNREF>()
+        .build()?;
+    Ok(Box::new(move |outcome| {
+        // In an environment that has ended there is nobody to call.
+        callback.call(outcome, ThreadsafeFunctionCallMode::NonBlocking);
+    }))
+}

@@ -1,0 +1,116 @@
+//! What belongs to one Node.js environment: the main thread's, or a worker's.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use napi::{Env, Result};
+use napi_derive::napi;
+use portlock::FreePort;
+
+/// Longest time for which an environment that ends waits for its threads. A wait for a port is
+/// stopped within 0.1 seconds; only a file system that does not answer takes longer.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The leases and threads of one environment. They end with it.
+#[derive(Default)]
+pub(crate) struct Environment {
+    ended: AtomicBool,
+    state: Mutex<State>,
+    thread_ended: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    leases: HashMap<u32, Arc<FreePort>>,
+    last_id: u32,
+    threads: usize,
+}
+
+/// A thread of an environment that may acquire leases, until it is dropped.
+pub(crate) struct Running(Arc<Environment>);
+
+impl Environment {
+    /// Returns the environment of `env`.
+    pub(crate) fn of(env: &Env) -> Result<Arc<Self>> {
+        let this = env.get_instance_data::<Arc<Self>>()?;
+        this.cloned()
+            .ok_or_else(|| napi::Error::from_reason("portlock's module was not initialized"))
+    }
+
+    /// Returns whether the environment has ended, and nothing may be leased for it any more.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::SeqCst)
+    }
+
+    /// Counts a thread, which must not lease anything after the environment has ended.
+    pub(crate) fn run(self: &Arc<Self>) -> Running {
+        self.state().threads += 1;
+        Running(Arc::clone(self))
+    }
+
+    /// Keeps a lease until it is [taken](Self::take) or the environment ends, and returns its id;
+    /// `None` if the environment has ended, and so has the lease.
+    pub(crate) fn keep(&self, lease: FreePort) -> Option<u32> {
+        let mut state = self.state();
+        if self.has_ended() {
+            return None;
+        }
+        let mut id = state.last_id;
+        loop {
+            id = id.wrapping_add(1);
+            if !state.leases.contains_key(&id) {
+                break;
+            }
+        }
+        state.last_id = id;
+        state.leases.insert(id, Arc::new(lease));
+        Some(id)
+    }
+
+    /// Returns the lease with this id.
+    pub(crate) fn get(&self, id: u32) -> Option<Arc<FreePort>> {
+        self.state().leases.get(&id).cloned()
+    }
+
+    /// Returns the lease with this id, and forgets it.
+    pub(crate) fn take(&self, id: u32) -> Option<Arc<FreePort>> {
+        self.state().leases.remove(&id)
+    }
+
+    /// Ends all leases, and waits until no thread can acquire another one.
+    fn end(&self) {
+        self.ended.store(true, Ordering::SeqCst);
+        let mut state = self.state();
+        state.leases.clear();
+        let outcome = self
+            .thread_ended
+            .wait_timeout_while(state, STOP_TIMEOUT, |state| state.threads > 0);
+        drop(outcome.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Each change of the state is a single step, so a panic leaves none half made.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.state().threads -= 1;
+        self.0.thread_ended.notify_all();
+    }
+}
+
+#[napi(module_exports)]
+pub fn init(_exports: napi::bindgen_prelude::Object, env: Env) -> Result<()> {
+    let environment = Arc::new(Environment::default());
+    env.set_instance_data(Arc::clone(&environment), (), |_| ())?;
+    env.add_env_cleanup_hook(environment, |environment| environment.end())?;
+    Ok(())
+}

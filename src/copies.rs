@@ -321,5 +321,5 @@ fn remove(path: &Path) -> Result<()> {
 #[cold]
 fn fail(operation: &str, path: &Path, cause: io::Error) -> Error {
     let message = format!("cannot {operation} {}", path.display());
-    Error::with_cause(ErrorKind::Lock, message, cause)
+    Error::with_cause(ErrorKind::Lock, message, cause).at(path)
 }

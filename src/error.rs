@@ -1,6 +1,9 @@
 //! The error type of every call.
 
-use std::{fmt, io};
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+};
 
 use crate::server::Server;
 
@@ -37,7 +40,10 @@ struct Inner {
     /// What to do about it, if known.
     hint: &'static str,
     counts: Option<PortCounts>,
+    /// Some leased ports, and who has each.
+    holders: Vec<(u16, Option<String>)>,
     server: Option<Server>,
+    path: Option<PathBuf>,
 }
 
 /// Numbers of ports that could not be leased, by reason: [`Error::counts`].
@@ -120,7 +126,9 @@ impl Error {
             cause: None,
             hint: "",
             counts: None,
+            holders: Vec::new(),
             server: None,
+            path: None,
         }))
     }
 
@@ -147,7 +155,9 @@ impl Error {
             cause: Some(cause),
             hint,
             counts: None,
+            holders: Vec::new(),
             server: None,
+            path: None,
         }))
     }
 
@@ -160,6 +170,17 @@ impl Error {
     /// Returns the same error, prefixed with its origin.
     pub(crate) fn of(mut self, origin: &str) -> Self {
         self.0.message = format!("{origin}: {}", self.0.message);
+        self
+    }
+
+    /// The same error, about the file or directory at `path`.
+    pub(crate) fn at(mut self, path: impl Into<PathBuf>) -> Self {
+        self.0.path = Some(path.into());
+        self
+    }
+
+    pub(crate) fn with_holders(mut self, holders: Vec<(u16, Option<String>)>) -> Self {
+        self.0.holders = holders;
         self
     }
 
@@ -202,6 +223,29 @@ impl Error {
         self.0.counts
     }
 
+    /// Returns some of the leased ports, in ascending order, and for each a description of who has the
+    /// lease, as [`PortEntry::holder`](crate::PortEntry::holder) does. Empty if no leased port was the
+    /// reason.
+    ///
+    /// The message names the same ports and holders.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use portlock::FreePort;
+    ///
+    /// let port = FreePort::new(4000..=6000)?;
+    /// let error = FreePort::try_new(port.port()).unwrap_err();
+    /// let [(number, holder)] = error.holders() else { unreachable!() };
+    /// assert_eq!(*number, port.port());
+    /// println!("{number} is leased by {}", holder.as_deref().unwrap_or("an unknown process"));
+    /// # Ok::<(), portlock::Error>(())
+    /// ```
+    #[must_use]
+    pub fn holders(&self) -> &[(u16, Option<String>)] {
+        &self.0.holders
+    }
+
     pub(crate) fn with_server(mut self, server: Server) -> Self {
         self.0.server = Some(server);
         self
@@ -212,6 +256,21 @@ impl Error {
     #[must_use]
     pub fn server(&self) -> Option<&Server> {
         self.0.server.as_ref()
+    }
+
+    /// Returns the lock file, the lock directory or the copy of a reservation that the message is about.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::path::Path;
+    ///
+    /// let error = portlock::LockDir::open("/no/such/directory").unwrap_err();
+    /// assert_eq!(error.path(), Some(Path::new("/no/such/directory")));
+    /// ```
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        self.0.path.as_deref()
     }
 
     /// Returns whether the cause was a missing permission of this process.

@@ -745,6 +745,6 @@ impl OpenDir {
 
     fn cannot_read(&self, cause: io::Error) -> Error {
         let message = format!("cannot read lock directory {}", self.path().display());
-        Error::with_cause(ErrorKind::LockDir, message, cause)
+        Error::with_cause(ErrorKind::LockDir, message, cause).at(self.path())
     }
 }

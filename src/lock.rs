@@ -503,5 +503,5 @@ fn file_path(dir: &OpenDir, port: u16) -> PathBuf {
 fn fail(operation: &str, dir: &OpenDir, port: u16, cause: io::Error) -> Error {
     let path = file_path(dir, port);
     let message = format!("cannot {operation} lock file {}", path.display());
-    Error::with_cause(ErrorKind::Lock, message, cause)
+    Error::with_cause(ErrorKind::Lock, message, cause).at(path)
 }

@@ -329,7 +329,7 @@ impl OpenDir {
 
 fn removed(path: &Path) -> Error {
     let message = format!("lock directory {} was removed", path.display());
-    Error::new(ErrorKind::LockDir, message)
+    Error::new(ErrorKind::LockDir, message).at(path)
 }
 
 /// Outcome of [`locate`].
@@ -479,12 +479,12 @@ fn open(path: &Path, missing: IfMissing, origin: Origin, user: system::User) -> 
 
 pub(crate) fn cannot(operation: &str, path: &Path, cause: io::Error) -> Error {
     let message = format!("cannot {operation} lock directory {}", path.display());
-    Error::with_cause(ErrorKind::LockDir, message, cause)
+    Error::with_cause(ErrorKind::LockDir, message, cause).at(path)
 }
 
 pub(crate) fn refuse(path: &Path, why: &str) -> Error {
     let message = format!("refusing lock directory {}: {why}", path.display());
-    Error::new(ErrorKind::LockDir, message)
+    Error::new(ErrorKind::LockDir, message).at(path)
 }
 
 // Owners and modes exist only on Unix.

@@ -172,7 +172,14 @@ impl Exhausted {
         } else {
             ErrorKind::PermissionDenied
         };
-        Error::new(kind, counts.message(headline, examples)).with_counts(counts)
+        let holder = |(port, by): &Explained| {
+            let holder = by.as_deref().and_then(|by| by.strip_prefix("by "));
+            (*port, holder.map(str::to_owned))
+        };
+        let holders = examples.leased.iter().map(holder).collect();
+        Error::new(kind, counts.message(headline, examples))
+            .with_counts(counts)
+            .with_holders(holders)
     }
 }
 

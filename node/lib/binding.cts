@@ -1,18 +1,26 @@
-/** The functions of the native part, as `src/` declares them. */
+/** The functions of the native part, as `addon/` declares them. */
 
+import type { PortCounts, PortHolder } from './errors.cjs';
 import { addon } from './native.cjs';
 
 export interface Failure {
   code: string;
   message: string;
   errno?: number;
-  counts?: {
-    leased: number;
-    bound: number;
-    lingering: number;
-    notPermitted: number;
-    notEnough: number;
-  };
+  path?: string;
+  counts?: PortCounts;
+  holders?: PortHolder[];
+  server?: ServerProcess;
+}
+
+/** A process that answers on a port. */
+export interface ServerProcess {
+  /** Its pid; missing if it cannot be seen. */
+  readonly pid?: number;
+  /** The file name of its program. */
+  readonly program?: string;
+  /** Whether it was determined that the server is that of the expected process. */
+  readonly isKnown: boolean;
 }
 
 export interface Lease {
@@ -24,6 +32,7 @@ export interface Lease {
 
 export interface Outcome {
   leases?: Lease[];
+  server?: ServerProcess;
   failure?: Failure;
 }
 
@@ -37,6 +46,9 @@ export interface Request {
   timeout?: number;
   label?: string;
   prefer?: string;
+  name?: string;
+  root?: string;
+  orAny?: boolean;
   first?: number[];
   reuseAddress?: boolean;
   holdSocket?: boolean;
@@ -53,6 +65,13 @@ type Callback = (outcome: Outcome) => void;
 
 interface Binding {
   acquire(request: Request, callback: Callback | undefined, keepsAlive: boolean): Call;
+  waitForServer(
+    id: number,
+    pid: number | undefined,
+    timeout: number,
+    callback: Callback,
+    keepsAlive: boolean,
+  ): Call;
   release(id: number): Failure | null;
   delegateTo(id: number, pid: number): Failure | null;
   parsePorts(text: string): Spans | Failure;

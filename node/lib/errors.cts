@@ -1,11 +1,13 @@
 import { inspect } from 'node:util';
 
-import type { Failure } from './binding.cjs';
+import type { Failure, ServerProcess } from './binding.cjs';
 
 /** How many ports could not be leased, by reason. */
 export interface PortCounts {
   /** Leased by a caller of portlock. */
   readonly leased: number;
+  /** Reserved for a name that the call did not ask for. */
+  readonly reserved: number;
   /** Bound by programs outside any lease. */
   readonly bound: number;
   /** In TIME_WAIT, or bound with `SO_REUSEADDR` and not listening. */
@@ -16,10 +18,19 @@ export interface PortCounts {
   readonly notEnough: number;
 }
 
+/** A leased port, and who has it. */
+export interface PortHolder {
+  readonly port: number;
+  /** Such as `pid 812 "node" (api)`; missing if that is not known. */
+  readonly holder?: string;
+}
+
 /** What went wrong: the `code` of a {@link PortlockError}. */
 export type PortlockErrorCode =
   /** The set of ports is empty, too small, or not a set of ports. */
   | 'ERR_PORTLOCK_INVALID_PORTS'
+  /** The name or root directory of a reservation cannot be used. */
+  | 'ERR_PORTLOCK_INVALID_NAME'
   /** Every port is leased or in use, and the timeout is over. */
   | 'ERR_PORTLOCK_EXHAUSTED'
   /** The lock directory is missing, cannot be created or cannot be trusted. */
@@ -30,6 +41,8 @@ export type PortlockErrorCode =
   | 'ERR_PORTLOCK_PROBE'
   /** What was waited for did not happen in time. */
   | 'ERR_PORTLOCK_TIMEOUT'
+  /** The server that answers is another process's. */
+  | 'ERR_PORTLOCK_OTHER_SERVER'
   /** The process that a lease should belong to does not exist. */
   | 'ERR_PORTLOCK_PROCESS'
   /** This process may bind none of the ports. */
@@ -54,6 +67,12 @@ export class PortlockError extends Error {
   readonly code: PortlockErrorCode;
   /** Why no port could be leased, where that is the error. */
   readonly counts?: PortCounts;
+  /** Some of the leased ports, and who has them. */
+  readonly holders?: readonly PortHolder[];
+  /** The server that answers in place of the one that was waited for. */
+  readonly server?: ServerProcess;
+  /** The lock file or directory that the message is about. */
+  readonly path?: string;
   /** The system's error number, if a system call failed. */
   readonly errno?: number;
 
@@ -63,10 +82,8 @@ export class PortlockError extends Error {
   }
 
   /** @internal */
-  static from(failure: Failure): PortlockError {
-    const error = new PortlockError(failure.code, failure.message);
-    const { counts, errno } = failure;
-    return Object.assign(error, counts && { counts }, errno !== undefined && { errno });
+  static from({ code, message, ...details }: Failure): PortlockError {
+    return Object.assign(new PortlockError(code, message), details);
   }
 }
 

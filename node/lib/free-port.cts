@@ -1,9 +1,19 @@
 import { isIPv6 } from 'node:net';
 import { inspect } from 'node:util';
 
-import { binding, type Lease } from './binding.cjs';
+import { binding, type Lease, type ServerProcess } from './binding.cjs';
+import { run } from './call.cjs';
 import { PortlockError } from './errors.cjs';
-import { checkPid } from './options.cjs';
+import {
+  checkOptions,
+  checkPid,
+  checkTimeout,
+  WAIT_OPTIONS,
+  type WaitOptions,
+} from './options.cjs';
+
+/** Milliseconds. */
+const DEFAULT_TIMEOUT = 30_000;
 
 /**
  * A leased port: no other caller of portlock is given it until the lease ends.
@@ -78,6 +88,46 @@ export class FreePort implements Disposable, AsyncDisposable {
       throw PortlockError.from(failure);
     }
     return this.port;
+  }
+
+  /**
+   * Waits until the server of the process `pid` accepts connections on the port, and returns which
+   * process that is. By default it is this process, and so any child that it has started. A server
+   * of which nobody can tell is accepted.
+   *
+   * @throws {PortlockError} `ERR_PORTLOCK_OTHER_SERVER` as soon as another process's server
+   * answers, and `ERR_PORTLOCK_TIMEOUT` if none does in time.
+   * @example
+   * const child = spawn('vite', ['--port', `${port}`, '--strictPort']);
+   * await port.waitForServer({ pid: child.pid });
+   */
+  async waitForServer(
+    options?: WaitOptions & { pid?: number | undefined },
+  ): Promise<ServerProcess> {
+    const checked = checkOptions(options, ['pid', ...WAIT_OPTIONS]);
+    const pid = checkPid(checked.pid ?? process.pid);
+    return (await this.#wait(pid, checked)) as ServerProcess;
+  }
+
+  /**
+   * Waits until any server accepts connections on the port.
+   *
+   * @throws {PortlockError} `ERR_PORTLOCK_TIMEOUT` if none does in time.
+   */
+  async waitUntilListening(options?: WaitOptions): Promise<void> {
+    await this.#wait(undefined, checkOptions(options, WAIT_OPTIONS));
+  }
+
+  async #wait(pid: number | undefined, options: WaitOptions): Promise<ServerProcess | undefined> {
+    const timeout = checkTimeout(options.timeout ?? DEFAULT_TIMEOUT);
+    const { server, failure } = await run(
+      (callback, keepsAlive) => binding.waitForServer(this.#id, pid, timeout, callback, keepsAlive),
+      options,
+    );
+    if (failure) {
+      throw PortlockError.from(failure);
+    }
+    return server;
   }
 
   /** Releases the port, at the end of the scope of `using`. */

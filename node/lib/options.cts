@@ -25,6 +25,15 @@ export interface LeaseOptions {
   /** Starts the search at a port that belongs to this text: the same text, the same port, if it is free. */
   prefer?: string | undefined;
   /**
+   * Leases the port that is reserved for this name in `root`, and reserves one first if none is:
+   * the same port every day, which no other caller is given, leased or not.
+   */
+  name?: string | undefined;
+  /** Directory that the name belongs to; by default the project or git worktree around. */
+  root?: string | undefined;
+  /** Whether to lease another port if another program has bound the one that is reserved. */
+  orAny?: boolean | undefined;
+  /**
    * Whether a port in TIME_WAIT counts as free. By default it is the last resort, leased if no
    * other port is free: servers of Node.js can bind it.
    */
@@ -50,6 +59,9 @@ const LEASE_OPTIONS = [
   'timeout',
   'label',
   'prefer',
+  'name',
+  'root',
+  'orAny',
   'reuseAddress',
   'holdSocket',
   'lockDir',
@@ -60,6 +72,15 @@ const ASYNC_OPTIONS = ['signal', 'ref'] as const satisfies readonly (keyof Async
 export const OPTIONS: readonly string[] = LEASE_OPTIONS;
 /** @internal */
 export const ALL_OPTIONS: readonly string[] = [...LEASE_OPTIONS, ...ASYNC_OPTIONS];
+
+/** Options of a wait for a server. */
+export interface WaitOptions extends AsyncOptions {
+  /** Milliseconds to wait; 30,000 by default. */
+  timeout?: number | undefined;
+}
+
+/** @internal */
+export const WAIT_OPTIONS: readonly string[] = ['timeout', ...ASYNC_OPTIONS];
 
 /**
  * Checks that `options` is an object with no other properties than `allowed`. A misspelt option
@@ -100,13 +121,13 @@ export function toRequest(options: LeaseOptions, shape: Request['shape'] = {}): 
   if (options.timeout !== undefined) {
     request.timeout = checkTimeout(options.timeout);
   }
-  for (const name of ['label', 'prefer', 'lockDir'] as const) {
+  for (const name of ['label', 'prefer', 'name', 'root', 'lockDir'] as const) {
     const value: unknown = options[name];
     if (value !== undefined) {
       request[name] = checkString(name, value);
     }
   }
-  for (const name of ['reuseAddress', 'holdSocket'] as const) {
+  for (const name of ['orAny', 'reuseAddress', 'holdSocket'] as const) {
     const value: unknown = options[name];
     if (value !== undefined) {
       request[name] = checkBoolean(name, value);

@@ -43,7 +43,7 @@ function build(root, name) {
 
 const native = join(node, 'native');
 mkdirSync(native, { recursive: true });
-install(join(build(node, 'portlock-node'), library), 'portlock.node');
+install(join(build(join(node, 'addon'), 'portlock-node'), library), 'portlock.node');
 install(join(build(dirname(node), 'portlock-cli'), program), program);
 
 /** Replaces a file as a whole: one that is written while it is in use would crash its user. */

@@ -17,21 +17,44 @@ use napi::{
 };
 use napi_derive::napi;
 
-use crate::{environment::Environment, failure::Failure, leases::Lease};
+use crate::{environment::Environment, failure::Failure, leases::Lease, serve::ServerProcess};
 
-/// What a call has come to: leases or a failure, or neither if it returns nothing.
+/// What a call has come to.
 #[napi(object)]
 pub struct Outcome {
     /// The leases, in the order that was asked for.
     pub leases: Option<Vec<Lease>>,
+    /// The server that was waited for.
+    pub server: Option<ServerProcess>,
     /// Why the call failed.
     pub failure: Option<Failure>,
+}
+
+impl Outcome {
+    /// Returns the outcome of a call that leases.
+    pub(crate) fn of_leases(leases: Vec<Lease>) -> Self {
+        Self {
+            leases: Some(leases),
+            server: None,
+            failure: None,
+        }
+    }
+
+    /// Returns the outcome of a call that waits for a server.
+    pub(crate) fn of_server(server: Option<ServerProcess>) -> Self {
+        Self {
+            leases: None,
+            server,
+            failure: None,
+        }
+    }
 }
 
 impl From<Failure> for Outcome {
     fn from(failure: Failure) -> Self {
         Self {
             leases: None,
+            server: None,
             failure: Some(failure),
         }
     }
@@ -139,4 +162,9 @@ fn deliver_to<const UNREF: bool>(callback: &Callback<'_>) -> Result<Deliver> {
         // In an environment that has ended there is nobody to call.
         callback.call(outcome, ThreadsafeFunctionCallMode::NonBlocking);
     }))
+}
+
+/// Returns a duration; infinity is longer than any wait can last.
+pub(crate) fn milliseconds(ms: f64) -> Duration {
+    Duration::try_from_secs_f64(ms / 1000.0).unwrap_or(Duration::MAX)
 }

@@ -27,12 +27,15 @@ pub(crate) struct Environment {
 
 #[derive(Default)]
 struct State {
-    leases: HashMap<u32, Arc<FreePort>>,
+    leases: HashMap<u32, Arc<Slot>>,
     last_id: u32,
     threads: usize,
 }
 
-/// A thread of an environment that may acquire leases, until it is dropped.
+/// A lease that a thread may be using. `None` once it has ended.
+pub(crate) type Slot = Mutex<Option<FreePort>>;
+
+/// A thread of an environment, until it is dropped.
 pub(crate) struct Running(Arc<Environment>);
 
 impl Environment {
@@ -48,7 +51,7 @@ impl Environment {
         self.ended.load(Ordering::SeqCst)
     }
 
-    /// Counts a thread, which must not lease anything after the environment has ended.
+    /// Counts a thread, for whose end the environment waits when it ends.
     pub(crate) fn run(self: &Arc<Self>) -> Running {
         self.state().threads += 1;
         Running(Arc::clone(self))
@@ -69,18 +72,23 @@ impl Environment {
             }
         }
         state.last_id = id;
-        state.leases.insert(id, Arc::new(lease));
+        state.leases.insert(id, Arc::new(Mutex::new(Some(lease))));
         Some(id)
     }
 
-    /// Returns the lease with this id.
-    pub(crate) fn get(&self, id: u32) -> Option<Arc<FreePort>> {
-        self.state().leases.get(&id).cloned()
+    /// Calls `f` with the lease that has this id. `None` if it has ended.
+    ///
+    /// Until `f` returns, [`take`](Self::take) of the same lease waits.
+    pub(crate) fn with<T>(&self, id: u32, f: impl FnOnce(&FreePort) -> T) -> Option<T> {
+        let slot = self.state().leases.get(&id).cloned()?;
+        let lease = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        lease.as_ref().map(f)
     }
 
     /// Returns the lease with this id, and forgets it.
-    pub(crate) fn take(&self, id: u32) -> Option<Arc<FreePort>> {
-        self.state().leases.remove(&id)
+    pub(crate) fn take(&self, id: u32) -> Option<FreePort> {
+        let slot = self.state().leases.remove(&id)?;
+        slot.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Ends all leases, and waits until no thread can acquire another one.

@@ -3,6 +3,8 @@
 use napi_derive::napi;
 use portlock::{Error, ErrorKind, PortCounts};
 
+use crate::serve::ServerProcess;
+
 /// What `PortlockError` is made from.
 #[napi(object)]
 pub struct Failure {
@@ -12,8 +14,23 @@ pub struct Failure {
     pub message: String,
     /// The system's error number, if a system call failed.
     pub errno: Option<i32>,
+    /// The lock file or directory that the message is about.
+    pub path: Option<String>,
     /// Why no port could be leased.
     pub counts: Option<Counts>,
+    /// Some leased ports, and who has them.
+    pub holders: Option<Vec<PortHolder>>,
+    /// The server that answers in place of the one that was waited for.
+    pub server: Option<ServerProcess>,
+}
+
+/// A leased port, and who has it.
+#[napi(object)]
+pub struct PortHolder {
+    /// The port.
+    pub port: u16,
+    /// Such as `pid 812 "node" (api)`, if that is known.
+    pub holder: Option<String>,
 }
 
 /// How many ports could not be leased, by reason.
@@ -21,6 +38,8 @@ pub struct Failure {
 pub struct Counts {
     /// Leased by somebody.
     pub leased: u32,
+    /// Reserved for a name that the caller does not ask for.
+    pub reserved: u32,
     /// Bound by programs outside any lease.
     pub bound: u32,
     /// In TIME_WAIT, or bound with `SO_REUSEADDR` and not listening.
@@ -35,6 +54,7 @@ impl From<PortCounts> for Counts {
     fn from(counts: PortCounts) -> Self {
         Self {
             leased: counts.leased,
+            reserved: counts.reserved,
             bound: counts.bound,
             lingering: counts.lingering,
             not_permitted: counts.not_permitted,
@@ -45,11 +65,21 @@ impl From<PortCounts> for Counts {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
+        let holders = error.holders().iter().map(|(port, holder)| PortHolder {
+            port: *port,
+            holder: holder.clone(),
+        });
         Self {
             code: code(error.kind()).to_owned(),
-            message: error.to_string(),
+            // A hint names a function of the library.
+            message: error
+                .to_string()
+                .replace("wait_until_listening", "waitUntilListening"),
             errno: error.raw_os_error(),
+            path: error.path().map(|path| path.display().to_string()),
             counts: error.counts().map(Counts::from),
+            holders: error.counts().map(|_| holders.collect()),
+            server: error.server().map(ServerProcess::from),
         }
     }
 }
@@ -57,6 +87,8 @@ impl From<Error> for Failure {
 fn code(kind: ErrorKind) -> &'static str {
     match kind {
         ErrorKind::InvalidPorts => "ERR_PORTLOCK_INVALID_PORTS",
+        ErrorKind::InvalidName => "ERR_PORTLOCK_INVALID_NAME",
+        ErrorKind::OtherServer => "ERR_PORTLOCK_OTHER_SERVER",
         ErrorKind::Exhausted => "ERR_PORTLOCK_EXHAUSTED",
         ErrorKind::LockDir => "ERR_PORTLOCK_LOCK_DIR",
         ErrorKind::Lock => "ERR_PORTLOCK_LOCK",
@@ -87,6 +119,9 @@ fn failure(code: &str, message: &str) -> Failure {
         code: code.to_owned(),
         message: message.to_owned(),
         errno: None,
+        path: None,
         counts: None,
+        holders: None,
+        server: None,
     }
 }

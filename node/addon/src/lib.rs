@@ -12,3 +12,4 @@ mod exec;
 mod failure;
 mod leases;
 mod ports;
+mod serve;

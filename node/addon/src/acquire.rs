@@ -3,7 +3,6 @@
 use std::{
     net::{IpAddr, TcpListener},
     ops::ControlFlow,
-    time::Duration,
 };
 
 use napi::{Env, Result, Status};
@@ -32,6 +31,12 @@ pub struct Request {
     pub label: Option<String>,
     /// The name that the search starts at.
     pub prefer: Option<String>,
+    /// The name that the port is reserved for.
+    pub name: Option<String>,
+    /// The directory that the name belongs to.
+    pub root: Option<String>,
+    /// Whether another port will do if the reserved one is bound.
+    pub or_any: Option<bool>,
     /// Ports that are tried first, in this order.
     pub first: Option<Vec<u16>>,
     /// Whether ports in TIME_WAIT count as free.
@@ -94,15 +99,22 @@ fn builder(request: &Request) -> Result<Builder> {
         });
     }
     if let Some(timeout) = request.timeout {
-        // Infinity, too, is longer than any wait can last.
-        let timeout = Duration::try_from_secs_f64(timeout / 1000.0).unwrap_or(Duration::MAX);
-        builder = builder.timeout(timeout);
+        builder = builder.timeout(call::milliseconds(timeout));
     }
     if let Some(label) = &request.label {
         builder = builder.label(label);
     }
     if let Some(prefer) = &request.prefer {
         builder = builder.prefer(prefer);
+    }
+    if let Some(name) = &request.name {
+        builder = builder.name(name);
+    }
+    if let Some(root) = &request.root {
+        builder = builder.root(root);
+    }
+    if request.or_any == Some(true) {
+        builder = builder.or_any();
     }
     if let Some(reuse_address) = request.reuse_address {
         builder = builder.reuse_address(reuse_address);
@@ -178,10 +190,7 @@ fn outcome(environment: &Environment, stop: &Stop, found: portlock::Result<Vec<F
         Some(Lease { id, port, host, fd })
     };
     match found.into_iter().map(keep).collect() {
-        Some(leases) => Outcome {
-            leases: Some(leases),
-            failure: None,
-        },
+        Some(leases) => Outcome::of_leases(leases),
         None => failure::stopped().into(),
     }
 }

@@ -1,0 +1,127 @@
+import assert from 'node:assert/strict';
+import { setMaxListeners } from 'node:events';
+import { readFile } from 'node:fs/promises';
+import { test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+
+import { lease, leaseMany, leaseSync } from 'portlock';
+
+import { isFree, scene, start } from './support.mjs';
+
+test('a waiter gets the port that is released', async (t) => {
+  const { port, lockDir } = await scene(t);
+  const held = leaseSync({ ports: port, lockDir });
+  const waiting = lease({ ports: port, lockDir });
+  await sleep(20);
+  held.release();
+  assert.equal((await waiting).port, port);
+});
+
+test('a wait ends with its timeout', async (t) => {
+  const { port, lockDir } = await scene(t);
+  const held = leaseSync({ ports: port, lockDir });
+  const exhausted = { code: 'ERR_PORTLOCK_EXHAUSTED', message: /after 0\.\d s/ };
+  await assert.rejects(lease({ ports: port, lockDir, timeout: 150 }), exhausted);
+  assert.throws(() => leaseSync({ ports: port, lockDir, timeout: 150 }), exhausted);
+  held.release();
+});
+
+test('a signal ends a wait with its reason, and nothing is leased', async (t) => {
+  const place = await scene(t);
+  const { port, lockDir } = place;
+  const held = leaseSync({ ports: port, lockDir });
+  const reason = new Error('enough');
+  const controller = new AbortController();
+  const options = { ports: port, lockDir, timeout: Infinity, signal: controller.signal };
+  const waits = [lease(options), leaseMany(1, options)];
+  setTimeout(() => controller.abort(reason), 20);
+  for (const wait of waits) {
+    await assert.rejects(wait, (error) => error === reason);
+  }
+  held.release();
+  assert.equal(isFree(place, port), true);
+
+  await assert.rejects(lease(options), (error) => error === reason);
+  const timeout = AbortSignal.timeout(20);
+  const again = leaseSync({ ports: port, lockDir });
+  await assert.rejects(lease({ ...options, signal: timeout }), { name: 'TimeoutError' });
+  again.release();
+});
+
+test('a signal that comes with the port ends its lease', async (t) => {
+  const place = await scene(t);
+  const { port, lockDir } = place;
+  for (let i = 0; i < 50; i++) {
+    const controller = new AbortController();
+    const leasing = lease({ ports: port, lockDir, signal: controller.signal });
+    setImmediate(() => controller.abort());
+    const outcome = await leasing.then(
+      (port) => port.release(),
+      (error) => assert.equal(error.name, 'AbortError'),
+    );
+    assert.equal(outcome, undefined);
+    assert.equal(isFree(place, port), true);
+  }
+});
+
+test('a signal keeps no listener of a call that has ended', async (t) => {
+  const { port, lockDir } = await scene(t);
+  const { signal } = new AbortController();
+  let listeners = 0;
+  const counting = {
+    aborted: false,
+    throwIfAborted: () => signal.throwIfAborted(),
+    addEventListener: () => listeners++,
+    removeEventListener: () => listeners--,
+  };
+  (await lease({ ports: port, lockDir, signal: counting })).release();
+  assert.equal(listeners, 0);
+});
+
+test('waiters hold up neither files nor timers', async (t) => {
+  const { port, lockDir } = await scene(t);
+  const held = leaseSync({ ports: port, lockDir });
+  const controller = new AbortController();
+  setMaxListeners(0, controller.signal);
+  const options = { ports: port, lockDir, signal: controller.signal };
+  const waits = Array.from({ length: 20 }, () => lease(options));
+  const here = fileURLToPath(import.meta.url);
+  // libuv has four threads for these.
+  await Promise.all(Array.from({ length: 20 }, () => readFile(here)));
+  await sleep(1);
+  controller.abort();
+  const outcomes = await Promise.allSettled(waits);
+  assert.deepEqual(new Set(outcomes.map(({ status }) => status)), new Set(['rejected']));
+  held.release();
+});
+
+test('a pending wait keeps the program alive, unless it has no ref', async (t) => {
+  const { port, lockDir } = await scene(t);
+  const held = leaseSync({ ports: port, lockDir });
+  const code = (options) => `
+    setImmediate(() => say('waits'));
+    const got = await lease({ ports: port, lockDir, ...${options} });
+    say('got ' + got);`;
+  const refs = start(t, { port, lockDir }, code('{}'));
+  const unref = start(t, { port, lockDir }, code('{ ref: false }'));
+  // 13: the promise of a top-level await will not be settled.
+  assert.deepEqual(await unref.ended, { status: 13, signal: null });
+  assert.equal(await refs.line(), 'waits');
+  held.release();
+  assert.equal(await refs.line(), `got ${port}`);
+  assert.deepEqual(await refs.ended, { status: 0, signal: null });
+});
+
+test('leaseSync waits', async (t) => {
+  const { port, lockDir } = await scene(t);
+  const held = leaseSync({ ports: port, lockDir });
+  const child = start(
+    t,
+    { port, lockDir },
+    `say('waits'); say('got ' + leaseSync({ ports: port, lockDir }));`,
+  );
+  assert.equal(await child.line(), 'waits');
+  held.release();
+  assert.equal(await child.line(), `got ${port}`);
+});

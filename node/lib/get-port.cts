@@ -7,7 +7,7 @@ import type { Request } from './binding.cjs';
 import { acquire, leasesOf } from './call.cjs';
 import { invalidType } from './errors.cjs';
 import { FreePort } from './free-port.cjs';
-import { checkBoolean } from './options.cjs';
+import { checkBoolean, checkString } from './options.cjs';
 import { checkPort, iterable, PortSet } from './port-set.cjs';
 
 export interface Options {
@@ -34,6 +34,9 @@ const leases = new Set<FreePort>();
  * seconds, or, with `reserve`, until this process ends.
  */
 export async function getPort(options: Options = {}): Promise<number> {
+  if (typeof options !== 'object' || options === null) {
+    throw invalidType('options', 'an object', options);
+  }
   const excluded = excludedPorts(options.exclude);
   const reserve = options.reserve !== undefined && checkBoolean('reserve', options.reserve);
   const request: Request = {
@@ -105,5 +108,6 @@ function preferredPorts(port: Options['port']): number[] {
 
 /** The address of a host, chosen as `server.listen()` chooses it. */
 async function address(host: string): Promise<string> {
+  checkString('host', host);
   return isIP(host) ? host : (await lookup(host)).address;
 }

@@ -1,5 +1,6 @@
 import cluster from 'node:cluster';
 import { once } from 'node:events';
+import { closeSync, fstatSync } from 'node:fs';
 import { createServer, type ListenOptions as NetListenOptions, type Server } from 'node:net';
 
 import { acquire, leasesOf } from './call.cjs';
@@ -91,13 +92,29 @@ async function takeOver(server: Server, options: ListenOptions): Promise<FreePor
   const outcome = await acquire(toRequest(options, { listen: true }), options);
   const [lease] = leasesOf(outcome);
   const port = FreePort.of(lease);
+  const fd = lease?.fd as number;
+  const { ino } = fstatSync(fd);
   try {
-    await start(server, { fd: lease?.fd } as NetListenOptions);
+    await start(server, { fd });
   } catch (error) {
+    closeIfOpen(fd, ino);
     port.release();
     throw error;
   }
   return port;
+}
+
+/** Closes a socket, unless the server that failed has taken it over and closed it. */
+function closeIfOpen(fd: number, ino: number): void {
+  try {
+    if (fstatSync(fd).ino === ino) {
+      closeSync(fd);
+    }
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'EBADF') {
+      throw error;
+    }
+  }
 }
 
 /** Starts the server on the leased port by its number. */
@@ -124,7 +141,7 @@ async function bind(server: Server, options: ListenOptions): Promise<FreePort> {
   }
 }
 
-async function start(server: Server, options: NetListenOptions): Promise<void> {
+async function start(server: Server, options: NetListenOptions & { fd?: number }): Promise<void> {
   // Rejects if the server emits 'error' instead.
   const listening = once(server, 'listening');
   server.listen(options);

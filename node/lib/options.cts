@@ -197,7 +197,8 @@ export function checkPid(value: unknown): number {
   return value;
 }
 
-function checkString(name: string, value: unknown): string {
+/** @internal */
+export function checkString(name: string, value: unknown): string {
   if (typeof value !== 'string') {
     throw invalidType(name, 'a string', value);
   }

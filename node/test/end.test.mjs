@@ -19,7 +19,11 @@ for (const [how, code, expected] of [
   ['an unhandled rejection', 'Promise.reject(new Error("expected"))', { status: 1 }],
   ['the end of the program', '', { status: 0, signal: null }],
   ['SIGKILL', 'process.kill(process.pid, "SIGKILL")', { signal: 'SIGKILL' }],
-  ['SIGTERM', 'process.kill(process.pid, "SIGTERM"); setInterval(() => 0, 1e4)', { signal: 'SIGTERM' }],
+  [
+    'SIGTERM',
+    'process.kill(process.pid, "SIGTERM"); setInterval(() => 0, 1e4)',
+    { signal: 'SIGTERM' },
+  ],
   ['process.abort', 'process.abort()', { signal: 'SIGABRT' }],
 ]) {
   test(`a lease ends with ${how}`, async (t) => {

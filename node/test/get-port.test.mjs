@@ -12,27 +12,29 @@ import { clearLockedPorts, portNumbers } from 'portlock/get-port';
 
 import { isFree, ownPorts } from './support.mjs';
 
+const ports = await ownPorts(16);
+const own = (n) => ports.splice(0, n);
+
 // Its interface names no lock directory.
 const lockDir = await mkdtemp(join(tmpdir(), 'portlock-node-'));
 after(() => rm(lockDir, { recursive: true }));
 process.env.PORTLOCK_DIR = lockDir;
 
 test('the preferred ports are tried in their order, then any', async () => {
-  const [first, second, third] = await ownPorts(3);
+  const [first, second, third] = own(3);
   const port = [third, first, second];
   assert.equal(await getPort({ port }), third);
   assert.equal(await getPort({ port }), first);
   assert.equal(await getPort({ port: new Set(port) }), second);
   const other = await getPort({ port });
   assert.ok(!port.includes(other));
-  assert.equal(await getPort({ port: [0, first] }) === first, false);
   clearLockedPorts();
   assert.equal(await getPort({ port: third }), third);
   clearLockedPorts();
 });
 
 test('a preferred port that a program has bound is passed over', async () => {
-  const [bound, free] = await ownPorts(2);
+  const [bound, free] = own(2);
   const server = net.createServer().listen(bound, '127.0.0.1');
   await once(server, 'listening');
   assert.equal(await getPort({ port: [bound, free] }), free);
@@ -41,7 +43,7 @@ test('a preferred port that a program has bound is passed over', async () => {
 });
 
 test('a port is kept for 30 seconds, or with reserve until the process ends', async () => {
-  const [short, long] = await ownPorts(2);
+  const [short, long] = own(2);
   mock.timers.enable({ apis: ['setTimeout'] });
   await getPort({ port: short });
   await getPort({ port: long, reserve: true });
@@ -55,7 +57,7 @@ test('a port is kept for 30 seconds, or with reserve until the process ends', as
 });
 
 test('excluded ports are not returned', async () => {
-  const [first, second] = await ownPorts(2);
+  const [first, second] = own(2);
   assert.equal(await getPort({ port: [first, second], exclude: [first] }), second);
   const one = await getPort({ exclude: [first, -1, 0, 99_999] });
   assert.notEqual(one, first);
@@ -63,7 +65,7 @@ test('excluded ports are not returned', async () => {
 });
 
 test('a host is an address or a name', async () => {
-  const [port] = await ownPorts(1);
+  const [port] = own(1);
   const server = net.createServer().listen(port, '127.0.0.2');
   await once(server, 'listening');
   assert.equal(await getPort({ port, host: '127.0.0.1' }), port);
@@ -89,10 +91,19 @@ test('arguments that are not valid are errors', async () => {
   await assert.rejects(getPort({ reserve: 1 }), TypeError);
   await assert.rejects(getPort({ host: 1 }), TypeError);
   await assert.rejects(getPort(1), TypeError);
-  for (const [from, to] of [[1023, 1024], [1024, 1023], [65_536, 65_536], [1024, 65_536]]) {
+  for (const [from, to] of [
+    [1023, 1024],
+    [1024, 1023],
+    [65_536, 65_536],
+    [1024, 65_536],
+  ]) {
     assert.throws(() => portNumbers(from, to), RangeError);
   }
-  for (const [from, to] of [['1', 2000], [2000, undefined], [1024.5, 2000]]) {
+  for (const [from, to] of [
+    ['1', 2000],
+    [2000, undefined],
+    [1024.5, 2000],
+  ]) {
     assert.throws(() => portNumbers(from, to), TypeError);
   }
   assert.deepEqual([...portNumbers(1024, 1026)], [1024, 1025, 1026]);

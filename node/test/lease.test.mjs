@@ -298,7 +298,9 @@ test('a wait for a server ends with its timeout, its signal or its lease', async
   const { port, lockDir } = await scene(t);
   const leased = leaseSync({ ports: port, lockDir });
   await assert.rejects(leased.waitForServer({ timeout: 0 }), { code: 'ERR_PORTLOCK_TIMEOUT' });
-  await assert.rejects(leased.waitUntilListening({ timeout: 20 }), { code: 'ERR_PORTLOCK_TIMEOUT' });
+  await assert.rejects(leased.waitUntilListening({ timeout: 20 }), {
+    code: 'ERR_PORTLOCK_TIMEOUT',
+  });
   const reason = new Error('enough');
   const controller = new AbortController();
   const waiting = leased.waitForServer({ signal: controller.signal });

@@ -54,6 +54,7 @@ test('a server that cannot be started is an error, and leases nothing', async (t
   const place = await scene(t);
   const options = { ports: place.port, lockDir: place.lockDir };
   const busy = await listen();
+  t.after(() => busy.close());
   const value = { code: 'ERR_INVALID_ARG_VALUE' };
   await assert.rejects(listen({ ...options, server: busy.server }), value);
   await assert.rejects(listen({ ...options, protocol: 'udp' }), value);
@@ -65,12 +66,14 @@ test('a server that cannot be started is an error, and leases nothing', async (t
   failing.listen = () => failing.emit('error', new Error('expected'));
   await assert.rejects(listen({ ...options, server: failing }), /expected/);
   assert.equal(isFree(place, place.port), true);
-  await busy.close();
 });
 
 test('a worker of a cluster listens on its own port', async (t) => {
   const { ports, lockDir } = await scene(t, 2);
-  cluster.setupPrimary({ exec: join(root, 'test/cluster-worker.mjs'), args: [lockDir, `${ports}`] });
+  cluster.setupPrimary({
+    exec: join(root, 'test/cluster-worker.mjs'),
+    args: [lockDir, `${ports}`],
+  });
   const workers = [cluster.fork(), cluster.fork()];
   t.after(() => workers.forEach((worker) => worker.kill('SIGKILL')));
   const got = await Promise.all(workers.map(async (worker) => (await once(worker, 'message'))[0]));

@@ -68,14 +68,14 @@ test('pick leases for its caller, not for the wrapper', unix, async (t) => {
 test('npx runs the program', { skip: !existsSync(join(root, 'node_modules')) }, async (t) => {
   const place = await scene(t);
   const env = environment(place);
-  const listed = await run('npx', ['--no', 'portlock', '--version'], { env, shell: true });
-  assert.match(listed.output, /^portlock \d/);
+  const shown = await run('npx --no -- portlock --version', [], { env, shell: true });
+  assert.match(shown.output, /^portlock \d/);
   // Its output is not read through a pipe, so npm would be taken for the caller.
-  const picked = await run('npx --no portlock pick >/dev/null', [], { env, shell: true });
+  const picked = await run('npx --no -- portlock pick >/dev/null', [], { env, shell: true });
   assert.equal(picked.status, 125);
   assert.match(picked.output, /--pid/);
   assert.equal(isFree(place, place.port), true);
-  const named = `npx --no portlock pick --pid ${process.pid} >/dev/null`;
+  const named = `npx --no -- portlock pick --pid ${process.pid} >/dev/null`;
   assert.equal((await run(named, [], { env, shell: true })).status, 0);
   assert.equal(isFree(place, place.port), false);
 });

@@ -5,7 +5,8 @@ import { spawn } from 'node:child_process';
 import { fstatSync } from 'node:fs';
 import { constants } from 'node:os';
 
-import { binding } from './binding.cjs';
+import type * as Binding from './binding.cjs';
+import { PortlockError } from './errors.cjs';
 import { program } from './native.cjs';
 
 /** The program's own exit status for errors that are not its command's. */
@@ -16,6 +17,7 @@ function main(): void {
   const path = program();
   refuseToLeaseForWrapper(args);
   // This process becomes the program, so that signals, exit status and parent are the program's.
+  const { binding } = require('./binding.cjs') as typeof Binding;
   const error = binding.exec(path, args);
   if (error !== null) {
     fail(`cannot execute ${path}: ${error}`);
@@ -65,4 +67,12 @@ function fail(message: string): never {
   process.exit(FAILED);
 }
 
-main();
+try {
+  main();
+} catch (error) {
+  // Such as that there is no native part, which should come without a stack.
+  if (!(error instanceof PortlockError)) {
+    throw error;
+  }
+  fail(error.message);
+}

@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import { PortlockError } from './errors.cjs';
 
 /** Such as `linux-x64-gnu`: the name of a platform, and of the package with its binaries. */
-function platform(): string {
+export function platform(): string {
   const { platform, arch } = process;
   return platform === 'linux' ? `linux-${arch}-${libc()}` : `${platform}-${arch}`;
 }

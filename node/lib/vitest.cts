@@ -7,7 +7,7 @@ import type { LeaseOptions } from './options.cjs';
 export { portFixture, type PortFixture } from './fixture.cjs';
 
 /** What a global setup of Vitest is called with, as far as it is used. */
-interface Project {
+export interface Project {
   provide(key: never, value: never): void;
 }
 

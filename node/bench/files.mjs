@@ -40,6 +40,8 @@ for (let round = 1; round <= 3; round++) {
   controller.abort();
   await Promise.allSettled(waits);
   const idle = ((user + system) / 1e4).toFixed(1);
-  console.log(`without ${without} ms, with 100 waits ${withWaits} ms; the waits take ${idle} % of a core`);
+  console.log(
+    `without ${without} ms, with 100 waits ${withWaits} ms; the waits take ${idle} % of a core`,
+  );
 }
 await rm(folder, { recursive: true });

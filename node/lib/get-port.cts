@@ -2,6 +2,8 @@
 
 import { lookup } from 'node:dns/promises';
 import { isIP } from 'node:net';
+// Not the global one, which test environments replace.
+import { setTimeout } from 'node:timers';
 
 import type { Request } from './binding.cjs';
 import { acquire, leasesOf } from './call.cjs';

@@ -27,7 +27,6 @@ export interface Lease {
   id: number;
   port: number;
   host: string;
-  fd?: number;
 }
 
 export interface Outcome {
@@ -73,6 +72,7 @@ interface Binding {
     keepsAlive: boolean,
   ): Call;
   release(id: number): Failure | null;
+  takeListener(id: number): number | null;
   delegateTo(id: number, pid: number): Failure | null;
   parsePorts(text: string): Spans | Failure;
   serverPorts(): Spans | Failure;

@@ -46,6 +46,18 @@ export class FreePort implements Disposable, AsyncDisposable {
     return new FreePort(lease);
   }
 
+  /**
+   * Returns the descriptor of the socket that listens on the port.
+   * @internal
+   */
+  takeListener(): number {
+    const fd = binding.takeListener(this.#id);
+    if (fd === null) {
+      throw new PortlockError('ERR_PORTLOCK', 'the native part has returned no listener');
+    }
+    return fd;
+  }
+
   /** Whether the lease has been released or delegated. */
   get released(): boolean {
     return this.#released;

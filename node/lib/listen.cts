@@ -92,7 +92,7 @@ async function takeOver(server: Server, options: ListenOptions): Promise<FreePor
   const outcome = await acquire(toRequest(options, { listen: true }), options);
   const [lease] = leasesOf(outcome);
   const port = FreePort.of(lease);
-  const fd = lease?.fd as number;
+  const fd = port.takeListener();
   const { ino } = fstatSync(fd);
   try {
     await start(server, { fd });

@@ -68,6 +68,21 @@ test('a server that cannot be started is an error, and leases nothing', async (t
   assert.equal(isFree(place, place.port), true);
 });
 
+test('a signal that comes with the socket closes it', async (t) => {
+  const place = await scene(t);
+  for (let i = 0; i < 20; i++) {
+    const controller = new AbortController();
+    const { signal } = controller;
+    const listening = listen({ ports: place.port, lockDir: place.lockDir, signal });
+    setImmediate(() => controller.abort());
+    await listening.then(
+      (listening) => listening.close(),
+      (error) => assert.equal(error.name, 'AbortError'),
+    );
+    assert.equal(isFree(place, place.port), true);
+  }
+});
+
 test('a worker of a cluster listens on its own port', async (t) => {
   const { ports, lockDir } = await scene(t, 2);
   cluster.setupPrimary({

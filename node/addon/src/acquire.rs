@@ -11,7 +11,7 @@ use portlock::{Builder, ErrorKind, FreePort, PortSet, Protocol};
 
 use crate::{
     call::{self, Call, Callback, Outcome, Stop},
-    environment::Environment,
+    environment::{Environment, Held},
     failure::{self, Failure},
     leases::Lease,
 };
@@ -52,9 +52,9 @@ pub struct Request {
 /// How many ports are asked for, and how they belong together. By default it is one.
 #[napi(object)]
 pub struct Shape {
-    /// So many ports.
+    /// A number of ports.
     pub many: Option<u32>,
-    /// So many ports that follow each other.
+    /// A number of ports that follow each other.
     pub block: Option<u32>,
     /// The ports at these offsets from one.
     pub offsets: Option<Vec<u16>>,
@@ -183,27 +183,17 @@ fn outcome(environment: &Environment, stop: &Stop, found: portlock::Result<Vec<F
     if stop.is_stopped() {
         return failure::stopped().into();
     }
-    let keep = |(lease, listener): Found| {
-        let (port, host) = (lease.port(), lease.addr().ip().to_string());
-        let id = environment.keep(lease)?;
-        let fd = listener.and_then(into_fd);
-        Some(Lease { id, port, host, fd })
+    let keep = |(port, listener): Found| {
+        let (number, host) = (port.port(), port.addr().ip().to_string());
+        let id = environment.keep(Held { listener, port })?;
+        Some(Lease {
+            id,
+            port: number,
+            host,
+        })
     };
     match found.into_iter().map(keep).collect() {
         Some(leases) => Outcome::of_leases(leases),
         None => failure::stopped().into(),
     }
-}
-
-#[cfg(unix)]
-fn into_fd(listener: TcpListener) -> Option<i32> {
-    use std::os::fd::IntoRawFd;
-
-    Some(listener.into_raw_fd())
-}
-
-/// Node.js cannot take over a socket here.
-#[cfg(not(unix))]
-fn into_fd(_: TcpListener) -> Option<i32> {
-    None
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    net::TcpListener,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -33,7 +34,14 @@ struct State {
 }
 
 /// A lease that a thread may be using. `None` once it has ended.
-pub(crate) type Slot = Mutex<Option<FreePort>>;
+type Slot = Mutex<Option<Held>>;
+
+/// What the environment keeps of a lease.
+pub(crate) struct Held {
+    /// A listener that JavaScript has not taken over yet. Closed before the lease ends.
+    pub(crate) listener: Option<TcpListener>,
+    pub(crate) port: FreePort,
+}
 
 /// A thread of an environment, until it is dropped.
 pub(crate) struct Running(Arc<Environment>);
@@ -59,7 +67,7 @@ impl Environment {
 
     /// Keeps a lease until it is [taken](Self::take) or the environment ends, and returns its id;
     /// `None` if the environment has ended, and so has the lease.
-    pub(crate) fn keep(&self, lease: FreePort) -> Option<u32> {
+    pub(crate) fn keep(&self, held: Held) -> Option<u32> {
         let mut state = self.state();
         if self.has_ended() {
             return None;
@@ -72,23 +80,24 @@ impl Environment {
             }
         }
         state.last_id = id;
-        state.leases.insert(id, Arc::new(Mutex::new(Some(lease))));
+        state.leases.insert(id, Arc::new(Mutex::new(Some(held))));
         Some(id)
     }
 
     /// Calls `f` with the lease that has this id. `None` if it has ended.
     ///
     /// Until `f` returns, [`take`](Self::take) of the same lease waits.
-    pub(crate) fn with<T>(&self, id: u32, f: impl FnOnce(&FreePort) -> T) -> Option<T> {
+    pub(crate) fn with<T>(&self, id: u32, f: impl FnOnce(&mut Held) -> T) -> Option<T> {
         let slot = self.state().leases.get(&id).cloned()?;
-        let lease = slot.lock().unwrap_or_else(PoisonError::into_inner);
-        lease.as_ref().map(f)
+        let mut held = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        held.as_mut().map(f)
     }
 
-    /// Returns the lease with this id, and forgets it.
+    /// Returns the lease with this id, and forgets it. A listener is closed.
     pub(crate) fn take(&self, id: u32) -> Option<FreePort> {
         let slot = self.state().leases.remove(&id)?;
-        slot.lock().unwrap_or_else(PoisonError::into_inner).take()
+        let held = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+        held.map(|held| held.port)
     }
 
     /// Ends all leases, and waits until no thread can acquire another one.

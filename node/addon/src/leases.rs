@@ -1,5 +1,7 @@
 //! What can be done with a lease.
 
+use std::net::TcpListener;
+
 use napi::{Env, Result};
 use napi_derive::napi;
 
@@ -17,8 +19,6 @@ pub struct Lease {
     pub port: u16,
     /// Where a client on this machine reaches a server on the port.
     pub host: String,
-    /// The descriptor of the listener, if there is one.
-    pub fd: Option<i32>,
 }
 
 /// Ends the lease. That of a lease that has ended is no error.
@@ -35,4 +35,24 @@ pub fn delegate_to(env: Env, id: u32, pid: u32) -> Result<Option<Failure>> {
         Some(lease) => lease.delegate_to(pid).err().map(Failure::from),
         None => Some(failure::released()),
     })
+}
+
+/// Returns the descriptor of the listener, if there is one, for JavaScript to take over.
+#[napi]
+pub fn take_listener(env: Env, id: u32) -> Result<Option<i32>> {
+    let listener = Environment::of(&env)?.with(id, |held| held.listener.take());
+    Ok(listener.flatten().and_then(into_fd))
+}
+
+#[cfg(unix)]
+fn into_fd(listener: TcpListener) -> Option<i32> {
+    use std::os::fd::IntoRawFd;
+
+    Some(listener.into_raw_fd())
+}
+
+/// Node.js cannot take over a socket here.
+#[cfg(not(unix))]
+fn into_fd(_: TcpListener) -> Option<i32> {
+    None
 }

@@ -61,7 +61,7 @@ pub fn wait_for_server(
             let mut pause = Duration::from_millis(1);
             loop {
                 // One attempt each, so that a release need not wait.
-                let Some(attempt) = environment.with(id, |lease| find(lease, pid)) else {
+                let Some(attempt) = environment.with(id, |held| find(&held.port, pid)) else {
                     return failure::released().into();
                 };
                 let left = timeout.saturating_sub(start.elapsed());

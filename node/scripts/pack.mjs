@@ -69,6 +69,8 @@ function packPlatform(platform, binaries) {
 function packMain() {
   const names = Object.keys(PLATFORMS).map((platform) => [`@portlock/${platform}`, version]);
   const published = { ...manifest, optionalDependencies: Object.fromEntries(names) };
+  // The binaries are the platforms'; `npm pack` in this folder packs those of this machine.
+  published.files = manifest.files.filter((name) => name !== 'native');
   // What only this repository needs.
   delete published.workspaces;
   delete published.scripts;

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { mkdtemp, readdir, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
 import { before, after, test } from 'node:test';
 
 import { root, run } from './support.mjs';
@@ -24,7 +24,7 @@ after(() => rm(project, { recursive: true }));
 /** Installs tarballs into the project, without a registry. */
 async function install(...names) {
   await rm(join(project, 'node_modules'), { recursive: true, force: true });
-  const paths = names.map((name) => join(root, 'packages', name));
+  const paths = names.map((name) => resolve(root, 'packages', name));
   const args = ['install', '--offline', '--no-save', '--no-audit', ...paths];
   const outcome = await run('npm', args, { cwd: project, shell });
   assert.equal(outcome.status, 0, outcome.output);
@@ -69,6 +69,15 @@ test('the packages install without a compiler, and run', async () => {
   assert.match((await script(cjs)).output, /^\d+\n$/);
   const shown = await run('npx', ['--no', '--', 'portlock', '--version'], { cwd: project, shell });
   assert.match(shown.output, /^portlock \d/);
+});
+
+test('what npm packs here runs without another package', async () => {
+  const packed = await run('npm', ['pack', '--pack-destination', project], { shell });
+  assert.equal(packed.status, 0, packed.output);
+  const name = (await readdir(project)).find((name) => name.endsWith('.tgz'));
+  await install(join(project, name));
+  const { output } = await script(`console.log(require('portlock').leaseSync().port)`);
+  assert.match(output, /^\d+\n$/);
 });
 
 test('without the package of the platform, the error says so', async () => {

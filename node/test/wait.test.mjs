@@ -36,9 +36,7 @@ test('a signal ends a wait with its reason, and nothing is leased', async (t) =>
   const options = { ports: port, lockDir, timeout: Infinity, signal: controller.signal };
   const waits = [lease(options), leaseMany(1, options)];
   setTimeout(() => controller.abort(reason), 20);
-  for (const wait of waits) {
-    await assert.rejects(wait, (error) => error === reason);
-  }
+  await Promise.all(waits.map((wait) => assert.rejects(wait, (error) => error === reason)));
   held.release();
   assert.equal(isFree(place, port), true);
 

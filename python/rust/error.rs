@@ -1,0 +1,80 @@
+//! The library's errors as Python's exceptions.
+
+use std::time::Duration;
+
+use portlock::{Error, ErrorKind};
+use pyo3::{exceptions::PyValueError, prelude::*, sync::PyOnceLock};
+
+/// `portlock._errors.create`, which chooses the class.
+static CREATE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+
+/// Returns the exception for an error of the library in a call that was to wait for `timeout`.
+pub(crate) fn of(py: Python<'_>, error: &Error, timeout: Duration) -> PyErr {
+    let counts = error.counts().map(|counts| {
+        (
+            counts.leased,
+            counts.bound,
+            counts.lingering,
+            counts.not_permitted,
+            counts.not_enough,
+        )
+    });
+    let create = || {
+        CREATE.import(py, "portlock._errors", "create")?.call1((
+            kind(error.kind()),
+            error.to_string(),
+            error.raw_os_error(),
+            counts,
+            !timeout.is_zero(),
+        ))
+    };
+    create().map_or_else(|error| error, PyErr::from_value)
+}
+
+/// Returns the exception for an error of a call that does not wait.
+pub(crate) fn immediate(py: Python<'_>, error: &Error) -> PyErr {
+    of(py, error, Duration::ZERO)
+}
+
+/// Returns the exception that there are no such ports.
+pub(crate) fn invalid_ports(py: Python<'_>, message: &str) -> PyErr {
+    refused(py, ErrorKind::InvalidPorts, message)
+}
+
+/// Returns the exception for arguments that are refused before the library sees them.
+pub(crate) fn refused(py: Python<'_>, of_kind: ErrorKind, message: &str) -> PyErr {
+    let create = || {
+        let nothing = None::<i32>;
+        CREATE.import(py, "portlock._errors", "create")?.call1((
+            kind(of_kind),
+            message,
+            nothing,
+            nothing,
+            false,
+        ))
+    };
+    create().map_or_else(|error| error, PyErr::from_value)
+}
+
+/// Returns the exception that a lease is used after its end.
+pub(crate) fn released(port: u16) -> PyErr {
+    PyValueError::new_err(format!("the lease of port {port} has ended"))
+}
+
+fn kind(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::InvalidPorts => "invalid_ports",
+        ErrorKind::Exhausted => "exhausted",
+        ErrorKind::LockDir => "lock_dir",
+        ErrorKind::Lock => "lock",
+        ErrorKind::Probe => "probe",
+        ErrorKind::PortServer => "port_server",
+        ErrorKind::Timeout => "timeout",
+        ErrorKind::Stopped => "stopped",
+        ErrorKind::Process => "process",
+        ErrorKind::PermissionDenied => "permission_denied",
+        ErrorKind::Unsupported => "unsupported",
+        // A kind that the library has added since.
+        _ => "other",
+    }
+}

@@ -1,0 +1,146 @@
+"""The exceptions, and which of them an error of the library is."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+# The library names a path that a message is about in one of these ways.
+_BEFORE_PATH = ("lock file ", "lock directory ")
+
+
+class Counts(NamedTuple):
+    """How many ports could not be leased, by reason."""
+
+    leased: int
+    """Leased by another caller."""
+    bound: int
+    """Bound by programs that have no lease."""
+    lingering: int
+    """In TIME_WAIT, or bound with SO_REUSEADDR and not listening."""
+    not_permitted: int
+    """Not permitted to this process."""
+    not_enough: int
+    """Free, but not enough of them."""
+
+
+class PortlockError(OSError):
+    """Why a port could not be leased, probed or released. The base of all errors of this package.
+
+    `kind` is a word for each case, such as "exhausted". Where a system call has failed, `errno` is
+    its number. `filename` is the path that the message is about.
+    """
+
+    kind: str = "other"
+    counts: Counts | None = None
+
+    def __str__(self) -> str:
+        # The message has the cause. OSError would prepend the number.
+        return str(self.strerror if self.strerror is not None else self.args[0] if self.args else "")
+
+
+class InvalidPorts(PortlockError, ValueError):
+    """There is no port to choose from, or too few of them."""
+
+    kind = "invalid_ports"
+
+
+class Exhausted(PortlockError):
+    """Every port is leased, in use or not permitted. `counts` has how many are which."""
+
+    kind = "exhausted"
+    counts: Counts
+
+
+class ExhaustedTimeout(Exhausted, TimeoutError):
+    """Every port was leased or in use until the time to wait was over."""
+
+
+class PermissionDenied(PortlockError, PermissionError):
+    """The system permits this process none of the ports."""
+
+    kind = "permission_denied"
+
+
+class LockDirError(PortlockError):
+    """The lock directory is missing, cannot be created, or cannot be trusted."""
+
+    kind = "lock_dir"
+
+
+class LockError(PortlockError):
+    """A lock file could not be opened, created, locked, written or unlocked."""
+
+    kind = "lock"
+
+
+class ProbeError(PortlockError):
+    """A socket could not be created or bound, for another reason than that the port is in use."""
+
+    kind = "probe"
+
+
+class PortServerError(PortlockError):
+    """A port server cannot be reached, does not answer, or refuses."""
+
+    kind = "port_server"
+
+
+class ServerTimeout(PortlockError, TimeoutError):
+    """No server accepted connections in time."""
+
+    kind = "timeout"
+
+
+class Stopped(PortlockError):
+    """The wait was stopped."""
+
+    kind = "stopped"
+
+
+class ProcessError(PortlockError, ProcessLookupError):
+    """There is no such process, or the system fails to show it."""
+
+    kind = "process"
+
+
+class Unsupported(PortlockError):
+    """This cannot be done on this system, or not in this combination."""
+
+    kind = "unsupported"
+
+
+_CLASSES: dict[str, type[PortlockError]] = {
+    found.kind: found
+    for found in (
+        InvalidPorts,
+        Exhausted,
+        PermissionDenied,
+        LockDirError,
+        LockError,
+        ProbeError,
+        PortServerError,
+        ServerTimeout,
+        Stopped,
+        ProcessError,
+        Unsupported,
+    )
+}
+
+
+def create(
+    kind: str,
+    message: str,
+    errno: int | None,
+    counts: tuple[int, int, int, int, int] | None,
+    waited: bool,
+) -> PortlockError:
+    """Returns the exception for an error of the library."""
+    found = _CLASSES.get(kind, PortlockError)
+    if waited and found is Exhausted:
+        found = ExhaustedTimeout
+    error = found(message) if errno is None else found(errno, message)
+    error.kind = kind
+    if counts is not None:
+        error.counts = Counts(*counts)
+    return error

@@ -13,6 +13,7 @@ pub(crate) fn of(py: Python<'_>, error: &Error, timeout: Duration) -> PyErr {
     let counts = error.counts().map(|counts| {
         (
             counts.leased,
+            counts.reserved,
             counts.bound,
             counts.lingering,
             counts.not_permitted,
@@ -24,7 +25,9 @@ pub(crate) fn of(py: Python<'_>, error: &Error, timeout: Duration) -> PyErr {
             kind(error.kind()),
             error.to_string(),
             error.raw_os_error(),
+            error.path(),
             counts,
+            error.holders().to_vec(),
             !timeout.is_zero(),
         ))
     };
@@ -44,14 +47,9 @@ pub(crate) fn invalid_ports(py: Python<'_>, message: &str) -> PyErr {
 /// Returns the exception for arguments that are refused before the library sees them.
 pub(crate) fn refused(py: Python<'_>, of_kind: ErrorKind, message: &str) -> PyErr {
     let create = || {
-        let nothing = None::<i32>;
-        CREATE.import(py, "portlock._errors", "create")?.call1((
-            kind(of_kind),
-            message,
-            nothing,
-            nothing,
-            false,
-        ))
+        CREATE
+            .import(py, "portlock._errors", "create")?
+            .call1((kind(of_kind), message))
     };
     create().map_or_else(|error| error, PyErr::from_value)
 }
@@ -70,6 +68,8 @@ fn kind(kind: ErrorKind) -> &'static str {
         ErrorKind::Probe => "probe",
         ErrorKind::PortServer => "port_server",
         ErrorKind::Timeout => "timeout",
+        ErrorKind::InvalidName => "invalid_name",
+        ErrorKind::OtherServer => "other_server",
         ErrorKind::Stopped => "stopped",
         ErrorKind::Process => "process",
         ErrorKind::PermissionDenied => "permission_denied",

@@ -2,8 +2,8 @@
 
 use std::{
     net::{Ipv6Addr, SocketAddr},
-    ops::ControlFlow,
     sync::atomic::{AtomicU32, Ordering},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -14,7 +14,7 @@ use pyo3::{
     types::{PyDict, PyTuple},
 };
 
-use crate::{argument, descriptor, error, request::Request, wait::Wait};
+use crate::{argument, descriptor, error, request::Request};
 
 /// Number of forks that this process is away from the one that imported the module.
 static GENERATION: AtomicU32 = AtomicU32::new(0);
@@ -156,9 +156,31 @@ impl Lease {
         slf: &Bound<'_, Self>,
         timeout: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
-        let timeout = timeout.map_or(Ok(DEFAULT_READINESS), argument::seconds)?;
         let addresses = slf.borrow().addresses();
-        wait_until_listening(slf.py(), &addresses, timeout)
+        retry(slf.py(), timeout, || {
+            Ok(portlock::wait_until_listening(
+                &addresses[..],
+                Duration::ZERO,
+            ))
+        })
+    }
+
+    /// Waits until the server of a process accepts connections, and returns the pid and the program of
+    /// its process, where they can be seen.
+    #[pyo3(signature = (pid, timeout=None))]
+    fn wait_for_server(
+        slf: &Bound<'_, Self>,
+        pid: &Bound<'_, PyAny>,
+        timeout: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Option<(u32, String)>> {
+        let pid = argument::pid(pid)?;
+        let server = retry(slf.py(), timeout, || {
+            let this = slf.borrow();
+            let lease = this.lease.as_ref();
+            let lease = lease.ok_or_else(|| error::released(this.port))?;
+            Ok(lease.wait_for_server(pid, Duration::ZERO))
+        })?;
+        Ok(server.process.map(|process| (process.pid, process.program)))
     }
 
     fn __reduce__(&self) -> PyResult<()> {
@@ -173,27 +195,30 @@ impl Lease {
 /// How long a server is waited for unless the caller says otherwise.
 const DEFAULT_READINESS: Duration = Duration::from_secs(30);
 
-/// Longest time between two checks for signals.
-const SLICE: Duration = Duration::from_millis(50);
+/// Longest pause between two attempts to connect to a server.
+const MAX_PAUSE: Duration = Duration::from_millis(50);
 
-/// Waits until a server accepts connections at one of the addresses.
-fn wait_until_listening(
+/// Makes attempts until one does not end with a timeout, or the time is over. Without the interpreter
+/// lock, and able to be interrupted by Ctrl-C, in between: an attempt takes microseconds.
+fn retry<T>(
     py: Python<'_>,
-    addresses: &[SocketAddr],
-    timeout: Duration,
-) -> PyResult<()> {
-    let (wait, start) = (Wait::default(), Instant::now());
+    timeout: Option<&Bound<'_, PyAny>>,
+    mut attempt: impl FnMut() -> PyResult<portlock::Result<T>>,
+) -> PyResult<T> {
+    let timeout = timeout.map_or(Ok(DEFAULT_READINESS), argument::seconds)?;
+    let (start, mut pause) = (Instant::now(), Duration::from_millis(1));
     loop {
+        let error = match attempt()? {
+            Ok(found) => return Ok(found),
+            Err(error) => error,
+        };
         let left = timeout.saturating_sub(start.elapsed());
-        let slice = left.min(SLICE);
-        match py.detach(|| portlock::wait_until_listening(addresses, slice)) {
-            Ok(()) => return Ok(()),
-            Err(error) if error.kind() == ErrorKind::Timeout && slice < left => {}
-            Err(error) => return Err(error::of(py, &error, timeout)),
+        if error.kind() != ErrorKind::Timeout || left.is_zero() {
+            return Err(error::of(py, &error, timeout));
         }
-        if let ControlFlow::Break(()) = wait.goes_on() {
-            return Err(wait.take_raised().unwrap_or_else(|| error::released(0)));
-        }
+        py.detach(|| thread::sleep(pause.min(left)));
+        py.check_signals()?;
+        pause = (pause * 2).min(MAX_PAUSE);
     }
 }
 

@@ -29,7 +29,7 @@ impl Request {
     #[new]
     #[pyo3(signature = (
         start=None, stop=None, *, ports=None, hosts=None, protocol="tcp", timeout=None, label=None,
-        prefer=None, reuse_address=None, hold_socket=false, lock_dir=None,
+        name=None, root=None, prefer=None, reuse_address=None, hold_socket=false, lock_dir=None,
     ))]
     #[expect(clippy::too_many_arguments, reason = "they are the caller's")]
     pub(crate) fn new(
@@ -41,21 +41,33 @@ impl Request {
         protocol: &str,
         timeout: Option<&Bound<'_, PyAny>>,
         label: Option<&Bound<'_, PyAny>>,
+        name: Option<&Bound<'_, PyAny>>,
+        root: Option<PathBuf>,
         prefer: Option<&Bound<'_, PyAny>>,
         reuse_address: Option<bool>,
         hold_socket: bool,
         lock_dir: Option<PathBuf>,
     ) -> PyResult<Self> {
+        let names_no_ports = ports.is_none() && start.is_none() && stop.is_none();
         let ports = self::ports(py, start, stop, ports)?;
         let timeout = timeout.map_or(Ok(DEFAULT_TIMEOUT), argument::seconds)?;
         let wait = Arc::new(Wait::default());
         let observer = Arc::clone(&wait);
         let mut builder = Builder::new()
-            .ports(ports)
             .protocol(argument::protocol(protocol)?)
             .timeout(timeout)
             .hold_socket(hold_socket)
             .on_wait(move |_| observer.goes_on());
+        // A name has the same port for callers in all languages, so its ports are not the recipe's.
+        if !(names_no_ports && name.is_some()) {
+            builder = builder.ports(ports);
+        }
+        if let Some(name) = name {
+            builder = builder.name(argument::text(name)?);
+        }
+        if let Some(root) = root {
+            builder = builder.root(root);
+        }
         let hosts = hosts.map(argument::hosts).transpose()?.unwrap_or_default();
         let is_everywhere = hosts.is_empty();
         for host in hosts {

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
 
-# The library names a path that a message is about in one of these ways.
-_BEFORE_PATH = ("lock file ", "lock directory ")
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class Counts(NamedTuple):
@@ -14,6 +15,8 @@ class Counts(NamedTuple):
 
     leased: int
     """Leased by another caller."""
+    reserved: int
+    """Reserved for a name, and not leased."""
     bound: int
     """Bound by programs that have no lease."""
     lingering: int
@@ -33,16 +36,26 @@ class PortlockError(OSError):
 
     kind: str = "other"
     counts: Counts | None = None
+    holders: Mapping[int, str | None] = MappingProxyType({})
+    """Some of the leased ports, and who has each."""
 
     def __str__(self) -> str:
         # The message has the cause. OSError would prepend the number.
-        return str(self.strerror if self.strerror is not None else self.args[0] if self.args else "")
+        return str(
+            self.strerror if self.strerror is not None else self.args[0] if self.args else ""
+        )
 
 
 class InvalidPorts(PortlockError, ValueError):
     """There is no port to choose from, or too few of them."""
 
     kind = "invalid_ports"
+
+
+class InvalidName(PortlockError, ValueError):
+    """The name of a reservation, or its root directory, cannot be used."""
+
+    kind = "invalid_name"
 
 
 class Exhausted(PortlockError):
@@ -92,6 +105,12 @@ class ServerTimeout(PortlockError, TimeoutError):
     kind = "timeout"
 
 
+class OtherServer(PortlockError):
+    """The server that answers is another process's."""
+
+    kind = "other_server"
+
+
 class Stopped(PortlockError):
     """The wait was stopped."""
 
@@ -114,6 +133,7 @@ _CLASSES: dict[str, type[PortlockError]] = {
     found.kind: found
     for found in (
         InvalidPorts,
+        InvalidName,
         Exhausted,
         PermissionDenied,
         LockDirError,
@@ -121,6 +141,7 @@ _CLASSES: dict[str, type[PortlockError]] = {
         ProbeError,
         PortServerError,
         ServerTimeout,
+        OtherServer,
         Stopped,
         ProcessError,
         Unsupported,
@@ -131,9 +152,11 @@ _CLASSES: dict[str, type[PortlockError]] = {
 def create(
     kind: str,
     message: str,
-    errno: int | None,
-    counts: tuple[int, int, int, int, int] | None,
-    waited: bool,
+    errno: int | None = None,
+    filename: os.PathLike[str] | None = None,
+    counts: tuple[int, int, int, int, int, int] | None = None,
+    holders: list[tuple[int, str | None]] | None = None,
+    waited: bool = False,
 ) -> PortlockError:
     """Returns the exception for an error of the library."""
     found = _CLASSES.get(kind, PortlockError)
@@ -141,6 +164,10 @@ def create(
         found = ExhaustedTimeout
     error = found(message) if errno is None else found(errno, message)
     error.kind = kind
+    if filename is not None:
+        error.filename = os.fspath(filename)
     if counts is not None:
         error.counts = Counts(*counts)
+    if holders:
+        error.holders = dict(holders)
     return error

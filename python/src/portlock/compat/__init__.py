@@ -1,0 +1,1 @@
+"""The names of other tools, over leases: portpicker, pysys, socket_helper and recipe."""

@@ -1,0 +1,170 @@
+"""Fixtures for pytest: ports that no other test, worker or test run is given.
+
+With `portlock_override = true` in the ini file, the fixtures of anyio and pytest-asyncio return
+leased ports too, under their own names.
+"""
+
+from __future__ import annotations
+
+import os
+from threading import Lock
+from typing import TYPE_CHECKING
+
+import pytest
+
+from . import Exhausted, FreePort, InvalidPorts, PortSet, server_ports
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from typing_extensions import Unpack
+
+    from ._native import Options, Protocol
+
+
+class FreePortFactory:
+    """Leases a port at each call. At the end of the test or the session it releases them."""
+
+    def __init__(self, config: pytest.Config, *, protocol: Protocol = "tcp") -> None:
+        self._ports = _ports(config)
+        self._protocol = protocol
+        self._lock = Lock()
+        self._leases: list[tuple[str, FreePort]] = []
+
+    def __call__(self, **options: Unpack[Options]) -> FreePort:
+        """Leases a port, with the arguments of FreePort. The label is the id of the test."""
+        test = _current_test()
+        options.setdefault("label", test)
+        options.setdefault("protocol", self._protocol)
+        if not options.keys() & {"ports", "start", "stop", "name"}:
+            options["ports"] = self._ports
+        try:
+            lease = FreePort.try_new(**options)
+        except Exhausted:
+            self._release_those_of_ended_tests(test)
+            lease = FreePort(**options)
+        with self._lock:
+            self._leases.append((test, lease))
+        return lease
+
+    def _release_those_of_ended_tests(self, test: str) -> None:
+        """Ends leases that only a suite with more tests than ports has.
+
+        A server of the session that is still running keeps its port all the same: it has bound it.
+        """
+        with self._lock:
+            ended = [lease for label, lease in self._leases if label != test]
+            self._leases = [(label, lease) for label, lease in self._leases if label == test]
+        for lease in ended:
+            lease.release()
+
+    def release(self) -> None:
+        """Ends all leases."""
+        with self._lock:
+            leases = [lease for _, lease in self._leases]
+            self._leases.clear()
+        for lease in leases:
+            with lease:  # In a forked copy nothing ends.
+                pass
+
+
+class _Numbers:
+    """A factory of plain integers, as anyio and pytest-asyncio have them."""
+
+    def __init__(self, factory: FreePortFactory) -> None:
+        self._factory = factory
+
+    def __call__(self) -> int:
+        return self._factory().port
+
+
+def _ports(config: pytest.Config) -> PortSet:
+    text = config.getoption("portlock_ports")
+    return PortSet(text) if text else server_ports()
+
+
+def _current_test() -> str:
+    """Returns the id of the test that runs, without its phase."""
+    return os.environ.get("PYTEST_CURRENT_TEST", "pytest").rpartition(" (")[0] or "pytest"
+
+
+def _factory(config: pytest.Config, protocol: Protocol = "tcp") -> Iterator[FreePortFactory]:
+    factory = FreePortFactory(config, protocol=protocol)
+    try:
+        yield factory
+    finally:
+        factory.release()
+
+
+@pytest.fixture
+def free_port_factory(request: pytest.FixtureRequest) -> Iterator[FreePortFactory]:
+    """Leases a port at each call, until the end of the test."""
+    yield from _factory(request.config)
+
+
+@pytest.fixture(scope="session")
+def session_free_port_factory(request: pytest.FixtureRequest) -> Iterator[FreePortFactory]:
+    """Leases a port at each call, until the end of the session."""
+    yield from _factory(request.config)
+
+
+@pytest.fixture
+def free_port(free_port_factory: FreePortFactory) -> FreePort:
+    """A port that is leased until the end of the test."""
+    return free_port_factory()
+
+
+class _Override:
+    """The fixtures of anyio (free_*) and pytest-asyncio (unused_*)."""
+
+    @pytest.fixture(scope="session")
+    def free_tcp_port_factory(self, request: pytest.FixtureRequest) -> Iterator[_Numbers]:
+        for factory in _factory(request.config):
+            yield _Numbers(factory)
+
+    @pytest.fixture(scope="session")
+    def free_udp_port_factory(self, request: pytest.FixtureRequest) -> Iterator[_Numbers]:
+        for factory in _factory(request.config, "udp"):
+            yield _Numbers(factory)
+
+    @pytest.fixture
+    def free_tcp_port(self, request: pytest.FixtureRequest) -> Iterator[int]:
+        for factory in _factory(request.config):
+            yield factory().port
+
+    @pytest.fixture
+    def free_udp_port(self, request: pytest.FixtureRequest) -> Iterator[int]:
+        for factory in _factory(request.config, "udp"):
+            yield factory().port
+
+    unused_tcp_port_factory = free_tcp_port_factory
+    unused_udp_port_factory = free_udp_port_factory
+    unused_tcp_port = free_tcp_port
+    unused_udp_port = free_udp_port
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("portlock", "free ports as leases")
+    group.addoption(
+        "--portlock-ports",
+        metavar="SET",
+        help="the ports to choose from, such as 20000-20999,!20443 (default: PORTLOCK_PORTS, or "
+        "what this machine leaves to servers)",
+    )
+    parser.addini(
+        "portlock_override",
+        "lease the ports of the fixtures of anyio and pytest-asyncio too",
+        type="bool",
+        default=False,
+    )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    try:
+        _ports(config)
+    except InvalidPorts as error:
+        raise pytest.UsageError(f"--portlock-ports: {error}") from None
+    if config.getini("portlock_override"):
+        # Of fixtures with one name, those of the plugin that is registered last are used.
+        config.pluginmanager.register(_Override(), "portlock-override")

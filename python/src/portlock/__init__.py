@@ -77,6 +77,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_native.forked)
 
 
+def _request(bounds: tuple[SupportsIndex, ...], options: Options) -> _native.Request:
+    # A checker of types cannot see that what is named is not given by position too.
+    return _native.Request(*bounds, **options)  # pyright: ignore[reportCallIssue]
+
+
 class FreePort(_native.Lease):
     """A leased port: no other caller, thread or process, is given it until the lease ends.
 
@@ -108,7 +113,7 @@ class FreePort(_native.Lease):
     @classmethod
     def try_new(cls: type[_Port], *bounds: SupportsIndex, **options: Unpack[Options]) -> _Port:
         """Leases a port if one is free now, as FreePort() with timeout=0 does."""
-        return cls.__new__(cls, _native.Request(*bounds, **options).try_one())
+        return cls.__new__(cls, _request(bounds, options).try_one())
 
     @classmethod
     def listen(
@@ -121,7 +126,7 @@ class FreePort(_native.Lease):
         """
         import socket
 
-        lease, descriptor = _native.Request(*bounds, **options).listen()
+        lease, descriptor = _request(bounds, options).listen()
         try:
             listener = socket.socket(fileno=descriptor)
         except BaseException:
@@ -134,14 +139,14 @@ class FreePort(_native.Lease):
         cls: type[_Port], n: SupportsIndex, *bounds: SupportsIndex, **options: Unpack[Options]
     ) -> list[_Port]:
         """Leases `n` ports, or none."""
-        return [cls.__new__(cls, lease) for lease in _native.Request(*bounds, **options).many(n)]
+        return [cls.__new__(cls, lease) for lease in _request(bounds, options).many(n)]
 
     @classmethod
     def block(
         cls: type[_Port], n: SupportsIndex, *bounds: SupportsIndex, **options: Unpack[Options]
     ) -> list[_Port]:
         """Leases `n` ports that follow each other, in ascending order, or none."""
-        return [cls.__new__(cls, lease) for lease in _native.Request(*bounds, **options).block(n)]
+        return [cls.__new__(cls, lease) for lease in _request(bounds, options).block(n)]
 
     @classmethod
     def offsets(
@@ -151,8 +156,7 @@ class FreePort(_native.Lease):
         **options: Unpack[Options],
     ) -> list[_Port]:
         """Leases the ports at all offsets from one of the ports, in that order, or none."""
-        leases = _native.Request(*bounds, **options).offsets(offsets)
-        return [cls.__new__(cls, lease) for lease in leases]
+        return [cls.__new__(cls, lease) for lease in _request(bounds, options).offsets(offsets)]
 
     # The default is bound here, because at the end of the interpreter modules are emptied first.
     def __del__(self, _warn: Any = warnings.warn) -> None:

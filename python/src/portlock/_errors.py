@@ -62,7 +62,6 @@ class Exhausted(PortlockError):
     """Every port is leased, in use or not permitted. `counts` has how many are which."""
 
     kind = "exhausted"
-    counts: Counts
 
 
 class ExhaustedTimeout(Exhausted, TimeoutError):

@@ -10,7 +10,7 @@ import asyncio
 import threading
 from typing import TYPE_CHECKING
 
-from . import FreePort, _native
+from . import FreePort, _request
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from ._native import Options
+    from ._native import Options, Request
 
 __all__ = ["lease"]
 
@@ -31,7 +31,7 @@ class lease:  # noqa: N801, it is called like a function
     """
 
     def __init__(self, *bounds: SupportsIndex, **options: Unpack[Options]) -> None:
-        self._request = _native.Request(*bounds, **options)
+        self._request = _request(bounds, options)
         self._port: FreePort | None = None
 
     def __await__(self) -> Generator[object, None, FreePort]:
@@ -62,7 +62,7 @@ class lease:  # noqa: N801, it is called like a function
 
 
 def _acquire(
-    request: _native.Request,
+    request: Request,
     loop: asyncio.AbstractEventLoop,
     future: asyncio.Future[FreePort],
 ) -> None:

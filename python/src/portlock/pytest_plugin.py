@@ -27,7 +27,7 @@ class FreePortFactory:
 
     def __init__(self, config: pytest.Config, *, protocol: Protocol = "tcp") -> None:
         self._ports = _ports(config)
-        self._protocol = protocol
+        self._protocol: Protocol = protocol
         self._lock = Lock()
         self._leases: list[tuple[str, FreePort]] = []
 
@@ -35,7 +35,8 @@ class FreePortFactory:
         """Leases a port, with the arguments of FreePort. The label is the id of the test."""
         test = _current_test()
         options.setdefault("label", test)
-        options.setdefault("protocol", self._protocol)
+        if "protocol" not in options:
+            options["protocol"] = self._protocol
         if not options.keys() & {"ports", "start", "stop", "name"}:
             options["ports"] = self._ports
         try:

@@ -1,14 +1,13 @@
 """The port allocation of the test framework PySys, `pysys.utils.allocport`, as of version 2.2.
 
-Here each port is leased, so several test runs on one machine share its ports. The whole module can
-be replaced:
-
-    import sys, portlock.compat.pysys
-    sys.modules["pysys.utils.allocport"] = portlock.compat.pysys
+Here each port is leased, so several test runs on one machine share its ports. install() puts this
+module in the place of that one: call it before the runner is created, such as at the top of the
+module of a custom runner.
 """
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import socket
@@ -29,6 +28,7 @@ __all__ = [
     "getEphemeralTCPPortRange",
     "getServerTCPPorts",
     "initializePortPool",
+    "install",
     "logPortAllocationStats",
     "portIsInUse",
     "tcpServerPortPool",
@@ -66,6 +66,17 @@ def _forget() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
+
+
+def install() -> None:
+    """Puts this module in the place of PySys's own."""
+    this = sys.modules[__name__]
+    sys.modules["pysys.utils.allocport"] = this
+    setattr(importlib.import_module("pysys.utils"), "allocport", this)
+    # This one imports the class by its name.
+    user = sys.modules.get("pysys.process.user")
+    if user is not None:
+        setattr(user, "TCPPortOwner", TCPPortOwner)
 
 
 def getEphemeralTCPPortRange() -> tuple[int, int]:

@@ -1,0 +1,80 @@
+"""What the tests share. Each has a lock directory of its own, and ports that no other test has."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+pytest_plugins = ["pytester"]
+
+# Only a bound: no test comes near.
+LONG = 60
+
+_HOLD = """
+import os, sys
+from portlock import FreePort, server_ports
+os.environ.pop("PORTLOCK_DIR", None)
+ports = FreePort.block(int(sys.argv[1]), ports=server_ports(), label="tests of portlease")
+print(int(ports[0]), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(autouse=True)
+def lock_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path_factory.mktemp("locks")
+    monkeypatch.setenv("PORTLOCK_DIR", str(path))
+    for name in ("PORTLOCK_PORTS", "PORTLOCK_PORTS_FILE", "PORTSERVER_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    return path
+
+
+@pytest.fixture
+def block() -> Iterator[Callable[[int], range]]:
+    """Returns contiguous ports that another process has leased, in the directory of all users."""
+    holders: list[subprocess.Popen[str]] = []
+
+    def lease(n: int) -> range:
+        holder = subprocess.Popen(
+            [sys.executable, "-c", _HOLD, str(n)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        holders.append(holder)
+        assert holder.stdout is not None
+        first = int(holder.stdout.readline())
+        return range(first, first + n)
+
+    yield lease
+    for holder in holders:
+        holder.communicate(timeout=LONG)
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Callable[..., str]:
+    """Runs a program in a process of its own, and returns what it prints."""
+
+    def run(code: str, *arguments: object, **options: object) -> str:
+        path = tmp_path / "script.py"
+        path.write_text(code)
+        command = [sys.executable, "-W", "error::ResourceWarning", str(path)]
+        outcome = subprocess.run(
+            [*command, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=3 * LONG,
+            **options,  # type: ignore[call-overload]
+        )
+        assert outcome.returncode == 0, outcome.stderr
+        assert not outcome.stderr
+        return outcome.stdout
+
+    return run

@@ -18,7 +18,8 @@ from portlock.compat.recipe import get_free_port
 
 def is_leased(port):
     """Asks another process: within one, a port is leased once."""
-    code = "import sys; from portlock import _native; print(_native.Request(ports=int(sys.argv[1])).is_free())"
+    code = "import sys; from portlock import _native as native\n"
+    code += "print(native.Request(ports=int(sys.argv[1])).is_free())"
     outcome = subprocess.run(
         [sys.executable, "-c", code, str(port)], stdout=subprocess.PIPE, text=True, timeout=LONG
     )

@@ -1,7 +1,8 @@
-"""The test suites of portpicker, PySys and CPython, with the names of this package in their places.
+"""The test suites of portpicker, PySys and CPython, over the modules of this package.
 
-PORTLEASE_THIRD_PARTY names a folder with the source distribution of portpicker 1.6.0, unpacked; PySys
-2.2 is installed beside pytest. Nothing of either is in this repository. What is missing is skipped.
+PORTLEASE_THIRD_PARTY names a folder with the source distribution of portpicker 1.6.0, unpacked;
+PySys 2.2 is installed beside pytest. Nothing of them is in this repository. What is missing is
+skipped.
 """
 
 from __future__ import annotations

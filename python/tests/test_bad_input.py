@@ -118,7 +118,9 @@ def test_timeouts(timeout):
                 wait(timeout)
 
 
-@pytest.mark.parametrize("port", [-1, 65536, 2**16 + 80, 2**64 + 80, -(2**200), pytest.param(10**5000, id="huge")])
+@pytest.mark.parametrize(
+    "port", [-1, 65536, 2**16 + 80, 2**64 + 80, -(2**200), pytest.param(10**5000, id="huge")]
+)
 def test_ports_of_any_size(port):
     for ports in (port, [port], (1, port), {port}):
         with pytest.raises(portlock.InvalidPorts, match="1 to 65535"):

@@ -84,7 +84,7 @@ def run(pytester, *arguments):
 
 def test_the_fixtures_lease_and_release(pytester):
     pytester.makepyfile(FIXTURES)
-    run(pytester, "-W", "error").assert_outcomes(passed=3)
+    run(pytester, "-W", "error::ResourceWarning").assert_outcomes(passed=3)
     assert not any(entry.is_leased for entry in portlock.entries())
 
 

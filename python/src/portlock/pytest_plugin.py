@@ -48,6 +48,10 @@ class FreePortFactory:
             self._leases.append((test, lease))
         return lease
 
+    def number(self) -> int:
+        """Leases a port, and returns its number."""
+        return self().port
+
     def _release_those_of_ended_tests(self, test: str) -> None:
         """Ends leases that only a suite with more tests than ports has.
 
@@ -69,16 +73,6 @@ class FreePortFactory:
                 pass
 
 
-class _Numbers:
-    """A factory of plain integers, as anyio and pytest-asyncio have them."""
-
-    def __init__(self, factory: FreePortFactory) -> None:
-        self._factory = factory
-
-    def __call__(self) -> int:
-        return self._factory().port
-
-
 def _ports(config: pytest.Config) -> PortSet:
     text = config.getoption("portlock_ports")
     return PortSet(text) if text else server_ports()
@@ -89,7 +83,10 @@ def _current_test() -> str:
     return os.environ.get("PYTEST_CURRENT_TEST", "pytest").rpartition(" (")[0] or "pytest"
 
 
-def _factory(config: pytest.Config, protocol: Protocol = "tcp") -> Iterator[FreePortFactory]:
+def factory_until_end(
+    config: pytest.Config, protocol: Protocol = "tcp"
+) -> Iterator[FreePortFactory]:
+    """Yields a factory, for a fixture, and releases what it has leased."""
     factory = FreePortFactory(config, protocol=protocol)
     try:
         yield factory
@@ -100,48 +97,19 @@ def _factory(config: pytest.Config, protocol: Protocol = "tcp") -> Iterator[Free
 @pytest.fixture
 def free_port_factory(request: pytest.FixtureRequest) -> Iterator[FreePortFactory]:
     """Leases a port at each call, until the end of the test."""
-    yield from _factory(request.config)
+    yield from factory_until_end(request.config)
 
 
 @pytest.fixture(scope="session")
 def session_free_port_factory(request: pytest.FixtureRequest) -> Iterator[FreePortFactory]:
     """Leases a port at each call, until the end of the session."""
-    yield from _factory(request.config)
+    yield from factory_until_end(request.config)
 
 
 @pytest.fixture
 def free_port(free_port_factory: FreePortFactory) -> FreePort:
     """A port that is leased until the end of the test."""
     return free_port_factory()
-
-
-class _Override:
-    """The fixtures of anyio (free_*) and pytest-asyncio (unused_*)."""
-
-    @pytest.fixture(scope="session")
-    def free_tcp_port_factory(self, request: pytest.FixtureRequest) -> Iterator[_Numbers]:
-        for factory in _factory(request.config):
-            yield _Numbers(factory)
-
-    @pytest.fixture(scope="session")
-    def free_udp_port_factory(self, request: pytest.FixtureRequest) -> Iterator[_Numbers]:
-        for factory in _factory(request.config, "udp"):
-            yield _Numbers(factory)
-
-    @pytest.fixture
-    def free_tcp_port(self, request: pytest.FixtureRequest) -> Iterator[int]:
-        for factory in _factory(request.config):
-            yield factory().port
-
-    @pytest.fixture
-    def free_udp_port(self, request: pytest.FixtureRequest) -> Iterator[int]:
-        for factory in _factory(request.config, "udp"):
-            yield factory().port
-
-    unused_tcp_port_factory = free_tcp_port_factory
-    unused_udp_port_factory = free_udp_port_factory
-    unused_tcp_port = free_tcp_port
-    unused_udp_port = free_udp_port
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -167,5 +135,7 @@ def pytest_configure(config: pytest.Config) -> None:
     except InvalidPorts as error:
         raise pytest.UsageError(f"--portlock-ports: {error}") from None
     if config.getini("portlock_override"):
+        from . import _pytest_override
+
         # Of fixtures with one name, those of the plugin that is registered last are used.
-        config.pluginmanager.register(_Override(), "portlock-override")
+        config.pluginmanager.register(_pytest_override, "portlock-override")

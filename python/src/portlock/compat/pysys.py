@@ -72,11 +72,11 @@ def install() -> None:
     """Puts this module in the place of PySys's own."""
     this = sys.modules[__name__]
     sys.modules["pysys.utils.allocport"] = this
-    setattr(importlib.import_module("pysys.utils"), "allocport", this)
+    vars(importlib.import_module("pysys.utils"))["allocport"] = this
     # This one imports the class by its name.
     user = sys.modules.get("pysys.process.user")
     if user is not None:
-        setattr(user, "TCPPortOwner", TCPPortOwner)
+        vars(user)["TCPPortOwner"] = TCPPortOwner
 
 
 def getEphemeralTCPPortRange() -> tuple[int, int]:

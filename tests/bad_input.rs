@@ -123,6 +123,27 @@ fn the_error_of_an_exhausted_range_names_holders_and_duration() {
 }
 
 #[test]
+fn exhaustion_has_the_holders_that_its_message_names() {
+    let (dir, block) = (lock_dir(), Block::new(2));
+    let builder = builder(dir.path(), block.ports.clone());
+    let leases = builder.acquire_many(2).expect("free");
+    let error = builder.try_acquire().expect_err("leased");
+    let ports: Vec<u16> = error.holders().iter().map(|(port, _)| *port).collect();
+    assert_eq!(ports, block.ports.clone().collect::<Vec<_>>());
+    let pid = format!("pid {} ", std::process::id());
+    for (port, holder) in error.holders() {
+        let holder = holder.as_deref().expect("we wrote it");
+        assert!(holder.starts_with(&pid), "{holder}");
+        assert!(error.to_string().contains(&format!("{port} by {holder}")));
+    }
+    drop(leases);
+    let bound = bind_strictly(block.first()).expect("free");
+    let error = builder.clone().ports(block.first()).try_acquire();
+    assert!(error.expect_err("bound").holders().is_empty());
+    drop(bound);
+}
+
+#[test]
 fn a_host_that_this_machine_does_not_have() {
     let (dir, block) = (lock_dir(), Block::new(1));
     // An address of TEST-NET-1 (RFC 5737), which no machine has.
@@ -183,6 +204,18 @@ fn paths_that_are_not_lock_directories() {
         assert_error(acquire(&link), kind, &[text(&link), "symbolic link"]);
         assert_error(acquire(&link.join("")), kind, &["symbolic link"]);
     }
+
+    for path in [&missing, &file, &below] {
+        let error = acquire(path).expect_err("none");
+        assert_eq!(error.path(), Some(&**path), "{error}");
+    }
+    let port = block.first();
+    let lock_file = dir.path().join(port.to_string());
+    fs::create_dir(&lock_file).expect("our own directory");
+    let error = acquire(dir.path()).expect_err("it is not a file");
+    assert_eq!(error.kind(), ErrorKind::Lock);
+    assert_eq!(error.path(), Some(&*lock_file), "{error}");
+    assert_eq!(FreePort::try_new(0).expect_err("no port").path(), None);
 
     assert_error(acquire(Path::new("")), kind, &["lock directory"]);
     assert_error(acquire(Path::new("\0")), kind, &["lock directory"]);

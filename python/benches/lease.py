@@ -92,23 +92,11 @@ def microseconds(way, times: int) -> float:
     return (time.perf_counter() - start) / times * 1e6
 
 
-def import_milliseconds() -> float:
-    times = []
-    for _ in range(11):
-        both = [
-            subprocess.run(
-                [
-                    sys.executable,
-                    "-c",
-                    f"import time; a = time.perf_counter(); {code}; print(time.perf_counter() - a)",
-                ],
-                stdout=subprocess.PIPE,
-                check=True,
-            ).stdout
-            for code in ("import portlock",)
-        ]
-        times.append(float(both[0]) * 1e3)
-    return statistics.median(times)
+def import_milliseconds(module: str) -> float:
+    code = f"import time; a = time.perf_counter(); import {module}; print(time.perf_counter() - a)"
+    command = [sys.executable, "-c", code]
+    runs = [subprocess.run(command, stdout=subprocess.PIPE, check=True) for _ in range(15)]
+    return min(float(run.stdout) for run in runs) * 1e3
 
 
 def interrupt_milliseconds() -> list[float]:
@@ -159,7 +147,8 @@ def main() -> None:
             print(f"{name:20} {statistics.median(times):8.1f} µs (best {min(times):.1f})")
         ratios = [a / b for a, b in zip(rounds["portlock.FreePort"], rounds["lean flock client"])]
         print(f"{'of the lean client':20} {statistics.median(ratios):8.2f}")
-        print(f"{'import portlock':20} {import_milliseconds():8.1f} ms")
+        for module in ("portlock", "socket"):
+            print(f"{'import ' + module:20} {import_milliseconds(module):8.1f} ms")
         taken = interrupt_milliseconds()
         print(
             f"{'Ctrl-C to exception':20} {statistics.median(taken):8.0f} ms (most {taken[-1]:.0f})"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _native
@@ -36,6 +35,7 @@ from ._native import BindFreePort, PortSet, server_ports
 if TYPE_CHECKING:
     import socket
     from collections.abc import Iterable
+    from pathlib import Path
     from typing import SupportsIndex, TypeVar
 
     from typing_extensions import Unpack
@@ -124,6 +124,7 @@ class FreePort(_native.Lease):
         No other program can take the port in between: the socket that found it free becomes the
         listener.
         """
+        # Here, because to import it takes longer than all the rest.
         import socket
 
         lease, descriptor = _request(bounds, options).listen()
@@ -211,4 +212,6 @@ def clean(lock_dir: str | os.PathLike[str] | None = None) -> CleanCounts:
 
 def lock_dir(lock_dir: str | os.PathLike[str] | None = None) -> Path:
     """Returns the lock directory that is in use: `lock_dir`, PORTLOCK_DIR or the default one."""
+    from pathlib import Path
+
     return Path(_native.lock_dir(lock_dir))

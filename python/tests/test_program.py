@@ -55,7 +55,8 @@ def test_a_command_that_it_runs_has_default_signals():
     show = [*run_it, "grep", "-E", "^Sig(Ign|Cgt)", "/proc/self/status"]
     # Python restores SIGPIPE and the like in its children.
     lines = dict(line.split() for line in run(*show).splitlines())
-    assert int(lines["SigIgn:"], 16) == 0
+    # Those above 31 are the C library's own, which posix_spawn() ignores.
+    assert int(lines["SigIgn:"], 16) & 0x7FFF_FFFF == 0
     environment = [*run_it, sys.executable, "-c", "import os; print('LC_CTYPE' in os.environ)"]
     bare = {"PATH": os.environ["PATH"], "PORTLOCK_DIR": os.environ["PORTLOCK_DIR"]}
     assert run(*environment[: len(run_it)], "env", env=bare).count("LC_CTYPE") == 0

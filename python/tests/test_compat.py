@@ -101,7 +101,7 @@ class TestPortpicker:
             with pytest.raises(portpicker.NoFreePortFoundError, match="bound by"):
                 portpicker.pick_unused_port()
 
-    def test_a_server_that_cannot_be_reached_is_told_of(self, capfd, tmp_path):
+    def test_a_server_that_cannot_be_reached_is_reported(self, capfd, tmp_path):
         address = str(tmp_path / "missing")
         assert portpicker.get_port_from_port_server(address) is None
         assert address in capfd.readouterr().err

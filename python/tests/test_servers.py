@@ -1,4 +1,4 @@
-"""200 tests in 8 workers, each with a real server; two suites at once, in 60 ports."""
+"""200 tests in 8 workers, each with a real server; two suites at the same time, in 60 ports."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_server(FIXTURE, number):
 
 
 def run_suites(folder, tests, *, suites=2, fixture="unused_tcp_port", ports=None, workers=8):
-    """Runs suites at once, and returns how many tests passed and failed in each."""
+    """Runs suites at the same time, and returns how many tests passed and failed in each."""
     folder.mkdir()
     (folder / "test_suite.py").write_text(SUITE.replace("FIXTURE", fixture))
     override = "portlock_override = true\n" if ports else ""

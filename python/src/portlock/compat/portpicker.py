@@ -97,7 +97,7 @@ def _pick_for(pid: int) -> int:
     except Exhausted as error:
         raise NoFreePortFoundError(str(error)) from error
     except ProcessError as error:
-        # portpicker takes any number. There is nobody then whose lease it could be.
+        # portpicker takes any number. There is no process then to lease for.
         logging.warning("%s; the port is leased for this process", error)
         return _pick_unused_port_without_server()
 

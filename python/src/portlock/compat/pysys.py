@@ -1,7 +1,7 @@
 """The port allocation of the test framework PySys, `pysys.utils.allocport`, as of version 2.2.
 
-Here each port is leased, so several test runs on one machine share its ports. install() puts this
-module in the place of that one: call it before the runner is created, such as at the top of the
+Here each port is leased, so several test runs on one machine share its ports. install()
+replaces that module by this one. Call it before the runner is created, such as at the top of the
 module of a custom runner.
 """
 
@@ -69,7 +69,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def install() -> None:
-    """Puts this module in the place of PySys's own."""
+    """Replaces PySys's own module by this one."""
     this = sys.modules[__name__]
     sys.modules["pysys.utils.allocport"] = this
     vars(importlib.import_module("pysys.utils"))["allocport"] = this

@@ -97,6 +97,31 @@ def test_what_a_handler_raises_ends_the_wait(script):
     assert script(RAISED) == "raised\n"
 
 
+ENDED = """
+import threading, time
+from portlock import FreePort
+
+port = FreePort()
+number, descriptor = port.port, port.detach_fd()
+
+def wait():
+    begun.set()
+    FreePort(ports=number, timeout=600)
+
+for _ in range(4):
+    begun = threading.Event()
+    threading.Thread(target=wait, daemon=True).start()
+    begun.wait()
+time.sleep(0.2)
+print("the end")
+"""
+
+
+def test_the_interpreter_ends_while_threads_wait(script):
+    # If it waited for them, that would take longer than the bound of a script.
+    assert script(ENDED) == "the end\n"
+
+
 def test_ctrl_c_in_a_terminal_ends_the_program(block, script):
     (only,) = block(1)
     code = (

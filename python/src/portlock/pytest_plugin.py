@@ -128,7 +128,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-@pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     try:
         _ports(config)
@@ -137,5 +136,6 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getini("portlock_override"):
         from . import _pytest_override
 
-        # Of fixtures with one name, those of the plugin that is registered last are used.
+        # Of fixtures with one name, those of the plugin that is registered last are used, and
+        # installed plugins were registered before any is configured.
         config.pluginmanager.register(_pytest_override, "portlock-override")

@@ -1,14 +1,13 @@
-//! Asks a port server for ports, from many clients at once, and prints how many
-//! requests per second it answered and how long they took.
+//! Requests ports from a port server with many concurrent clients, and prints the number of requests
+//! answered per second and their latency.
 //!
 //! ```console
 //! $ cargo run --release -p portlock-cli --example portserver_load -- \
 //!       @unittest-portserver --clients 64 --requests 9000
 //! ```
 //!
-//! `--silent N` holds that many connections open meanwhile that never say a word;
-//! `--pid PID` names another process than this one. All ports belong to that
-//! process until it ends.
+//! `--silent N` keeps N more connections open that never send anything; `--pid PID` requests the
+//! ports for another process. All ports belong to that process until it ends.
 
 use std::{
     cell::{Cell, RefCell},
@@ -23,7 +22,7 @@ use tokio::{
     time,
 };
 
-/// For one request.
+/// Timeout of one request.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 struct Args {
@@ -66,8 +65,8 @@ async fn connect(address: &str) -> io::Result<tokio::net::UnixStream> {
         _ => SocketAddr::from_pathname(address)?,
     };
     loop {
-        // tokio has no way to connect to an abstract address; a stream that is
-        // non-blocking only afterwards waits for its turn in the queue.
+        // tokio cannot connect to an abstract address. A stream that is still blocking waits in connect
+        // until the server's queue has room.
         match UnixStream::connect_addr(&address) {
             Ok(stream) => {
                 stream.set_nonblocking(true)?;
@@ -111,8 +110,8 @@ async fn run(args: Args) -> Result<(), Box<dyn Error>> {
     for _ in 0..args.silent {
         silent.push(connect(&args.address).await?);
     }
-    // Connections are accepted in order: with this one, all of them have been, and
-    // what is measured does not wait for that.
+    // Connections are accepted in order: once this one is answered, all of them have been accepted, and
+    // the measurement does not include that.
     ask(&args).await?;
     let args: &'static Args = Box::leak(Box::new(args));
     let left: &'static Cell<usize> = Box::leak(Box::new(Cell::new(args.requests)));

@@ -1,23 +1,23 @@
-//! How the program ends: its exit statuses, and what `--help` says of them.
+//! The program's exit statuses, and the section of `--help` about them.
 
 use std::{fmt::Write as _, process::ExitCode};
 
-/// An exit status of portlock's own. `run` otherwise ends with the status of its command.
+/// An exit status of portlock itself. Otherwise `run` ends with the status of its command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum ExitStatus {
     Success = 0,
-    /// A port that was checked is leased.
+    /// A checked port is leased.
     Leased = 1,
-    /// A port that was checked is bound, or may not be bound; or one that was waited for is served by
-    /// another process.
+    /// A checked port is bound or not permitted, or another process's server answered on an awaited
+    /// port.
     Bound = 3,
-    /// No port was free in time (EX_TEMPFAIL of sysexits.h: try again later).
+    /// No port was free in time (`EX_TEMPFAIL` in sysexits.h: try again later).
     Exhausted = 75,
-    /// What was waited for did not happen in time, as with timeout(1).
+    /// A wait timed out, as with timeout(1).
     TimedOut = 124,
-    /// portlock itself failed, as with env(1): a command is unlikely to have this status.
+    /// portlock itself failed. env(1) uses this status too, because few commands do.
     Failed = 125,
-    /// The command was found and could not be executed.
+    /// The command was found but could not be executed.
     NotExecutable = 126,
     /// The command was not found.
     NotFound = 127,
@@ -39,19 +39,17 @@ impl ExitStatus {
         self as u8
     }
 
-    /// Returns when the program ends with this status, for `--help` and the man page.
+    /// Returns the meaning of this status, for `--help` and the man page.
     const fn meaning(self) -> &'static str {
         match self {
             Self::Success => "success",
             Self::Leased => "`check`: a port is leased, or reserved for a name",
             Self::Bound => {
-                "`check`: a port is bound without a lease, or may not be bound; `wait`: another \
-                 process's server answers"
+                "`check`: a port is bound without a lease, or binding it is not permitted; `wait`: \
+                 another process's server answered"
             }
             Self::Exhausted => "no port was free in time",
-            Self::TimedOut => {
-                "what was waited for did not happen in time; `stop`: a process is left"
-            }
+            Self::TimedOut => "a wait timed out; `stop`: a process is still running",
             Self::Failed => "portlock itself failed",
             Self::NotExecutable => "`run`: CMD could not be executed",
             Self::NotFound => "`run`: CMD was not found",
@@ -67,7 +65,7 @@ impl From<ExitStatus> for ExitCode {
 
 /// Returns the part of `--help` about exit statuses.
 pub(crate) fn help() -> String {
-    let mut text = "Exit status (`run` otherwise ends as CMD does):\n".to_owned();
+    let mut text = "Exit status (otherwise `run` exits with the status of CMD):\n".to_owned();
     for status in ExitStatus::ALL {
         let _ = writeln!(text, "  {:>3} {}", status.code(), status.meaning());
     }
@@ -81,7 +79,7 @@ mod tests {
     use super::ExitStatus;
     use crate::args::Args;
 
-    /// Returns the numbers in a text from the phrase to the end of its paragraph.
+    /// Returns the numbers in the text between the phrase and the end of its paragraph.
     fn statuses(text: &str, phrase: &str) -> Vec<u8> {
         let start = text.find(phrase).expect("the text has the phrase");
         let paragraph = text[start..].split("\n\n").next().unwrap_or_default();
@@ -94,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn the_help_names_the_statuses() {
+    fn the_help_lists_the_exit_statuses() {
         let command = Args::command();
         let help = |name: &str| {
             let command = command.find_subcommand(name).expect("a command");
@@ -111,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn the_page_has_each_status_as_the_help_says_it() {
+    fn the_page_lists_each_status_with_the_same_text_as_the_help() {
         let path = concat!(
             env!("CARGO_MANIFEST_DIR"),
             "/../docs/reference/exit-status.md"

@@ -1,4 +1,4 @@
-//! How the program fails: what is printed, and with which exit status it ends.
+//! Failures of the program: the message and the exit status.
 
 use std::io::{self, Write as _};
 
@@ -6,7 +6,7 @@ use portlock::{Error, ErrorKind};
 
 use crate::exit_status::ExitStatus;
 
-/// A failure, with what is printed of it and its exit status.
+/// A failure, with its message and exit status.
 #[derive(Debug)]
 pub(crate) struct Failure {
     status: ExitStatus,
@@ -26,7 +26,7 @@ impl Failure {
     }
 
     pub(crate) fn report(&self) {
-        // With standard error closed, there is nobody to tell.
+        // If standard error is closed, the message cannot be reported anywhere.
         let _ = writeln!(io::stderr(), "portlock: {}", self.message);
     }
 }
@@ -43,7 +43,8 @@ impl From<Error> for Failure {
     }
 }
 
-/// Whether an error says that ports are busy or not permitted rather than that something failed.
+/// Returns whether the error means that ports are busy or not permitted, and not that an operation
+/// failed.
 pub(crate) fn is_busy(error: &Error) -> bool {
     error.is_busy() || error.kind() == ErrorKind::PermissionDenied
 }

@@ -1,4 +1,4 @@
-//! Names of reserved ports: what the user means by one.
+//! Names of reserved ports: resolving, reserving and describing them.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use crate::{
     selection::warn_of_ephemeral,
 };
 
-/// Returns the root directory that was named, or else the one that is used without.
+/// Returns the root directory named by the user, or else the default one.
 pub(crate) fn root(named: Option<&Path>) -> portlock::Result<PathBuf> {
     match named {
         Some(root) => Ok(root.to_owned()),
@@ -19,7 +19,7 @@ pub(crate) fn root(named: Option<&Path>) -> portlock::Result<PathBuf> {
     }
 }
 
-/// Returns the reservation of a name, if it has one that counts. It reserves nothing.
+/// Returns the reservation of a name, if it has a valid one. Does not reserve a port.
 pub(crate) fn find(
     locks: &LockDir,
     name: &str,
@@ -29,7 +29,7 @@ pub(crate) fn find(
     Ok(found.filter(counts))
 }
 
-/// Returns the reservation of a name, and reserves a port if there is none yet.
+/// Returns the reservation of a name. Reserves a port first if there is none yet.
 pub(crate) fn reserve(
     name: &str,
     args: &Reserving,
@@ -49,7 +49,7 @@ pub(crate) fn reserve(
     Ok(announce_waits(builder).reserve()?)
 }
 
-/// Returns the reservation of a name that must have one.
+/// Returns the reservation of a name, or an error if it has none.
 pub(crate) fn existing(
     locks: &LockDir,
     name: &str,
@@ -64,13 +64,13 @@ pub(crate) fn existing(
     }
 }
 
-/// Returns the reservation of a port, if it has one that counts.
+/// Returns the reservation of a port, if it has a valid one.
 pub(crate) fn of_port(locks: &LockDir, port: u16) -> portlock::Result<Option<Reservation>> {
     let mut all = locks.reservations()?.into_iter();
     Ok(all.find(|reservation| reservation.port == port && counts(reservation)))
 }
 
-/// Returns the sentence that no port is reserved for a name.
+/// Returns the message that no port is reserved for a name.
 pub(crate) fn not_reserved(name: &str, named_root: Option<&Path>) -> portlock::Result<String> {
     let root = root(named_root)?;
     Ok(format!(
@@ -89,7 +89,7 @@ pub(crate) fn describe(reservation: &Reservation) -> String {
     }
 }
 
-/// Adds the name and the root of a port that is reserved.
+/// Adds the name, root and state of a port's reservation.
 pub(crate) fn add_reservation(row: &mut Value, reservation: Option<&Reservation>) {
     let readable = reservation.filter(|it| it.state != ReservationState::Unreadable);
     row["name"] = readable.map(|it| &*it.name).into();
@@ -104,7 +104,7 @@ pub(crate) fn add_reservation(row: &mut Value, reservation: Option<&Reservation>
         .into();
 }
 
-/// Returns whether a reservation counts: its root directory is not gone.
+/// Returns whether a reservation is valid: its root directory is not known to be gone.
 pub(crate) fn counts(reservation: &Reservation) -> bool {
     reservation.state != ReservationState::RootGone
 }

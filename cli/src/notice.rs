@@ -1,4 +1,4 @@
-//! The line that a command prints on a terminal while it waits for a port.
+//! The notice that a command prints on a terminal while it waits for a port.
 
 use std::{
     fmt::Display,
@@ -14,11 +14,12 @@ use std::{
 
 use portlock::Builder;
 
-/// The time after which a wait is announced.
+/// How long a wait lasts before it is announced.
 const DELAY: Duration = Duration::from_secs(1);
 
-/// Makes each long wait of the builder print one line that names the ports and their holders. It does
-/// so only on a terminal, because a wait that succeeds does not belong in the log of a script.
+/// Makes each long wait of the builder print one line that names the ports and their holders.
+///
+/// It does so only on a terminal, because a wait that succeeds does not belong in a script's log.
 pub(crate) fn announce_waits(builder: Builder) -> Builder {
     if !io::stderr().is_terminal() {
         return builder;
@@ -32,7 +33,7 @@ pub(crate) fn announce_waits(builder: Builder) -> Builder {
     })
 }
 
-/// Calls `wait` and, if that takes long, prints such a line, which `what` makes at that moment.
+/// Calls `wait` and, if it takes long, prints one line. `what` returns its text at that moment.
 pub(crate) fn announced<T>(wait: impl FnOnce() -> T, what: impl FnOnce() -> String + Send) -> T {
     if !io::stderr().is_terminal() {
         return wait();

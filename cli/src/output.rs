@@ -1,4 +1,4 @@
-//! What goes to standard output, and warnings.
+//! Writing to standard output, and warnings and notes on standard error.
 
 use std::{
     fmt::Write as _,
@@ -21,18 +21,18 @@ pub(crate) fn note(message: &str) {
     let _ = writeln!(io::stderr(), "portlock: note: {message}");
 }
 
-/// Prints `text`, with its colours where they are wanted.
+/// Prints `text`, in color where the output supports it.
 ///
-/// A reader that has gone away, such as `head`, is no failure.
+/// A reader that closed the pipe early, such as `head`, is not a failure.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
-    print_to_somebody(text).or_else(|error| match error.kind() {
+    print_to_reader(text).or_else(|error| match error.kind() {
         io::ErrorKind::BrokenPipe => Ok(()),
         _ => Err(unprintable(&error)),
     })
 }
 
-/// Prints a path on a line of its own: to a program byte for byte, and on a terminal so that
-/// nothing in it can drive the terminal.
+/// Prints a path on its own line: byte for byte to a pipe or file, and escaped on a terminal, so
+/// that it cannot inject escape sequences.
 pub(crate) fn print_path(path: &Path) -> Result<(), Failure> {
     let mut out = io::stdout();
     if out.is_terminal() {
@@ -48,7 +48,8 @@ pub(crate) fn print_path(path: &Path) -> Result<(), Failure> {
     })
 }
 
-/// The path with every character escaped that is not printable. Backslashes and quotes are.
+/// Returns the path with every unprintable character escaped. Backslashes and quotes stay as they
+/// are.
 pub(crate) fn readable(path: &Path) -> String {
     let mut text = String::new();
     for c in path.to_string_lossy().chars() {
@@ -60,12 +61,12 @@ pub(crate) fn readable(path: &Path) -> String {
     text
 }
 
-/// Prints `text`, which is of no use if nobody reads it.
+/// Prints `text`, and fails if the reader is gone.
 ///
-/// A standard output that was closed when this program started is not noticed:
-/// Rust's runtime has opened /dev/null in its place by then, and to tell that from
-/// one that the caller has opened is not possible.
-pub(crate) fn print_to_somebody(text: &str) -> io::Result<()> {
+/// If standard output was already closed when this program started, that is not detected: Rust's
+/// runtime has replaced it with /dev/null, which cannot be distinguished from one that the caller
+/// opened.
+pub(crate) fn print_to_reader(text: &str) -> io::Result<()> {
     let mut out = anstream::stdout();
     out.write_all(text.as_bytes())?;
     out.flush()
@@ -82,14 +83,14 @@ pub(crate) fn print_json(value: &Value) -> Result<(), Failure> {
     print(&json_text(value))
 }
 
-/// The value as JSON that neither drives a terminal nor misleads its reader: characters
-/// that cannot be seen, change the direction of text or combine with others are escaped
-/// too. They occur in strings only, where the escape means the same (RFC 8259, section 7).
+/// Returns the value as JSON that can neither control a terminal nor mislead its reader: characters
+/// that are invisible, change the direction of text or combine with others are escaped too. They
+/// occur only in strings, where the escape means the same (RFC 8259, section 7).
 pub(crate) fn json_text(value: &Value) -> String {
     harmless(&format!("{value:#}\n"))
 }
 
-/// The same on one line.
+/// Returns the same JSON on one line.
 pub(crate) fn json_line(value: &Value) -> String {
     harmless(&format!("{value}\n"))
 }
@@ -97,7 +98,7 @@ pub(crate) fn json_line(value: &Value) -> String {
 fn harmless(json: &str) -> String {
     let mut text = String::new();
     for c in json.chars() {
-        // Of ASCII, JSON itself escapes all but DEL.
+        // JSON itself escapes every ASCII control character except DEL.
         let is_plain = if c.is_ascii() {
             c != '\u{7f}'
         } else {
@@ -114,7 +115,7 @@ fn harmless(json: &str) -> String {
     text
 }
 
-/// What is known of the server of a port: whose it is, and its process.
+/// Adds what is known about the server on a port: whose it is, and its process.
 pub(crate) fn add_server(row: &mut Value, server: Option<&Server>) {
     let process = server.and_then(|server| server.process.as_ref());
     row["server"] = server
@@ -129,7 +130,7 @@ pub(crate) fn add_server(row: &mut Value, server: Option<&Server>) {
     row["server_program"] = process.map(|process| &process.program[..]).into();
 }
 
-/// Who has a lease, by the program that runs now.
+/// Describes the holder of a lease by the program that it runs now.
 pub(crate) fn holder(entry: &PortEntry) -> Option<String> {
     let process = match entry.state {
         EntryState::Inherited => None,
@@ -147,7 +148,7 @@ pub(crate) fn holder(entry: &PortEntry) -> Option<String> {
     Some(text)
 }
 
-/// The process that inherited a lease from the one in the record, which has ended.
+/// Returns the process that inherited a lease from the process in the record, which has ended.
 pub(crate) fn heir(entry: &PortEntry) -> Option<Value> {
     let heir = entry.heir.as_ref()?;
     Some(json!({ "pid": heir.pid, "program": heir.program }))

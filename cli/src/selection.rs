@@ -1,4 +1,4 @@
-//! Which ports to lease, and the leasing: what `run` and `pick` have in common.
+//! Selecting and leasing ports: what `run` and `pick` have in common.
 
 use std::{
     path::Path,
@@ -18,7 +18,7 @@ use crate::{
 };
 
 impl Selection {
-    /// Returns the builder that leases what was asked for. Warns of ephemeral ports.
+    /// Returns the builder that leases the requested ports. Warns about ephemeral ports.
     pub(crate) fn builder(&self, dir: Option<&Path>) -> Result<Builder, Failure> {
         let mut builder = FreePort::builder()
             .protocol(self.protocol())
@@ -50,7 +50,7 @@ impl Selection {
         Ok(announce_waits(builder))
     }
 
-    /// Leases the ports of the names, or `n` others, all or none.
+    /// Leases the ports reserved for the names, or any `n` ports if there are no names: all or none.
     pub(crate) fn acquire(&self, builder: &Builder, n: usize) -> Result<Vec<FreePort>, Failure> {
         Ok(if !self.names.is_empty() {
             self.lease_named(builder, Builder::acquire)?
@@ -61,10 +61,12 @@ impl Selection {
         })
     }
 
-    /// Leases the ports of the names by `lease`, in the order of the names, all or none.
+    /// Leases the ports reserved for the names with `lease`, all or none. Returns them in the order of
+    /// the names.
     ///
-    /// While one of several is not available it waits for that one without holding any. All callers try
-    /// them in the order of the alphabet, so of those that want the same ones, one gets all.
+    /// If one of several is not available, it releases the others while it waits for that one. All
+    /// callers lease in alphabetical order, so one of the callers that want the same ports gets all of
+    /// them.
     pub(crate) fn lease_named<T>(
         &self,
         builder: &Builder,
@@ -120,7 +122,7 @@ impl Selection {
         }
     }
 
-    /// Prints a note for each port that was leased instead of the one that is reserved for its name.
+    /// Prints a note for each port that was leased instead of the one reserved for its name.
     pub(crate) fn note_other_ports(
         &self,
         ports: &[u16],
@@ -148,8 +150,8 @@ impl Selection {
     }
 }
 
-/// Warns if ports that were named are ephemeral. They are taken as they are, but that may not have been
-/// meant. Where the system does not report its range, nobody can be warned.
+/// Warns if any of the named ports are ephemeral. They are used anyway, but the user may not have meant
+/// that. Where the system does not report its ephemeral range, there is no warning.
 pub(crate) fn warn_of_ephemeral(builder: &Builder) -> Result<(), Failure> {
     let is_ephemeral = match builder.overlaps_ephemeral() {
         Err(error) if error.kind() == ErrorKind::Unsupported => false,
@@ -157,8 +159,8 @@ pub(crate) fn warn_of_ephemeral(builder: &Builder) -> Result<(), Failure> {
     };
     if is_ephemeral {
         warn(
-            "some of these ports are ephemeral: the system may give them to \
-             clients although they are leased",
+            "some of these ports are ephemeral: the system may assign them to \
+             client connections even while they are leased",
         );
     }
     Ok(())

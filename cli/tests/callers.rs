@@ -428,7 +428,7 @@ fn a_caller_that_may_not_be_inspected_must_be_the_parent() {
     set_mode(scene.dir(), 0o1777);
     let pick = user.portlock(&scene, &["pick", "--json"]).code(0);
     assert_eq!(pick.json()["pid"], id());
-    let warns = format!("warning: process {} may not be inspected", id());
+    let warns = format!("warning: process {} cannot be inspected", id());
     pick.warns(&warns).warns("--pid");
     scene
         .portlock(["release", &scene.port().to_string()])
@@ -441,7 +441,7 @@ fn a_caller_that_may_not_be_inspected_must_be_the_parent() {
         answer(timeout)
     };
     let pick = behind_timeout(&["pick"]).code(FAILED).prints_just("");
-    pick.warns(&format!("process {} may not be inspected", id()))
+    pick.warns(&format!("process {} cannot be inspected", id()))
         .warns("--pid $$");
     scene.assert_no_lease();
     behind_timeout(&["pick", "--pid", &id().to_string()])

@@ -224,7 +224,9 @@ fn a_step_of_github_actions_passes_variables_on() {
     assert_eq!(text, format!("A=b\nWEB_PORT={}\n", project.port("web")));
     let mut command = project.command(&["env", "web", "--format=github"]);
     command.env("GITHUB_ENV", project.root());
-    answer(command).code(FAILED).warns("which GITHUB_ENV names");
+    answer(command)
+        .code(FAILED)
+        .warns("the value of GITHUB_ENV");
 }
 
 #[test]

@@ -45,7 +45,7 @@ fn a_stranger_on_a_leased_port_is_not_waited_for() {
         suite.id()
     ));
     refused.warns(&format!(
-        "(to wait for that process's server, say --pid {}; for any, --any)",
+        "(to wait for that process's server, use --pid {}; to accept any server, --any)",
         id()
     ));
     let mut other = row(port, Some("other"), Some(id()));
@@ -60,7 +60,7 @@ fn a_stranger_on_a_leased_port_is_not_waited_for() {
     let suites = suite.id().to_string();
     let refused = wait(&["--pid", &suites]).code(BOUND);
     refused.warns(&format!(
-        "not by process {suites} or a descendant of it (to wait for any server, say --any)"
+        "not by process {suites} or a descendant of it (to accept any server, use --any)"
     ));
     let holders = row(port, Some("holder"), Some(id()));
     assert_eq!(wait_json(&scene, 0, &["--pid", &own]), holders);
@@ -169,7 +169,7 @@ fn a_server_that_cannot_be_seen_is_accepted_with_a_note() {
     let (user, port) = (OrdinaryUser::new(), scene.port().to_string());
     let wait = user.portlock(&scene, &["wait", "--timeout=0", &port]);
     wait.code(0).warns(&format!(
-        "portlock: note: the server on port {port} may be another process's than the one waited for: \
+        "portlock: note: the server on port {port} may belong to another process: \
          its process cannot be seen"
     ));
     let check = user.portlock(&scene, &["check", &port]);

@@ -1,4 +1,4 @@
-//! `check`: whether ports are free, leased or bound, and who has them.
+//! `check`: reports whether ports are free, leased or bound, and who has them.
 
 use std::{fmt::Write as _, path::Path};
 
@@ -18,7 +18,7 @@ use crate::{
     sys,
 };
 
-/// "Free" means that it could be leased.
+/// Checks ports. "Free" means that a port could be leased.
 pub(crate) fn check(args: &Check, dir: Option<&Path>) -> Result<ExitStatus, Failure> {
     let locks = lock_dir(dir)?;
     let (mut status, mut text, mut rows) = (ExitStatus::Success, String::new(), Vec::new());
@@ -40,13 +40,13 @@ const BOUND: &str = "bound";
 const LEASED: &str = "leased";
 const RESERVED: &str = "reserved";
 
-/// What was found of one port.
+/// What was found out about one port.
 struct Found {
     port: u16,
     state: &'static str,
     status: ExitStatus,
     in_time_wait: bool,
-    /// Of a leased port.
+    /// Set if the port is leased.
     entry: Option<PortEntry>,
     server: Option<Server>,
     reservation: Option<Reservation>,
@@ -105,7 +105,7 @@ impl Found {
         })
     }
 
-    /// The process that has the port: the holder of the lease or, without one, the server.
+    /// Returns the process that has the port: the holder of the lease or, without a lease, the server.
     fn process(&self) -> Option<Process> {
         match &self.entry {
             Some(entry) => entry.process(),
@@ -163,7 +163,7 @@ impl Found {
         let owner = self.entry.as_ref().and_then(|entry| entry.owner.as_ref());
         let process = self.process();
         let is_inherited = |entry: &PortEntry| entry.state == EntryState::Inherited;
-        // The one that inherited the lease is the heir.
+        // The process that inherited the lease is shown as the heir.
         let recorded = self.entry.as_ref().is_some_and(is_inherited) || process.is_none();
         let (pid, program) = match &process {
             Some(process) if !recorded => (Some(process.pid), Some(process.program.clone())),
@@ -191,7 +191,7 @@ impl Found {
     }
 }
 
-/// Why the port could not be leased now, or `None` if it could.
+/// Returns why the port could not be leased now, or `None` if it could.
 fn busy(builder: &Builder) -> Result<Option<PortCounts>, Failure> {
     match builder.check() {
         Ok(()) => Ok(None),

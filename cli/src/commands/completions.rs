@@ -1,4 +1,4 @@
-//! `completions`: prints what a shell needs to complete command lines.
+//! `completions`: prints shell completions.
 
 use clap::CommandFactory as _;
 

@@ -1,4 +1,4 @@
-//! `dir`: which lock directory is in use, and who does not share it.
+//! `dir`: prints the lock directory in use, and others that do not share leases with it.
 
 use std::{
     collections::HashSet,
@@ -46,7 +46,7 @@ pub(crate) fn dir(args: &Json, chosen: Option<&Path>) -> Result<ExitStatus, Fail
     if let Some(why) = private_tmp {
         let _ = writeln!(
             text,
-            "{why}: callers with another /tmp have another lock directory"
+            "{why}: callers with another /tmp use another lock directory"
         );
     }
     for (path, leases) in others {
@@ -64,9 +64,8 @@ pub(crate) fn dir(args: &Json, chosen: Option<&Path>) -> Result<ExitStatus, Fail
 
 /// Fails if no lock file can be created in the directory. It need not exist yet.
 ///
-/// What a file system allows is known only once a file was created: root may write to `/proc`,
-/// by its mode. The file has no name where the system can create one without, and is gone
-/// when this returns.
+/// The only reliable check is to create a file: by its mode, root may write to `/proc`. The file is
+/// unnamed where the system supports that, and is gone when this returns.
 fn check_writable(dir: &Path) -> Result<ExitStatus, Failure> {
     match dir.try_exists() {
         Ok(false) => return Ok(ExitStatus::Success),
@@ -88,10 +87,10 @@ fn not_writable(dir: &Path, error: &io::Error) -> Failure {
     Failure::new(ExitStatus::Failed, message)
 }
 
-/// Returns the other directories that callers of this user may have by default, or that
-/// `PORTLOCK_DIR` names, in which ports are leased, with their number.
+/// Returns the other lock directories with leases, and the number of leases in each: those that
+/// callers of this user may use by default, and the one in `PORTLOCK_DIR`.
 ///
-/// A directory that cannot be read is left out: that is no news about this one.
+/// A directory that cannot be read is skipped, because it says nothing about this one.
 fn others(own: &Path) -> Vec<(PathBuf, usize)> {
     let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let mut seen = HashSet::from([real(own)]);

@@ -1,4 +1,4 @@
-//! `env`: prints the ports of names as variables.
+//! `env`: prints the ports reserved for names as variables.
 
 use std::{env, fs::File, io::Write as _, path::Path};
 
@@ -11,10 +11,10 @@ use crate::{
     failure::Failure,
     lock_dir::lock_dir,
     names::{counts, reserve, root},
-    output::{note, print_json, print_to_somebody, readable, unprintable},
+    output::{note, print_json, print_to_reader, readable, unprintable},
 };
 
-/// The variable that names the file that a step of GitHub Actions writes variables to.
+/// The variable that holds the path of the file to which a GitHub Actions step writes variables.
 const GITHUB_ENV: &str = "GITHUB_ENV";
 
 pub(crate) fn env(args: &Env, dir: Option<&Path>) -> Result<ExitStatus, Failure> {
@@ -35,7 +35,7 @@ pub(crate) fn env(args: &Env, dir: Option<&Path>) -> Result<ExitStatus, Failure>
             .map(|name| reserve(name, reserving, dir))
             .collect::<Result<_, _>>()?
     };
-    // A variable has only letters, digits and underscores and a port only digits: nothing is quoted.
+    // Nothing needs quoting: variable names are letters, digits and underscores, and ports are digits.
     let variables = reservations
         .iter()
         .map(|reservation| (reservation.variable(), reservation.port));
@@ -54,7 +54,7 @@ pub(crate) fn env(args: &Env, dir: Option<&Path>) -> Result<ExitStatus, Failure>
     let text: String = variables.map(line).collect();
     match args.format {
         Format::Github => append(&text)?,
-        _ => print_to_somebody(&text).map_err(|error| unprintable(&error))?,
+        _ => print_to_reader(&text).map_err(|error| unprintable(&error))?,
     }
     Ok(ExitStatus::Success)
 }
@@ -62,7 +62,8 @@ pub(crate) fn env(args: &Env, dir: Option<&Path>) -> Result<ExitStatus, Failure>
 fn append(text: &str) -> Result<(), Failure> {
     let Some(path) = env::var_os(GITHUB_ENV).filter(|path| !path.is_empty()) else {
         let message = format!(
-            "{GITHUB_ENV} is not set: it is in a step of GitHub Actions (--format dotenv prints the same)"
+            "{GITHUB_ENV} is not set: --format github works only in a GitHub Actions step (use --format \
+             dotenv to print the variables)"
         );
         return Err(Failure::new(ExitStatus::Failed, message));
     };
@@ -73,7 +74,7 @@ fn append(text: &str) -> Result<(), Failure> {
         .and_then(|mut file| file.write_all(text.as_bytes()));
     appended.map_err(|error| {
         let path = readable(Path::new(&path));
-        let message = format!("cannot append to {path}, which {GITHUB_ENV} names: {error}");
+        let message = format!("cannot append to {path}, the value of {GITHUB_ENV}: {error}");
         Failure::new(ExitStatus::Failed, message)
     })
 }

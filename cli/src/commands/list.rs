@@ -1,4 +1,4 @@
-//! `list`: who holds which port.
+//! `list`: lists leases and reservations.
 
 mod map;
 mod snapshot;
@@ -22,7 +22,7 @@ use crate::{
     failure::Failure,
     lock_dir::lock_dir,
     names::add_reservation,
-    output::{add_server, heir, json_line, json_text, print_to_somebody, unprintable},
+    output::{add_server, heir, json_line, json_text, print_to_reader, unprintable},
     sys,
 };
 
@@ -50,10 +50,10 @@ pub(crate) fn list(args: &List, dir: Option<&Path>) -> Result<ExitStatus, Failur
             rows(&filter, &snapshot)
         };
         if args.watch && to_terminal && !args.json.json {
-            // Cursor home, and clear what is below (ECMA-48: CUP, ED).
+            // Move the cursor home and clear the screen below it (CUP and ED in ECMA-48).
             text.insert_str(0, "\x1b[H\x1b[J");
         }
-        match print_to_somebody(&text) {
+        match print_to_reader(&text) {
             Ok(()) if args.watch => thread::sleep(Duration::from_secs(1)),
             Ok(()) => return Ok(ExitStatus::Success),
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
@@ -67,7 +67,7 @@ pub(crate) fn list(args: &List, dir: Option<&Path>) -> Result<ExitStatus, Failur
 /// Which ports are shown.
 struct Filter<'a> {
     args: &'a List,
-    /// The ports that are reserved in the root directory that was named.
+    /// The ports reserved in the root directory named by the user.
     in_root: Option<HashSet<u16>>,
 }
 
@@ -77,8 +77,8 @@ impl Filter<'_> {
         let owner = known.entry.as_ref().and_then(|entry| entry.owner.as_ref());
         let label = owner.and_then(Owner::label);
         let name = known.reservation.as_ref().map(|it| &*it.name);
-        let is_there = |ports: &PortSet| ports.contains(known.port);
-        args.ports.as_ref().is_none_or(is_there)
+        let is_in = |ports: &PortSet| ports.contains(known.port);
+        args.ports.as_ref().is_none_or(is_in)
             && (args.label.is_none() || args.label.as_deref() == label)
             && (args.name.is_none() || args.name.as_deref() == name)
             && (self.in_root.as_ref()).is_none_or(|ports| ports.contains(&known.port))
@@ -138,11 +138,10 @@ fn table(shown: &[&Known], snapshot: &Snapshot) -> String {
     for known in shown {
         let entry = known.entry.as_ref();
         let owner = entry.and_then(|entry| entry.owner.as_ref());
-        // What others wrote must not drive the terminal.
+        // Text written by other users must not control the terminal.
         let text = |text: Option<&str>| text.unwrap_or_default().escape_debug().to_string();
-        // The process that has the port now; of one that has ended and whose heir cannot be seen,
-        // nothing that could be taken for a living one. The last one that had a reserved port does not
-        // have it any more.
+        // Show only the process that has the port now. If the holder has ended and its heir cannot be
+        // seen, show none. A reserved port's last holder no longer has it.
         let (pid, program) = match (known.state(), entry) {
             (State::Inherited, Some(entry)) => (
                 entry.heir.as_ref().map(|heir| heir.pid),
@@ -195,7 +194,7 @@ fn state(known: &Known, server: Option<&Server>) -> String {
     }
 }
 
-/// Whether a port is bound, and by whom if that is not the holder.
+/// Describes whether a port is bound, and by which process if not by the holder.
 fn served(server: Option<&Server>) -> String {
     let Some(server) = server else {
         return "not bound yet".to_owned();
@@ -208,8 +207,8 @@ fn served(server: Option<&Server>) -> String {
     }
 }
 
-/// The program that the process in the record runs now, or else the one that it ran when it leased the
-/// port.
+/// Returns the program that the process in the record runs now, or else the one that it ran when it
+/// leased the port.
 fn program(entry: &PortEntry) -> Option<String> {
     let now = entry.process().map(|process| process.program);
     let then = entry.owner.as_ref().and_then(Owner::program);
@@ -217,7 +216,7 @@ fn program(entry: &PortEntry) -> Option<String> {
         .or_else(|| then.map(str::to_owned))
 }
 
-/// How long ago, such as `3m 12s`.
+/// Returns the age of the lease, such as `3m 12s`.
 fn since(owner: &Owner) -> Option<String> {
     let age = SystemTime::now()
         .duration_since(owner.since()?)

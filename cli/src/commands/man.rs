@@ -20,7 +20,7 @@ pub(crate) fn man(dir: Option<&Path>) -> Result<ExitStatus, Failure> {
         return Ok(ExitStatus::Success);
     }
     let mut page = Vec::new();
-    // As in the pages that are written into a directory.
+    // For consistency with `generate_to`, which does the same.
     clap_mangen::Man::new(Args::command().disable_help_subcommand(true))
         .render(&mut page)
         .map_err(|error| unprintable(&error))?;

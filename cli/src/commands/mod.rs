@@ -1,4 +1,4 @@
-//! The commands, each in a module of its name.
+//! The commands, one module each.
 
 mod check;
 mod clean;
@@ -22,7 +22,7 @@ use crate::{
     failure::Failure,
 };
 
-/// Executes the command that was given.
+/// Executes the command in the arguments.
 pub(crate) fn execute(args: &Args) -> Result<ExitStatus, Failure> {
     let dir = args.lock_dir.as_deref();
     match &args.command {

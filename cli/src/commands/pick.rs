@@ -1,4 +1,4 @@
-//! `pick`: leases for another process, and prints the ports.
+//! `pick`: leases ports for another process, and prints them.
 
 use std::path::Path;
 
@@ -9,11 +9,11 @@ use crate::{
     exit_status::ExitStatus,
     failure::Failure,
     lock_dir::lock_dir,
-    output::{print_to_somebody, unprintable, warn},
+    output::{print_to_reader, unprintable, warn},
     sys,
 };
 
-/// Leases for another process, and prints the ports.
+/// Leases ports for another process, and prints them.
 pub(crate) fn pick(args: &Pick, dir: Option<&Path>) -> Result<ExitStatus, Failure> {
     let pid = match args.pid {
         Some(pid) => pid,
@@ -22,12 +22,12 @@ pub(crate) fn pick(args: &Pick, dir: Option<&Path>) -> Result<ExitStatus, Failur
     let selection = &args.selection;
     let builder = selection.builder(dir)?;
     let mut ports = Vec::new();
-    let given = if selection.names.len() == 1 {
+    let leased = if selection.names.len() == 1 {
         ports = selection.lease_named(&builder, |builder| builder.acquire_for(pid))?;
         Ok(())
     } else if selection.names.is_empty() && selection.number() == 1 {
-        // Unlike a lease that is delegated later, it can be of another port if the record of one
-        // cannot be written.
+        // Unlike delegating a lease afterwards, this can try another port if the record of one cannot
+        // be written.
         ports.push(builder.acquire_for(pid)?);
         Ok(())
     } else {
@@ -37,17 +37,17 @@ pub(crate) fn pick(args: &Pick, dir: Option<&Path>) -> Result<ExitStatus, Failur
             Ok::<(), Failure>(())
         })
     };
-    let printed = given.and_then(|()| {
+    let printed = leased.and_then(|()| {
         selection.note_other_ports(&ports, dir)?;
         let text = if args.json.json {
             format!("{:#}\n", json!({ "pid": pid, "ports": ports }))
         } else {
             ports.iter().map(|port| format!("{port}\n")).collect()
         };
-        print_to_somebody(&text).map_err(|error| unprintable(&error))
+        print_to_reader(&text).map_err(|error| unprintable(&error))
     });
     if printed.is_err() {
-        // All or none: the caller did not get the numbers, so nothing can use these ports.
+        // The caller did not get the numbers, so nothing can use these ports.
         let dir = lock_dir(dir)?;
         for port in ports {
             dir.force_release(port)?;
@@ -60,18 +60,18 @@ pub(crate) fn pick(args: &Pick, dir: Option<&Path>) -> Result<ExitStatus, Failur
 fn caller() -> Result<u32, Failure> {
     let caller = sys::caller().map_err(|why| {
         let message = format!(
-            "cannot tell which process will use the port: {why}; name that process with --pid, \
-             such as {}",
+            "cannot determine which process will use the port: {why}; name that process with \
+             --pid, for example {}",
             sys::own_pid()
         );
         Failure::new(ExitStatus::Failed, message)
     })?;
     let pid = caller.pid;
     if !caller.is_certain {
-        // It may be a messenger, such as sudo -u, and then the lease ends too early.
+        // It may only pass the output on, as sudo -u does: then the lease would end too early.
         warn(&format!(
-            "process {pid} may not be inspected and is taken to be the user of \
-             the port: the lease ends with it; name another process with --pid",
+            "process {pid} cannot be inspected and is assumed to use the port: the lease ends \
+             with it; to lease for another process, use --pid",
         ));
     }
     Ok(pid)

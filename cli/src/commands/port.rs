@@ -1,4 +1,4 @@
-//! `port`: prints the port of a name.
+//! `port`: prints the port reserved for a name.
 
 use std::path::Path;
 
@@ -7,11 +7,11 @@ use crate::{
     exit_status::ExitStatus,
     failure::Failure,
     names::reserve,
-    output::{print_to_somebody, unprintable},
+    output::{print_to_reader, unprintable},
 };
 
 pub(crate) fn port(args: &Port, dir: Option<&Path>) -> Result<ExitStatus, Failure> {
     let reservation = reserve(&args.name, &args.reserving, dir)?;
-    print_to_somebody(&format!("{}\n", reservation.port)).map_err(|error| unprintable(&error))?;
+    print_to_reader(&format!("{}\n", reservation.port)).map_err(|error| unprintable(&error))?;
     Ok(ExitStatus::Success)
 }

@@ -1,4 +1,4 @@
-//! `release`: ends leases that were picked, and reservations.
+//! `release`: ends picked leases and reservations.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! `run`: leases, and becomes the command or waits for it.
+//! `run`: leases ports, and becomes the command or waits for it.
 
 mod template;
 
@@ -10,7 +10,7 @@ use crate::{args::Run, exit_status::ExitStatus, failure::Failure, sys};
 
 use template::Names;
 
-/// Leases, and runs the command. Returns only if that fails.
+/// Leases ports, and runs the command. Returns only if that fails.
 pub(crate) fn run(args: &Run, dir: Option<&Path>) -> Result<ExitStatus, Failure> {
     let [program, arguments @ ..] = &args.command[..] else {
         return Err(Failure::new(ExitStatus::Failed, "no command was given"));
@@ -43,7 +43,7 @@ pub(crate) fn run(args: &Run, dir: Option<&Path>) -> Result<ExitStatus, Failure>
         .map_err(|message| Failure::new(ExitStatus::Failed, message))?;
     let mut builder = selection.builder(dir)?;
     if selection.label.is_none() {
-        // By its record, the lease is portlock's.
+        // The record names portlock as the program, so the label names the command.
         let name = Path::new(program).file_name().unwrap_or(program);
         builder = builder.label(name.to_string_lossy());
     }

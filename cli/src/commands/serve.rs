@@ -37,17 +37,17 @@ use crate::{
 use pool::{Denial, Pool};
 use seldom::Seldom;
 
-/// The time that a client has to begin its request, and to take the answer.
+/// The time that a client has to send its request, and to read the answer.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The time after which a request without a newline ends, if nothing more has come.
+/// The time without new data after which a request without a newline is complete.
 const QUIET: Duration = Duration::from_millis(200);
-/// Grants are made of system calls that hardly ever wait: more threads than a few
-/// would only take turns.
+/// Number of threads that grant ports. Grants consist of system calls that rarely block, so more
+/// threads would only compete.
 const GRANTING_THREADS: usize = 4;
-/// The pause after a connection could not be accepted, for want of descriptors.
+/// The pause after a connection could not be accepted, for lack of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
-/// What was done, under the names of the reference.
+/// Counters, logged under the names that portpicker's server uses.
 #[derive(Debug, Default)]
 struct Statistics {
     client_request_errors: AtomicU64,
@@ -71,7 +71,7 @@ impl Statistics {
     }
 }
 
-/// Warnings that clients can cause at any rate.
+/// Warnings that clients can cause at an unlimited rate.
 #[derive(Debug, Default)]
 struct Warnings {
     exhausted: Seldom,
@@ -80,8 +80,7 @@ struct Warnings {
     refused_peer: Seldom,
 }
 
-/// Prints a warning if it is not too soon after the last one of its kind, whatever the
-/// message is.
+/// Prints a warning unless it is too soon after the last one of its kind, whatever its text.
 fn warn_seldom(kind: &Seldom, message: impl FnOnce() -> String) {
     if let Some(suppressed) = kind.admit(Instant::now()) {
         warn!("{}{suppressed}", message());
@@ -96,9 +95,9 @@ struct Server {
 }
 
 pub(crate) fn serve(args: &Serve, dir: Option<&Path>) -> Result<ExitStatus, Failure> {
-    // First of all, because it changes the environment.
+    // First, because it changes the environment.
     let passed = sys::passed_listeners().map_err(|error| {
-        let message = format!("cannot take the sockets that a service manager passed: {error}");
+        let message = format!("cannot use the sockets passed by the service manager: {error}");
         Failure::new(ExitStatus::Failed, message)
     })?;
     let level = match (args.debug, args.verbose, args.quiet) {
@@ -106,27 +105,27 @@ pub(crate) fn serve(args: &Serve, dir: Option<&Path>) -> Result<ExitStatus, Fail
         (_, _, true) => tracing::Level::WARN,
         _ => tracing::Level::INFO,
     };
-    let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let colors = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     tracing_subscriber::fmt()
         .with_writer(io::stderr)
-        // It would be reported on standard error, and the failure of that is a panic.
+        // It would report the error on standard error, and panic if that fails.
         .log_internal_errors(false)
-        .with_ansi(colours)
+        .with_ansi(colors)
         .with_max_level(level)
         .with_target(false)
         .init();
     if args.address.is_none() && passed.is_empty() {
         return Err(Failure::new(
             ExitStatus::Failed,
-            "name where to serve with --address",
+            "no address to serve on: name one with --address",
         ));
     }
-    // Report a directory that cannot be trusted now, and not to the first client.
+    // Report a directory that cannot be trusted now, not when the first client connects.
     lock_dir(dir)?;
     let ports = ports(args)?;
-    // Thousands of clients may be connected at once.
+    // Thousands of clients may be connected at the same time.
     if let Err(error) = sys::raise_descriptor_limit() {
-        debug!("cannot raise the limit of open files: {error}");
+        debug!("cannot raise the limit on open files: {error}");
     }
     let server = Arc::new(Server {
         pool: Pool::new(&ports, args.reuse.reuse_address, dir.map(Path::to_owned)),
@@ -217,7 +216,7 @@ async fn run(
     }
 }
 
-/// Answers one client. Whatever it does, it has a bounded time for it.
+/// Answers one client, in bounded time whatever the client does.
 async fn answer(server: Arc<Server>, mut connection: Connection) {
     let request = match read_request(&mut connection).await {
         Ok(request) => request,
@@ -231,7 +230,7 @@ async fn answer(server: Arc<Server>, mut connection: Connection) {
         }
     };
     reply(&server, &request, &mut connection).await;
-    // More may come, or may have come already.
+    // More data may arrive, or may be unread.
     let is_complete = request.len() <= request::LONGEST && request.ends_with(b"\n");
     if !is_complete {
         sys::finish(connection).await;
@@ -258,7 +257,7 @@ async fn reply(server: &Arc<Server>, request: &[u8], connection: &mut Connection
                 .fetch_add(1, Ordering::Relaxed);
             debug!("Allocated port {port} to pid {pid}");
             let answer = format!("{port}\n");
-            // A client that does not take it keeps it all the same until it ends.
+            // If the client does not read the answer, it still has the lease until it ends.
             let _ = time::timeout(PATIENCE, connection.write_all(answer.as_bytes())).await;
         }
         Err(denial) => {
@@ -288,16 +287,16 @@ async fn grant(server: &Arc<Server>, pid: i64, connection: &Connection) -> Resul
         Denial::Process
     })?;
     let server = Arc::clone(server);
-    // It makes system calls on files and sockets. Few as they mostly are, on the thread that reads
-    // and writes for all clients they would cost 40 % of the grants per second.
+    // A grant makes system calls on files and sockets. They are usually few, but on the thread that
+    // reads and writes for all clients they would reduce the grants per second by 40 %.
     let grant = task::spawn_blocking(move || server.pool.grant(pid)).await;
     grant.unwrap_or(Err(Denial::Exhausted))
 }
 
-/// Reads until a newline, the end, one byte too many, or a short quiet time.
+/// Reads until a newline, the end of the stream, one byte too many, or a short pause.
 async fn read_request(connection: &mut Connection) -> io::Result<Vec<u8>> {
     let mut request = Vec::with_capacity(request::LONGEST + 1);
-    // A client that sends a byte now and then is not waited for longer either.
+    // The total time is bounded too, for a client that sends a byte now and then.
     let read = async {
         while request.len() <= request::LONGEST && !request.contains(&b'\n') {
             let mut bytes = [0; request::LONGEST + 1];
@@ -321,12 +320,12 @@ async fn read_request(connection: &mut Connection) -> io::Result<Vec<u8>> {
     Ok(request)
 }
 
-/// Returns the process that will have the port, if the client may name it, or else what to
-/// call it.
+/// Returns the process that will have the port, if the client may name it, or else a description
+/// of the refused process.
 fn client(server: &Server, pid: i64, connection: &Connection) -> Result<u32, String> {
     let pid = match u32::try_from(pid) {
         Ok(0) | Err(_) => return Err(format!("invalid pid {pid}")),
-        // Orphans belong to it, and it would keep their ports for ever.
+        // init adopts orphans, and would keep their ports forever.
         Ok(1) => return Err("init".to_owned()),
         Ok(pid) => pid,
     };
@@ -334,7 +333,7 @@ fn client(server: &Server, pid: i64, connection: &Connection) -> Result<u32, Str
         warn_seldom(&server.warnings.refused_peer, || {
             format!("Refused a client that asked for process {pid}: {why}")
         });
-        format!("a client whose pids may be other processes: {pid}")
+        format!("process {pid}: the client's pids may mean other processes here")
     })?;
     sys::check_client(pid, connection)?;
     Ok(pid)

@@ -1,4 +1,4 @@
-//! `stop`: ends the processes that have leased the ports of names.
+//! `stop`: ends the processes that have leased the ports reserved for names.
 
 use std::{
     collections::HashSet,
@@ -21,10 +21,10 @@ use crate::{
     sys,
 };
 
-/// How often it is checked what is left.
+/// The pause between checks for processes that are still running.
 const INTERVAL: Duration = Duration::from_millis(20);
 
-/// How long a process that was killed may take to end.
+/// How long a killed process may take to end.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(crate) fn stop(args: &Stop, dir: Option<&Path>) -> Result<ExitStatus, Failure> {
@@ -61,14 +61,14 @@ fn failed(message: impl Into<String>) -> Failure {
 }
 
 fn cannot_see(error: io::Error) -> Failure {
-    failed(format!("cannot see which processes there are: {error}"))
+    failed(format!("cannot list processes: {error}"))
 }
 
-/// A process that is to end.
+/// A process to stop.
 struct Target {
     process: sys::Process,
     program: String,
-    /// The index of the reservation whose port it has.
+    /// The index of the reservation whose port it has leased.
     of: usize,
     is_asked: bool,
     has_ended: bool,
@@ -85,12 +85,13 @@ impl Target {
 struct Stopping<'a> {
     locks: &'a LockDir,
     reservations: Vec<Reservation>,
-    /// Who has the port of a reservation and is not stopped, and why.
+    /// For each reservation, the process that has its port but is not stopped, and why.
     spared: Vec<Option<String>>,
-    /// The same of those that have inherited a lease. For a moment nobody is seen to have it.
+    /// The same for processes that inherited the lease. They are found again on each check, because
+    /// for a moment no process may be seen to have it.
     spared_heirs: Vec<Option<String>>,
     targets: Vec<Target>,
-    /// This process, and those that it was started from.
+    /// This process and its ancestors.
     ancestors: HashSet<u32>,
 }
 
@@ -106,7 +107,7 @@ impl<'a> Stopping<'a> {
         }
     }
 
-    /// Finds the processes that have the ports.
+    /// Finds the processes that have leased the ports.
     fn find_holders(&mut self) -> Result<(), Failure> {
         self.ancestors = ancestors(&sys::processes().map_err(cannot_see)?);
         for of in 0..self.reservations.len() {
@@ -120,8 +121,8 @@ impl<'a> Stopping<'a> {
         self.find_heirs()
     }
 
-    /// Finds the processes that have inherited a lease from one that has ended. A lease that has begun
-    /// since, as that of a server that is started again, is not theirs.
+    /// Finds the processes that inherited a lease from one that has ended. It ignores newer leases,
+    /// such as that of a restarted server.
     fn find_heirs(&mut self) -> Result<(), Failure> {
         for of in 0..self.reservations.len() {
             let entry = self.entry(of)?;
@@ -139,26 +140,26 @@ impl<'a> Stopping<'a> {
         self.locks.entry(self.reservations[of].port)
     }
 
-    /// Makes the process that has a port a target, or returns why that one is spared.
+    /// Adds the process that has a port to the targets, or returns why it is not stopped.
     fn find_holder(&mut self, of: usize, entry: &PortEntry) -> Result<Option<String>, Failure> {
         let by = holder(entry).unwrap_or_else(|| "a process that cannot be seen".to_owned());
         let Some(found) = entry.process() else {
             return Ok(Some(format!("{by}, which cannot be seen from here")));
         };
         if self.ancestors.contains(&found.pid) {
-            return Ok(Some(format!("{by}, which portlock was started from")));
+            return Ok(Some(format!("{by}, an ancestor of this portlock")));
         }
         if self.targets.iter().any(|target| target.is(found.pid)) {
             return Ok(None);
         }
         let process = match sys::Process::open(found.pid) {
             Ok(Some(process)) => process,
-            // It has ended meanwhile.
+            // The process has just ended.
             Ok(None) => return Ok(None),
             Err(error) => return Ok(Some(format!("{by}, which cannot be stopped: {error}"))),
         };
-        // The record proves once more that the process with this pid has the lease: since it has not
-        // ended after that, it is the one that was opened before.
+        // The record, read again, still names this pid, and the process opened above has not ended
+        // since. So the pid was not reused, and that process has the lease.
         let again = self.entry(of)?.and_then(|entry| entry.process());
         let is_still = again.is_some_and(|again| again.pid == found.pid);
         if is_still && !process.has_ended().map_err(cannot_see)? {
@@ -197,7 +198,7 @@ impl<'a> Stopping<'a> {
         let Some(parent) = self.targets.iter().find(is_parent) else {
             return Ok(());
         };
-        // An ancestor is no child of a target, unless one has adopted it since.
+        // An ancestor can be a child of a target only if the target has adopted it.
         if self.ancestors.contains(&listed.pid)
             || self.targets.iter().any(|target| target.is(listed.pid))
         {
@@ -213,7 +214,7 @@ impl<'a> Stopping<'a> {
         Ok(())
     }
 
-    /// Asks all to end and, after the timeout, kills them.
+    /// Asks all targets to end and, after the timeout, kills those that have not.
     fn end_all(&mut self, timeout: Duration) -> Result<(), Failure> {
         let start = Instant::now();
         loop {
@@ -230,7 +231,7 @@ impl<'a> Stopping<'a> {
             for target in &mut self.targets {
                 target.has_ended = target.process.has_ended().map_err(cannot_see)?;
             }
-            // Again: a target may have started another process, or left its lease to one.
+            // A target may have started another process, or left its lease to one, meanwhile.
             let before = self.targets.len();
             self.find_heirs()?;
             self.find_descendants()?;
@@ -247,7 +248,7 @@ impl<'a> Stopping<'a> {
         self.spared[of].as_ref().or(self.spared_heirs[of].as_ref())
     }
 
-    /// Returns what was done, or would be.
+    /// Describes what was stopped or, in a dry run, would be.
     fn text(&self, is_dry_run: bool) -> String {
         let verb = if is_dry_run { "would stop" } else { "stopped" };
         let mut text = String::new();
@@ -270,7 +271,7 @@ impl<'a> Stopping<'a> {
         text
     }
 
-    /// Returns what is left or, of a dry run, would be.
+    /// Describes what is still running or, in a dry run, would be.
     fn left(&self, is_dry_run: bool) -> Vec<String> {
         let mut left = Vec::new();
         for (of, reservation) in self.reservations.iter().enumerate() {
@@ -301,7 +302,7 @@ impl Target {
     }
 }
 
-/// Returns this process and those that it was started from.
+/// Returns this process and its ancestors.
 fn ancestors(all: &[sys::Listed]) -> HashSet<u32> {
     let mut ancestors = HashSet::new();
     let mut next = Some(process::id());

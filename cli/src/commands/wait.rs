@@ -1,4 +1,4 @@
-//! `wait`: until ports have their servers, or are free.
+//! `wait`: waits until ports have their servers, or are free.
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -23,7 +23,7 @@ use crate::{
     output::{add_server, holder, note, print_json},
 };
 
-/// How often it is checked whether a reserved port is leased, or a name has a port.
+/// The pause between checks of whether a reserved port is leased, or a name has a port.
 const INTERVAL: Duration = Duration::from_millis(50);
 
 pub(crate) fn wait(args: &Wait, dir: Option<&Path>) -> Result<ExitStatus, Failure> {
@@ -50,7 +50,7 @@ pub(crate) fn wait(args: &Wait, dir: Option<&Path>) -> Result<ExitStatus, Failur
                     note_unknown(&server);
                 }
             }
-            // The others are still checked, so that one run names all that are missing.
+            // The other ports are still checked, so that one run reports all that are not ready.
             Err(Missing::TimedOut(message)) => failures.push(message),
             Err(Missing::Error(error))
                 if matches!(error.kind(), ErrorKind::Timeout | ErrorKind::Exhausted) =>
@@ -59,7 +59,7 @@ pub(crate) fn wait(args: &Wait, dir: Option<&Path>) -> Result<ExitStatus, Failur
             }
             Err(Missing::Error(error)) if error.kind() == ErrorKind::OtherServer => {
                 status = ExitStatus::Bound;
-                failures.push(with_way_out(&error, args));
+                failures.push(with_hint(&error, args));
             }
             Err(Missing::Error(error)) => return Err(error.into()),
             Err(Missing::Failure(failure)) => return Err(failure),
@@ -93,7 +93,7 @@ impl From<Failure> for Missing {
     }
 }
 
-/// Waits for several ports, one after the other, within one time.
+/// Waits for several ports, one after the other, with one timeout for all.
 struct Waiting<'a> {
     args: &'a Wait,
     dir: Option<&'a Path>,
@@ -105,7 +105,7 @@ impl Waiting<'_> {
         self.args.timeout.saturating_sub(self.start.elapsed())
     }
 
-    /// Sleeps for a moment, or returns `false` if the time is over.
+    /// Sleeps for a moment. Returns `false` if the timeout has expired.
     fn sleep(&self) -> bool {
         let left = self.left();
         thread::sleep(INTERVAL.min(left));
@@ -131,8 +131,8 @@ impl Waiting<'_> {
         self.args.root.root.as_deref()
     }
 
-    /// Returns the port of a name. One that has none yet is waited for: what is started at the same time
-    /// may be about to reserve one.
+    /// Returns the port reserved for a name. Waits until it is reserved, because a process that is
+    /// started at the same time may be about to reserve it.
     fn port_of(&self, name: &str) -> Result<u16, Missing> {
         let dir = lock_dir(self.dir)?;
         if self.args.free {
@@ -168,7 +168,7 @@ impl Waiting<'_> {
         if args.any {
             let wait = || wait_until_listening(&addresses[..], self.left());
             announced(wait, || format!("for any server on port {port}"))?;
-            // It is asked for as JSON alone, and does not depend on a lock directory otherwise.
+            // Only the JSON output names the server. Without it, --any needs no lock directory.
             return match args.json.json {
                 true => Ok(lock_dir(self.dir)?.server(port)?),
                 false => Ok(None),
@@ -186,7 +186,7 @@ impl Waiting<'_> {
         announced(wait, || describe(port, args, &dir, reservation.as_ref())).map(Some)
     }
 
-    /// Waits for the server of a lease of a reserved port, and until there is such a lease.
+    /// Waits until a reserved port is leased and has the server of the lease's holder.
     fn wait_for_holder(
         &self,
         reservation: &Reservation,
@@ -236,7 +236,7 @@ impl Waiting<'_> {
     }
 }
 
-/// Returns what is waited for, and who has it.
+/// Describes what is being waited for, and who has it.
 fn describe(port: u16, args: &Wait, dir: &LockDir, reservation: Option<&Reservation>) -> String {
     if let Some(pid) = args.pid {
         return format!("for the server of process {pid} on port {port}");
@@ -253,7 +253,7 @@ fn describe(port: u16, args: &Wait, dir: &LockDir, reservation: Option<&Reservat
     }
 }
 
-/// Prints a note if nobody can tell whose server it is.
+/// Prints a note if it cannot be determined whose server it is.
 fn note_unknown(server: &Server) {
     let why = match (server.belongs_to, &server.process) {
         (Some(BelongsTo::Unknown), None) => "its process cannot be seen".to_owned(),
@@ -263,18 +263,18 @@ fn note_unknown(server: &Server) {
         _ => return,
     };
     note(&format!(
-        "the server on port {} may be another process's than the one waited for: {why}",
+        "the server on port {} may belong to another process: {why}",
         server.port
     ));
 }
 
-fn with_way_out(error: &Error, args: &Wait) -> String {
+fn with_hint(error: &Error, args: &Wait) -> String {
     let process = error.server().and_then(|server| server.process.as_ref());
     match (args.pid, process) {
         (None, Some(process)) => format!(
-            "{error} (to wait for that process's server, say --pid {}; for any, --any)",
+            "{error} (to wait for that process's server, use --pid {}; to accept any server, --any)",
             process.pid
         ),
-        _ => format!("{error} (to wait for any server, say --any)"),
+        _ => format!("{error} (to accept any server, use --any)"),
     }
 }

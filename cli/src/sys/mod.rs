@@ -1,8 +1,8 @@
-//! What differs from system to system: how a command gets a lease, who called, what can be seen
-//! of a process, and where the port server listens.
+//! Platform layer: how a command receives a lease, which process called, what is visible of a
+//! process, and where the port server listens.
 //!
-//! Every system has the same items here, so that nothing else has to ask which one
-//! it is. What a system lacks is left out of the help and refused in a sentence.
+//! Every platform has the same items here, so that no other module depends on the platform. What a
+//! platform lacks is hidden in the help and refused with an error.
 
 #[cfg(target_os = "linux")]
 mod linux;
@@ -28,22 +28,22 @@ pub(crate) use windows::*;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Caller {
     pub(crate) pid: u32,
-    /// It was possible to see that it does not merely pass the output on.
+    /// Whether it is known not to merely pass the output on.
     pub(crate) is_certain: bool,
 }
 
-/// What somebody wants of a server that runs.
+/// A request to a running server, by a signal or a console event.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Wish {
     Stop,
     Statistics,
 }
 
-/// A process that can be seen.
+/// A visible process.
 #[derive(Clone, Debug)]
 pub(crate) struct Listed {
     pub(crate) pid: u32,
-    /// The pid of the process that started it or has adopted it.
+    /// The pid of the process that started or adopted it.
     pub(crate) parent: u32,
     pub(crate) program: String,
 }

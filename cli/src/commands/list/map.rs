@@ -1,4 +1,4 @@
-//! `list --map`: a set of ports as a grid, so that one sees where the crowd is.
+//! `list --map`: draws a set of ports as a grid, so that crowded areas stand out.
 
 use std::{collections::HashMap, fmt::Write as _};
 
@@ -12,8 +12,7 @@ use super::snapshot::{Snapshot, State};
 const CELLS_PER_ROW: usize = 64;
 const MOST_ROWS: usize = 32;
 
-/// What a cell shows. Where a cell stands for several ports, the first of these
-/// that holds for any of them.
+/// What a cell shows. A cell for several ports shows the first of these that applies to any of them.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Mark {
     LeasedAndBound,
@@ -36,7 +35,7 @@ impl Mark {
         Self::Free,
     ];
 
-    fn look(self) -> (char, &'static str, Style) {
+    fn style(self) -> (char, &'static str, Style) {
         let color = |color: AnsiColor| color.on_default();
         match self {
             Self::LeasedAndBound => ('#', "leased and bound", color(AnsiColor::Green).bold()),
@@ -45,7 +44,11 @@ impl Mark {
                 "leased, not bound yet",
                 color(AnsiColor::Yellow).bold(),
             ),
-            Self::Unknown => ('?', "closed to this user", color(AnsiColor::Magenta)),
+            Self::Unknown => (
+                '?',
+                "unknown: no access to its lock file",
+                color(AnsiColor::Magenta),
+            ),
             Self::Bound => ('x', "bound without a lease", color(AnsiColor::Red)),
             Self::Reserved => ('r', "reserved for a name", color(AnsiColor::Cyan)),
             Self::Ephemeral => ('~', "free, but ephemeral", color(AnsiColor::Blue)),
@@ -80,7 +83,7 @@ pub(crate) fn draw(ports: &PortSet, snapshot: &Snapshot) -> Result<String, Failu
             let Some(mark) = cell.iter().map(|&port| mark(port)).min() else {
                 continue;
             };
-            let (character, _, style) = mark.look();
+            let (character, _, style) = mark.style();
             let _ = write!(text, "{style}{character}{style:#}");
         }
         text.push('\n');
@@ -90,14 +93,16 @@ pub(crate) fn draw(ports: &PortSet, snapshot: &Snapshot) -> Result<String, Failu
     let each = match per_cell {
         1 => "each character is one port".to_owned(),
         n => {
-            format!("each character is {n} ports, and shows the first of these that one of them is")
+            format!(
+                "each character is {n} ports, and shows the first state below that any of them has"
+            )
         }
     };
     let _ = writeln!(text, "\n{} ports; {each}:", all.len());
     for mark in Mark::ALL {
-        let (character, name, style) = mark.look();
+        let (character, name, style) = mark.style();
         let count = count(mark);
-        // On most systems there is none.
+        // Most systems have no such ports.
         if count > 0 || !matches!(mark, Mark::Unknown | Mark::Reserved) {
             let _ = writeln!(text, "  {style}{character}{style:#} {name}: {count}");
         }

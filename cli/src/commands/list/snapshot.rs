@@ -1,4 +1,4 @@
-//! What is known of the ports at one moment.
+//! What is known about the ports at one moment.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -9,11 +9,11 @@ use crate::{failure::Failure, names::counts};
 pub(crate) struct Snapshot {
     /// The ports that are leased, reserved or have a lock file, in ascending order.
     pub(crate) ports: Vec<Known>,
-    /// The servers of ports, leased or not.
+    /// The servers on all ports, leased or not.
     pub(crate) servers: HashMap<u16, Server>,
 }
 
-/// A port of which something is known.
+/// A port that is leased, reserved or has a lock file.
 pub(crate) struct Known {
     pub(crate) port: u16,
     /// Its lock file, if it has one.
@@ -21,14 +21,14 @@ pub(crate) struct Known {
     pub(crate) reservation: Option<Reservation>,
 }
 
-/// What is known of a port.
+/// The state of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
     Held,
     Inherited,
     Delegated,
     Unknown,
-    /// It is not leased.
+    /// Reserved for a name and not leased.
     Reserved,
     Stale,
 }
@@ -50,7 +50,7 @@ impl Snapshot {
     pub(crate) fn take(dir: &LockDir) -> Result<Self, Failure> {
         let servers = dir.servers()?.into_iter();
         let mut ports = BTreeMap::new();
-        // Those of a lock directory that was lost have no lock file.
+        // If the lock directory was lost, reservations have no lock files.
         for reservation in dir.reservations()? {
             let port = reservation.port;
             let reservation = Some(reservation);
@@ -66,7 +66,7 @@ impl Snapshot {
         }
         for entry in dir.entries()? {
             let port = entry.port;
-            // A lock file has the last word, but another user's can be closed to this one.
+            // The lock file is authoritative, but this user may not be able to read another user's.
             let copy = ports.remove(&port).and_then(|known| known.reservation);
             let reservation = entry.reservation.clone().or(copy);
             let entry = Some(entry);

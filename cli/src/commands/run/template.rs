@@ -1,13 +1,13 @@
-//! An argument of a command, with places for ports: `{port}`, `{port2}`, `{NAME}`, `{web}`.
+//! An argument of a command, with placeholders for ports: `{port}`, `{port2}`, `{NAME}`, `{web}`.
 
 use std::ffi::{OsStr, OsString};
 
 use crate::sys;
 
-/// The names of the ports that a command gets.
+/// The names of the ports that a command receives.
 #[derive(Debug)]
 pub(crate) struct Names<'a> {
-    /// Given with --env or --name, one for each port; or none.
+    /// The values of --env or --name, one for each port; or none.
     chosen: &'a [String],
     option: &'static str,
     /// Number of ports.
@@ -38,7 +38,7 @@ impl<'a> Names<'a> {
         }
     }
 
-    /// Returns those of reserved ports.
+    /// Returns the names of reserved ports.
     pub(crate) fn reserved(names: &'a [String]) -> Self {
         let variables = names.iter().map(|name| variable(name)).zip(0..);
         Self {
@@ -52,22 +52,22 @@ impl<'a> Names<'a> {
         }
     }
 
-    /// The variables in which the command finds the ports, each with its port's index.
+    /// Returns the environment variables for the command, each with the index of its port.
     pub(crate) fn variables(&self) -> &[(String, usize)] {
         &self.variables
     }
 
-    /// The index of the port that `{word}` stands for, or `None` if the braces are the
-    /// command's own.
+    /// Returns the index of the port that `{word}` stands for, or `None` if it is not a placeholder.
     ///
     /// # Errors
     ///
-    /// The word was probably meant for a port. A command that got it as it is would fail in
-    /// a less obvious way, or not at all.
+    /// The word was probably meant as a placeholder. If it were passed on unchanged, the command
+    /// would fail in a less obvious way, or not at all.
     fn index(&self, word: &str) -> Result<Option<usize>, String> {
-        /// Shorter names are one letter away from too many words.
+        /// Minimum length of a name for suggestions: too many words are one letter away from shorter
+        /// names.
         const SHORTEST: usize = 4;
-        // First: `port` may be the name of one that is not the first.
+        // First, because `port` may be the name of a port other than the first.
         if let Some(index) = self.chosen.iter().position(|name| name == word) {
             return Ok(Some(index));
         }
@@ -83,9 +83,9 @@ impl<'a> Names<'a> {
                 Some(index) => format!("did you mean {{port{}}}?", index + 1),
                 None => self.how_many(),
             };
-            return Err(format!("{{{word}}} stands for no port: {meant}"));
+            return Err(format!("{{{word}}} does not name a port: {meant}"));
         }
-        // In a name of a port, and not in that of a variable.
+        // Names of reserved ports may contain dashes, variables underscores.
         let dash = if self.option == "--name" { b'-' } else { b'_' };
         let is_word = word
             .bytes()
@@ -96,14 +96,14 @@ impl<'a> Names<'a> {
         };
         match self.chosen.iter().find(is_near) {
             Some(name) if is_word => Err(format!(
-                "{{{word}}} stands for no port: did you mean {{{name}}}?"
+                "{{{word}}} does not name a port: did you mean {{{name}}}?"
             )),
             _ => Ok(None),
         }
     }
 
-    /// Returns the number in `port2` or, unless there are chosen names, in `PORT_2`, in any
-    /// case of letters; 1 for `port`. The inner `None` is a number too large for any port.
+    /// Returns the number in `port2` or, unless there are chosen names, in `PORT_2`, ignoring case;
+    /// 1 for `port`. The inner `None` means that the number is too large.
     fn number(&self, word: &str) -> Option<Option<usize>> {
         let (port, number) = word.split_at_checked("port".len())?;
         let number = match number.strip_prefix('_') {
@@ -129,13 +129,12 @@ impl<'a> Names<'a> {
     }
 }
 
-/// Returns the variable of a name, as [`portlock::Reservation::variable`] does for one that is
-/// reserved.
+/// Returns the variable for a name, as [`portlock::Reservation::variable`] does for a reserved one.
 fn variable(name: &str) -> String {
     name.to_ascii_uppercase().replace('-', "_") + "_PORT"
 }
 
-/// An argument, in which the places of ports are known.
+/// A parsed argument.
 #[derive(Debug)]
 pub(crate) struct Template<U> {
     parts: Vec<Part<U>>,
@@ -148,13 +147,13 @@ enum Part<U> {
     Port(usize),
 }
 
-/// The argument as the system has it, UTF-8 or not.
+/// Parses an argument, which need not be UTF-8.
 pub(crate) fn parse(text: &OsStr, names: &Names<'_>) -> Result<Template<sys::Unit>, String> {
     Template::parse(&sys::units(text), names)
         .map_err(|why| format!("in the argument {text:?}, {why}"))
 }
 
-/// The argument with the ports in their places.
+/// Returns the argument with the ports filled in.
 pub(crate) fn fill(template: &Template<sys::Unit>, ports: &[u16]) -> OsString {
     sys::from_units(template.fill(ports))
 }
@@ -169,7 +168,7 @@ where
         let mut plain: Vec<U> = Vec::new();
         let mut rest = text;
         while let Some((&unit, after)) = rest.split_first() {
-            // `${PORT}` is a shell's way to write a variable, and the command has that.
+            // `${PORT}` is a shell variable, and is left for the command.
             let is_brace = unit == U::from(b'{') && plain.last() != Some(&U::from(b'$'));
             let word = is_brace.then(|| word(after)).flatten();
             let index = match &word {
@@ -208,7 +207,7 @@ where
     }
 }
 
-/// What stands before the next closing brace, if it is ASCII.
+/// Returns the text before the next closing brace, if it is ASCII.
 fn word<U>(text: &[U]) -> Option<String>
 where
     U: Copy + PartialEq + From<u8>,
@@ -232,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_are_put_wherever_they_are_named() {
+    fn every_placeholder_is_replaced_with_its_port() {
         let ports = [4000, 4001];
         let chosen = ["HTTP_PORT".to_owned(), "ADMIN".to_owned()];
         let names = Names::new(&chosen, 2);
@@ -260,14 +259,14 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_was_probably_meant_for_a_port_is_an_error() {
+    fn a_word_that_was_probably_meant_as_a_placeholder_is_an_error() {
         let check = |word: &str, chosen: &[&str], count: usize| -> Option<String> {
             let chosen: Vec<String> = chosen.iter().map(|&name| name.to_owned()).collect();
             let names = Names::new(&chosen, count);
             let argument = format!("--x={{{word}}}");
             let error = parse(OsStr::new(&argument), &names).err()?;
             let start =
-                format!("in the argument \"--x={{{word}}}\", {{{word}}} stands for no port: ");
+                format!("in the argument \"--x={{{word}}}\", {{{word}}} does not name a port: ");
             let meant = error.strip_prefix(&start);
             Some(meant.unwrap_or_else(|| panic!("{error}")).to_owned())
         };
@@ -291,7 +290,7 @@ mod tests {
                 1,
                 "there is only one, {port} (each --env adds one)",
             ),
-            // A wrong letter, two that are exchanged, one too many, one missing, the case.
+            // A wrong letter, two swapped letters, an extra letter, a missing letter, another case.
             ("HTPP", &["DB", "HTTP"], 2, "did you mean {HTTP}?"),
             ("HTPT", &["DB", "HTTP"], 2, "did you mean {HTTP}?"),
             ("HTTPS", &["DB", "HTTP"], 2, "did you mean {HTTP}?"),
@@ -323,7 +322,7 @@ mod tests {
         ] {
             assert_eq!(check(word, chosen, chosen.len().max(1)), None, "{word}");
         }
-        // A name that is one letter away from another one is itself.
+        // A name that is one letter away from another name still stands for its own port.
         assert_eq!(check("HTTPS", &["HTTP", "HTTPS"], 2), None);
     }
 
@@ -337,7 +336,7 @@ mod tests {
             ("{web} {api-v2}", "4000 4001"),
             ("{WEB_PORT}:{API_V2_PORT}", "4000:4001"),
             ("{port1} {port2} {PORT}", "4000 4001 4000"),
-            // A name of its own.
+            // `port` is one of the names.
             ("{port}", "4002"),
             ("${web} {ui} {}", "${web} {ui} {}"),
         ] {
@@ -358,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn one_port_has_one_variable_and_several_have_numbers_too() {
+    fn one_port_has_one_variable_and_several_ports_have_numbered_ones_too() {
         let names = |chosen: &[String], count| -> Vec<String> {
             let names = Names::new(chosen, count);
             let variables = names.variables().iter();

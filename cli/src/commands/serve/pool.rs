@@ -1,8 +1,8 @@
-//! The ports of a port server, and who has been granted which.
+//! The ports of a port server, and the clients to which they are granted.
 //!
-//! What is kept here only says where to search first. Every grant is a lease out of the
-//! lock directory, delegated to the client, so a server that was killed and starts again
-//! with nothing in memory keeps every promise.
+//! The state kept here only determines where to search first. Every grant is a lease in the
+//! lock directory, delegated to the client. So a server that is killed and restarted, with
+//! nothing in memory, still honors every grant.
 
 use std::{
     collections::HashMap,
@@ -20,43 +20,40 @@ use rand::{rngs::SmallRng, seq::SliceRandom as _};
 
 use crate::{failure::is_busy, lock_dir::lock_dir, sys};
 
-/// The pause before ports that were found taken are searched again: a multiple of the time
-/// that the last search took, within bounds. It limits what refused clients can make the
-/// server do.
+/// The pause before busy ports are searched again: a bounded multiple of the time that the last
+/// search took. It limits the work that refused clients can cause.
 const PAUSE_FACTOR: u32 = 4;
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Number of ports that are searched together, unless some are in TIME_WAIT.
 ///
-/// A search that finds a port does not tell which others are taken, so where most of a large
+/// A search that finds a port does not report which others are taken. So where most of a large
 /// pool is taken, several small searches learn more than one large one. Also, the time to copy a
-/// set and to remove a port from it is proportional to its size: with 512 ports, a grant took a
-/// tenth longer.
+/// set and to remove a port from it is proportional to its size: with 512 ports, a grant took
+/// 10 % longer.
 const BLOCK: usize = 64;
 
-/// Number of ports up to which they are one block. A block in which every port is taken or in
-/// TIME_WAIT costs 32 ms, the time for which the library waits for a lingering socket.
+/// Maximum size of a pool that is kept as one block. A block in which every port is taken or in
+/// TIME_WAIT costs 32 ms, the time that the library waits for a lingering socket.
 const UNDIVIDED: usize = 512;
 
-/// Number of searches for one request, besides one per block of free ports. One is normal, for
-/// ports that may have become free. More happen only if other requests put ports back
-/// meanwhile.
+/// Number of searches per request, in addition to one per block of free ports. One is normal, for
+/// ports that may have become free. More happen only if other requests return ports meanwhile.
 const SEARCHES: usize = 8;
 
-/// The pause before it is checked again which clients have ended: a multiple of the time that the
-/// last check took.
+/// The pause between checks for clients that have ended, as a multiple of the time that the last
+/// check took.
 const RECLAIM_FACTOR: u32 = 20;
 
-/// When fewer free ports are left, they are searched by one request at a time. Otherwise
-/// requests that are served at the same moment would find them locked by each other, and the
-/// library would wait to see whether that passes.
+/// If fewer free ports are left, only one request at a time searches them. Otherwise concurrent
+/// requests would find them locked by each other, and the library would wait for these locks.
 const FEW: usize = 8;
 
 /// Why a port was not granted.
 #[derive(Debug)]
 pub(crate) enum Denial {
-    /// No such process, or one that must not have ports.
+    /// The process does not exist, or must not have ports.
     Process,
     /// No port is free.
     Exhausted,
@@ -68,7 +65,7 @@ pub(crate) enum Denial {
 pub(crate) struct Pool {
     size: usize,
     lock_dir: Option<PathBuf>,
-    /// Ports in TIME_WAIT: as good as any other if `true`, never granted if `false`, and
+    /// Whether ports in TIME_WAIT are granted: like any other if `true`, never if `false`, and
     /// only when no strictly free port is left if `None`.
     reuse_address: Option<bool>,
     state: Mutex<State>,
@@ -80,23 +77,23 @@ pub(crate) struct Pool {
 /// Every port of the pool is in one of these.
 #[derive(Debug)]
 struct State {
-    /// Believed to be free, in blocks that are not empty. The last one is searched first.
+    /// Believed to be free, in nonempty blocks. The last block is searched first.
     free: Vec<PortSet>,
     /// Found to be leased by others, or bound.
     busy: PortSet,
-    /// By the pid of the client, the oldest first.
+    /// By the pid of the client, oldest first.
     granted: HashMap<u32, Vec<u16>>,
-    /// When busy ports are searched again, at the earliest.
+    /// The earliest time at which busy ports are searched again.
     next_rescan: Instant,
-    /// When it is checked again which clients have ended.
+    /// The time of the next check for clients that have ended.
     next_reclaim: Instant,
 }
 
-/// What a search is made on.
+/// The ports of one search.
 #[derive(Debug)]
 struct Candidates {
     ports: PortSet,
-    /// There are no others.
+    /// Whether no other ports are believed to be free.
     are_all: bool,
 }
 
@@ -124,8 +121,8 @@ impl Pool {
 
     /// Returns how many ports there are, and how many were tried for the last request.
     ///
-    /// A search that finds a port counts as one, because the library does not tell how
-    /// many it passed over.
+    /// A search that finds a port counts as one, because the library does not report how many
+    /// ports it skipped.
     pub(crate) fn numbers(&self) -> (usize, usize) {
         let checked = self.checked_for_last_request.load(Ordering::Relaxed);
         (self.size, checked)
@@ -147,8 +144,8 @@ impl Pool {
         format!("{granted} granted to {processes} {noun}, {others} taken by others")
     }
 
-    /// Leases a port for the process `pid`. Blocks for as long as the system calls of that
-    /// take, and holds no lock meanwhile.
+    /// Leases a port for the process `pid`. Blocks in system calls, and does not hold the state's
+    /// lock meanwhile.
     pub(crate) fn grant(&self, pid: u32) -> Result<u16, Denial> {
         if sys::is_no_process(pid) {
             return Err(Denial::Process);
@@ -169,7 +166,7 @@ impl Pool {
             let mut _turn = None;
             if candidates.are_all && candidates.ports.len() < FEW {
                 _turn = Some(self.turn.lock().unwrap_or_else(PoisonError::into_inner));
-                // The request before may have taken some.
+                // The previous request may have taken some.
                 match self.candidates(&mut may_refill) {
                     Some(now) => candidates = now,
                     None => break,
@@ -187,7 +184,7 @@ impl Pool {
                     let lingering = error.counts().map_or(0, |counts| counts.lingering);
                     let mut state = self.state();
                     if lingering > 0 && !candidates.are_all {
-                        // They may be the last resort, when all others have been searched too.
+                        // They are the last resort, once all other ports have been searched.
                         state.join_blocks();
                     } else {
                         state.miss(&candidates.ports, start.elapsed());
@@ -195,7 +192,7 @@ impl Pool {
                 }
                 Err(error) => {
                     return Err(match error.kind() {
-                        // It has just ended.
+                        // The process has just ended.
                         portlock::ErrorKind::Process => Denial::Process,
                         _ => Denial::Failure(error),
                     });
@@ -219,8 +216,8 @@ impl Pool {
 
     /// Leases one of the candidates.
     ///
-    /// Ports in TIME_WAIT are the library's last resort by default, and therefore the pool's
-    /// when no other ports are left to be searched.
+    /// By default, ports in TIME_WAIT are the last resort: the library may use them only when no
+    /// other ports are left to be searched.
     fn lease(&self, candidates: &Candidates, pid: u32) -> portlock::Result<u16> {
         let mut builder: Builder = FreePort::builder()
             .ports(&candidates.ports)
@@ -237,11 +234,11 @@ impl Pool {
         builder.acquire_for(pid)
     }
 
-    /// Puts back the ports of clients that have ended, and if it is time, all ports that
-    /// others had.
+    /// Returns the ports of clients that have ended to the pool and, if a rescan is due, all busy
+    /// ports.
     ///
-    /// The oldest port of a pid tells for all of them. If the pid now belongs to another
-    /// client, its ports are found to be leased.
+    /// Only the oldest port of a pid is checked, on behalf of all of them. If the pid was reused
+    /// by another client, the search finds that client's ports leased.
     fn refill(&self, state: &mut State) {
         let State {
             free,
@@ -255,7 +252,7 @@ impl Pool {
         let mut returned = Vec::new();
         granted.retain(|&pid, ports| {
             let is_granted = |port: &u16| self.is_granted(*port, pid);
-            // Whether the pid is still the client's takes longer to find out.
+            // Checking that the pid still belongs to the client takes longer.
             let lives =
                 !sys::is_no_process(pid) && (!is_due || ports.first().is_some_and(is_granted));
             if !lives {
@@ -271,8 +268,8 @@ impl Pool {
         *free = blocks(&ports);
     }
 
-    /// Whether the port's lease is still that of the client with this pid. In doubt it is
-    /// not: the lease itself decides.
+    /// Returns whether the port is still leased for the client with this pid. Returns `false` if
+    /// that cannot be determined: a search then finds the port leased.
     fn is_granted(&self, port: u16, pid: u32) -> bool {
         let entry = lock_dir(self.lock_dir.as_deref()).and_then(|dir| dir.entry(port));
         let is_clients = |entry: PortEntry| {
@@ -287,8 +284,8 @@ impl Pool {
     }
 }
 
-/// Divides ports into blocks, in a random order: other servers and other callers on the same
-/// ports start elsewhere.
+/// Divides ports into blocks in random order, so that several servers and callers on the same
+/// ports start in different places.
 fn blocks(ports: &PortSet) -> Vec<PortSet> {
     let ports: Vec<u16> = ports.iter().collect();
     let len = match ports.len() {
@@ -302,16 +299,16 @@ fn blocks(ports: &PortSet) -> Vec<PortSet> {
 }
 
 impl State {
-    /// Has the free ports searched all together.
+    /// Joins all blocks of free ports into one.
     fn join_blocks(&mut self) {
         let joined = mem::take(&mut self.free).into_iter();
         let joined = joined.reduce(|joined, block| joined.union(&block));
         self.free.extend(joined);
     }
 
-    /// Puts back the ports of clients that are certainly gone, if it is time. They come into the
-    /// block that is searched next, because their lock files exist. A block of their own each time
-    /// would take a search each, and the searches for one request are bounded.
+    /// Returns the ports of clients that are certainly gone to the pool, if a check is due. They join
+    /// the block that is searched next, because their lock files already exist. Separate blocks
+    /// would each cost a search, and the number of searches per request is bounded.
     fn reclaim(&mut self) {
         let start = Instant::now();
         if start < self.next_reclaim {
@@ -346,7 +343,7 @@ impl State {
         self.granted.entry(pid).or_default().push(port);
     }
 
-    /// Records that none of these ports was to be had.
+    /// Records that none of these ports was available.
     fn miss(&mut self, ports: &PortSet, took: Duration) {
         for block in &mut self.free {
             // Some may have been granted to other clients meanwhile.
@@ -370,7 +367,7 @@ mod tests {
         let ports: PortSet = "20100-20104".parse().expect("valid");
         let pool = Pool::new(&ports, None, Some(dir.path().to_owned()));
         let own = std::process::id();
-        // Either waits for its input, which does not end before this test.
+        // Both wait for their input, which stays open during this test.
         let waiting = if cfg!(windows) { "cmd" } else { "cat" };
         let mut child = std::process::Command::new(waiting)
             .stdin(std::process::Stdio::piped())
@@ -386,20 +383,20 @@ mod tests {
         assert!(matches!(pool.grant(own), Err(Denial::Exhausted)));
         child.kill().expect("our own child");
         child.wait().expect("our own child");
-        // On Windows a process exists as long as somebody has a handle of it, and only the next
-        // rescan finds that it has ended.
+        // On Windows a process exists as long as any handle to it is open, and only the next rescan
+        // finds that it has ended.
         let patience = Duration::from_secs(if cfg!(windows) { 60 } else { 0 });
         let deadline = Instant::now() + patience;
         let back = loop {
             match pool.grant(own) {
                 Ok(port) => break port,
-                Err(denial) => assert!(Instant::now() < deadline, "not given back: {denial:?}"),
+                Err(denial) => assert!(Instant::now() < deadline, "not returned: {denial:?}"),
             }
             std::thread::sleep(SHORTEST_PAUSE);
         };
         assert_eq!(back, first);
 
-        // Another server, or the same one started again, knows of all of them.
+        // Another server, or a restarted one, finds all of them leased.
         let again = Pool::new(&ports, None, Some(dir.path().to_owned()));
         assert!(matches!(again.grant(own), Err(Denial::Exhausted)));
         assert!(matches!(again.grant(1 << 23), Err(Denial::Process)));
@@ -410,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn clients_in_turn_leave_few_lock_files() {
+    fn successive_clients_leave_few_lock_files() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let ports = PortSet::from(21_000..=21_999);
         let pool = Pool::new(&ports, None, Some(dir.path().to_owned()));
@@ -430,8 +427,8 @@ mod tests {
         let is_lock_file =
             |name: &Result<String, _>| name.as_ref().is_ok_and(|name| name.parse::<u16>().is_ok());
         let files = names.filter(is_lock_file).count();
-        // A port that was not used before each time would leave 400. On a crowded machine it takes
-        // longer until it is checked again which clients have ended.
+        // A new port for each client would leave 400. On a busy machine, the checks for clients that
+        // have ended are less frequent.
         assert!(files <= 200, "{files} lock files");
     }
 
@@ -441,7 +438,7 @@ mod tests {
         let pool = Pool::new(&ports, None, None);
         let mut state = pool.state();
         let blocks = state.free.len();
-        // No process has this pid.
+        // No process can have this pid.
         for port in 4000..=4999 {
             state.grant(port, 1 << 23);
             state.next_reclaim = Instant::now();
@@ -456,7 +453,7 @@ mod tests {
         let set = |text: &str| text.parse::<PortSet>().expect("valid");
         let pool = Pool::new(&set("4000-4009"), None, None);
         let mut state = pool.state();
-        // Meanwhile another client was granted one of the ports, and others came back.
+        // Meanwhile another client was granted one of the ports.
         state.grant(4001, 812);
         state.miss(&set("4000-4004"), Duration::ZERO);
         assert_eq!(state.free, [set("4005-4009")]);
@@ -464,7 +461,7 @@ mod tests {
         state.miss(&set("4004-4006"), Duration::ZERO);
         assert_eq!(state.free, [set("4007-4009")]);
         assert_eq!(state.busy, set("4000,4002-4006"));
-        // It was granted although this server had believed it busy.
+        // Granted even though this server believed that it was busy.
         state.grant(4003, 813);
         assert_eq!(state.busy, set("4000,4002,4004-4006"));
         drop(state);

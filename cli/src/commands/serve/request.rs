@@ -1,13 +1,12 @@
-//! What a client asks of the port server: a pid in decimal, normally with a
-//! newline behind it.
+//! A client's request to the port server: a pid in decimal, normally followed by a newline.
 //!
-//! Apart from the server, so that it can be fuzzed alone.
+//! It is separate from the server so that it can be fuzzed alone.
 
-/// A request may not be longer (the reference's bound).
+/// Maximum length of a request in bytes, as in portpicker's server.
 pub(crate) const LONGEST: usize = 20;
 
-/// The pid that was asked for, as the reference understands it; a number that is
-/// no pid is one all the same.
+/// Returns the requested pid, as portpicker's server parses it. It does not check whether the
+/// number is a valid pid.
 pub(crate) fn parse(request: &[u8]) -> Option<i64> {
     if request.len() > LONGEST {
         return None;
@@ -17,7 +16,7 @@ pub(crate) fn parse(request: &[u8]) -> Option<i64> {
     if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
-    // Twenty digits may be too many for the type, and are no pid in any case.
+    // Twenty digits may overflow the type, and are not a valid pid anyway.
     Some(text.parse().unwrap_or(i64::MAX))
 }
 
@@ -26,7 +25,7 @@ mod tests {
     use super::parse;
 
     #[test]
-    fn requests_are_read_as_the_reference_reads_them() {
+    fn requests_are_parsed_as_portpicker_parses_them() {
         for (request, pid) in [
             (&b"812"[..], Some(812)),
             (b"812\n", Some(812)),

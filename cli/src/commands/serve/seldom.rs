@@ -1,11 +1,11 @@
-//! Messages that may be due thousands of times per second, and are printed now and then.
+//! Rate limiting for messages that could be logged thousands of times per second.
 
 use std::{
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-/// The shortest time between two messages of one kind.
+/// Minimum time between two messages of one kind.
 const PAUSE: Duration = Duration::from_secs(10);
 
 /// One kind of message.
@@ -19,8 +19,8 @@ struct State {
 }
 
 impl Seldom {
-    /// Returns what to add to a message that is due now, if it is to be printed: how many
-    /// like it were not.
+    /// Returns `None` if a message must be suppressed now, or else a suffix for it that counts the
+    /// messages suppressed since the last one.
     pub(crate) fn admit(&self, now: Instant) -> Option<String> {
         let mut printed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let is_soon = |last: Instant| now.saturating_duration_since(last) < PAUSE;
@@ -30,8 +30,8 @@ impl Seldom {
         }
         let suppressed = match std::mem::take(&mut printed.suppressed) {
             0 => String::new(),
-            1 => " (and once more since the last such message)".to_owned(),
-            number => format!(" (and {number} times more since the last such message)"),
+            1 => " (1 such message suppressed since the last one)".to_owned(),
+            number => format!(" ({number} such messages suppressed since the last one)"),
         };
         printed.last = Some(now);
         Some(suppressed)
@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_is_printed_now_and_then_and_the_others_are_counted() {
+    fn one_message_per_interval_is_printed_and_the_others_are_counted() {
         let seldom = Seldom::default();
         let start = Instant::now();
         assert_eq!(seldom.admit(start).as_deref(), Some(""));
@@ -51,10 +51,10 @@ mod tests {
             assert_eq!(seldom.admit(start + PAUSE * i / 100), None);
         }
         let next = seldom.admit(start + PAUSE).expect("it is time");
-        assert_eq!(next, " (and 99 times more since the last such message)");
+        assert_eq!(next, " (99 such messages suppressed since the last one)");
         assert_eq!(seldom.admit(start + PAUSE), None);
         let next = seldom.admit(start + PAUSE * 2).expect("it is time");
-        assert_eq!(next, " (and once more since the last such message)");
+        assert_eq!(next, " (1 such message suppressed since the last one)");
         assert_eq!(seldom.admit(start + PAUSE * 9).as_deref(), Some(""));
     }
 }

@@ -1,9 +1,9 @@
-//! `--portserver_static_pool`: ranges of ports as portpicker's server reads them.
+//! `--portserver_static_pool`: ranges of ports as portpicker's server parses them.
 
 use portlock::PortSet;
 
-/// Reads `first-last` ranges, separated by commas, and returns their ports. What is no such
-/// range is passed over, with a complaint for the log.
+/// Parses `first-last` ranges, separated by commas, and returns their ports. Anything else is
+/// ignored, with a message for the log.
 pub(crate) fn parse(text: &str) -> (PortSet, Vec<String>) {
     let mut ports = PortSet::default();
     let mut complaints = Vec::new();
@@ -26,7 +26,7 @@ pub(crate) fn parse(text: &str) -> (PortSet, Vec<String>) {
     (ports, complaints)
 }
 
-/// Reads an integer as Python's `int()` does: surrounding white space, a sign, and single
+/// Parses an integer as Python's `int()` does: surrounding white space, a sign, and single
 /// underscores between digits are allowed.
 fn integer(text: &str) -> Option<i64> {
     let text = text.trim();
@@ -41,7 +41,7 @@ fn integer(text: &str) -> Option<i64> {
         }
         for digit in group.chars() {
             let digit = i64::from(digit.to_digit(10)?);
-            // A number that is too large is out of bounds, whatever its value.
+            // Saturated numbers are far out of bounds, so the exact value does not matter.
             value = value.saturating_mul(10).saturating_add(digit);
         }
     }
@@ -54,7 +54,7 @@ mod tests {
 
     /// The first rows are those of portpicker's own test, `test_parse_port_ranges`.
     #[test]
-    fn a_pool_is_read_as_the_reference_reads_it() {
+    fn a_pool_is_parsed_as_portpicker_parses_it() {
         for (text, ports, ignored) in [
             ("", "", 1),
             ("1-1", "1", 0),
@@ -63,14 +63,14 @@ mod tests {
             ("8080-8081x", "", 1),
             ("0-1138", "", 1),
             ("1138-65536,19-84", "19-84", 1),
-            // int() of Python.
+            // Python's int().
             (" 15000 - 15001 ,+7-1_0", "7-10,15000-15001", 0),
             ("1__0-20,_1-2,1_-2,-,--,1-,-2", "", 7),
             ("5-10,8-12", "5-12", 0),
-            // One port is no range there, and exclusions do not exist.
+            // In portpicker a single port is not a range, and there are no exclusions.
             ("8080", "", 1),
             ("4000-4009,!4005", "4000-4009", 1),
-            // It takes this for a range without ports.
+            // portpicker treats this as an empty range.
             ("16000-15000", "", 1),
             ("5--10", "", 1),
             ("99999999999999999999-5,1-99999999999999999999", "", 2),

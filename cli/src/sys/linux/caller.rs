@@ -1,9 +1,9 @@
 //! Finds the process that will use a picked port.
 //!
-//! The parent is often only a messenger: the subshell of `$( … )`, timeout(1), env(1), `sh -c`.
-//! A lease for it would end as soon as the number has been printed, so the search climbs past
-//! every process that only passes our output on. All evidence is from /proc. Without it, a
-//! messenger looks like a caller, and a guess would end leases early.
+//! The parent often only passes our output on: the subshell of `$( … )`, timeout(1), env(1), `sh -c`.
+//! A lease for it would end as soon as the number has been printed, so the search skips every such
+//! process. All evidence comes from /proc. Without it, such a process cannot be distinguished from
+//! the caller, and a wrong guess would end the lease early.
 
 use std::{fmt, fs, io, os::unix::fs::MetadataExt as _, process::id};
 
@@ -15,7 +15,7 @@ use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
 
 use super::super::Caller;
 
-/// Number of processes that may be passed over, and of readings of one. Real chains have a handful.
+/// Maximum number of processes to skip, and of attempts to read one. Real chains have a handful.
 const LIMIT: usize = 1000;
 /// The inode number of the initial pid namespace (PROC_PID_INIT_INO in the kernel's
 /// include/linux/proc_ns.h).
@@ -31,13 +31,13 @@ pub(crate) fn caller() -> Result<Caller, String> {
     found.map_err(|why| why.to_string())
 }
 
-/// The facts about a process that the climb rests on.
+/// The facts about a process on which the search is based.
 #[derive(Clone, Debug)]
 struct Process {
     parent: u32,
     session: u32,
     start: u64,
-    /// It was forked and has not executed a program since.
+    /// Whether it was forked and has not executed a program since.
     is_copy: bool,
     output: Output,
 }
@@ -45,11 +45,11 @@ struct Process {
 /// The standard output of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Output {
-    /// A pipe, named or not, or a socket, by device and inode.
+    /// A pipe, a FIFO or a socket, by device and inode.
     Channel(u64, u64),
     /// A file, a terminal, or closed.
     Other,
-    /// This user may not see it.
+    /// Not visible to this user.
     Hidden,
 }
 
@@ -91,7 +91,7 @@ impl fmt::Display for Why {
                 )
             }
             Self::Orphan(pid) => write!(f, "the process that started {} has ended", name(pid)),
-            Self::Hidden(pid) => write!(f, "process {pid} may not be inspected"),
+            Self::Hidden(pid) => write!(f, "process {pid} cannot be inspected"),
             Self::TooMany => write!(f, "more than {LIMIT} processes only pass the output on"),
         }
     }
@@ -99,7 +99,7 @@ impl fmt::Display for Why {
 
 /// Climbs from `own` to the process that will use what `own` prints.
 ///
-/// A process that is passed over never becomes the owner: it ends before the number is used.
+/// A skipped process never becomes the owner: it ends before the number is used.
 fn owner(
     own: u32,
     is_initial: bool,
@@ -110,8 +110,8 @@ fn owner(
     let (mut pid, mut process) = (own, this.clone());
     for passed in 0..LIMIT {
         let (candidate, seen) = parent_of(pid, &process)?;
-        // A service that may not be inspected and calls portlock itself is more likely than one
-        // that only passes the output on. Above a process that does, nothing is likely.
+        // A parent that cannot be inspected is more likely a service that calls portlock itself than
+        // a process that only passes the output on. Above a skipped process, neither is more likely.
         let or_parent = |why, is_certain| match passed {
             0 => Ok(Caller {
                 pid: candidate,
@@ -124,7 +124,7 @@ fn owner(
             _ => return or_parent(Why::Hidden(candidate), false),
         };
         let passes_on = match seen.output {
-            // It was started with our output, so another process reads that.
+            // It has the same output as we do, so another process reads it.
             Output::Channel(..) if seen.output == this.output => true,
             // A subshell of a command substitution or of a pipeline, as in
             // `$(portlock pick | head -1)`. A copy with the output of its parent is a
@@ -176,12 +176,12 @@ fn parent_of(
         return Err(Why::Init(pid));
     }
     let seen = inspect(parent)?;
-    // The pid may have been reused since the child was read. If the child still has this parent,
-    // it was not: a child whose parent ends gets another one.
+    // The parent's pid may have been reused since the child was read. It was not if the child still has
+    // this parent: a child whose parent ends gets another one.
     let is_still_its =
         inspect(pid)?.is_some_and(|again| again.start == process.start && again.parent == parent);
-    // Orphans are adopted by a process that knows nothing of the port. It is usually in another
-    // session, where a parent never is unless the child has begun a session of its own.
+    // Orphans are adopted by a process that knows nothing about the port. It is usually in another
+    // session. A real parent never is, unless the child has started its own session.
     let is_adopted = seen
         .as_ref()
         .is_some_and(|seen| seen.session != process.session && process.session != pid);
@@ -191,8 +191,8 @@ fn parent_of(
     Ok((parent, seen))
 }
 
-/// Reads what /proc shows of a process: nothing if it has ended, or where other users'
-/// processes are hidden (proc(5), hidepid).
+/// Reads what /proc shows of a process. Returns `None` if it has ended, or if /proc hides other users'
+/// processes (hidepid in proc(5)).
 fn inspect(pid: u32) -> Result<Option<Process>, Why> {
     let read = || {
         i32::try_from(pid)
@@ -200,8 +200,8 @@ fn inspect(pid: u32) -> Result<Option<Process>, Why> {
             .and_then(Entry::new)
             .and_then(|entry| entry.stat())
     };
-    // One without threads is a first thread that was just replaced by another one that calls exec
-    // (`de_thread` in the kernel's fs/exec.c), and shows no parent. The next reading finds the new one.
+    // If another thread than the first calls exec, it replaces the first one (`de_thread` in the
+    // kernel's fs/exec.c). For a moment the process shows no threads and no parent, so read again.
     let mut readings = (0..LIMIT).map(|_| read());
     let is_whole = |stat: &Result<Stat, _>| stat.as_ref().map_or(true, |it| it.num_threads > 0);
     let stat = readings.find(is_whole).unwrap_or_else(read);
@@ -223,7 +223,7 @@ fn inspect(pid: u32) -> Result<Option<Process>, Why> {
 
 fn output(pid: u32) -> Result<Output, Why> {
     let path = format!("/proc/{pid}/fd/1");
-    // From the cache: a file server that does not answer must not hold up this call.
+    // From the cache, so that an unresponsive file server does not block this call.
     let flags = AtFlags::STATX_DONT_SYNC;
     match statx(CWD, path, flags, StatxFlags::TYPE | StatxFlags::INO) {
         Ok(found) => Ok(match FileType::from_raw_mode(found.stx_mode.into()) {
@@ -249,8 +249,8 @@ fn check_proc() -> Result<(), Why> {
         }
         _ => Why::Unreadable(error),
     })?;
-    // The pid in the namespace of /proc and in each one below, down to our own
-    // (pid_namespaces(7)). Kernels that know no namespaces have only the pid.
+    // The pid in the namespace of /proc and in each namespace below, down to our own
+    // (pid_namespaces(7)). Kernels without namespaces show only the pid.
     let line = |name| status.lines().find_map(|line| line.strip_prefix(name));
     let pids = line("NSpid:").or_else(|| line("Pid:")).unwrap_or_default();
     let mut pids = pids.split_ascii_whitespace().map(str::parse::<u32>);
@@ -265,7 +265,7 @@ fn check_proc() -> Result<(), Why> {
 fn is_initial_namespace() -> Result<bool, Why> {
     match fs::metadata("/proc/self/ns/pid") {
         Ok(namespace) => Ok(namespace.ino() == INITIAL_NAMESPACE),
-        // The kernel has no namespaces, and so only this one.
+        // The kernel has no namespaces, so this is the only one.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
         Err(error) => Err(Why::Unreadable(error)),
     }
@@ -291,7 +291,8 @@ mod tests {
     }
 
     impl Chain {
-        /// With pids that go down from `OWN`. What is above the last has pid 1 and is not seen.
+        /// Creates a chain with pids that descend from `OWN`. The parent of the last one is pid 1, which
+        /// is not visible.
         fn new(outputs: &[Output]) -> Self {
             let pids: Vec<u32> = (0..=outputs.len()).map(|n| OWN - n as u32 * 10).collect();
             let process = |(n, &output): (usize, &Output)| {
@@ -326,7 +327,7 @@ mod tests {
             self.set(n, |process| process.is_copy = true)
         }
 
-        /// Neither /proc nor anything else shows the process.
+        /// Makes a process invisible.
         fn unseen(mut self, n: usize) -> Self {
             self.processes.remove(&self.pids[n]);
             self
@@ -339,21 +340,21 @@ mod tests {
         }
 
         #[track_caller]
-        fn gives(&self, n: usize) {
-            let caller = self.owner().expect("it can be told");
+        fn finds(&self, n: usize) {
+            let caller = self.owner().expect("it can be determined");
             assert_eq!((caller.pid, caller.is_certain), (self.pids[n], true));
         }
 
         #[track_caller]
-        fn gives_in_doubt(&self, n: usize) {
+        fn finds_uncertainly(&self, n: usize) {
             let caller = self.owner().expect("it is the parent");
             assert_eq!((caller.pid, caller.is_certain), (self.pids[n], false));
         }
 
-        /// Returns what could not be told, without its wording.
+        /// Returns the kind of failure, without its wording.
         #[track_caller]
         fn fails(&self) -> String {
-            let why = self.owner().expect_err("it cannot be told");
+            let why = self.owner().expect_err("it cannot be determined");
             assert!(!why.to_string().is_empty());
             format!("{why:?}")
         }
@@ -362,50 +363,50 @@ mod tests {
     #[test]
     fn a_parent_with_another_output_is_the_owner() {
         for output in [FILE, ANOTHER] {
-            Chain::new(&[OURS, output, FILE]).gives(1);
+            Chain::new(&[OURS, output, FILE]).finds(1);
         }
         for output in [FILE, OURS] {
-            Chain::new(&[FILE, output, FILE]).gives(1);
+            Chain::new(&[FILE, output, FILE]).finds(1);
         }
     }
 
     #[test]
-    fn what_has_our_pipe_is_passed_over() {
+    fn processes_with_our_pipe_are_skipped() {
         for output in [FILE, ANOTHER] {
-            Chain::new(&[OURS, OURS, output, FILE]).gives(2);
-            Chain::new(&[OURS, OURS, OURS, OURS, output, FILE]).gives(4);
-            Chain::new(&[OURS, OURS, output, FILE]).copy(1).gives(2);
+            Chain::new(&[OURS, OURS, output, FILE]).finds(2);
+            Chain::new(&[OURS, OURS, OURS, OURS, output, FILE]).finds(4);
+            Chain::new(&[OURS, OURS, output, FILE]).copy(1).finds(2);
         }
     }
 
     #[test]
-    fn a_copy_with_a_pipe_of_its_own_is_passed_over() {
-        Chain::new(&[OURS, ANOTHER, FILE, FILE]).copy(1).gives(2);
+    fn a_forked_copy_with_its_own_pipe_is_skipped() {
+        Chain::new(&[OURS, ANOTHER, FILE, FILE]).copy(1).finds(2);
         Chain::new(&[OURS, OURS, ANOTHER, OURS, FILE])
             .copy(2)
-            .gives(4);
+            .finds(4);
         let other = Output::Channel(2, 1);
         let nested = Chain::new(&[OURS, ANOTHER, other, FILE, FILE]);
-        nested.clone().copy(1).copy(2).gives(3);
-        // That one has executed a program.
-        nested.copy(1).gives(2);
+        nested.clone().copy(1).copy(2).finds(3);
+        // The second one has executed a program.
+        nested.copy(1).finds(2);
     }
 
     #[test]
-    fn copies_within_a_copy_with_a_pipe_of_its_own_are_passed_over() {
+    fn forked_copies_within_one_with_its_own_pipe_are_skipped() {
         let nested = Chain::new(&[OURS, ANOTHER, ANOTHER, ANOTHER, FILE, FILE]);
-        nested.clone().copy(1).copy(2).copy(3).gives(4);
-        // The outermost has executed a program, and is what the first two inherited their pipe from.
-        nested.copy(1).copy(2).gives(1);
+        nested.clone().copy(1).copy(2).copy(3).finds(4);
+        // The outermost one has executed a program, and the first two inherited their pipe from it.
+        nested.copy(1).copy(2).finds(1);
     }
 
     #[test]
-    fn a_copy_with_the_output_of_its_parent_is_the_owner() {
-        Chain::new(&[OURS, ANOTHER, ANOTHER, FILE]).copy(1).gives(1);
-        Chain::new(&[OURS, FILE, ANOTHER, FILE]).copy(1).gives(1);
+    fn a_forked_copy_with_the_output_of_its_parent_is_the_owner() {
+        Chain::new(&[OURS, ANOTHER, ANOTHER, FILE]).copy(1).finds(1);
+        Chain::new(&[OURS, FILE, ANOTHER, FILE]).copy(1).finds(1);
         Chain::new(&[OURS, OURS, ANOTHER, ANOTHER, FILE])
             .copy(2)
-            .gives(2);
+            .finds(2);
     }
 
     #[test]
@@ -427,14 +428,14 @@ mod tests {
             chain.is_initial = false;
             chain
         };
-        container(&[OURS]).gives(1);
-        container(&[OURS, OURS]).gives(2);
+        container(&[OURS]).finds(1);
+        container(&[OURS, OURS]).finds(2);
         let passes_on = |process: &mut Process| process.output = OURS;
         assert_eq!(container(&[OURS]).set(1, passes_on).fails(), "Outside(1)");
     }
 
     #[test]
-    fn a_parent_in_another_namespace_is_no_owner() {
+    fn a_parent_in_another_namespace_is_not_the_owner() {
         let outside = |process: &mut Process| process.parent = 0;
         assert_eq!(Chain::new(&[FILE]).set(0, outside).fails(), "Outside(90)");
         let passed = Chain::new(&[OURS, OURS]).set(1, outside);
@@ -442,13 +443,13 @@ mod tests {
     }
 
     #[test]
-    fn what_may_not_be_inspected_is_the_owner_only_as_the_parent() {
+    fn a_process_that_cannot_be_inspected_is_the_owner_only_if_it_is_the_parent() {
         let hidden = Output::Hidden;
         for output in [OURS, FILE] {
-            Chain::new(&[output, hidden, FILE]).gives_in_doubt(1);
+            Chain::new(&[output, hidden, FILE]).finds_uncertainly(1);
             Chain::new(&[output, FILE, FILE])
                 .unseen(1)
-                .gives_in_doubt(1);
+                .finds_uncertainly(1);
         }
         assert_eq!(
             Chain::new(&[OURS, OURS, hidden, FILE]).fails(),
@@ -467,15 +468,15 @@ mod tests {
         assert_eq!(direct.clone().set(1, elsewhere).fails(), "Orphan(90)");
         let passed = Chain::new(&[OURS, OURS, FILE, FILE]);
         assert_eq!(passed.clone().set(2, elsewhere).fails(), "Orphan(80)");
-        // setsid(1), sshd and script(1) start leaders of sessions.
+        // setsid(1), sshd and script(1) start session leaders.
         let leads = |process: &mut Process| process.session = OWN;
-        direct.set(0, leads).gives(1);
+        direct.set(0, leads).finds(1);
         let leads = |process: &mut Process| process.session = 80;
-        passed.set(0, leads).set(1, leads).gives(2);
+        passed.set(0, leads).set(1, leads).finds(2);
     }
 
     #[test]
-    fn a_copy_whose_parent_cannot_be_compared_is_the_owner_only_as_the_parent() {
+    fn a_forked_copy_whose_parent_cannot_be_compared_is_the_owner_only_if_it_is_the_parent() {
         let elsewhere = |process: &mut Process| process.session = 7;
         let outside = |process: &mut Process| process.parent = 0;
         let hide = |process: &mut Process| process.output = Output::Hidden;
@@ -486,18 +487,18 @@ mod tests {
             (&outside, 0, "Outside(70)"),
             (&hide, 1, "Hidden(60)"),
         ] {
-            parent.clone().set(1 + n, set).gives(1);
+            parent.clone().set(1 + n, set).finds(1);
             assert_eq!(above.clone().set(2 + n, set).fails(), why);
         }
-        parent.unseen(2).gives(1);
+        parent.unseen(2).finds(1);
         assert_eq!(above.unseen(3).fails(), "Hidden(60)");
-        Chain::new(&[OURS, ANOTHER]).copy(1).gives(1);
+        Chain::new(&[OURS, ANOTHER]).copy(1).finds(1);
         let above = Chain::new(&[OURS, OURS, ANOTHER]).copy(2);
         assert_eq!(above.fails(), "Init(70)");
     }
 
     #[test]
-    fn a_parent_that_ends_during_the_climb_is_no_owner() {
+    fn a_parent_that_ends_during_the_search_is_not_the_owner() {
         let chain = Chain::new(&[OURS, OURS, FILE, FILE]);
         let adopted = |process: &mut Process| process.parent = 60;
         let reused = |process: &mut Process| process.start += 1;
@@ -524,14 +525,14 @@ mod tests {
     }
 
     #[test]
-    fn a_climb_in_a_circle_ends() {
+    fn a_search_through_a_cycle_of_parents_ends() {
         let circle = |process: &mut Process| process.parent = OWN;
         let chain = Chain::new(&[OURS, OURS, OURS]).set(2, circle);
         assert_eq!(chain.fails(), "TooMany");
     }
 
     #[test]
-    fn a_proc_that_cannot_be_read_is_an_error() {
+    fn an_unreadable_proc_is_an_error() {
         let chain = Chain::new(&[OURS, ANOTHER, FILE, FILE]).copy(1);
         for broken in [OWN, chain.pids[1], chain.pids[2]] {
             let inspect = |pid: u32| match pid {
@@ -544,13 +545,13 @@ mod tests {
     }
 
     #[test]
-    fn this_process_is_seen_as_it_is() {
+    fn this_process_is_read_correctly() {
         check_proc().expect("/proc is mounted");
         let this = inspect(id()).expect("/proc").expect("it lives");
         assert_eq!(this.parent, std::os::unix::process::parent_id());
         assert!(!this.is_copy);
         assert_ne!(this.output, Output::Hidden);
-        // Beyond the largest pid that Linux gives out (PID_MAX_LIMIT).
+        // Larger than any pid on Linux (PID_MAX_LIMIT).
         assert!(inspect(1 << 23).expect("/proc").is_none());
         assert!(inspect(u32::MAX).expect("/proc").is_none());
     }

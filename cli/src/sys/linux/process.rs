@@ -1,5 +1,5 @@
-//! A process that is named for certain: by a descriptor (pidfd_open(2)), which never comes to mean
-//! another process as a pid can.
+//! A process that is identified by a descriptor (pidfd_open(2)), which, unlike a pid, is never reused
+//! for another process.
 
 use std::{io, os::fd::OwnedFd};
 
@@ -12,7 +12,7 @@ use rustix::{
 
 use super::super::Listed;
 
-/// One process, whether it still runs or not.
+/// One process, running or ended.
 #[derive(Debug)]
 pub(crate) struct Process {
     pid: u32,
@@ -36,7 +36,7 @@ impl Process {
         self.pid
     }
 
-    /// Returns whether it has ended, also if its parent has not waited for it yet.
+    /// Returns whether it has ended, even if its parent has not waited for it yet.
     pub(crate) fn has_ended(&self) -> io::Result<bool> {
         loop {
             let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
@@ -47,12 +47,12 @@ impl Process {
         }
     }
 
-    /// Returns whether it is a child of `parent`, which has not ended.
+    /// Returns whether it is a child of `parent`, and neither has ended.
     pub(crate) fn is_child_of(&self, parent: &Self) -> io::Result<bool> {
         let Some(found) = parent_of(self.pid) else {
             return Ok(false);
         };
-        // Neither had ended when this was read, so both pids meant these processes.
+        // Neither had ended when the parent was read, so neither pid had been reused.
         Ok(found == parent.pid && !self.has_ended()? && !parent.has_ended()?)
     }
 
@@ -67,7 +67,7 @@ impl Process {
 
     fn send(&self, signal: Signal) -> io::Result<()> {
         match pidfd_send_signal(&self.fd, signal) {
-            // It has ended.
+            // The process has ended.
             Err(Errno::SRCH) => Ok(()),
             sent => Ok(sent?),
         }
@@ -81,10 +81,10 @@ fn parent_of(pid: u32) -> Option<u32> {
     u32::try_from(stat.ppid).ok()
 }
 
-/// Returns all processes that can be seen.
+/// Returns all visible processes.
 pub(crate) fn processes() -> io::Result<Vec<Listed>> {
     let all = process::all_processes().map_err(io::Error::other)?;
-    // One that has ended meanwhile is left out.
+    // Skip processes that have ended meanwhile.
     let all = all.filter_map(|process| process.ok()?.stat().ok());
     let listed = |stat: process::Stat| {
         Some(Listed {

@@ -1,4 +1,4 @@
-//! A command takes the place of this process, and inherits the locks.
+//! Runs a command: it replaces this process, and inherits the locks.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -18,23 +18,22 @@ use crate::{exit_status::ExitStatus, failure::Failure};
 
 pub(crate) const PASSES_LISTENERS: bool = true;
 pub(crate) const RUN_HELP: &str = "\
-portlock does not stay: it executes CMD in its place, which keeps the locks. So
-signals and exit status are CMD's own. The lease ends when CMD has ended, and every
-process that inherited its descriptors. A CMD that closes them keeps its ports too,
-but not from callers that cannot see it, such as those in another container, nor where
-/proc is missing.";
+portlock replaces itself with CMD (exec), which keeps the locks. So signals and the exit
+status are CMD's own. The lease ends when CMD and every process that inherited its
+descriptors have ended. A CMD that closes them keeps its ports too, except from callers
+that cannot see it, such as those in another container, and where /proc is missing.";
 
-/// The first descriptor that is passed by the socket activation protocol
-/// (SD_LISTEN_FDS_START in sd_listen_fds(3)).
+/// The first descriptor passed by the socket activation protocol
+/// (`SD_LISTEN_FDS_START` in sd_listen_fds(3)).
 const FIRST_PASSED: i32 = 3;
 
-/// The program of that name: exec looks for it.
+/// Returns the name unchanged: exec searches PATH.
 pub(crate) fn program(name: &OsStr) -> OsString {
     name.to_owned()
 }
 
-/// Becomes the command. Returns only if that fails, with the inner error if it could
-/// not be executed.
+/// Replaces this process with the command. Returns only on failure, with the inner error if the
+/// command could not be executed.
 pub(crate) fn execute(
     command: &mut Command,
     variables: &[(String, u16)],
@@ -45,8 +44,7 @@ pub(crate) fn execute(
     Ok(command.exec())
 }
 
-/// Lets the command inherit the locks, and the listeners by the socket activation
-/// protocol.
+/// Prepares the command to inherit the locks, and the listeners by the socket activation protocol.
 fn pass_on(
     command: &mut Command,
     variables: &[(String, u16)],
@@ -56,10 +54,10 @@ fn pass_on(
     let after_passed = FIRST_PASSED + i32::try_from(listeners.len()).unwrap_or(i32::MAX);
     let mut locks = Vec::with_capacity(leases.len());
     for lease in leases {
-        // exec keeps the pid. By the record too, so that a command that closes what it inherited
-        // keeps its ports.
+        // exec keeps the pid. Also record the lease as this process's, so that a command that closes
+        // inherited descriptors keeps its ports.
         let fd = lease.pass_to(process::id())?;
-        // Where the command expects listeners there must be no lock.
+        // The locks must not have the descriptors at which the command expects listeners.
         let fd = rustix::io::fcntl_dupfd_cloexec(fd.as_fd(), after_passed);
         locks.push(fd.map_err(|error| cannot_pass(&error))?);
     }
@@ -68,7 +66,7 @@ fn pass_on(
         return Ok(());
     }
 
-    // `PORT` and `PORT_1` may name the same one.
+    // `PORT` and `PORT_1` may name the same port, so use only the last variables.
     let names = &variables[variables.len().saturating_sub(listeners.len())..];
     let names: Vec<&str> = names.iter().map(|(name, _)| name.as_str()).collect();
     command

@@ -1,5 +1,5 @@
-//! The port server listens on Unix sockets, is controlled by signals, and can be started by
-//! a service manager.
+//! The port server's endpoint: it listens on Unix sockets, is controlled by signals, and can be
+//! started by a service manager.
 
 use std::{
     env, fs,
@@ -27,32 +27,31 @@ use tokio::{
 use super::{super::Wish, system};
 
 pub(crate) const SERVE_HELP: &str = "\
-A client names a process by its pid, without proof: it gets ports for processes of
-its own user only, unless it is root. A client in another pid namespace, such as a
-container's, is refused, because its pids mean other processes here, unless it names
-itself by its pid here.
+A client names a process by its pid, without proof. So it gets ports only for processes of
+its own user, unless it is root. A client in another pid namespace, such as a container, is
+refused, because its pids mean other processes here, unless it names itself by its pid here.
 
 SIGUSR1 prints statistics. SIGTERM and SIGINT end the server; SIGHUP does nothing.
-Sockets that a service manager passes (LISTEN_FDS; sd_listen_fds(3)) are served instead of
-ADDRESS, and the manager is notified when the server is ready (NOTIFY_SOCKET;
+If a service manager passes sockets (LISTEN_FDS; sd_listen_fds(3)), the server listens on
+them instead of ADDRESS, and notifies the manager when it is ready (NOTIFY_SOCKET;
 sd_notify(3)).";
 
 pub(crate) type Connection = UnixStream;
 
-/// Sockets that a service manager has passed.
+/// Sockets passed by a service manager.
 pub(crate) type PassedListeners = Vec<std_net::UnixListener>;
 
-/// Takes the sockets that a service manager has passed, if any.
+/// Takes the sockets passed by a service manager, if any.
 ///
 /// It removes their variables from the environment, so it must be called before there is a
 /// second thread.
 pub(crate) fn passed_listeners() -> io::Result<PassedListeners> {
-    /// More than any unit has, and few enough to be listed.
+    /// Maximum number of sockets: more than any unit has, and few enough to list in a message.
     const MOST: usize = 64;
     let number = env::var("LISTEN_FDS").ok();
     let number = number.and_then(|number| number.parse().ok());
     if number.is_some_and(|number: usize| number > MOST) {
-        let message = format!("LISTEN_FDS names more than {MOST} of them");
+        let message = format!("LISTEN_FDS is more than {MOST}");
         return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
     }
     let mut passed = ListenFd::from_env();
@@ -65,15 +64,15 @@ pub(crate) fn passed_listeners() -> io::Result<PassedListeners> {
 pub(crate) struct Endpoint {
     /// At least one.
     listeners: Vec<UnixListener>,
-    /// The listener that is asked first, so that none keeps another one waiting.
+    /// The listener to poll first, in rotation, so that none starves another.
     next: usize,
     name: String,
     _own_path: Option<OwnPath>,
 }
 
 impl Endpoint {
-    /// Listens on the sockets that were passed, or if there are none, on an abstract
-    /// address, `@name`, or a path.
+    /// Listens on the passed sockets or, if there are none, on an abstract address (`@name`) or a
+    /// path.
     pub(crate) fn listen(address: &str, passed: PassedListeners) -> io::Result<Self> {
         let mut own_path = None;
         let (listeners, name) = match address.strip_prefix('@') {
@@ -113,7 +112,7 @@ impl Endpoint {
         })
     }
 
-    /// Describes where that is.
+    /// Describes the address.
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
@@ -135,7 +134,7 @@ impl Endpoint {
     }
 }
 
-/// Describes the address of a socket, as users name it.
+/// Describes the address of a socket as a user would write it.
 fn name_of(listener: &std_net::UnixListener) -> String {
     let address = listener.local_addr().ok();
     let path = address.as_ref().and_then(|address| address.as_pathname());
@@ -154,16 +153,16 @@ pub(crate) fn notify_ready() -> io::Result<()> {
     sd_notify::notify(&[NotifyState::Ready])
 }
 
-/// Notifies the service manager that the server ends.
+/// Notifies the service manager that the server is stopping.
 pub(crate) fn notify_stopping() -> io::Result<()> {
     sd_notify::notify(&[NotifyState::Stopping])
 }
 
-/// Ends a connection from which more may come.
+/// Ends a connection on which more data may arrive.
 ///
-/// A socket that is closed with unread data resets the connection (unix(7)), and the client
-/// gets an error instead of the end of the stream. So the client is sent the end first, and
-/// what still comes is read, within bounds.
+/// Closing a socket with unread data resets the connection (unix(7)), and the client gets an error
+/// instead of the end of the stream. So this sends the end of the stream first, and then reads what
+/// still arrives, within bounds.
 pub(crate) async fn finish(mut connection: Connection) {
     const LONGEST: u64 = 64 * 1024;
     const PATIENCE: Duration = Duration::from_secs(1);
@@ -173,7 +172,7 @@ pub(crate) async fn finish(mut connection: Connection) {
     }
 }
 
-/// A socket's file, removed at the end if it is still the one that was made.
+/// The file of a socket. On drop it is removed, unless it was replaced.
 #[derive(Debug)]
 struct OwnPath {
     path: PathBuf,
@@ -193,13 +192,13 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
-/// Removes a socket on which nobody listens any more; leaves everything else.
+/// Removes a socket on which no process listens any more, and nothing else.
 fn remove_dead_socket(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
         Ok(metadata) if !metadata.file_type().is_socket() => {
-            let message = "there is a file that is no socket";
+            let message = "a file that is not a socket exists there";
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
         }
         Ok(_) => {}
@@ -216,24 +215,22 @@ fn remove_dead_socket(path: &Path) -> io::Result<()> {
 
 /// Checks that a client means the same processes by pids as this server.
 ///
-/// The kernel tells which process has connected (SO_PEERCRED, unix(7)), by its pid in this
-/// server's pid namespace. If that is the pid that the client names, the port is for the client
-/// itself, in whatever namespace it is.
+/// The kernel reports the peer's pid in this server's pid namespace (`SO_PEERCRED` in unix(7)). If
+/// the client names that pid, the port is for the client itself, whatever its namespace.
 pub(crate) fn check_peer(pid: u32, connection: &Connection) -> Result<(), String> {
     let peer = connection
         .peer_cred()
-        .map_err(|error| format!("the system does not tell which process it is: {error}"))?;
+        .map_err(|error| format!("cannot determine the client's process: {error}"))?;
     match peer.pid().and_then(|pid| u32::try_from(pid).ok()) {
         Some(peer) if peer == pid => Ok(()),
         peer => system::check_namespace(peer),
     }
 }
 
-/// Checks that the client may have a port for the process that it names.
+/// Checks that the client may request a port for the process that it names.
 ///
-/// A pid is a claim without proof. What is compared is the user: only root can have ports
-/// leased for another user's process. Naming another process of the same user is what
-/// the protocol is for.
+/// A pid is a claim without proof, so the users are compared: only root can lease ports for
+/// another user's process. The protocol allows a client to name any process of its own user.
 pub(crate) fn check_client(pid: u32, connection: &Connection) -> Result<(), String> {
     let peer = connection
         .peer_cred()
@@ -244,7 +241,7 @@ pub(crate) fn check_client(pid: u32, connection: &Connection) -> Result<(), Stri
     }
 }
 
-/// What is told by signals.
+/// Requests to the server by signals.
 #[derive(Debug)]
 pub(crate) struct Wishes {
     terminate: Signal,
@@ -269,15 +266,16 @@ impl Wishes {
                 _ = self.terminate.recv() => return Wish::Stop,
                 _ = self.interrupt.recv() => return Wish::Stop,
                 _ = self.dump.recv() => return Wish::Statistics,
-                // There is nothing to read again. By default it would end the server, which
-                // is no good when a terminal is closed or a log is rotated.
+                // There is no configuration to reload. By default SIGHUP would end the server, for
+                // example when a terminal is closed or a log is rotated.
                 _ = self.hangup.recv() => {}
             }
         }
     }
 }
 
-/// Thousands of clients may be connected at once, and each takes a descriptor.
+/// Raises the limit on open descriptors: thousands of clients may be connected at the same time, and
+/// each uses one.
 pub(crate) fn raise_descriptor_limit() -> io::Result<()> {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = match (system::OPEN_MAX, limit.maximum) {

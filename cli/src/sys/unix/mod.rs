@@ -1,4 +1,4 @@
-//! Unix: commands take the place of this process and inherit descriptors.
+//! Unix: commands replace this process and inherit descriptors.
 
 mod command;
 mod endpoint;
@@ -27,18 +27,18 @@ pub(crate) use endpoint::{
 pub(crate) use system::{CAN_STOP, PICK_HELP, Process, STOP_HELP, caller, processes};
 pub(crate) const ADDRESS_HELP: &str = system::ADDRESS_HELP;
 pub(crate) const DEFAULT_ADDRESS: Option<&str> = system::DEFAULT_ADDRESS;
-/// Returns an option that names the calling shell, and where it does.
+/// Returns an example of --pid that names the calling shell, and where it works.
 pub(crate) fn own_pid() -> &'static str {
     "--pid $$ in a shell script"
 }
 
-/// Whether it is certain, before any port is looked at, that there is no such process.
+/// Returns whether it is certain, without checking any port, that no process has this pid.
 pub(crate) fn is_no_process(pid: u32) -> bool {
     let process = i32::try_from(pid).ok().and_then(Pid::from_raw);
     process.is_none_or(|process| test_kill_process(process) == Err(Errno::SRCH))
 }
 
-/// Returns the name of a user, or the number where there is no name for it.
+/// Returns the name of a user, or its number if it has no name.
 pub(crate) fn user_name(id: u32) -> String {
     match User::from_uid(Uid::from_raw(id)) {
         Ok(Some(user)) => user.name,
@@ -46,10 +46,10 @@ pub(crate) fn user_name(id: u32) -> String {
     }
 }
 
-/// What the system's arguments are made of.
+/// The unit of a program argument: a byte.
 pub(crate) type Unit = u8;
 
-/// An argument in the units that the system has it in, UTF-8 or not.
+/// Returns the units of an argument, which need not be UTF-8.
 pub(crate) fn units(text: &OsStr) -> Vec<Unit> {
     text.as_bytes().to_vec()
 }

@@ -1,9 +1,9 @@
-//! Finds the process that will use a picked port, or that it cannot be found.
+//! Finds the process that will use a picked port, if it can be determined.
 //!
-//! It is the parent, unless that only waits for portlock and ends with it, as two kinds of programs do:
-//! shims, which package managers put into PATH in a program's place, and the shells and tools of
-//! Git Bash, MSYS2 and Cygwin, in which a command substitution, and whatever starts a program,
-//! is a process of its own. A lease for such a process would have ended when the port is read.
+//! It is the parent, unless the parent only waits for portlock and ends with it. Two kinds of programs
+//! do that: shims, which package managers install in PATH for a program, and the shells and tools of
+//! Git Bash, MSYS2 and Cygwin, where a command substitution, or a tool that starts a program, is a
+//! separate process. A lease for such a process would have ended before the port is used.
 
 use std::{env, ffi::OsStr, fmt, path::Path, process};
 
@@ -11,9 +11,8 @@ use winsafe::{FILETIME, HPROCESS, HPROCESSLIST, SysResult, co};
 
 use super::super::Caller;
 
-/// Shells without a fork of the system's own, and what passes on the output of the command that it runs.
-/// Those that are no shells are in Git Bash, MSYS2 and Cygwin too, and each starts its command as a
-/// child.
+/// Unix shells, which emulate fork, and tools that run a command and pass its output on. The tools are
+/// those of Git Bash, MSYS2 and Cygwin, where each starts its command as a child.
 const MESSENGERS: &[&str] = &[
     "ash", "bash", "busybox", "dash", "env", "fish", "ksh", "mksh", "nice", "nohup", "sh", "sudo",
     "time", "timeout", "xargs", "zsh",
@@ -23,8 +22,8 @@ const MESSENGERS: &[&str] = &[
 ///
 /// # Errors
 ///
-/// It only passes the port on, or has ended: then its pid may be that of a process that has started
-/// after this one.
+/// Fails if the parent only passes the port on, or has ended. In the latter case its pid may belong to a
+/// process that started after this one.
 pub(crate) fn caller() -> Result<Caller, String> {
     let parent = parent().ok_or("the process that started portlock has ended")?;
     let own = path(&HPROCESS::GetCurrentProcess()).unwrap_or_default();
@@ -40,7 +39,7 @@ pub(crate) fn caller() -> Result<Caller, String> {
     })
 }
 
-/// Returns an option that names the calling shell, and where it does.
+/// Returns an example of --pid that names the calling shell, and where it works.
 pub(crate) fn own_pid() -> &'static str {
     let has_name = |value: &OsStr| !value.is_empty();
     match env::var_os("MSYSTEM").as_deref().is_some_and(has_name) {
@@ -49,7 +48,7 @@ pub(crate) fn own_pid() -> &'static str {
     }
 }
 
-/// A program that ends with the one that it has started.
+/// A program that ends when the program that it started ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Messenger {
     Shim,
@@ -60,13 +59,13 @@ impl fmt::Display for Messenger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Shim => "a shim",
-            Self::Shell => "a process of a Unix shell or of a tool that it has started",
+            Self::Shell => "a process of a Unix shell or of a tool that the shell started",
         })
     }
 }
 
-/// Returns what the parent is if it only passes on what portlock prints. Both are paths, or the file
-/// name alone where more may not be seen.
+/// Returns the kind of the parent if it only passes portlock's output on. Both arguments are paths, or
+/// only a file name if the path is not accessible.
 fn messenger(parent: &str, own: &str) -> Option<Messenger> {
     let (parent, own) = (Path::new(parent), Path::new(own));
     let same = |a: &OsStr, b: &OsStr| a.eq_ignore_ascii_case(b);
@@ -75,8 +74,8 @@ fn messenger(parent: &str, own: &str) -> Option<Messenger> {
         _ => false,
     };
     let dir = parent.parent().and_then(Path::file_name);
-    // Scoop's have a directory of that name, as those of many version managers do. Chocolatey's, in
-    // `chocolatey\bin`, have the name of their program, which is elsewhere.
+    // The shims of Scoop and many version managers are in a directory of that name. Those of Chocolatey,
+    // in `chocolatey\bin`, have the same name as their program, which is elsewhere.
     if dir.is_some_and(|dir| same(dir, OsStr::new("shims")))
         || is_named_alike && !same(parent.as_os_str(), own.as_os_str())
     {
@@ -91,7 +90,7 @@ fn messenger(parent: &str, own: &str) -> Option<Messenger> {
 
 struct Parent {
     pid: u32,
-    /// Its path, or its file name if this user may not see more.
+    /// Its path, or only its file name if this user cannot read the path.
     program: String,
 }
 
@@ -123,7 +122,7 @@ fn path(process: &HPROCESS) -> Option<String> {
         .ok()
 }
 
-/// When a process has started, in tenths of a microsecond.
+/// Returns the start time of a process, in tenths of a microsecond.
 pub(super) fn start(process: &HPROCESS) -> Option<u64> {
     let (
         FILETIME {
@@ -142,7 +141,7 @@ mod tests {
     const OWN: &str = r"C:\Users\me\scoop\apps\portlock\current\portlock.exe";
 
     #[test]
-    fn a_parent_that_ends_with_portlock_is_no_caller() {
+    fn a_parent_that_ends_with_portlock_is_not_the_caller() {
         for (parent, kind) in [
             // Scoop, Chocolatey, and a shim under another name.
             (r"C:\Users\me\scoop\shims\portlock.exe", Some(Shim)),
@@ -171,7 +170,7 @@ mod tests {
         ] {
             assert_eq!(messenger(parent, OWN), kind, "{parent}");
         }
-        // Nothing is known of this process.
+        // The path of this process is not known.
         assert_eq!(messenger(r"C:\Python313\python.exe", ""), None);
         assert_eq!(messenger("", ""), None);
     }

@@ -1,5 +1,4 @@
-//! The port server's address is a named pipe, as with portpicker, and the console's
-//! events say what it shall do.
+//! The port server's endpoint: a named pipe, as in portpicker, controlled by console events.
 
 use std::io;
 
@@ -15,17 +14,17 @@ pub(crate) const DEFAULT_ADDRESS: Option<&str> = Some("@unittest-portserver");
 pub(crate) const ADDRESS_HELP: &str = r"Where to listen: @NAME, for the named pipe \\.\pipe\NAME";
 pub(crate) const SERVE_HELP: &str = "\
 A client names a process by its pid, without proof. Only this server's own user and
-administrators can be clients. Ctrl-Break prints statistics.";
+administrators can connect. Ctrl-Break prints statistics.";
 
-/// Each instance of the pipe serves one client, and a client that finds none waiting
-/// is turned away: so many may come at the same moment.
+/// Number of pipe instances that wait for clients. Each instance serves one client, and a client that
+/// finds none waiting is refused.
 const WAITING: usize = 64;
-/// Requests and answers are short.
+/// Size of a pipe's buffers in bytes. Requests and answers are short.
 const BUFFER: u32 = 64;
 
 pub(crate) type Connection = NamedPipeServer;
 
-/// Pipes that a service manager has passed: none does so.
+/// Pipes passed by a service manager. No service manager on Windows does that.
 pub(crate) struct PassedListeners;
 
 impl PassedListeners {
@@ -47,10 +46,10 @@ pub(crate) struct Endpoint {
 }
 
 impl Endpoint {
-    /// Listens on the named pipe `@name`, or on one that is named in full.
+    /// Listens on the named pipe `@name`, or on a pipe named by its full path.
     ///
     /// By default only its owner, administrators and the system may write to a pipe
-    /// (Named Pipe Security and Access Rights); clients of other machines are refused.
+    /// (Named Pipe Security and Access Rights). Clients on other machines are rejected.
     pub(crate) fn listen(address: &str, _: PassedListeners) -> io::Result<Self> {
         let path = match address.strip_prefix('@') {
             Some(name) => format!(r"\\.\pipe\{name}"),
@@ -76,7 +75,7 @@ impl Endpoint {
         Ok(endpoint)
     }
 
-    /// Describes where that is.
+    /// Describes the address.
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
@@ -113,7 +112,7 @@ fn options() -> ServerOptions {
     options
 }
 
-/// There is no service manager that waits for it.
+/// Does nothing: no service manager on Windows waits for this.
 pub(crate) fn notify_ready() -> io::Result<()> {
     Ok(())
 }
@@ -122,13 +121,13 @@ pub(crate) fn notify_stopping() -> io::Result<()> {
     Ok(())
 }
 
-/// Ends a connection from which more may come. The client of a pipe that is closed gets the
-/// end of the stream, whatever was not read.
+/// Ends a connection on which more data may arrive. When a pipe is closed, the client gets the end of
+/// the stream even if data was not read.
 pub(crate) async fn finish(connection: Connection) {
     drop(connection);
 }
 
-/// There are no pid namespaces.
+/// Accepts every peer: Windows has no pid namespaces.
 pub(crate) fn check_peer(_: u32, _: &Connection) -> Result<(), String> {
     Ok(())
 }
@@ -138,7 +137,7 @@ pub(crate) fn check_client(_: u32, _: &Connection) -> Result<(), String> {
     Ok(())
 }
 
-/// What is told by events of the console.
+/// Requests to the server by console events.
 #[derive(Debug)]
 pub(crate) struct Wishes {
     interrupt: CtrlC,
@@ -164,7 +163,7 @@ impl Wishes {
     }
 }
 
-/// There is none that matters: a process may have millions of handles.
+/// Does nothing: a process may have millions of handles.
 pub(crate) fn raise_descriptor_limit() -> io::Result<()> {
     Ok(())
 }

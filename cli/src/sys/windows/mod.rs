@@ -1,4 +1,4 @@
-//! Windows: nothing takes the place of another process, and locks are not inherited.
+//! Windows: no process can replace itself with another program, and locks are not inherited.
 
 mod caller;
 mod command;
@@ -22,12 +22,12 @@ pub(crate) use endpoint::{
 pub(crate) use process::{Process, processes};
 pub(crate) const CAN_STOP: bool = true;
 pub(crate) const STOP_HELP: &str = "\
-Each process is ended immediately (TerminateProcess): Windows has no signal that asks for it. \
-With `portlock run`, that is portlock itself, and CMD ends with it. A process is named by a \
-handle, so that it is never another one that has got its pid.";
+Each process is ended immediately (TerminateProcess): Windows has no signal that asks a process to end. \
+With `portlock run`, that process is portlock itself, and CMD ends with it. Processes are identified by \
+handles, so another process that reuses the pid is never ended.";
 pub(crate) const PICK_HELP: &str = "\
-The lease is for the parent of portlock. Where that only waits for portlock and ends with
-it, portlock fails and asks for --pid.
+The lease is for the parent of portlock. If the parent only waits for portlock and ends
+with it, portlock fails and asks for --pid.
 
   Called from                       The lease is for
   $port = portlock pick in          that PowerShell
@@ -35,34 +35,34 @@ it, portlock fails and asks for --pid.
   portlock pick >FILE in a batch    that cmd.exe
     file, or at its prompt
   for /f of a batch file            another cmd.exe, which ends right
-                                    away: say --pid
+                                    away: use --pid
   a subprocess of Python, Node.js   the interpreter
   portlock run CMD, where CMD runs  CMD, if it starts portlock itself
     portlock pick
-  P=$(portlock pick) in Git Bash,   nobody, an error: say
+  P=$(portlock pick) in Git Bash,   none, an error: use
     or any command there, also        --pid \"$(cat /proc/$$/winpid)\"
     behind env, timeout or xargs
-  Cygwin, another Unix shell        nobody, an error: say --pid with
+  Cygwin, another Unix shell        none, an error: use --pid with
                                     the shell's own Windows pid
-  a shim of Scoop or Chocolatey     nobody, an error: in PowerShell say
-    in portlock's place               --pid $PID, or call portlock by
-                                      the path of the program itself
+  a shim of Scoop or Chocolatey     none, an error: in PowerShell use
+                                    --pid $PID, or run the program
+                                    itself by its path
 ";
-/// Whether it is certain, before any port is looked at, that there is no such process.
+/// Returns whether it is certain, without checking any port, that no process has this pid.
 pub(crate) fn is_no_process(pid: u32) -> bool {
     let opened = HPROCESS::OpenProcess(co::PROCESS::QUERY_LIMITED_INFORMATION, false, pid);
     matches!(opened, Err(co::ERROR::INVALID_PARAMETER))
 }
 
-/// Returns the number as text. There is none for a user on Windows.
+/// Returns the number as text. It is never called on Windows, where users have no numbers.
 pub(crate) fn user_name(id: u32) -> String {
     id.to_string()
 }
 
-/// What the system's arguments are made of.
+/// The unit of a program argument: a UTF-16 code unit.
 pub(crate) type Unit = u16;
 
-/// An argument in the units that the system has it in, well-formed or not.
+/// Returns the units of an argument, which need not be valid UTF-16.
 pub(crate) fn units(text: &OsStr) -> Vec<Unit> {
     text.encode_wide().collect()
 }

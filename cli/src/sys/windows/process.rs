@@ -1,5 +1,4 @@
-//! A process that is named for certain: by a handle, as long as which is open no other process has
-//! its pid.
+//! A process that is identified by a handle: while the handle is open, its pid is not reused.
 
 use std::io;
 
@@ -7,7 +6,7 @@ use winsafe::{HPROCESS, HPROCESSLIST, SysResult, co, guard::CloseHandleGuard};
 
 use super::{super::Listed, caller::start};
 
-/// One process, whether it still runs or not.
+/// One process, running or ended.
 pub(crate) struct Process {
     pid: u32,
     handle: CloseHandleGuard<HPROCESS>,
@@ -37,8 +36,8 @@ impl Process {
 
     /// Returns whether it is a child of `parent`.
     pub(crate) fn is_child_of(&self, parent: &Self) -> io::Result<bool> {
-        // The list names the pid of the parent, which before may have been another process's: one that
-        // is older than the parent is its child.
+        // The list names the parent's pid, which may have belonged to another process before. A process
+        // that is older than the current one is the child of that earlier process.
         let is_younger = match (start(&self.handle), start(&parent.handle)) {
             (Some(own), Some(of_parent)) => own >= of_parent,
             _ => false,
@@ -47,14 +46,14 @@ impl Process {
         Ok(is_younger && processes()?.iter().any(is_listed))
     }
 
-    /// Ends it. There is no way to ask a process without a window or a console of its own.
+    /// Ends the process. Windows has no way to ask one that has no window or its own console.
     pub(crate) fn ask_to_end(&self) -> io::Result<()> {
         self.kill()
     }
 
     pub(crate) fn kill(&self) -> io::Result<()> {
         match self.handle.TerminateProcess(1) {
-            // It is ending.
+            // The process has ended already.
             Err(_) if self.has_ended()? => Ok(()),
             ended => ended.map_err(failed),
         }

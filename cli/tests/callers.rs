@@ -1,4 +1,4 @@
-//! `portlock pick` without `--pid`: whom it leases for, by where it is called from.
+//! `portlock pick` without `--pid`: the process that it leases for, by where it is called from.
 
 #![cfg(target_os = "linux")]
 
@@ -14,7 +14,7 @@ use portlock_testkit::{
 use rustix::process::{WaitOptions, getpid, set_child_subreaper, wait};
 use tempfile::TempDir;
 
-/// Where the standard output of a script goes.
+/// The kind of standard output of a script.
 #[derive(Clone, Copy, Debug)]
 enum Output {
     File,
@@ -23,7 +23,7 @@ enum Output {
 
 const OUTPUTS: [Output; 2] = [Output::File, Output::Pipe];
 
-/// A program with its standard output on a file or a pipe. It speaks on descriptor 3.
+/// Starts a program with its standard output on a file or a pipe. It reports on descriptor 3.
 struct Script {
     running: Running,
     _files: TempDir,
@@ -47,7 +47,7 @@ impl Script {
         }
     }
 
-    /// The process that it names, with the port that it has leased for it.
+    /// Returns the process that the program names, and the port that was leased for it.
     #[track_caller]
     fn hear(&self) -> (u32, u16) {
         let said = self.running.hear();
@@ -57,7 +57,7 @@ impl Script {
     }
 }
 
-/// The program says its pid and its port, and has the lease until it ends.
+/// Asserts that the program, which prints its pid and port, has the lease until it ends.
 #[track_caller]
 fn assert_leases_for_itself(words: &[&str], files: &[(&str, &str)]) {
     for output in OUTPUTS {
@@ -76,7 +76,7 @@ fn assert_leases_for_itself(words: &[&str], files: &[(&str, &str)]) {
     }
 }
 
-/// Says pid and port, and waits.
+/// Prints pid and port, and waits.
 const SAY: &str = "echo $$ $P >&3; read line";
 
 #[track_caller]
@@ -91,12 +91,12 @@ fn assert_shells_lease_for_themselves(scripts: &[&str]) {
     }
 }
 
-/// dash has no `--version`, and waits for its input.
+/// dash has no `--version`, and waits for input.
 fn is_installed_quietly(shell: &str) -> bool {
     let status = Command::new(shell).args(["-c", "true"]).status();
     let installed = status.is_ok_and(|status| status.success());
     if !installed {
-        eprintln!("left out: {shell} is not installed");
+        eprintln!("skipped: {shell} is not installed");
     }
     installed
 }
@@ -118,7 +118,7 @@ fn a_script_that_captures_the_port_has_the_lease() {
 }
 
 #[test]
-fn programs_that_only_run_portlock_are_passed_over() {
+fn programs_that_only_run_portlock_are_skipped() {
     assert_shells_lease_for_themselves(&[
         "P=$(timeout 60 portlock pick)",
         "P=$(timeout 60 portlock pick 2>/dev/null)",
@@ -130,7 +130,7 @@ fn programs_that_only_run_portlock_are_passed_over() {
 }
 
 #[test]
-fn subshells_whose_output_is_captured_are_passed_over() {
+fn subshells_whose_output_is_captured_are_skipped() {
     assert_shells_lease_for_themselves(&[
         "P=$(portlock pick | head -n 1)",
         "P=$( ( portlock pick | tail -n 1 ) )",
@@ -154,7 +154,7 @@ fn a_script_that_reads_from_a_pipeline_or_a_named_pipe_has_the_lease() {
 }
 
 #[test]
-fn a_port_that_is_not_captured_is_for_what_reads_the_output() {
+fn a_port_that_is_not_captured_is_leased_for_the_process_that_reads_the_output() {
     let scene = Scene::new(1);
     // The script has the pipe from this process.
     for script in ["portlock pick; true", "timeout 60 portlock pick; true"] {
@@ -162,7 +162,7 @@ fn a_port_that_is_not_captured_is_for_what_reads_the_output() {
         assert_eq!(scene.list()[0]["pid"], id());
         scene.release_all();
     }
-    // A file does not show who passes it on: in these, the parent has the lease.
+    // With a file as output, no process can be seen to pass it on, so the parent has the lease.
     let script = "portlock pick >/dev/null; portlock list --json >&2; timeout 60 true";
     answer(scene.script("sh", script))
         .code(0)
@@ -172,7 +172,7 @@ fn a_port_that_is_not_captured_is_for_what_reads_the_output() {
 
 #[test]
 fn a_background_subshell_has_its_own_leases() {
-    // Its input would be /dev/null; and only bash tells a subshell its pid.
+    // Its input would be /dev/null. Only bash has a variable for the pid of a subshell.
     let script = "exec 4<&0
         ( for i in 1 2; do P=$(portlock pick); done
           echo $(exec sh -c 'echo $PPID') $P >&3; read line <&4 ) &
@@ -207,7 +207,7 @@ fn a_background_subshell_has_its_own_leases() {
 }
 
 #[test]
-fn make_has_the_lease_of_a_variable_and_a_recipe_its_own() {
+fn make_has_the_lease_of_a_variable_and_the_shell_that_of_a_recipe() {
     if !is_installed("make") {
         return;
     }
@@ -234,7 +234,7 @@ fn an_interpreter_has_the_leases_of_its_subprocesses() {
             );
             assert_leases_for_itself(&["python3", "-c", &script], &[]);
         }
-        // A worker that was forked, as of multiprocessing.
+        // A forked worker, as in multiprocessing.
         let script = "import os, subprocess, sys\n\
             if os.fork() == 0:\n  \
               P = subprocess.check_output('timeout 60 portlock pick', shell=True).decode()\n  \
@@ -243,7 +243,7 @@ fn an_interpreter_has_the_leases_of_its_subprocesses() {
         assert_leases_for_itself(&["python3", "-c", script], &[]);
     }
     if is_installed("node") {
-        // execSync has a socket where others have a pipe.
+        // execSync uses a socket where others use a pipe.
         for command in [
             "portlock pick",
             "portlock pick 2>/dev/null; true",
@@ -268,9 +268,9 @@ fn an_interpreter_has_the_leases_of_its_subprocesses() {
     }
 }
 
-/// The help says what to do where the caller ends right away.
+/// The help names a pid to use if the caller ends right away.
 #[test]
-fn the_pids_that_the_help_names_are_right() {
+fn the_pids_in_the_help_are_correct() {
     let step = r#"echo "P=$(portlock pick --pid $PPID)" >>"$GITHUB_ENV""#;
     let runner = format!("export GITHUB_ENV=env; bash -e step; . ./env; {SAY}");
     // direnv is a process between the shell and the bash that reads .envrc.
@@ -294,8 +294,8 @@ fn the_pids_that_the_help_names_are_right() {
 /// A shell that is process 1 of a pid namespace.
 const CONTAINER: &str = "--pid --fork --kill-child --mount-proc";
 
-/// The lease ends with the container. While another container has a process with the same pid
-/// that started in the same moment, the two cannot be distinguished.
+/// The lease ends with the container. It cannot be distinguished from a process in another container
+/// with the same pid and start time.
 #[track_caller]
 fn assert_ends(scene: &Scene) {
     until("the end of the lease", || {
@@ -305,11 +305,11 @@ fn assert_ends(scene: &Scene) {
     scene.assert_leasable(scene.port());
 }
 
-/// Whether this process sees all others.
+/// Returns whether this process sees all other processes.
 fn is_initial_namespace() -> bool {
     let is_initial = in_initial_namespace();
     if !is_initial {
-        eprintln!("left out: what is only so in the initial pid namespace");
+        eprintln!("skipped: this needs the initial pid namespace");
     }
     is_initial
 }
@@ -331,7 +331,7 @@ fn process_1_of_a_container_is_a_caller() {
         scene.assert_leased(scene.port());
         assert_eq!(scene.list()[0]["pid"], 1);
         container.finish();
-        // From within a container, nobody can see that another one has ended.
+        // From within a container, it cannot be seen that another one has ended.
         if is_initial_namespace() {
             assert_ends(&scene);
         }
@@ -341,7 +341,7 @@ fn process_1_of_a_container_is_a_caller() {
 #[test]
 fn process_1_of_a_container_that_passes_the_port_on_must_name_a_process() {
     let scene = Scene::new(1);
-    // Its standard output is that of portlock.
+    // Its standard output is the same as portlock's.
     let script = "portlock pick; echo $?; portlock pick --pid 1; true";
     let Some(shell) = scene.in_namespace(CONTAINER, script) else {
         return;
@@ -353,7 +353,7 @@ fn process_1_of_a_container_that_passes_the_port_on_must_name_a_process() {
 #[test]
 fn a_caller_outside_the_container_must_name_a_process() {
     if !am_root() || !is_installed("nsenter") {
-        eprintln!("left out: only root can enter the namespace of a container");
+        eprintln!("skipped: only root can enter the namespace of a container");
         return;
     }
     let scene = Scene::new(1);
@@ -373,7 +373,7 @@ fn a_caller_outside_the_container_must_name_a_process() {
         command.args(words);
         command
     };
-    // As by `docker exec`.
+    // As `docker exec` does.
     answer(enter(&["portlock", "pick"]))
         .code(FAILED)
         .prints_just("")
@@ -395,9 +395,9 @@ fn a_caller_outside_the_container_must_name_a_process() {
 }
 
 #[test]
-fn without_a_proc_of_its_own_a_caller_must_name_a_process() {
+fn without_its_own_proc_a_caller_must_name_a_process() {
     for (kind, prepare) in [
-        // /proc is that of the namespace outside.
+        // /proc is that of the outer namespace.
         ("--pid --fork --kill-child", ""),
         (
             "--mount --pid --fork --kill-child",
@@ -416,12 +416,12 @@ fn without_a_proc_of_its_own_a_caller_must_name_a_process() {
 }
 
 // ---------------------------------------------------------------------------
-// Callers of whom little is known.
+// Callers about which little is known.
 
 #[test]
-fn a_caller_that_may_not_be_inspected_must_be_the_parent() {
+fn a_caller_that_cannot_be_inspected_must_be_the_parent() {
     if !am_root() {
-        eprintln!("left out: only root can run this as two users");
+        eprintln!("skipped: only root can run this as two users");
         return;
     }
     let (scene, user) = (Scene::new(1), OrdinaryUser::new());
@@ -452,18 +452,18 @@ fn a_caller_that_may_not_be_inspected_must_be_the_parent() {
 
 const SCRIPT: &str = "PORTLOCK_TEST_SCRIPT";
 
-/// Runs a script in a session of its own, adopts what it leaves behind, and ends with the exit
-/// status of that. Only where `orphaned` starts it.
+/// Runs a script in its own session, adopts the orphan that it leaves, and ends with the orphan's exit
+/// status. Does nothing unless `orphaned` started it.
 #[test]
 fn subreaper() {
     let Some(script) = env::var_os(SCRIPT) else {
         return;
     };
-    set_child_subreaper(Some(getpid())).expect("anybody may");
+    set_child_subreaper(Some(getpid())).expect("every user may");
     let mut shell = Command::new("setsid");
     shell.args(["sh", "-c"]).arg(script).stdin(Stdio::piped());
     let mut shell = shell.spawn().expect("setsid is installed");
-    // The orphan goes on at the end of its input.
+    // The orphan continues when its input ends.
     let gate = shell.stdin.take();
     assert!(shell.wait().expect("our own child").success());
     drop(gate);
@@ -486,7 +486,7 @@ fn an_orphan_must_name_a_process() {
     for commands in [
         "exec portlock pick --json",
         "exec timeout 60 portlock pick",
-        // Nobody can tell any more whether a shell reads what the subshell prints.
+        // It can no longer be determined whether a shell reads what the subshell prints.
         "P=$(timeout 60 portlock pick) || exit; echo $P",
     ] {
         let scene = Scene::new(1);
@@ -503,9 +503,9 @@ fn an_orphan_must_name_a_process() {
 }
 
 #[test]
-fn init_is_no_caller() {
+fn init_is_not_the_caller() {
     let scene = Scene::new(1);
-    // It leads a session, as a program that init has started itself.
+    // It is a session leader, like a program that init has started itself.
     let script = r#"setsid --fork sh -c '
         read line; cut -d " " -f 4 /proc/$$/stat; exec portlock pick 2>&1'"#;
     let mut shell = Running::start(scene.script("sh", script));
@@ -517,6 +517,6 @@ fn init_is_no_caller() {
         assert!(said.contains("init") && said.contains("--pid"), "{said}");
         scene.assert_no_lease();
     } else {
-        eprintln!("left out: process {adopter}, which is not the system's init, adopts orphans");
+        eprintln!("skipped: process {adopter}, which is not the system's init, adopts orphans");
     }
 }

@@ -1,4 +1,4 @@
-//! `dir`, and that looking creates nothing.
+//! `portlock dir`, and that read-only commands create nothing.
 
 use std::process::Command;
 
@@ -8,7 +8,7 @@ use portlock_testkit::{FAILED, Said, Scene, answer};
 use serde_json::Value;
 
 #[test]
-fn the_lock_directory_is_told_with_its_origin() {
+fn the_lock_directory_is_printed_with_its_origin() {
     let scene = Scene::new(1);
     let other = Scene::new(1);
     let dir = |options: &[&str]| {
@@ -16,10 +16,10 @@ fn the_lock_directory_is_told_with_its_origin() {
         dir.args(options);
         dir
     };
-    let given = other.dir().to_str().expect("UTF-8");
+    let named = other.dir().to_str().expect("UTF-8");
     for (dir, path, origin) in [
         (
-            dir(&["--lock-dir", given]),
+            dir(&["--lock-dir", named]),
             other.dir(),
             "named by the caller",
         ),
@@ -32,21 +32,21 @@ fn the_lock_directory_is_told_with_its_origin() {
             .filter_map(|(name, value)| Some((name, value?)));
         as_json.envs(variables);
         let path = path.to_str().expect("UTF-8");
-        let told = answer(dir).code(0).warns_of_nothing();
+        let printed = answer(dir).code(0).warns_of_nothing();
         let expected = format!("{path}\n{origin}; private to this user\n");
-        assert!(told.out().starts_with(&expected), "{}", told.out());
-        let told = answer(as_json).code(0).json();
-        assert_eq!(told["path"], path);
-        assert_eq!(told["origin"], origin);
-        assert_eq!(told["shared"], false);
+        assert!(printed.out().starts_with(&expected), "{}", printed.out());
+        let printed = answer(as_json).code(0).json();
+        assert_eq!(printed["path"], path);
+        assert_eq!(printed["origin"], origin);
+        assert_eq!(printed["shared"], false);
     }
     #[cfg(unix)]
     {
         portlock_testkit::set_mode(scene.dir(), 0o1777);
-        let told = answer(dir(&[])).code(0);
-        assert!(told.out().contains("shared with other users\n"));
-        let told = scene.portlock(["dir", "--json"]).code(0).json();
-        assert_eq!(told["shared"], true);
+        let printed = answer(dir(&[])).code(0);
+        assert!(printed.out().contains("shared with other users\n"));
+        let printed = scene.portlock(["dir", "--json"]).code(0).json();
+        assert_eq!(printed["shared"], true);
     }
 
     let mut relative = dir(&[]);
@@ -56,14 +56,14 @@ fn the_lock_directory_is_told_with_its_origin() {
 }
 
 #[test]
-fn a_directory_that_is_overridden_is_named_if_ports_are_leased_in_it() {
+fn an_overridden_directory_is_named_if_ports_are_leased_in_it() {
     let (scene, other) = (Scene::new(1), Scene::new(1));
-    let given = other.dir().to_str().expect("UTF-8");
-    // In other directories of this user there may be leases that are not ours.
+    let named = other.dir().to_str().expect("UTF-8");
+    // Other directories of this user may contain leases that are not ours.
     let leases_in_scene = || {
-        let told = scene.portlock(["dir", "--lock-dir", given, "--json"]);
-        let told = told.code(0).json();
-        let others = told["others"].as_array().expect("a list").clone();
+        let printed = scene.portlock(["dir", "--lock-dir", named, "--json"]);
+        let printed = printed.code(0).json();
+        let others = printed["others"].as_array().expect("a list").clone();
         let path = scene.dir().to_str();
         let is_it = |other: &&Value| other["path"].as_str() == path;
         let leases = others.iter().find(is_it).map(|other| &other["leases"]);
@@ -73,19 +73,19 @@ fn a_directory_that_is_overridden_is_named_if_ports_are_leased_in_it() {
     let pid = std::process::id().to_string();
     scene.portlock(["pick", "--pid", &pid]).code(0);
     assert_eq!(leases_in_scene(), Some(1));
-    let told = scene.portlock(["dir", "--lock-dir", given]).code(0);
+    let printed = scene.portlock(["dir", "--lock-dir", named]).code(0);
     let expected = format!("\n1 port is leased in {}", scene.dir().display());
-    assert!(told.out().contains(&expected), "{}", told.out());
-    // The one in use is no other.
-    let told = scene.portlock(["dir"]).code(0);
-    assert!(!told.out().contains(" leased in "), "{}", told.out());
+    assert!(printed.out().contains(&expected), "{}", printed.out());
+    // The directory in use is not listed as another one.
+    let printed = scene.portlock(["dir"]).code(0);
+    assert!(!printed.out().contains(" leased in "), "{}", printed.out());
     scene
         .portlock(["release", &scene.port().to_string()])
         .code(0);
     assert_eq!(leases_in_scene(), None);
 }
 
-// Root may write to /proc by its mode, and no file can be created there.
+// By its mode, root may write to /proc, but no file can be created there.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_directory_in_which_no_lock_file_can_be_created_is_a_failure() {
@@ -93,22 +93,22 @@ fn a_directory_in_which_no_lock_file_can_be_created_is_a_failure() {
     for args in [&["dir"][..], &["dir", "--json"]] {
         let mut dir = scene.program(args);
         dir.env("PORTLOCK_DIR", "/proc");
-        let told = answer(dir).code(FAILED);
-        told.warns("cannot create a lock file in /proc: ");
+        let printed = answer(dir).code(FAILED);
+        printed.warns("cannot create a lock file in /proc: ");
     }
     scene.portlock(["dir"]).code(0);
     let mut left = std::fs::read_dir(scene.dir()).expect("our own directory");
     assert!(left.next().is_none());
 }
 
-/// A script in a mount namespace in which portlock can be executed, or `None`.
+/// Returns a script in a mount namespace in which portlock can be executed, or `None`.
 #[cfg(target_os = "linux")]
 fn in_mount_namespace(scene: &Scene, script: &str) -> Option<Command> {
     if ["/tmp", "/run"]
         .iter()
         .any(|dir| portlock().starts_with(dir))
     {
-        eprintln!("left out: portlock is in a directory that the test covers");
+        eprintln!("skipped: portlock is in a directory that the test covers");
         return None;
     }
     let fresh = "set -e; mount -t tmpfs none /run; mount -t tmpfs none /tmp";
@@ -120,7 +120,7 @@ fn in_mount_namespace(scene: &Scene, script: &str) -> Option<Command> {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn looking_creates_no_default_directory() {
+fn read_only_commands_create_no_default_directory() {
     let scene = Scene::new(1);
     let port = scene.port();
     let script = format!(
@@ -130,8 +130,8 @@ fn looking_creates_no_default_directory() {
     let Some(command) = in_mount_namespace(&scene, &script) else {
         return;
     };
-    let told = answer(command).code(0).warns("it is not leased");
-    let out = told.out();
+    let printed = answer(command).code(0).warns("it is not leased");
+    let out = printed.out();
     for part in [
         "this user's own in /tmp; private to this user\n",
         "no port is leased\n",
@@ -155,12 +155,12 @@ fn other_directories_and_a_private_tmp_are_named() {
     let Some(command) = in_mount_namespace(&scene, script) else {
         return;
     };
-    let told = answer(command).code(0);
+    let printed = answer(command).code(0);
     let (id, why) = (
         rustix::process::geteuid().as_raw(),
         "/tmp is private to this service (PrivateTmp= in systemd)",
     );
-    let out = told.out();
+    let out = printed.out();
     for part in [
         "/run/portlock\ncreated by root for all users; shared with other users\n",
         &format!("\n1 port is leased in /tmp/portlock-{id}, which"),
@@ -171,10 +171,10 @@ fn other_directories_and_a_private_tmp_are_named() {
     }
 }
 
-// By names of any bytes.
+// Uses a name that is not UTF-8.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_path_is_printed_byte_for_byte_to_a_program_and_readably_on_a_terminal() {
+fn a_path_is_printed_byte_for_byte_to_a_program_and_escaped_on_a_terminal() {
     use std::os::unix::ffi::OsStrExt as _;
 
     let scene = Scene::new(1);

@@ -13,13 +13,13 @@ use std::{
 use portlock_testkit::{Running, Said, Scene, answer, is_ignored, is_installed};
 use rustix::process::Signal;
 
-/// Where the scripts are.
+/// Returns the directory of the scripts.
 fn scripts() -> PathBuf {
     let cli = Path::new(env!("CARGO_MANIFEST_DIR"));
     cli.with_file_name("examples").join("shell")
 }
 
-/// A script that has `files` for its files, temporary or not.
+/// Returns a command that runs a script with `files` as its home and temporary directory.
 fn command(scene: &Scene, script: &Path, files: &Path) -> Command {
     let mut command = scene.command(script);
     command.env_remove("TEST_PORT").env_remove("PRIMARY");
@@ -39,7 +39,7 @@ fn assert_nothing_is_left(scene: &Scene, files: &Path) {
 }
 
 #[test]
-fn each_script_does_what_it_says() {
+fn each_script_works_as_described() {
     let scripts = scripts();
     for (name, server, says) in [
         ("run.sh", "redis-server", "it says hello\n"),
@@ -67,12 +67,12 @@ fn each_script_does_what_it_says() {
 }
 
 #[test]
-fn a_script_that_is_interrupted_takes_its_server_with_it() {
+fn an_interrupted_script_ends_its_server() {
     let scripts = scripts();
     if !is_installed("python3") {
         return;
     }
-    // Each Python waits until it may go on.
+    // Each Python process waits for permission to continue.
     let gates = tempfile::tempdir().expect("a temporary directory");
     let hook = "import os\nopen(os.environ['GATE']).readline()\n";
     fs::write(gates.path().join("sitecustomize.py"), hook).expect("our own directory");
@@ -92,7 +92,7 @@ fn a_script_that_is_interrupted_takes_its_server_with_it() {
         let mut running = Running::start(command);
         assert_eq!(running.hear(), "waiting for the server");
         running.signal(signal);
-        // Opened for both, it need not wait for a reader.
+        // Opening it for both reading and writing does not wait for a reader.
         let gate = fs::OpenOptions::new().read(true).write(true).open(&gate);
         let mut gate = gate.expect("our own");
         gate.write_all(b"\n").expect("there is room");

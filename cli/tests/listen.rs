@@ -1,5 +1,5 @@
-//! `portlock run --listen`: sockets passed on as systemd does (sd_listen_fds(3)),
-//! to programs that know nothing of portlock. Only Unix has that custom.
+//! `portlock run --listen`: passes sockets as systemd does (sd_listen_fds(3)) to programs that know
+//! nothing about portlock. Only Unix has that convention.
 
 #![cfg(unix)]
 
@@ -16,17 +16,17 @@ use rustix::process::Signal;
 
 const ACTIVATED: &str = "PORTLOCK_TEST_ACTIVATED";
 
-/// The program that is activated: this test binary again, running this test.
+/// The activated program: this test binary, running this test.
 ///
-/// Each listener answers one connection with its name, its port and what is in
-/// the environment. Then it lives until its input is closed.
+/// Each listener answers one connection with its name, its port and the port in the environment. Then
+/// the program runs until its input is closed.
 #[test]
 fn activated() {
     if env::var_os(ACTIVATED).is_none() {
         return;
     }
     let value = |name: &str| env::var(name).unwrap_or_default();
-    // Taking the listeners removes them.
+    // Taking the listeners removes these variables.
     let (pid, fds, names) = (
         value("LISTEN_PID"),
         value("LISTEN_FDS"),
@@ -48,7 +48,7 @@ fn activated() {
     let _ = std::io::stdin().read_to_end(&mut Vec::new());
 }
 
-/// This test binary as the activated program, and with which options.
+/// Returns a command that runs this test binary as the activated program, with these options.
 fn activate(scene: &Scene, options: &[&str]) -> Peer {
     let own = env::current_exe().expect("this test binary");
     let mut run = scene.program(["run", "--listen"]);
@@ -60,7 +60,7 @@ fn activate(scene: &Scene, options: &[&str]) -> Peer {
     Peer::start_command(run)
 }
 
-/// What a server at this port says, to its end.
+/// Returns everything that the server on this port sends.
 fn ask(port: u16) -> String {
     ask_at((Ipv4Addr::LOCALHOST, port).into())
 }
@@ -87,11 +87,11 @@ fn one_listener_is_passed_on() {
         assert_eq!(activated.hear(), format!("1 true 1 {name}"));
         assert_eq!(ask(port), format!("{name} {port} {port}\n"));
         assert_eq!(activated.hear(), "done");
-        // The listeners are closed, and the lease goes on.
+        // The listeners are closed, and the lease continues.
         scene.assert_leased(port);
         assert!(activated.finish().success());
         scene.assert_no_lease();
-        // It has closed the connection itself, and so has the TIME_WAIT.
+        // The server closed the connection first, so its side is in TIME_WAIT.
         let run = ["run", "--timeout=0", "--reuse-address", "true"];
         scene.portlock(run).code(0);
     }
@@ -109,7 +109,7 @@ fn several_listeners_are_passed_on_with_their_names() {
         let scene = Scene::new(3);
         let activated = activate(&scene, options);
         assert_eq!(activated.hear(), format!("3 true 3 {}", names.join(":")));
-        // They are all bound and leased, though nobody has accepted anything yet.
+        // They are all bound and leased, although no connection has been accepted yet.
         let leases = scene.list();
         assert_eq!(leases.len(), 3);
         for lease in &leases {
@@ -118,8 +118,7 @@ fn several_listeners_are_passed_on_with_their_names() {
                 (Some(true), Some(activated.id().into()))
             );
         }
-        // Which of them has which port, nobody knows but the program; whoever
-        // connects has to wait for its turn.
+        // Only the program knows which listener has which port, and each client waits for its turn.
         let clients: Vec<TcpStream> = scene
             .ports()
             .map(|port| TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("it listens"))
@@ -149,7 +148,7 @@ fn several_listeners_are_passed_on_with_their_names() {
 }
 
 #[test]
-fn what_the_environment_says_of_other_listeners_is_replaced() {
+fn variables_about_other_listeners_are_replaced() {
     let scene = Scene::new(1);
     let mut run = scene.program(["run", "--listen", "env"]);
     run.env("LISTEN_FDS", "7")
@@ -163,18 +162,18 @@ fn what_the_environment_says_of_other_listeners_is_replaced() {
         .collect();
     assert_eq!(listen.len(), 3, "{listen:?}");
     assert!(listen.contains(&"LISTEN_FDS=1") && listen.contains(&"LISTEN_FDNAMES=PORT"));
-    // Without --listen, there are none.
+    // Without --listen, there are no such variables.
     let env = scene.portlock(["run", "env"]).code(0);
     assert!(!env.out().contains("LISTEN_"));
 }
 
-// As /proc shows.
+// Uses /proc.
 #[cfg(target_os = "linux")]
 #[test]
 fn descriptors_from_3_on_are_the_listeners_and_the_locks_come_after() {
     let scene = Scene::new(3);
-    // Others may be open there already, as for a program that was started
-    // with redirections of its own.
+    // Other descriptors may already have these numbers, for example in a program that was started with
+    // redirections.
     for redirections in ["", "3</dev/null 4</dev/null 5</dev/null 6</dev/null"] {
         let script =
             "for fd in 3 4 5; do readlink /proc/$$/fd/$fd; done; readlink /proc/$$/fd/*; true";
@@ -200,7 +199,7 @@ fn a_lease_with_a_listener_ends_with_the_command() {
     let holder = Running::start(scene.program(line));
     assert_eq!(holder.hear(), "ready");
     scene.assert_leased(scene.port());
-    // It accepts connections from the first moment on.
+    // It accepts connections from the start.
     let port = scene.port().to_string();
     scene.portlock(["wait", "--timeout=0", &port]).code(0);
     holder.kill();
@@ -210,7 +209,7 @@ fn a_lease_with_a_listener_ends_with_the_command() {
 }
 
 #[test]
-fn who_listens_already_is_not_displaced() {
+fn an_existing_listener_is_not_displaced() {
     let scene = Scene::new(2);
     let server = TcpListener::bind((Ipv4Addr::LOCALHOST, scene.port())).expect("a free port");
     for _ in 0..10 {
@@ -256,7 +255,7 @@ connection.close()
 
 #[test]
 fn a_real_server_takes_the_listener() {
-    // It is one of the few that run alone and take sockets from systemd.
+    // gunicorn is one of the few servers that run standalone and accept sockets from systemd.
     if !is_installed("gunicorn") {
         return;
     }
@@ -278,7 +277,7 @@ def app(environ, start_response):
     run.current_dir(scene.dir());
     let mut server = Running::start(run);
     let port = scene.port().to_string();
-    // From its start on: who connects is answered as soon as it is ready.
+    // A client can connect from the start, and is answered as soon as the server is ready.
     scene.portlock(["wait", "--timeout=60", &port]).code(0);
     let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, scene.port())).expect("it listens");
     client
@@ -295,7 +294,7 @@ def app(environ, start_response):
 }
 
 #[test]
-fn what_cannot_be_executed_leaves_no_listener() {
+fn a_command_that_cannot_be_executed_leaves_no_listener() {
     let scene = Scene::new(1);
     let run = ["run", "--listen", "--", "/nonexistent"];
     scene.portlock(run).code(127);

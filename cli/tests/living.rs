@@ -1,5 +1,5 @@
-//! Nothing takes a port from a living process: containers, other clocks, a foreign or missing
-//! /proc, other users, and commands that close what they inherited.
+//! A running process never loses its port: in containers, with other clocks, with a foreign or missing
+//! /proc, with other users, and if a command closes the descriptors that it inherited.
 
 #![cfg(target_os = "linux")]
 
@@ -17,7 +17,7 @@ use rustix::process::Signal;
 
 const CONTAINER: &str = "--pid --fork --kill-child --mount-proc";
 
-/// Every file of the lock directory, with its bytes and all that a write changes.
+/// Returns every file in the lock directory, with its bytes and all metadata that a write changes.
 fn snapshot(scene: &Scene) -> Vec<(PathBuf, Vec<u8>, u64, i64, i64)> {
     let entries = fs::read_dir(scene.dir()).expect("ours");
     let mut files: Vec<_> = entries
@@ -36,19 +36,19 @@ fn snapshot(scene: &Scene) -> Vec<(PathBuf, Vec<u8>, u64, i64, i64)> {
     files
 }
 
-/// The words of a port's record.
+/// Returns the words of a port's record.
 fn record(scene: &Scene, port: u16) -> Vec<String> {
     let bytes = fs::read(scene.dir().join(port.to_string())).expect("a lock file");
     let text = String::from_utf8(bytes).expect("ASCII");
     text.split_ascii_whitespace().map(str::to_owned).collect()
 }
 
-/// A script in namespaces, which is heard line by line.
+/// Starts a script in namespaces. Its output is read line by line.
 fn start(scene: &Scene, kind: &str, script: &str) -> Option<Running> {
     scene.in_namespace(kind, script).map(Running::start)
 }
 
-/// What must be seen of a delegated lease, from here and in namespaces of this kind.
+/// Asserts that a delegated lease is visible here and in namespaces of this kind.
 #[track_caller]
 fn assert_delegated_from(scene: &Scene, kind: &str, before: &str) {
     let (port, old) = (scene.port(), snapshot(scene));
@@ -93,7 +93,7 @@ fn a_container_with_another_boot_id_does_not_take_a_port() {
 }
 
 #[test]
-fn a_container_cannot_release_what_it_cannot_see() {
+fn a_container_cannot_release_a_lease_of_an_invisible_process() {
     let scene = Scene::new(1);
     let (port, idle) = (scene.port(), scene.idle());
     scene
@@ -119,7 +119,7 @@ fn a_container_cannot_release_what_it_cannot_see() {
 }
 
 #[test]
-fn another_clock_makes_no_other_process() {
+fn a_process_is_recognized_under_another_clock() {
     let scene = Scene::new(1);
     let clock = "--time --boottime 86400 --fork";
     let idle = scene.idle();
@@ -130,7 +130,7 @@ fn another_clock_makes_no_other_process() {
     idle.finish();
     scene.assert_leasable(scene.port());
 
-    // The other way round: recorded under the other clock.
+    // The reverse: recorded under the other clock.
     let script = "portlock pick --pid $$; read line";
     let Some(holder) = start(&scene, clock, script) else {
         return;
@@ -143,12 +143,12 @@ fn another_clock_makes_no_other_process() {
 }
 
 #[test]
-fn nothing_of_a_foreign_proc_is_recorded_or_believed() {
+fn nothing_from_a_foreign_proc_is_recorded_or_believed() {
     let scene = Scene::new(1);
     let port = scene.port();
-    // /proc is still that of the namespace above.
+    // /proc is still that of the outer namespace.
     let kind = "--pid --fork --kill-child";
-    // In the end no process here has that pid, but /proc has another one with it.
+    // At the end no process here has that pid, but /proc shows another process with it.
     let script = format!(
         "tail -f /dev/null & portlock pick --pid $!; read line; kill $!; wait
         portlock check {port}; echo ended; read line"
@@ -183,12 +183,12 @@ fn nothing_of_a_foreign_proc_is_recorded_or_believed() {
 #[test]
 fn the_user_of_a_process_is_not_read_from_a_foreign_proc() {
     if !am_root() {
-        eprintln!("left out: only root can run this as two users");
+        eprintln!("skipped: only root can run this as two users");
         return;
     }
     let scene = Scene::new(1);
     let port = scene.port();
-    // The pid is one of few digits, and in the /proc above that of a thread of the kernel: root's.
+    // The pid is small, and in the outer /proc it belongs to a kernel thread of root.
     let script = format!(
         "setpriv --reuid 65534 --regid 65534 --clear-groups tail -f /dev/null &
         portlock pick --pid $!; portlock release {port}; echo $?"
@@ -212,7 +212,7 @@ fn without_proc_nothing_is_delegated() {
         return;
     };
     let said = answer(container).code(0).warns("/proc does not show");
-    // `run` relies on its lock alone.
+    // `run` relies only on its lock.
     said.prints_just(&format!("{FAILED}\n{port}\n0\n"));
     scene.assert_leasable(port);
 }
@@ -220,7 +220,7 @@ fn without_proc_nothing_is_delegated() {
 #[test]
 fn an_observer_that_may_inspect_only_some_processes_counts_the_others() {
     if !am_root() {
-        eprintln!("left out: only root can run this as two users");
+        eprintln!("skipped: only root can run this as two users");
         return;
     }
     let scene = Scene::new(1);
@@ -257,9 +257,9 @@ fn an_observer_that_may_inspect_only_some_processes_counts_the_others() {
 }
 
 #[test]
-fn an_observer_from_whom_processes_are_hidden_proves_nothing() {
+fn an_observer_with_a_restricted_proc_cannot_take_a_port() {
     if !am_root() {
-        eprintln!("left out: only root can mount /proc with hidepid here");
+        eprintln!("skipped: only root can mount /proc with hidepid here");
         return;
     }
     let scene = Scene::new(1);
@@ -272,7 +272,7 @@ fn an_observer_from_whom_processes_are_hidden_proves_nothing() {
     assert_eq!(holder.hear(), port.to_string());
     let user = OrdinaryUser::new();
     for how in ["hidepid=2", "hidepid=1", "subset=pid,hidepid=2"] {
-        // In the pid namespace of these tests.
+        // The observer is in the pid namespace of these tests.
         let script = format!(
             "mount -t proc -o {how} proc /proc || exit 9
             setpriv --reuid 65534 --regid 65534 --clear-groups {} check {port}",
@@ -281,7 +281,7 @@ fn an_observer_from_whom_processes_are_hidden_proves_nothing() {
         let observer = scene.in_namespace("--mount", &script).expect("root may");
         let said = answer(observer);
         if said.get_output().status.code() == Some(9) {
-            eprintln!("left out: /proc cannot be mounted with {how}");
+            eprintln!("skipped: /proc cannot be mounted with {how}");
             continue;
         }
         said.code(LEASED).prints(&format!("{port} leased by pid"));
@@ -322,7 +322,7 @@ fn a_process_nested_deeper_than_the_record_is_found() {
 }
 
 #[test]
-fn what_ran_in_a_container_that_has_ended_keeps_nothing() {
+fn a_process_of_an_ended_container_keeps_no_port() {
     let scene = Scene::new(1);
     let port = scene.port();
     let ended = format!("portlock run --ports {port} true; echo $?");
@@ -335,7 +335,7 @@ fn what_ran_in_a_container_that_has_ended_keeps_nothing() {
     let next = || answer(scene.in_namespace(CONTAINER, &next).expect("as before"));
     next().code(0).prints_just("0\n");
 
-    // Killed with all that was in it.
+    // Kill the container with all of its processes.
     let script = format!("portlock run --ports {port} sh -c 'echo $PORT; read line'");
     let container = start(&scene, CONTAINER, &script).expect("as before");
     assert_eq!(container.hear(), port.to_string());
@@ -347,7 +347,7 @@ fn what_ran_in_a_container_that_has_ended_keeps_nothing() {
 }
 
 #[test]
-fn a_process_that_is_just_ending_keeps_nothing() {
+fn an_exiting_process_keeps_no_port() {
     if !is_installed("nsenter") {
         return;
     }
@@ -355,7 +355,7 @@ fn a_process_that_is_just_ending_keeps_nothing() {
     let mut unshare = scene.command("unshare");
     unshare.args(["--pid", "--fork", "--kill-child", "cat"]);
     if !am_root() {
-        eprintln!("left out: only root can enter a pid namespace");
+        eprintln!("skipped: only root can enter a pid namespace");
         return;
     }
     let unshare = Running::start(unshare);
@@ -368,8 +368,8 @@ fn a_process_that_is_just_ending_keeps_nothing() {
         })
     };
     let first = child_of(unshare.id(), "cat");
-    // The first process of a namespace ends only when all others have been waited for. One of them
-    // has a parent outside, which is stopped and does not wait.
+    // The first process of a namespace ends only after all others have been reaped. The parent of one
+    // of them is outside, and is stopped, so it does not reap it.
     let mut nsenter = scene.command("nsenter");
     nsenter.args([
         "--target",
@@ -405,7 +405,7 @@ fn a_process_that_is_just_ending_keeps_nothing() {
 }
 
 #[test]
-fn a_process_whose_first_thread_alone_has_ended_keeps_its_port() {
+fn a_process_of_which_only_the_first_thread_has_ended_keeps_its_port() {
     if !is_installed("python3") {
         return;
     }
@@ -433,14 +433,14 @@ ctypes.CDLL(None).pthread_exit(None)";
     scene.assert_leasable(scene.port());
 }
 
-/// Leases a port for a command that closes what it inherits, until `is_closed`.
+/// Leases a port for a command that closes inherited descriptors. Waits until `is_closed`.
 #[track_caller]
 fn a_command_that_closes_its_descriptors_keeps_its_port(scene: &Scene, command: &[&str]) {
     let port = scene.port();
     let mut run = scene.program(["run", "--"]);
     run.args(command);
     let running = Running::start(run);
-    // Until then its lock is held.
+    // Until then the lock is held.
     until("it closes its descriptors", || {
         let list = scene.list();
         (list.first()?["state"] == "delegated").then_some(())
@@ -456,11 +456,11 @@ fn a_command_that_closes_its_descriptors_keeps_its_port(scene: &Scene, command: 
 }
 
 #[test]
-fn ssh_keeps_the_port_that_it_is_run_with() {
+fn ssh_keeps_its_port_under_run() {
     if !is_installed("ssh") {
         return;
     }
-    // Ends with the pipe to it.
+    // It ends when its input pipe is closed.
     let proxy = "ProxyCommand=cat";
     a_command_that_closes_its_descriptors_keeps_its_port(
         &Scene::new(1),
@@ -477,7 +477,7 @@ fn ssh_keeps_the_port_that_it_is_run_with() {
 }
 
 #[test]
-fn python_keeps_the_port_that_it_is_run_with_and_can_give_it_back() {
+fn python_keeps_its_port_under_run_and_can_release_it() {
     if !is_installed("python3") {
         return;
     }
@@ -499,7 +499,7 @@ fn python_keeps_the_port_that_it_is_run_with_and_can_give_it_back() {
 }
 
 #[test]
-fn a_child_that_outlives_the_command_has_its_port_and_is_named() {
+fn a_child_that_outlives_the_command_keeps_the_port_and_is_named() {
     let scene = Scene::new(1);
     let port = scene.port();
     let script = "exec 9<&0; cat <&9 >/dev/null & echo $!";
@@ -553,7 +553,7 @@ fn a_child_that_outlives_the_command_has_its_port_and_is_named() {
 }
 
 #[test]
-fn looking_never_writes() {
+fn read_only_commands_never_write() {
     let scene = Scene::new(5);
     let ports: Vec<u16> = scene.ports().collect();
     let [stale, delegated, of_nobody, held, unused] = ports[..] else {
@@ -564,7 +564,7 @@ fn looking_never_writes() {
         |port| scene.portlock([&["run".to_owned()], &ports(port)[..], &["true".into()]].concat());
     run(stale).code(0);
     run(of_nobody).code(0);
-    // Records that some caller could take for those of processes that are gone.
+    // Records that a caller could mistake for those of ended processes.
     scene.forge(
         of_nobody,
         format!("{:511}\n", "delegated 8388608 1 1 1763683200 - -"),
@@ -599,7 +599,7 @@ fn looking_never_writes() {
     assert_eq!(snapshot(&scene), before);
     assert!(!scene.dir().join(unused.to_string()).exists());
 
-    // The wait queue aside.
+    // Except for the wait queue.
     for port in [stale, held, unused].map(|port| port.to_string()) {
         let _ = scene.portlock(["wait", "--free", "--timeout", "0.1", &port]);
     }
@@ -612,7 +612,7 @@ fn looking_never_writes() {
 }
 
 #[test]
-fn a_check_of_a_port_without_a_lock_file_sees_who_has_bound_it() {
+fn a_check_of_a_port_without_a_lock_file_names_the_process_that_has_bound_it() {
     let scene = Scene::new(1);
     let port = scene.port();
     scene
@@ -629,7 +629,7 @@ fn a_check_of_a_port_without_a_lock_file_sees_who_has_bound_it() {
 }
 
 #[test]
-fn a_directory_that_cannot_be_written_can_be_looked_at() {
+fn a_read_only_lock_directory_can_be_listed_and_checked() {
     if !is_installed("unshare") {
         return;
     }

@@ -1,4 +1,4 @@
-//! `portlock list` and `portlock check`: who has which port.
+//! `portlock list` and `portlock check`: which process has which port.
 
 mod ephemeral;
 
@@ -10,7 +10,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use ephemeral::{ephemeral, tells_ephemeral};
+use ephemeral::{ephemeral, reports_ephemeral};
 use portlock_testkit::{
     BOUND, LEASED, LONG, NAME, Running, Said, Scene, TRUE, cat_program, listen_strictly, set,
 };
@@ -18,17 +18,17 @@ use portlock_testkit::{
 use portlock_testkit::{OrdinaryUser, am_root, answer, set_mode};
 use serde_json::{Value, json};
 
-/// Whether the command line and the directory of a process can be seen.
+/// Whether the command line and the current directory of a process can be read.
 const SHOWS_DIRECTORIES: bool = cfg!(target_os = "linux");
 
-/// What a holder runs now: on Unix a shell that may become what it runs last.
+/// The programs that a holder may be running: on Unix a shell may replace itself with its last command.
 const HOLDERS: [&str; 2] = if cfg!(windows) {
     [NAME; 2]
 } else {
     ["sh", "cat"]
 };
 
-/// What `check` says of the user that runs these tests: nothing where users have no numbers.
+/// Returns what `check` prints about the user that runs these tests: nothing if users have no numbers.
 fn user() -> String {
     let name = std::process::Command::new("id").arg("-un").output();
     match name {
@@ -39,13 +39,13 @@ fn user() -> String {
     }
 }
 
-/// The cells of a table's line. They are two spaces apart, if not empty.
+/// Returns the nonempty cells of a table row. They are separated by two spaces.
 fn cells(line: &str) -> Vec<&str> {
     let cells = line.split("  ").map(str::trim);
     cells.filter(|cell| !cell.is_empty()).collect()
 }
 
-/// The line of a port.
+/// Returns the row of a port.
 #[track_caller]
 fn line_of(table: &str, port: u16) -> Vec<&str> {
     let port = port.to_string();
@@ -54,7 +54,7 @@ fn line_of(table: &str, port: u16) -> Vec<&str> {
     line.unwrap_or_else(|| panic!("no {port}: {table}"))
 }
 
-/// A port of every kind; the children live as long as this.
+/// One port in each state. The children live as long as this.
 struct Crowd {
     scene: Scene,
     held: u16,
@@ -126,7 +126,7 @@ fn the_table_shows_every_lease() {
     assert_eq!(header, ["PORT", "STATE", "PID", "PROGRAM", "AGE", "LABEL"]);
     let pid = |n: usize| crowd.children[n].id().to_string();
     let us = id().to_string();
-    // Its lease is a child's.
+    // A child has its lease.
     let served = format!("leased, served by pid {us} ({})", cat_program());
     for (port, state, pid, label) in [
         (crowd.held, "leased, not bound yet", &pid(0), "a server"),
@@ -142,7 +142,7 @@ fn the_table_shows_every_lease() {
 }
 
 #[test]
-fn the_table_shows_what_is_left_over_if_asked_for() {
+fn the_table_shows_stale_files_only_with_all() {
     let crowd = Crowd::new();
     for option in ["--all", "-a"] {
         let list = crowd.scene.portlock(["list", option]).code(0);
@@ -164,7 +164,7 @@ fn the_table_shows_what_is_left_over_if_asked_for() {
 }
 
 #[test]
-fn the_table_shows_the_ports_that_are_asked_for() {
+fn the_table_shows_only_the_requested_ports() {
     let crowd = Crowd::new();
     let scene = &crowd.scene;
     let ports = format!("{},{}", crowd.held, crowd.stale);
@@ -176,7 +176,7 @@ fn the_table_shows_the_ports_that_are_asked_for() {
     line_of(list.out(), crowd.stale);
     let footer = "\n1 lock file is left from earlier leases\n";
     assert!(list.out().ends_with(footer), "{}", list.out());
-    // A set without any is a set.
+    // A set of other ports, and an empty set, are valid.
     for ports in ["1-9", ""] {
         let list = scene.portlock(["list", "--ports", ports]).code(0);
         list.prints_just("no port is leased\n");
@@ -204,7 +204,7 @@ fn the_list_shows_the_leases_with_a_label() {
 }
 
 #[test]
-fn the_list_is_there_as_json() {
+fn the_list_can_be_printed_as_json() {
     let crowd = Crowd::new();
     let list = crowd
         .scene
@@ -288,7 +288,7 @@ fn an_empty_list_says_so() {
 }
 
 #[test]
-fn the_list_is_made_again_and_again_until_interrupted() {
+fn the_list_is_refreshed_until_interrupted() {
     let scene = Scene::new(1);
     let mut watch = Running::start(scene.program(["list", "--watch"]));
     assert_eq!(watch.hear(), "no port is leased");
@@ -310,7 +310,7 @@ fn the_list_is_made_again_and_again_until_interrupted() {
 
     let scene = Scene::new(1);
     for (option, line) in [("--all", "no port is leased"), ("--map", "  . free: 1")] {
-        if option == "--map" && !tells_ephemeral() {
+        if option == "--map" && !reports_ephemeral() {
             continue;
         }
         let watch = Running::start(scene.program(["list", "--ports", &scene.set(), option, "-w"]));
@@ -321,7 +321,7 @@ fn the_list_is_made_again_and_again_until_interrupted() {
     let port = scene.pick();
     let watch = Running::start(scene.program(["list", "--json", "--watch"]));
     for _ in 0..2 {
-        // One object on each line, without anything for a terminal.
+        // One object per line, without control sequences for a terminal.
         let line: Value = serde_json::from_str(&watch.hear()).expect("JSON");
         assert_eq!(line["ports"][0]["port"], port, "{line}");
         let time = UNIX_EPOCH + Duration::from_secs(line["time"].as_u64().expect("seconds"));
@@ -329,7 +329,7 @@ fn the_list_is_made_again_and_again_until_interrupted() {
     }
 }
 
-/// What the legend of a map counts, by its mark.
+/// Returns the counts in the legend of a map, by mark.
 fn legend(map: &str) -> HashMap<char, u32> {
     let (_, legend) = map.split_once("\n\n").expect("a legend");
     let line = |line: &str| {
@@ -340,7 +340,7 @@ fn legend(map: &str) -> HashMap<char, u32> {
     legend.lines().skip(1).map(line).collect()
 }
 
-/// How often each mark stands in a map.
+/// Returns how often each mark occurs in a map.
 fn marks(map: &str) -> HashMap<char, u32> {
     let (rows, _) = map.split_once("\n\n").expect("a legend");
     let mut marks = HashMap::new();
@@ -358,8 +358,8 @@ fn marks(map: &str) -> HashMap<char, u32> {
 }
 
 #[test]
-fn the_map_shows_what_is() {
-    if !tells_ephemeral() {
+fn the_map_shows_the_state_of_each_port() {
+    if !reports_ephemeral() {
         return;
     }
     let crowd = Crowd::new();
@@ -373,12 +373,12 @@ fn the_map_shows_what_is() {
     }
 }
 
-/// As on a system that does not list the locks that are held.
+/// This simulates a system that does not list held locks.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_closed_file_is_unknown_where_no_list_of_locks_shows_it() {
+fn an_unreadable_lock_file_is_unknown_if_no_list_of_locks_shows_it() {
     if !am_root() {
-        eprintln!("left out: only root can hide /proc/locks from another user");
+        eprintln!("skipped: only root can hide /proc/locks from another user");
         return;
     }
     let (scene, user) = (Scene::new(2), OrdinaryUser::new());
@@ -423,7 +423,7 @@ fn a_closed_file_is_unknown_where_no_list_of_locks_shows_it() {
 
 #[test]
 fn the_map_of_many_ports_fits_on_a_screen() {
-    if !tells_ephemeral() {
+    if !reports_ephemeral() {
         return;
     }
     let scene = Scene::new(300);
@@ -453,8 +453,8 @@ fn the_map_of_many_ports_fits_on_a_screen() {
 }
 
 #[test]
-fn the_map_tells_ephemeral_ports_from_others() {
-    if !tells_ephemeral() {
+fn the_map_distinguishes_ephemeral_ports_from_others() {
+    if !reports_ephemeral() {
         return;
     }
     let scene = Scene::new(1);
@@ -466,7 +466,7 @@ fn the_map_tells_ephemeral_ports_from_others() {
     let ephemeral = u32::from(last - first) + 1;
     assert!(legend[&'~'] <= ephemeral && legend[&'~'] >= ephemeral / 2);
     assert!(legend[&'.'] <= 2);
-    // A lease is shown as one, there too.
+    // A leased ephemeral port is shown as leased.
     let port = scene
         .portlock(["pick", "--ports", &set(first..=last)])
         .ports()[0];
@@ -481,13 +481,13 @@ fn the_map_tells_ephemeral_ports_from_others() {
 }
 
 // ---------------------------------------------------------------------------
-// What others have written.
+// Text written by other users.
 
-/// Nothing in it can drive a terminal.
+/// Asserts that the text cannot control a terminal.
 #[track_caller]
 fn assert_harmless(text: &str) {
     let control = |c: &char| {
-        // Characters that change the direction of text, or that cannot be seen.
+        // Characters that change the direction of text, or are invisible.
         let unseen = matches!(
             c,
             '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}'
@@ -499,30 +499,30 @@ fn assert_harmless(text: &str) {
     assert_eq!(text.chars().find(control), None, "{text:?}");
 }
 
-/// Every way to look at the ports from the first on.
+/// Returns a command line for each command that prints ports. `check` gets the first `n` ports.
 #[cfg(target_os = "linux")]
-fn looks(scene: &Scene, n: usize) -> Vec<Vec<String>> {
+fn command_lines(scene: &Scene, n: usize) -> Vec<Vec<String>> {
     let ports: Vec<String> = scene.ports().take(n).map(|port| port.to_string()).collect();
     let set = scene.set();
-    let look = |args: &[&str]| args.iter().map(|&arg| arg.to_owned()).collect::<Vec<_>>();
+    let words = |args: &[&str]| args.iter().map(|&arg| arg.to_owned()).collect::<Vec<_>>();
     vec![
-        look(&["list"]),
-        look(&["list", "--all"]),
-        look(&["list", "--all", "--json"]),
-        look(&["list", "--map", "--ports", &set]),
-        [look(&["check"]), ports.clone()].concat(),
-        [look(&["check", "--json"]), ports].concat(),
-        look(&["wait", "--free", "--timeout=0", &scene.port().to_string()]),
-        look(&["run", "--timeout=0", TRUE]),
-        look(&["release", &scene.port().to_string()]),
-        look(&["clean"]),
+        words(&["list"]),
+        words(&["list", "--all"]),
+        words(&["list", "--all", "--json"]),
+        words(&["list", "--map", "--ports", &set]),
+        [words(&["check"]), ports.clone()].concat(),
+        [words(&["check", "--json"]), ports].concat(),
+        words(&["wait", "--free", "--timeout=0", &scene.port().to_string()]),
+        words(&["run", "--timeout=0", TRUE]),
+        words(&["release", &scene.port().to_string()]),
+        words(&["clean"]),
     ]
 }
 
-// With a start time as in /proc.
+// The start time is read from /proc.
 #[cfg(target_os = "linux")]
 #[test]
-fn hostile_records_cannot_drive_the_terminal() {
+fn hostile_records_cannot_control_the_terminal() {
     let scene = Scene::new(3);
     let start = fs::read_to_string("/proc/self/stat").expect("Linux");
     let start = start
@@ -537,8 +537,8 @@ fn hostile_records_cannot_drive_the_terminal() {
         "a%1B]0;x%07 b%0Ac%0D%1B[31m%7F%00",
         "a%C2%9B31m%C2%9D0;x%C2%9C b%C2%85%7F",
         "%FF%1B%ZZ%1 %",
-        // Right-to-left marks, embeddings, overrides and isolates; a soft hyphen; spaces and
-        // joiners without width; a byte order mark; a tag.
+        // Right-to-left marks, embeddings, overrides and isolates; a soft hyphen; zero-width
+        // spaces and joiners; a byte order mark; a tag.
         "a%E2%80%AEb%E2%80%AAc%E2%81%A6d%E2%81%A9e%E2%80%8Ff%D8%9C a%E2%80%AE%C2%ADb%E2%80%8B\
          c%E2%80%8Dd%E2%81%A0e%EF%BB%BFf%F3%A0%81%81",
     ] {
@@ -552,7 +552,7 @@ fn hostile_records_cannot_drive_the_terminal() {
             let leased = record.starts_with("delegated");
             let check = scene.check(scene.port());
             check.code(if leased { LEASED } else { 0 });
-            for args in looks(&scene, 3) {
+            for args in command_lines(&scene, 3) {
                 let look = scene.portlock(&args);
                 assert_harmless(look.out());
                 assert_harmless(look.err());
@@ -562,7 +562,7 @@ fn hostile_records_cannot_drive_the_terminal() {
 }
 
 #[test]
-fn json_tells_hostile_records_as_they_are() {
+fn json_preserves_hostile_records() {
     let scene = Scene::new(1);
     let pick = [
         "pick",
@@ -579,7 +579,7 @@ fn json_tells_hostile_records_as_they_are() {
 }
 
 #[test]
-fn garbage_is_no_lease_and_does_no_harm() {
+fn garbage_is_not_a_lease_and_is_harmless() {
     let scene = Scene::new(8);
     let garbage: [&[u8]; 8] = [
         b"",
@@ -594,7 +594,7 @@ fn garbage_is_no_lease_and_does_no_harm() {
     for (port, garbage) in scene.ports().zip(garbage) {
         scene.forge(port, garbage);
     }
-    // On Windows, no name of a file has controls in it.
+    // On Windows, file names cannot contain control characters.
     let control = if cfg!(windows) { "[31m" } else { "\x1b[31m" };
     for name in ["0", "65536", "04000", "-1", "4000x", control] {
         fs::write(scene.dir().join(name), "garbage").expect("our own directory");
@@ -622,7 +622,7 @@ fn garbage_is_no_lease_and_does_no_harm() {
 }
 
 #[test]
-fn times_beyond_all_bounds_are_told_or_left_out() {
+fn times_out_of_range_are_printed_or_omitted() {
     let scene = Scene::new(1);
     for since in [
         "0",
@@ -646,12 +646,12 @@ fn times_beyond_all_bounds_are_told_or_left_out() {
 // ---------------------------------------------------------------------------
 // In a container.
 
-// In a pid namespace.
+// Uses a pid namespace.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_lease_that_a_grandchild_keeps_is_listed_in_a_container_too() {
+fn a_lease_that_a_grandchild_keeps_is_also_listed_in_a_container() {
     let scene = Scene::new(1);
-    // There the kernel does not list the locks of processes that have ended.
+    // In a container the kernel does not list the locks of processes that have ended.
     let script = "portlock run -- sh -c 'sleep 1000 >/dev/null & echo $PORT'
         portlock list --json; portlock check {}; portlock list --map";
     let script = script.replace("{}", &scene.port().to_string());
@@ -661,18 +661,18 @@ fn a_lease_that_a_grandchild_keeps_is_listed_in_a_container_too() {
     };
     let shell = answer(shell).code(0);
     let expected = format!("{0}\n[\n  {{\n", scene.port());
-    let told = shell.prints(&expected);
+    let printed = shell.prints(&expected);
     assert!(
-        told.out().contains("\"state\": \"inherited\""),
+        printed.out().contains("\"state\": \"inherited\""),
         "{}",
-        told.out()
+        printed.out()
     );
     let leased = format!("\n{} leased by pid ", scene.port());
-    assert!(told.out().contains(&leased), "{}", told.out());
+    assert!(printed.out().contains(&leased), "{}", printed.out());
     assert!(
-        told.out().contains("leased, not bound yet: 1"),
+        printed.out().contains("leased, not bound yet: 1"),
         "{}",
-        told.out()
+        printed.out()
     );
 }
 
@@ -680,7 +680,7 @@ fn a_lease_that_a_grandchild_keeps_is_listed_in_a_container_too() {
 // `check`.
 
 #[test]
-fn check_tells_what_each_port_is() {
+fn check_prints_the_state_of_each_port() {
     let crowd = Crowd::new();
     let scene = &crowd.scene;
     let free = crowd.only_bound + 1;
@@ -690,7 +690,7 @@ fn check_tells_what_each_port_is() {
     let held_and_bound = format!("; served by {us}, not by the holder");
     let delegated_and_bound = format!("; served by {us}");
     let bound = format!("bound by {us}{user}");
-    for (port, status, told) in [
+    for (port, status, printed) in [
         (free, 0, "free"),
         (crowd.stale, 0, "free"),
         (crowd.held, LEASED, "leased by pid "),
@@ -702,13 +702,13 @@ fn check_tells_what_each_port_is() {
         (crowd.only_bound, BOUND, &bound),
     ] {
         let check = scene.check(port).code(status).warns_of_nothing();
-        if told.starts_with(';') {
-            let line = format!("{told}\n");
+        if printed.starts_with(';') {
+            let line = format!("{printed}\n");
             assert!(check.out().ends_with(&line), "{}", check.out());
             continue;
         }
-        let line = format!("{port} {told}");
-        let line = if told.ends_with(' ') {
+        let line = format!("{port} {printed}");
+        let line = if printed.ends_with(' ') {
             line
         } else {
             line + "\n"
@@ -716,17 +716,17 @@ fn check_tells_what_each_port_is() {
         check.prints(&line);
     }
     let check = scene.check(crowd.held).code(LEASED);
-    let told = check.out().trim_end().split_once(' ');
-    let (_, told) = told.expect("a port and what it is");
-    assert!(held.iter().any(|held| held == told), "{told}");
-    // To look has taken nothing away.
+    let printed = check.out().trim_end().split_once(' ');
+    let (_, printed) = printed.expect("a port and what it is");
+    assert!(held.iter().any(|held| held == printed), "{printed}");
+    // Checking has not changed any lease.
     scene.assert_leased(crowd.held);
     scene.assert_leased(crowd.delegated);
     assert_eq!(scene.list().len(), 4);
 }
 
 #[test]
-fn check_of_several_tells_the_worst() {
+fn check_of_several_ports_exits_with_the_highest_status() {
     let crowd = Crowd::new();
     let free = crowd.only_bound + 1;
     for (ports, status) in [
@@ -743,16 +743,16 @@ fn check_of_several_tells_the_worst() {
             .into_iter()
             .chain(names.iter().map(String::as_str));
         let check = crowd.scene.portlock(args).code(status);
-        let told = check
+        let printed = check
             .out()
             .lines()
             .map(|line| line.split_once(' ').expect("words").0);
-        assert!(told.eq(&names), "{}", check.out());
+        assert!(printed.eq(&names), "{}", check.out());
     }
 }
 
 #[test]
-fn check_is_there_as_json() {
+fn check_can_print_json() {
     let crowd = Crowd::new();
     let ports = [crowd.held, crowd.delegated, crowd.only_bound, crowd.stale].map(|p| p.to_string());
     let args = ["check", "--json"]
@@ -802,7 +802,7 @@ fn a_port_that_is_bound_on_one_address_is_bound() {
     let server = TcpListener::bind(("127.0.0.1", scene.port())).expect("a free port");
     let check = scene.check(scene.port()).code(BOUND);
     let us = format!("pid {} ({})", id(), cat_program());
-    let told = format!("{} bound by {us}{}\n", scene.port(), user());
-    check.prints_just(&told);
+    let printed = format!("{} bound by {us}{}\n", scene.port(), user());
+    check.prints_just(&printed);
     drop(server);
 }

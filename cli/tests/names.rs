@@ -1,4 +1,4 @@
-//! Names: reserving, printing, leasing, looking up and releasing them. The commands are a Unix shell's.
+//! Names: reserving, printing, leasing, finding and releasing them. The commands need a Unix shell.
 
 #![cfg(unix)]
 
@@ -17,7 +17,7 @@ use portlock_testkit::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// A project in a directory of its own.
+/// A project in its own directory.
 struct Project {
     scene: Scene,
     dir: TempDir,
@@ -31,7 +31,7 @@ impl Project {
         }
     }
 
-    /// Without symbolic links.
+    /// Returns the project's directory, with symbolic links resolved.
     fn root(&self) -> PathBuf {
         fs::canonicalize(self.dir.path()).expect("our own")
     }
@@ -68,7 +68,7 @@ impl Project {
         port.ports()[0]
     }
 
-    /// Starts a command that has leased these names, until its input is closed.
+    /// Starts a command that leases these names until its input is closed.
     #[track_caller]
     fn hold(&self, names: &[&str]) -> Running {
         let names: Vec<String> = names.iter().map(|name| format!("--name={name}")).collect();
@@ -86,7 +86,7 @@ impl Project {
         list.as_array().expect("an array").clone()
     }
 
-    /// The names that are reserved, in the order of their ports.
+    /// Returns the reserved names, in the order of their ports.
     fn reserved(&self) -> usize {
         self.list(&[]).len()
     }
@@ -96,7 +96,7 @@ impl Project {
 // `env` and `port`.
 
 #[test]
-fn a_name_is_reserved_a_port_that_stays_the_same() {
+fn a_name_always_has_the_same_reserved_port() {
     let project = Project::new(20);
     let web = project
         .portlock(&["port", "web"])
@@ -108,7 +108,7 @@ fn a_name_is_reserved_a_port_that_stays_the_same() {
     let api = project.port("api");
     assert_ne!(port, api);
     assert_eq!(project.port("web"), port);
-    // In another root it is another one, wherever portlock is called.
+    // Another root has another port, wherever portlock is called.
     let other = project.create("other");
     let elsewhere = project.portlock_in(&other, &["port", "web"]).code(0);
     assert!(![port, api].contains(&elsewhere.ports()[0]));
@@ -123,7 +123,7 @@ fn a_name_is_reserved_a_port_that_stays_the_same() {
             .ports(),
         [port]
     );
-    // The lock directory is lost, as by a restart of the machine.
+    // Lose the lock directory, as after a reboot.
     for file in fs::read_dir(project.scene.dir()).expect("our own directory") {
         fs::remove_file(file.expect("our own directory").path()).expect("our own");
     }
@@ -161,7 +161,7 @@ fn the_root_is_that_of_the_git_worktree() {
     let (in_main, in_feature) = (port(&main), port(&feature));
     assert_ne!(in_main, in_feature);
     assert_eq!(port(&sub), in_feature);
-    // With the worktree, the reservation ends.
+    // The reservation ends with the worktree.
     git(&["worktree", "remove", "--force", "../feature"]);
     assert_eq!(project.list(&["--name=web"]).len(), 1);
     project.scene.assert_leasable(in_feature);
@@ -200,7 +200,7 @@ fn variables_are_printed_in_each_format() {
         format("json").json(),
         json!({ "WEB_PORT": web, "API_V2_PORT": api })
     );
-    // Without names, all of this root, in the order of the alphabet.
+    // Without names, all names of this root, in alphabetical order.
     let sub = project.create("sub");
     project.portlock_in(&sub, &["port", "db"]).code(0);
     env(&[]).prints_just(&format!("API_V2_PORT={api}\nWEB_PORT={web}\n"));
@@ -230,7 +230,7 @@ fn a_step_of_github_actions_passes_variables_on() {
 }
 
 #[test]
-fn shells_take_what_is_printed() {
+fn shells_accept_the_printed_variables() {
     let project = Project::new(5);
     let web = project.port("web");
     for (shell, line) in [
@@ -270,7 +270,7 @@ fn two_names_with_the_same_variable_are_refused() {
             .warns("the same variable WEB_APP_PORT");
     }
     assert_eq!(project.reserved(), 1);
-    // It is one of this root only.
+    // Another root may use the same variable.
     let sub = project.create("sub");
     project.portlock_in(&sub, &["port", "web_app"]).code(0);
     assert_eq!(project.port("web-app"), web);
@@ -282,7 +282,7 @@ fn a_port_for_a_new_name_is_chosen_from_a_set() {
     let only = project.scene.ports().nth(3).expect("five").to_string();
     let port = project.portlock(&["port", "web", "--ports", &only]).code(0);
     port.prints_just(&format!("{only}\n"));
-    // One that has a port keeps it.
+    // A name that has a port keeps it.
     let first = project.scene.port().to_string();
     let port = project
         .portlock(&["port", "web", "--ports", &first])
@@ -295,7 +295,7 @@ fn a_port_for_a_new_name_is_chosen_from_a_set() {
 }
 
 #[test]
-fn nothing_but_asking_for_its_port_reserves_a_name() {
+fn only_commands_that_need_its_port_reserve_a_name() {
     let project = Project::new(5);
     for (args, code) in [
         (&["list", "--name=web"][..], 0),
@@ -325,7 +325,7 @@ fn nothing_but_asking_for_its_port_reserves_a_name() {
 // `run` and `pick`.
 
 #[test]
-fn a_command_finds_the_ports_of_its_names() {
+fn a_command_receives_the_ports_of_its_names() {
     let project = Project::new(10);
     let line = "echo $PORT $WEB_PORT $API_V2_PORT $0 $1 ${PORT_1-none}";
     let run = [
@@ -353,7 +353,7 @@ fn a_command_finds_the_ports_of_its_names() {
 }
 
 #[test]
-fn a_leased_name_is_waited_for_and_says_who_has_it() {
+fn a_command_waits_for_a_leased_name_and_names_its_holder() {
     let project = Project::new(5);
     let holder = project.hold(&["web"]);
     let port = project.port("web");
@@ -369,9 +369,9 @@ fn a_leased_name_is_waited_for_and_says_who_has_it() {
 }
 
 #[test]
-fn while_one_of_several_names_is_leased_none_is_held() {
+fn a_command_holds_no_name_while_it_waits_for_another_one() {
     let project = Project::new(5);
-    // The first of the alphabet, and the last.
+    // The alphabetically first name, and the last one.
     for leased in ["api", "web"] {
         let holder = project.hold(&[leased]);
         let both = ["run", "--name=web", "--name=api"];
@@ -380,7 +380,7 @@ fn while_one_of_several_names_is_leased_none_is_held() {
         let now = [&both[..], &["--timeout=0", "true"]].concat();
         for _ in 0..5 {
             project.portlock(&now).code(EXHAUSTED).warns("1 leased");
-            // The other one can be leased.
+            // The other name can be leased.
             let other = if leased == "api" {
                 "--name=web"
             } else {
@@ -464,7 +464,7 @@ fn a_port_that_another_program_has_bound_is_an_error_or_replaced() {
 }
 
 #[test]
-fn connections_in_time_wait_keep_no_name_from_its_port() {
+fn connections_in_time_wait_do_not_prevent_leasing_a_name() {
     let project = Project::new(5);
     let web = project.port("web");
     leave_in_time_wait(web);
@@ -493,14 +493,14 @@ fn a_picked_name_is_leased_and_released_by_its_number() {
     project
         .portlock(&["pick", "--name=web", "--timeout=0"])
         .code(EXHAUSTED);
-    // By its number the lease ends, and the reservation stays.
+    // Releasing the number ends the lease, and the reservation stays.
     project
         .portlock(&["release", &web.to_string()])
         .code(0)
         .prints_just("");
     project.portlock(&["check", "web"]).code(0);
     assert_eq!(project.port("web"), web);
-    // By its name the reservation ends, and the lease stays.
+    // Releasing the name ends the reservation, and the lease stays.
     project
         .portlock(&["release", "db", "web"])
         .code(0)
@@ -548,7 +548,7 @@ fn a_reservation_that_cannot_be_read_is_released_by_its_number() {
 }
 
 #[test]
-fn a_server_that_is_started_again_waits_for_the_one_that_ends() {
+fn a_restarted_server_waits_until_the_old_one_has_ended() {
     let project = Project::new(3);
     if !is_installed("python3") {
         return;
@@ -575,7 +575,7 @@ fn a_server_that_is_started_again_waits_for_the_one_that_ends() {
 // `list`, `check` and `wait`.
 
 #[test]
-fn check_says_for_what_a_port_is_reserved() {
+fn check_prints_the_name_for_which_a_port_is_reserved() {
     let project = Project::new(10);
     let web = project.port("web");
     let reserved = format!("reserved as web in {}\n", project.root().display());
@@ -614,7 +614,7 @@ fn check_says_for_what_a_port_is_reserved() {
         );
     }
     drop(server);
-    // Of several the greatest.
+    // With several ports, the highest status.
     project.portlock(&["port", "api"]).code(0);
     let _holder = project.hold(&["api"]);
     project.portlock(&["check", "web", "api"]).code(LEASED);
@@ -689,7 +689,7 @@ fn reserved_ports_are_listed_with_their_names_and_roots() {
     if cfg!(target_os = "linux") {
         assert_eq!(row["cwd"], root);
     }
-    // Who had it last is no news.
+    // The last holder is not shown.
     holder.kill();
     let list = project.portlock(&["list", "--name=api"]).code(0);
     let line = list.out().lines().nth(1).expect("a line");
@@ -706,7 +706,7 @@ fn reserved_ports_are_listed_with_their_names_and_roots() {
         .code(0);
     let served = format!("reserved, served by pid {} (", std::process::id());
     assert!(list.out().contains(&served), "{}", list.out());
-    // One object a line, again and again.
+    // One object per line, repeatedly.
     let watch = Running::start(project.command(&["list", "--watch", "--json", "--name=api"]));
     for _ in 0..2 {
         let line: Value = serde_json::from_str(&watch.hear()).expect("an object");
@@ -721,7 +721,7 @@ fn reservations_whose_root_is_gone_or_not_found_are_shown_as_such() {
     let port = |dir: &Path| project.portlock_in(dir, &["port", "web"]).code(0).ports()[0];
     let (of_gone, of_disk) = (port(&gone), port(&disk));
     fs::remove_dir(&gone).expect("our own");
-    // As when it is not mounted.
+    // Move the directory away, as if its disk was not mounted.
     let mounted = project.root().join("disk");
     fs::rename(&mounted, project.root().join("elsewhere")).expect("our own");
     let list = project.portlock(&["list"]).code(0);
@@ -754,7 +754,7 @@ fn reservations_whose_root_is_gone_or_not_found_are_shown_as_such() {
     );
     let clean = project.portlock(&["clean"]).code(0);
     clean.prints_just(&format!("1 lock file removed, 1 kept\n{kept}"));
-    // It can be released all the same.
+    // It can still be released.
     let root = disk.to_str().expect("UTF-8");
     project
         .portlock(&["release", "web", "--root", root])
@@ -766,7 +766,7 @@ fn reservations_whose_root_is_gone_or_not_found_are_shown_as_such() {
 }
 
 #[test]
-fn copies_of_other_lock_directories_are_removed_if_asked_for() {
+fn copies_of_other_lock_directories_are_removed_only_with_all() {
     let project = Project::new(5);
     let locks = tempfile::tempdir().expect("a temporary directory");
     let other = locks.path().join("locks");
@@ -814,7 +814,7 @@ const SERVER: &str = "import http.server as h, os\n\
     print('listens', flush=True); s.serve_forever()";
 
 #[test]
-fn a_name_is_waited_for_until_it_is_reserved_leased_and_served() {
+fn wait_waits_until_a_name_is_reserved_leased_and_served() {
     let project = Project::new(5);
     if !is_installed("python3") {
         return;
@@ -828,7 +828,7 @@ fn a_name_is_waited_for_until_it_is_reserved_leased_and_served() {
     timed_out("no port is reserved as web in ");
     let web = project.port("web");
     timed_out(&format!("port {web}, which is reserved as web in "));
-    // A stranger's server is not accepted.
+    // Another process's server is not accepted.
     let stranger = TcpListener::bind(("127.0.0.1", web)).expect("a free port");
     timed_out(&format!("(it is served by pid {} (", std::process::id()));
     let by_number = project.portlock(&["wait", "--timeout=0.1", &web.to_string()]);
@@ -837,7 +837,7 @@ fn a_name_is_waited_for_until_it_is_reserved_leased_and_served() {
         .warns("which is reserved as web in ");
     project.portlock(&["wait", "--any", "web"]).code(0);
     drop(stranger);
-    // Neither is a lease without a server.
+    // A lease without a server is not enough.
     let holder = project.hold(&["web"]);
     timed_out(&web.to_string());
     assert!(!first.has_ended() && !second.has_ended());
@@ -870,19 +870,19 @@ fn a_name_is_waited_for_until_it_is_reserved_leased_and_served() {
 }
 
 #[test]
-fn a_stranger_that_comes_when_the_lease_has_ended_is_not_its_server() {
+fn another_process_that_binds_the_port_after_the_lease_is_not_its_server() {
     let project = Project::new(5);
     let holder = project.hold(&["web"]);
     let web = project.port("web");
     let mut waiting = Running::start(project.command(&["wait", "web", "--timeout=60"]));
-    // In this time it has begun to wait for the holder's server.
+    // Meanwhile the first command starts to wait for the holder's server.
     project
         .portlock(&["wait", "web", "--timeout=1"])
         .code(TIMED_OUT);
     holder.kill();
     let stranger = TcpListener::bind(("127.0.0.1", web)).expect("a free port");
     stranger.set_nonblocking(true).expect("it can be");
-    until("a connection of the one that waits", || {
+    until("a connection of the waiting command", || {
         stranger.accept().ok()
     });
     project
@@ -912,7 +912,7 @@ fn another_process_on_a_leased_name_is_not_its_server() {
 }
 
 #[test]
-fn a_wait_on_a_terminal_says_for_what_it_waits() {
+fn a_wait_on_a_terminal_prints_what_it_waits_for() {
     let project = Project::new(5);
     let web = project.port("web");
     let _holder = project.hold(&["web"]);

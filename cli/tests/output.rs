@@ -1,5 +1,4 @@
-//! Standard output that is closed, full or a terminal: devices, sockets and shells
-//! of Unix.
+//! Standard output that is closed, full or a terminal. Uses Unix devices, sockets and shells.
 
 #![cfg(unix)]
 
@@ -12,7 +11,7 @@ use std::{
 
 use portlock_testkit::{EXHAUSTED, FAILED, Said, Scene, answer, is_installed};
 
-/// What prints something, and ends.
+/// Returns the command lines that print something and end.
 fn printing(scene: &Scene) -> Vec<Vec<String>> {
     let port = scene.port();
     let check = [format!("check {port}"), format!("check --json {port}")];
@@ -33,18 +32,18 @@ fn printing(scene: &Scene) -> Vec<Vec<String>> {
     lines(check.iter().map(String::as_str).chain(rest))
 }
 
-/// Command lines without quotes.
+/// Splits command lines without quotes.
 fn lines<'a>(lines: impl IntoIterator<Item = &'a str>) -> Vec<Vec<String>> {
     let words = |line: &str| line.split(' ').map(str::to_owned).collect();
     lines.into_iter().map(words).collect()
 }
 
-/// Ends the command with this standard output, and gives its status and what it
-/// says on standard error.
+/// Runs the command with this standard output, and returns its status and what it prints on standard
+/// error.
 #[track_caller]
 fn end_with(mut command: Command, out: impl Into<Stdio>) -> (Option<i32>, String) {
     let child = command.stdout(out).stderr(Stdio::piped()).spawn();
-    // It keeps its own copy of the other end of its output.
+    // The command keeps its own copy of this end of its output.
     drop(command);
     let output: Output = child
         .and_then(std::process::Child::wait_with_output)
@@ -54,10 +53,10 @@ fn end_with(mut command: Command, out: impl Into<Stdio>) -> (Option<i32>, String
     (output.status.code(), err)
 }
 
-/// A stream that nobody reads, and nobody can.
+/// Returns a stream that cannot be read by anyone.
 ///
-/// A pipe would be held open, for a moment, by what another test is just
-/// starting; to shut a socket down is for all copies of its descriptor.
+/// For a moment, the reading end of a pipe would be kept open by a child that another test is spawning.
+/// Shutting down a socket affects all copies of its descriptor.
 fn broken() -> OwnedFd {
     let (reader, writer) = UnixStream::pair().expect("descriptors left");
     reader.shutdown(Shutdown::Both).expect("our own");
@@ -65,7 +64,7 @@ fn broken() -> OwnedFd {
 }
 
 #[test]
-fn a_reader_that_has_gone_is_no_failure() {
+fn a_closed_reader_is_not_a_failure() {
     let scene = Scene::new(1);
     let others = lines([
         "--help",
@@ -81,7 +80,7 @@ fn a_reader_that_has_gone_is_no_failure() {
     }
 }
 
-// With /dev/full.
+// Uses /dev/full.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_full_device_is_a_failure() {
@@ -96,10 +95,10 @@ fn a_full_device_is_a_failure() {
 }
 
 #[test]
-fn the_null_device_is_none() {
+fn the_null_device_is_not_a_failure() {
     let scene = Scene::new(1);
     for args in printing(&scene) {
-        // Python's subprocess.DEVNULL is open for reading too.
+        // Python opens subprocess.DEVNULL for reading too.
         for read in [false, true] {
             let null = OpenOptions::new().read(read).write(true).open("/dev/null");
             let (status, err) = end_with(scene.program(&args), null.expect("Linux has it"));
@@ -131,14 +130,14 @@ fn in_a_pipeline_the_reader_may_end_first() {
 }
 
 #[test]
-fn closed_descriptors_do_no_harm() {
+fn closed_descriptors_are_harmless() {
     let scene = Scene::new(1);
     for args in printing(&scene) {
         for closed in ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"] {
             let script = format!("portlock {} {closed}", args.join(" "));
             let shell = answer(scene.script("sh", &script));
             let status = shell.get_output().status.code();
-            // Whether a closed standard output is a failure is not said here.
+            // With standard output closed, success and failure are both accepted.
             let failed = status == Some(FAILED) && closed.contains(">&-");
             assert!(failed || status == Some(0), "{script}: {status:?}");
         }
@@ -154,7 +153,7 @@ fn closed_descriptors_do_no_harm() {
 const ESC: char = '\u{1b}';
 
 #[test]
-fn in_a_pipe_there_are_no_colours() {
+fn output_to_a_pipe_has_no_colors() {
     let scene = Scene::new(2);
     let (_holder, _) = scene.hold(&[]);
     scene.pick();
@@ -178,7 +177,7 @@ fn in_a_pipe_there_are_no_colours() {
 }
 
 #[test]
-fn on_a_terminal_the_map_has_colours_unless_they_are_not_wanted() {
+fn output_to_a_terminal_has_colors_unless_they_are_disabled() {
     let scene = Scene::new(2);
     scene.pick();
     let lines = [
@@ -202,7 +201,7 @@ fn on_a_terminal_the_map_has_colours_unless_they_are_not_wanted() {
             assert!(!plain.out().contains(ESC), "{line}: {}", plain.out());
         }
     }
-    // A lease in bold yellow, and in the same place as without.
+    // A lease is bold yellow, and in the same place as without colors.
     let Some(map) = scene.on_terminal(lines[0]) else {
         return;
     };
@@ -213,20 +212,20 @@ fn on_a_terminal_the_map_has_colours_unless_they_are_not_wanted() {
 }
 
 #[test]
-fn on_a_terminal_the_list_that_is_made_again_takes_the_place_of_the_first() {
+fn on_a_terminal_each_refreshed_list_replaces_the_previous_one() {
     let scene = Scene::new(1);
     let Some(watch) = scene.on_terminal("portlock list --watch") else {
         return;
     };
     let watch = portlock_testkit::Running::start(watch);
-    // Cursor home, and clear what is below (ECMA-48: CUP, ED).
+    // Move the cursor home and clear the screen below it (CUP and ED in ECMA-48).
     for _ in 0..2 {
         assert_eq!(watch.hear(), "\u{1b}[H\u{1b}[Jno port is leased");
     }
 }
 
 #[test]
-fn on_a_terminal_a_long_wait_says_what_for_and_who_has_it() {
+fn on_a_terminal_a_long_wait_prints_the_port_and_its_holder() {
     let scene = Scene::new(1);
     let port = scene.port();
     let lines = [
@@ -251,7 +250,7 @@ fn on_a_terminal_a_long_wait_says_what_for_and_who_has_it() {
             "{said}"
         );
         holder.kill();
-        // Once, and then what the command is for.
+        // The notice is printed once, followed by the command's output.
         assert_eq!(waiting.hear(), then, "{line}");
         drop(waiting);
         scene.release_all();
@@ -259,7 +258,7 @@ fn on_a_terminal_a_long_wait_says_what_for_and_who_has_it() {
 }
 
 #[test]
-fn what_is_no_terminal_is_not_told_of_a_wait() {
+fn a_wait_is_not_announced_without_a_terminal() {
     let scene = Scene::new(1);
     let (_holder, _) = scene.hold(&[]);
     let run = scene.portlock(["run", "--timeout=1200ms", "true"]);

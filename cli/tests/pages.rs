@@ -34,7 +34,7 @@ fn pages() -> Vec<PathBuf> {
     pages
 }
 
-/// Returns the blocks of commands with their output. Commands behind a `#` are for root to run by hand.
+/// Returns the blocks of commands with their output. Commands after a `#` are for root to run manually.
 fn sessions(page: &str) -> Vec<&str> {
     let blocks = page.split("\n```console\n").skip(1);
     blocks
@@ -43,9 +43,9 @@ fn sessions(page: &str) -> Vec<&str> {
         .collect()
 }
 
-/// A shell script that runs the commands of a session and prints it as the page does.
+/// Returns a shell script that runs the commands of a session and prints it as the page does.
 ///
-/// Each session has its own network and directories, with portlock where all containers
+/// Each session has its own network and directories, and portlock is installed where all containers
 /// find it.
 fn script(session: &str) -> String {
     let commands = session.lines().filter_map(|line| line.strip_prefix("$ "));
@@ -66,8 +66,8 @@ fn script(session: &str) -> String {
     fresh + &runs.collect::<String>()
 }
 
-/// Returns the text without what a page cannot know: pids, and in the rows of `portlock list` ages and the
-/// widths of columns too.
+/// Returns the text without the parts that vary: pids and, in the rows of `portlock list`, ages and column
+/// widths.
 fn comparable(text: &str) -> String {
     let lines = text.lines().map(|line| {
         let is_row = line.starts_with("PORT ") || line.starts_with(|c: char| c.is_ascii_digit());
@@ -89,7 +89,7 @@ fn comparable(text: &str) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Returns the line with one number for all pids.
+/// Returns the line with each pid replaced by `N`.
 fn without_pids(line: &str) -> String {
     let mut parts = line.split("pid ");
     let first = parts.next().unwrap_or_default().to_owned();
@@ -98,18 +98,18 @@ fn without_pids(line: &str) -> String {
     })
 }
 
-/// Whether everything that the session needs is here.
+/// Returns whether the machine has everything that the session needs.
 fn can_run(session: &str) -> bool {
     let tools = ["bwrap", "unshare", "setpriv", "systemd-nspawn"];
     let mut needed = tools.into_iter().filter(|tool| session.contains(tool));
     if !needed.all(is_installed) {
         return false;
     }
-    // From a container, the end of a process in another one cannot be proven.
+    // From within a container, it cannot be proven that a process in another one has ended.
     let namespace = fs::read_link("/proc/self/ns/pid").expect("Linux has it");
     let is_first = namespace == Path::new("pid:[4026531836]");
     if session.contains("unshare --pid") && !is_first {
-        eprintln!("left out: this is a container itself");
+        eprintln!("skipped: this is a container itself");
         return false;
     }
     true
@@ -117,17 +117,17 @@ fn can_run(session: &str) -> bool {
 
 #[test]
 fn each_command_prints_what_its_page_shows() {
-    // Root of a container has only some users.
+    // The root user of a container may have only some user ids.
     let users = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     if !am_root() || !users.contains("4294967295") {
-        eprintln!("left out: it takes the machine's root to create what all users share");
+        eprintln!("skipped: only the machine's root user can create what all users share");
         return;
     }
     if ["/tmp", "/run", "/usr/local/bin"]
         .iter()
         .any(|dir| portlock().starts_with(dir))
     {
-        eprintln!("left out: portlock is in a directory that the test covers");
+        eprintln!("skipped: portlock is in a directory that the test covers");
         return;
     }
     let pages: Vec<(PathBuf, String)> = pages()

@@ -25,7 +25,7 @@ fn the_lease_belongs_to_the_caller() {
     assert_eq!(list[0]["state"], "delegated");
 }
 
-// A Unix shell's scripts.
+// Uses scripts of Unix shells.
 #[cfg(unix)]
 #[test]
 fn in_a_shell_script_the_lease_lasts_as_long_as_the_script() {
@@ -42,7 +42,7 @@ fn in_a_shell_script_the_lease_lasts_as_long_as_the_script() {
             "export port=$(portlock pick)",
             "if port=$(portlock pick); then true; fi",
             "f() { local p=$(portlock pick); port=$p; }; f",
-            // In these, the parent need not be the script.
+            // In these shells, the parent may not be the script.
             "port=$(portlock pick --pid $$ | cat)",
             "port=$(portlock pick --pid $$ 2>/dev/null || true)",
             "(portlock pick --pid $$) >port; read port <port",
@@ -51,7 +51,7 @@ fn in_a_shell_script_the_lease_lasts_as_long_as_the_script() {
             let script = format!("{script}; echo $port; read line\n");
             let dir = tempfile::tempdir().expect("a temporary directory");
             let mut command = if cfg!(target_os = "macos") {
-                // Its bash 3.2 runs a command substitution in a subshell if the script is an
+                // The bash 3.2 of macOS runs a command substitution in a subshell if the script is an
                 // argument.
                 let file = dir.path().join("script");
                 fs::write(&file, &script).expect("our own directory");
@@ -76,7 +76,7 @@ fn in_a_shell_script_the_lease_lasts_as_long_as_the_script() {
 }
 
 #[test]
-fn the_lease_lasts_as_long_as_the_process_that_is_named() {
+fn the_lease_lasts_as_long_as_the_named_process() {
     let scene = Scene::new(3);
     for n in 1..=3 {
         let idle = scene.idle();
@@ -101,7 +101,7 @@ fn the_lease_lasts_as_long_as_the_process_that_is_named() {
 }
 
 #[test]
-fn it_tells_its_ports_as_json() {
+fn it_can_print_its_ports_as_json() {
     let scene = Scene::new(9);
     let idle = scene.idle();
     let pid = idle.id().to_string();
@@ -129,12 +129,12 @@ fn all_ports_or_none() {
     assert_eq!(pick.code(0).ports().len(), 2);
 }
 
-// As /proc tells.
+// Uses /proc.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_process_that_has_ended_gets_nothing() {
+fn an_ended_process_gets_no_lease() {
     let scene = Scene::new(1);
-    // Ended, and not waited for: its pid is still its own.
+    // Ended but not reaped, so its pid has not been reused.
     let mut ended = Command::new("true").spawn().expect("true is installed");
     let pid = ended.id().to_string();
     until("the child's end", || {
@@ -152,7 +152,7 @@ fn a_process_that_has_ended_gets_nothing() {
 // Only Unix has zombies.
 #[cfg(unix)]
 #[test]
-fn a_process_that_ends_as_a_zombie_keeps_nothing() {
+fn a_zombie_keeps_no_lease() {
     let scene = Scene::new(1);
     let mut idle = scene.command("cat");
     let mut idle = idle
@@ -172,7 +172,7 @@ fn a_process_that_ends_as_a_zombie_keeps_nothing() {
 }
 
 #[test]
-fn a_pid_that_was_given_out_again_keeps_nothing() {
+fn a_reused_pid_keeps_no_lease() {
     let scene = Scene::new(1);
     let (port, idle) = (scene.port(), scene.idle());
     let pid = idle.id().to_string();
@@ -185,11 +185,11 @@ fn a_pid_that_was_given_out_again_keeps_nothing() {
     scene.forge_word(port, start, "1");
     assert_eq!(scene.list().len(), 0);
     scene.assert_leasable(port);
-    // The process itself is not touched.
+    // The process itself is not affected.
     assert!(idle.finish().success());
 }
 
-/// Nothing was printed, and so nothing is leased, not even for a moment longer.
+/// If nothing was printed, nothing stays leased, not even for a moment.
 #[cfg(target_os = "linux")]
 #[track_caller]
 fn assert_took_nothing(scene: &Scene, mut pick: Command) {
@@ -208,10 +208,10 @@ fn assert_took_nothing(scene: &Scene, mut pick: Command) {
 #[cfg(target_os = "linux")]
 const UNHEARD: [&[&str]; 3] = [&["pick"], &["pick", "--json"], &["pick", "-n2"]];
 
-// By way of /dev/full and a Unix socket.
+// Uses /dev/full and a Unix socket.
 #[cfg(target_os = "linux")]
 #[test]
-fn ports_that_nobody_can_be_told_of_are_not_leased() {
+fn ports_that_cannot_be_printed_are_not_leased() {
     let scene = Scene::new(2);
     for args in UNHEARD {
         let mut pick = scene.program(args);
@@ -219,8 +219,8 @@ fn ports_that_nobody_can_be_told_of_are_not_leased() {
         pick.stdout(full.expect("Linux has it"));
         assert_took_nothing(&scene, pick);
 
-        // A pipe would be held open, for a moment, by what another test is just
-        // starting; to shut a socket down is for all copies of its descriptor.
+        // For a moment, a pipe would be kept open by a child that another test is spawning. Shutting
+        // down a socket affects all copies of its descriptor.
         let (reader, writer) = UnixStream::pair().expect("descriptors left");
         reader.shutdown(std::net::Shutdown::Both).expect("ours");
         let mut pick = scene.program(args);
@@ -229,25 +229,25 @@ fn ports_that_nobody_can_be_told_of_are_not_leased() {
     }
 }
 
-// A Unix shell's scripts.
+// Uses scripts of Unix shells.
 #[cfg(unix)]
 #[test]
-fn a_closed_standard_output_is_as_good_as_dev_null() {
+fn a_closed_standard_output_is_treated_like_dev_null() {
     let scene = Scene::new(1);
-    // Rust's runtime opens /dev/null in its place before the program begins.
+    // Rust's runtime replaces it with /dev/null before the program starts.
     for redirection in [">&-", ">/dev/null", "<&- >&-"] {
         let script = format!("portlock pick {redirection} && portlock list --json");
         let out = answer(scene.script("sh", &script)).code(0);
         assert!(out.out().contains("\"delegated\""), "{}", out.out());
-        // The shell has ended, and with it the lease.
+        // The lease has ended with the shell.
         scene.assert_leasable(scene.port());
     }
 }
 
-// A Unix shell's scripts.
+// Uses scripts of Unix shells.
 #[cfg(unix)]
 #[test]
-fn two_shells_pick_at_once_and_never_the_same() {
+fn two_concurrent_shells_never_pick_the_same_port() {
     if !is_installed("bash") {
         return;
     }
@@ -289,19 +289,19 @@ fn two_shells_pick_at_once_and_never_the_same() {
     b.finish();
     assert_eq!(leased(&picked[1]), (0, Some(0)));
 
-    // They can be leased at once, all together, though their files are there.
+    // All of them can be leased in one call, although their lock files still exist.
     assert!(scene.lock_files() >= 2 * each);
     let (set, n) = (picked.concat().join(","), (2 * each).to_string());
     let run = ["run", "--timeout=0", "--ports", &set, "-n", &n, TRUE];
     scene.portlock(run).code(0);
 }
 
-// As two Unix users.
+// Runs as two Unix users.
 #[cfg(unix)]
 #[test]
-fn a_lease_can_be_given_to_a_process_of_another_user() {
+fn a_lease_can_be_for_a_process_of_another_user() {
     if !am_root() {
-        eprintln!("left out: only root can run this as two users");
+        eprintln!("skipped: only root can run this as two users");
         return;
     }
     let (scene, user) = (Scene::new(1), OrdinaryUser::new());

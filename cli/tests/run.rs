@@ -1,6 +1,5 @@
-//! `portlock run`: the lease of a command, which on Unix takes the place of portlock.
-//! The commands are a Unix shell's, and what is asked for is what exec gives; Windows
-//! has `windows.rs`.
+//! `portlock run` on Unix, where the command replaces portlock. The commands need a Unix shell. For
+//! Windows see `windows.rs`.
 
 #![cfg(unix)]
 
@@ -26,9 +25,9 @@ use portlock_testkit::{
 use rustix::process::Signal;
 
 // ---------------------------------------------------------------------------
-// How CMD is told.
+// How CMD receives its ports.
 
-/// The variables that CMD has and this process has not, with their values.
+/// Returns the variables that CMD has and this process does not, with their values.
 fn added_variables(scene: &Scene, options: &[&str]) -> (Vec<String>, Vec<u16>) {
     let env = |command: Command| -> HashSet<String> {
         let env = answer(command).code(0).warns_of_nothing();
@@ -82,7 +81,7 @@ fn the_ports_are_in_the_arguments() {
         (&all, "{port1}{port2}{port3}", format!("{a}{b}{c}")),
         (&all, "{PORT}:{PORT_2}", format!("{a}:{b}")),
         (&all, "{\"a\": {port}}", format!("{{\"a\": {a}}}")),
-        // Braces that are the command's own.
+        // Braces that are not placeholders.
         (
             &all,
             "{x} {ports} {HOST} ${PORT} {1,2} {",
@@ -108,11 +107,11 @@ fn the_ports_are_in_the_arguments() {
             run.prints_just(&replaced);
         }
     }
-    // A shell's own way to write a variable stays the shell's.
+    // A shell variable is left unchanged.
     let run = ["run", "--", "sh", "-c", "echo ${PORT}"];
     let run = scene.portlock(run).code(0);
     assert!(scene.ports().contains(&run.ports()[0]), "{}", run.out());
-    // The name of the program is not an argument.
+    // Placeholders in the program's name are not replaced.
     let run = ["run", "--", "{port}"];
     scene.portlock(run).code(127).warns("{port}");
 }
@@ -130,8 +129,8 @@ fn what_is_not_utf8_passes_untouched() {
     let expected = [b"\xff", port, b"\xfe", port, b"|{\xc3}\x01\n\\"];
     assert_eq!(run.get_output().stdout, expected.concat());
 
-    // So do the program's own name, and variables that are none of ours.
-    // The file system of macOS has names in UTF-8 alone.
+    // So do the program's own name, and variables of others.
+    // The macOS file system allows only UTF-8 names.
     let name = if cfg!(target_os = "macos") {
         "\u{fe}".as_bytes()
     } else {
@@ -147,7 +146,7 @@ fn what_is_not_utf8_passes_untouched() {
 }
 
 #[test]
-fn options_behind_the_command_are_its_own() {
+fn options_after_the_command_belong_to_it() {
     let scene = Scene::new(1);
     let line = ["echo", "--ports", "1", "-n", "2", "--help", "--", "-V"];
     let expected = "--ports 1 -n 2 --help -- -V\n";
@@ -155,13 +154,13 @@ fn options_behind_the_command_are_its_own() {
     scene.portlock(run).code(0).prints_just(expected);
     let run = [&["run", "--timeout=0", "--"][..], &line].concat();
     scene.portlock(run).code(0).prints_just(expected);
-    // Behind `--`, even what looks like an option is a command.
+    // After `--`, a word that starts with a dash is the command.
     let run = ["run", "--", "--version"];
     scene.portlock(run).code(127).warns("--version");
 }
 
 // ---------------------------------------------------------------------------
-// It is CMD.
+// portlock becomes CMD.
 
 #[test]
 fn the_process_becomes_the_command() {
@@ -176,7 +175,7 @@ fn the_process_becomes_the_command() {
 }
 
 #[test]
-fn its_exit_status_is_the_commands() {
+fn the_exit_status_is_the_commands() {
     let scene = Scene::new(1);
     for status in [0, 1, 3, 42, 75, 124, 125, 126, 127, 255] {
         let exit = format!("exit {status}");
@@ -191,7 +190,7 @@ fn its_exit_status_is_the_commands() {
         let run = scene.program(["run", "--", "sh", "-c", &script]);
         let status = answer(run).get_output().status;
         assert_eq!(status.signal(), Some(number));
-        // As a shell tells it.
+        // As a shell reports it.
         let script = format!("portlock run -- sh -c 'kill -{signal} $$' 2>/dev/null; echo $?");
         let shell = answer(scene.script("sh", &script)).code(0);
         shell.prints_just(&format!("{}\n", 128 + number));
@@ -211,7 +210,7 @@ fn signals_reach_the_command() {
 }
 
 #[test]
-fn what_cannot_be_executed_is_told_as_by_env() {
+fn a_command_that_cannot_be_executed_is_reported_as_env_reports_it() {
     let scene = Scene::new(1);
     let file = scene.dir().join("file");
     fs::write(&file, "echo").expect("our own directory");
@@ -230,7 +229,7 @@ fn what_cannot_be_executed_is_told_as_by_env() {
             .code(status);
         let says = format!("portlock: cannot execute {program}");
         run.prints_just("").warns(&says);
-        // As env(1) tells it.
+        // As env(1) reports it.
         let mut env = scene.command("env");
         env.arg(program);
         answer(env).code(status);
@@ -238,7 +237,7 @@ fn what_cannot_be_executed_is_told_as_by_env() {
     scene.assert_leasable(scene.port());
 }
 
-/// What is open in a shell, and which signals it blocks or ignores.
+/// Returns the open descriptors of a shell, and the signals that it blocks or ignores.
 #[cfg(target_os = "linux")]
 const TELL: &str = "
     for fd in /proc/self/fd/*; do readlink $fd; done | sort
@@ -246,27 +245,30 @@ const TELL: &str = "
 
 #[cfg(target_os = "linux")]
 #[test]
-fn the_command_inherits_the_locks_and_nothing_else() {
+fn the_command_inherits_only_the_locks() {
     let scene = Scene::new(3);
     let dir = format!("{}/", scene.dir().display());
     let line = |line: &str| match line.split_once(":\t") {
-        // The C library has two of the others for itself.
+        // The C library reserves two of the others.
         Some((name, signals)) => {
             let signals = u64::from_str_radix(signals, 16).expect("a set of signals");
             format!("{name}: {:x}", signals & 0x7fff_ffff)
         }
         None => line.to_owned(),
     };
-    let tell = |command: Command| -> Vec<String> {
-        let told = answer(command).code(0);
+    let inherited = |command: Command| -> Vec<String> {
+        let printed = answer(command).code(0);
         // Pipes differ from run to run.
-        let lines = told.out().lines().filter(|line| !line.starts_with("pipe:"));
+        let lines = printed
+            .out()
+            .lines()
+            .filter(|line| !line.starts_with("pipe:"));
         lines.map(line).collect()
     };
-    let plain = tell(scene.script("sh", TELL));
+    let plain = inherited(scene.script("sh", TELL));
     for n in ["1", "3"] {
         let run = scene.program(["run", "-n", n, "--", "sh", "-c", TELL]);
-        let (locks, rest): (Vec<String>, Vec<String>) = tell(run)
+        let (locks, rest): (Vec<String>, Vec<String>) = inherited(run)
             .into_iter()
             .partition(|line| line.starts_with(&dir));
         assert_eq!(locks.len().to_string(), n, "{locks:?}");
@@ -275,7 +277,7 @@ fn the_command_inherits_the_locks_and_nothing_else() {
 }
 
 #[test]
-fn closed_descriptors_are_no_matter() {
+fn closed_descriptors_are_harmless() {
     let scene = Scene::new(2);
     for closed in ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"] {
         for options in ["", "-n 2", "--listen"] {
@@ -300,7 +302,7 @@ fn the_lease_ends_with_the_command_and_not_before() {
         scene.assert_leased(port);
         let status = holder.kill();
         assert_eq!(status.signal(), Some(9));
-        // At once: nothing is to be waited for.
+        // The port is free immediately, without waiting.
         let port = port.to_string();
         let run = ["run", "--timeout=0", "--ports", &port, "true"];
         scene.portlock(run).code(0);
@@ -311,7 +313,7 @@ fn the_lease_ends_with_the_command_and_not_before() {
 #[test]
 fn the_lease_lasts_as_long_as_a_grandchild() {
     let scene = Scene::new(1);
-    // A shell gives what it starts in the background no input but by this detour.
+    // This workaround passes the input on: a shell's background process gets no input otherwise.
     let script = "exec 9<&0; cat <&9 >/dev/null & echo $PORT";
     let mut parent = Running::start(scene.program(["run", "--", "sh", "-c", script]));
     assert_eq!(parent.hear(), scene.port().to_string());
@@ -321,7 +323,7 @@ fn the_lease_lasts_as_long_as_a_grandchild() {
     }
     let check = scene.check(scene.port()).warns_of_nothing();
     let from = format!("inherited it from pid {} \"portlock\" (sh)", parent.id());
-    // Behind it is the user.
+    // The user follows.
     assert!(check.out().contains(&from), "{}", check.out());
     parent.close();
     until("the grandchild's end", || {
@@ -346,7 +348,7 @@ fn a_command_waits_for_a_lease_to_end() {
 }
 
 #[test]
-fn a_command_within_a_command_has_a_port_of_its_own() {
+fn a_nested_command_has_its_own_port() {
     let scene = Scene::new(2);
     let inner = "echo $PORT; portlock run -- sh -c 'echo $PORT'";
     let run = scene.portlock(["run", "--", "sh", "-c", inner]).code(0);
@@ -392,14 +394,14 @@ fn the_same_name_gets_the_same_port() {
     assert_ne!(scene.portlock(run).ports(), port);
     drop(holder);
     assert_eq!(scene.portlock(run).ports(), port);
-    // In 100 ports, four names would have the same one in one case of a million.
+    // With 100 ports, four names have the same port by chance once in a million runs.
     let names = ["b", "c", "d", "e"].map(|name| format!("--prefer={name}"));
     let other = |name: &String| scene.portlock(["run", name, "printenv", "PORT"]).ports();
     assert!(names.iter().any(|name| other(name) != port));
 }
 
 #[test]
-fn the_label_is_the_commands_name_or_what_is_said() {
+fn the_label_defaults_to_the_commands_name() {
     let scene = Scene::new(1);
     for (options, label) in [
         (&[][..], "sh"),
@@ -414,7 +416,7 @@ fn the_label_is_the_commands_name_or_what_is_said() {
 // ---------------------------------------------------------------------------
 // What "free" means.
 
-/// Whether `run` gets the scene's only port, with these options.
+/// Returns whether `run` leases the scene's only port with these options.
 #[track_caller]
 fn is_free(scene: &Scene, options: &[&str]) -> bool {
     let args = [&["run", "--timeout=0"], options, &["true"]].concat();
@@ -424,7 +426,7 @@ fn is_free(scene: &Scene, options: &[&str]) -> bool {
 }
 
 #[test]
-fn a_port_is_to_be_free_on_every_address_or_those_named() {
+fn a_port_must_be_free_on_every_address_or_on_the_named_ones() {
     if !has_second_loopback() {
         return;
     }
@@ -445,14 +447,14 @@ fn a_port_is_to_be_free_on_every_address_or_those_named() {
         assert_eq!(is_free(&scene, options), free, "{options:?}");
     }
     drop(server);
-    // A name means all its addresses, and localhost has this one everywhere.
+    // A name means all its addresses. On every system, localhost includes this one.
     let _server = TcpListener::bind(("127.0.0.1", scene.port())).expect("a free port");
     assert!(!is_free(&scene, &["--host=localhost"]));
     assert!(is_free(&scene, &["--host=127.0.0.2"]));
 }
 
 #[test]
-fn a_port_is_to_be_free_for_the_protocol() {
+fn a_port_must_be_free_for_the_protocol() {
     let scene = Scene::new(1);
     let udp = UdpSocket::bind(("127.0.0.1", scene.port())).expect("a free port");
     for (option, free) in [
@@ -462,8 +464,7 @@ fn a_port_is_to_be_free_for_the_protocol() {
     ] {
         assert_eq!(is_free(&scene, &[option]), free, "{option}");
     }
-    // A copy of the descriptor may live on for a moment, in what another test
-    // is just starting.
+    // For a moment, a child that another test is spawning may keep a copy of the descriptor.
     drop(udp);
     until("free for UDP", || is_free(&scene, &["--udp"]).then_some(()));
     let tcp = listen_strictly(scene.port()).expect("free");
@@ -478,28 +479,28 @@ fn a_port_is_to_be_free_for_the_protocol() {
 }
 
 #[test]
-fn a_port_in_time_wait_is_free_for_those_who_say_so() {
+fn a_port_in_time_wait_is_free_with_reuse_address() {
     let scene = Scene::new(1);
     let server = TcpListener::bind(("127.0.0.1", scene.port())).expect("a free port");
     let mut client = TcpStream::connect(("127.0.0.1", scene.port())).expect("it listens");
     let (connection, _) = server.accept().expect("a client");
-    // Who closes first has the TIME_WAIT: here it is the server.
+    // The side that closes first enters TIME_WAIT: here the server.
     connection
         .shutdown(std::net::Shutdown::Both)
         .expect("connected");
     drop(connection);
     client.read_to_end(&mut Vec::new()).expect("closed");
     drop((client, server));
-    // Where no table shows that it is TIME_WAIT, it is free for nobody else.
+    // If the system has no table that shows TIME_WAIT, the port is not free without the option.
     let is_macos = cfg!(target_os = "macos");
-    let told = if is_macos {
+    let printed = if is_macos {
         "bound, and not listening"
     } else {
         "free, in TIME_WAIT"
     };
     until("nothing but TIME_WAIT", || {
         let check = scene.check(scene.port()).out().to_owned();
-        (check == format!("{} {told}\n", scene.port())).then_some(())
+        (check == format!("{} {printed}\n", scene.port())).then_some(())
     });
     assert!(!is_free(&scene, &["--reuse-address=no"]));
     assert_eq!(is_free(&scene, &[]), !is_macos);
@@ -511,7 +512,7 @@ fn a_port_in_time_wait_is_free_for_those_who_say_so() {
 }
 
 #[test]
-fn ephemeral_ports_that_were_named_give_a_warning() {
+fn named_ephemeral_ports_cause_a_warning() {
     let scene = Scene::new(1);
     let (range, own) = (set(ephemeral()), scene.set());
     for (ports, warning) in [
@@ -531,7 +532,7 @@ fn ephemeral_ports_that_were_named_give_a_warning() {
         }
         scene.release_all();
     }
-    // The environment is the machine's, and nobody to be warned is there.
+    // Ports named by the environment are the machine's policy, so there is no warning.
     let mut run = scene.program(["run", "true"]);
     run.env("PORTLOCK_PORTS", &range);
     answer(run).code(0).warns_of_nothing();
@@ -556,9 +557,9 @@ fn bad_ports_in_the_environment_are_an_error() {
 }
 
 // ---------------------------------------------------------------------------
-// Many at once.
+// Many concurrent commands.
 
-/// A server that binds strictly, gives one client its token and ends.
+/// A server that binds without SO_REUSEADDR, sends its token to one client, and ends.
 const SERVER: &str = "
 import socket, sys
 port, token = int(sys.argv[1]), sys.argv[2]
@@ -577,7 +578,7 @@ connection.recv(1)
 ";
 
 #[test]
-fn many_commands_at_once_have_each_a_port_of_its_own() {
+fn many_concurrent_commands_each_have_their_own_port() {
     if !is_installed("python3") {
         return;
     }
@@ -594,10 +595,10 @@ fn many_commands_at_once_have_each_a_port_of_its_own() {
             .stdout(Stdio::piped())
             .spawn()
             .expect("it starts");
-        let mut told = String::new();
+        let mut printed = String::new();
         let mut out = BufReader::new(server.stdout.take().expect("piped"));
-        out.read_line(&mut told).expect("a line");
-        let port = told.trim_end().parse().map_err(|_| told.clone());
+        out.read_line(&mut printed).expect("a line");
+        let port = printed.trim_end().parse().map_err(|_| printed.clone());
         let answer = port.as_ref().map(|&port: &u16| {
             let client = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
             let mut answer = String::new();
@@ -609,7 +610,7 @@ fn many_commands_at_once_have_each_a_port_of_its_own() {
         let status = server.wait().expect("our own child");
         match right {
             Ok(true) if status.success() => port,
-            other => Err(format!("{told:?} {other:?} {status}")),
+            other => Err(format!("{printed:?} {other:?} {status}")),
         }
     };
     let worker = || {

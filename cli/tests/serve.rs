@@ -1,6 +1,5 @@
-//! `portlock serve`: the protocol, the promises that its grants make, and
-//! portpicker itself as client and as server. All by Unix sockets and signals; for
-//! Windows there is `windows.rs`.
+//! `portlock serve`: the protocol, the guarantees of its grants, and portpicker itself as client and
+//! as server. Uses Unix sockets and signals. For Windows see `windows.rs`.
 
 #![cfg(unix)]
 
@@ -40,21 +39,21 @@ use rustix::process::{Resource, Signal, getrlimit, setrlimit};
 // ---------------------------------------------------------------------------
 // Leases.
 
-/// The kind of error with which the library refuses to lease the port, if it does.
+/// Returns the kind of error with which the library refuses to lease the port, if it does.
 fn lease_error(dir: &Path, port: u16) -> Option<ErrorKind> {
     let builder = FreePort::builder().ports(port..=port).lock_dir(dir);
     let leased = builder.protocol(Protocol::TcpAndUdp).try_acquire();
     leased.err().map(|error| error.kind())
 }
 
-/// The process that a port is leased to.
+/// Returns the process that a port is leased to.
 fn owner(dir: &Path, port: u16) -> u32 {
     let lease = LockDir::open(dir).expect("trusted").entry(port);
     let lease = lease.expect("readable").expect("leased");
     lease.owner.expect("a record").pid()
 }
 
-/// Each of these ports can be leased again, soon.
+/// Asserts that each of these ports can soon be leased again.
 fn assert_all_come_back(dir: &Path, ports: &[u16]) {
     for &port in ports {
         until("the port comes back", || {
@@ -70,22 +69,21 @@ fn all_distinct(ports: &[u16]) -> bool {
 // ---------------------------------------------------------------------------
 // Processes.
 
-/// A process that ports can be asked for, and that does nothing.
+/// Returns an idle process for which ports can be requested.
 fn client() -> Process {
     let mut command = Command::new("sleep");
     command.arg("1000");
     Process::start(command)
 }
 
-/// The pid of a process that has ended. It is given to another one only after
-/// all other pids were.
+/// Returns the pid of a process that has ended. The system reuses it only after all other pids.
 fn dead_pid() -> u32 {
     let mut client = client();
     client.kill();
     client.id()
 }
 
-/// A process that writes a log on standard error.
+/// A process that writes its log to standard error.
 struct Logging {
     process: Process,
     log: Receiver<String>,
@@ -99,7 +97,7 @@ impl Logging {
         Self { process, log }
     }
 
-    /// The log up to and with the first line that contains `part`.
+    /// Returns the log up to and including the first line that contains `part`.
     #[track_caller]
     fn logged(&self, part: &str) -> Vec<String> {
         let mut log = Vec::new();
@@ -118,7 +116,7 @@ impl Logging {
         self.process.signal(signal);
     }
 
-    /// Waits for the end, and gives the rest of the log.
+    /// Waits until the process ends, and returns the rest of the log.
     #[track_caller]
     fn end(mut self) -> (ExitStatus, Vec<String>) {
         let mut log = Vec::new();
@@ -133,15 +131,15 @@ impl Logging {
     }
 }
 
-/// `portlock serve` with these arguments.
+/// Returns `portlock serve` with these arguments.
 fn serve(dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_portlock"));
     command.arg("serve").args(args).env("PORTLOCK_DIR", dir);
     command
 }
 
-/// An address for all users of this machine: in the abstract namespace, or where there
-/// is none, a path.
+/// Returns an address that all users of this machine can reach: an abstract one or, on systems without
+/// abstract addresses, a path.
 fn own_address(name: &str) -> String {
     let start = if cfg!(target_os = "linux") {
         "@"
@@ -151,7 +149,7 @@ fn own_address(name: &str) -> String {
     format!("{start}portlock-test-{}-{name}", process::id())
 }
 
-/// A server that listens.
+/// A listening server.
 struct Server {
     logging: Logging,
     address: String,
@@ -167,13 +165,13 @@ impl Server {
     fn start_command(command: Command, address: &str) -> Self {
         let logging = Logging::start(command);
         let log = logging.logged("Serving on");
-        let line = log.last().expect("that one");
+        let line = log.last().expect("that line");
         assert!(line.ends_with(&format!("Serving on {address}")), "{line}");
         let address = address.to_owned();
         Self { logging, address }
     }
 
-    /// With --quiet, so that the log says nothing of the start.
+    /// Starts a server with --quiet, so that the log does not mention the start.
     fn start_quiet(dir: &Path, address: &str, ports: &Ports) -> Self {
         let ports = ports.text();
         let command = serve(dir, &["--address", address, "--ports", &ports, "--quiet"]);
@@ -187,10 +185,10 @@ impl Server {
         connect(&self.address).expect("the server listens")
     }
 
-    /// The answer to a request that is sent at once.
+    /// Sends a request in one write, and returns the answer.
     fn answer(&self, request: impl AsRef<[u8]>) -> String {
         let mut connection = self.connect();
-        // It may have seen enough before it has read all.
+        // The server may close the connection before it has read everything.
         let _ = connection.write_all(request.as_ref());
         answer(connection).expect("it closes the connection")
     }
@@ -199,12 +197,12 @@ impl Server {
         port(&self.answer(format!("{pid}\n")))
     }
 
-    /// SIGKILL: it has no chance to tidy up.
+    /// Sends SIGKILL, so that the server cannot clean up.
     fn kill(mut self) {
         self.logging.process.kill();
     }
 
-    /// SIGTERM, and the end.
+    /// Sends SIGTERM, and waits until the server has ended.
     #[track_caller]
     fn stop(self) -> Vec<String> {
         self.logging.signal(Signal::TERM);
@@ -227,20 +225,20 @@ fn connect(address: &str) -> io::Result<UnixStream> {
     Ok(connection)
 }
 
-/// All that comes until the server closes the connection.
+/// Returns everything that the server sends until it closes the connection.
 fn answer(mut connection: UnixStream) -> io::Result<String> {
     let mut answer = String::new();
     connection.read_to_string(&mut answer)?;
     Ok(answer)
 }
 
-/// The port of an answer, which is a number and a newline or nothing at all.
+/// Returns the port in an answer, which is a number and a newline, or empty.
 #[track_caller]
 fn port(answer: &str) -> Option<u16> {
     if answer.is_empty() {
         return None;
     }
-    let number = answer.strip_suffix('\n').expect("a newline behind it");
+    let number = answer.strip_suffix('\n').expect("a newline at the end");
     let port: u16 = number.parse().expect("a port");
     assert_eq!(number, port.to_string());
     Some(port)
@@ -254,7 +252,7 @@ fn child() {
     run_child(&[("ask", ask), ("ask-until", ask_until), ("lease", lease)]);
 }
 
-/// Asks for ports for the pids in its input, until that ends. Arguments: address.
+/// Requests ports for the pids in its input, until that ends. Arguments: address.
 fn ask(parent: &Parent) {
     let address: String = parent.argument(0);
     loop {
@@ -263,7 +261,7 @@ fn ask(parent: &Parent) {
     }
 }
 
-/// Does the same with a server that may not have started yet.
+/// Does the same with a server that may still be starting.
 fn ask_until(parent: &Parent) {
     let address: String = parent.argument(0);
     loop {
@@ -299,7 +297,7 @@ fn lease(parent: &Parent) {
 // Requests.
 
 #[test]
-fn what_is_no_request_gets_no_answer() {
+fn an_invalid_request_gets_no_answer() {
     let (dir, ports) = (lock_dir(), Ports::new(4));
     let server = Server::start(dir.path(), &own_address("malformed"), &ports);
     let requests: [&[u8]; 12] = [
@@ -331,7 +329,7 @@ fn what_is_no_request_gets_no_answer() {
     for pid in nobody {
         assert_eq!(server.answer(format!("{pid}\n")), "", "{pid}");
     }
-    // More than any pid can be, with as many digits as a request may have.
+    // Larger than any pid, with the maximum number of digits in a request.
     assert_eq!(server.answer("99999999999999999999"), "");
 
     let connection = server.connect();
@@ -339,7 +337,7 @@ fn what_is_no_request_gets_no_answer() {
         .shutdown(std::net::Shutdown::Write)
         .expect("connected");
     assert_eq!(answer(connection).expect("closed"), "");
-    // Gone without a word: there is nobody to be answered.
+    // The client disconnects without a request, so there is nothing to answer.
     drop(server.connect());
 
     for _ in 0..4 {
@@ -347,12 +345,12 @@ fn what_is_no_request_gets_no_answer() {
         assert!(ports.contains(port));
     }
     let log = server.stop();
-    // 12 requests that are none, and two connections without any.
+    // 12 invalid requests, and two connections without a request.
     assert_statistics(&log, [14, 7, 4, 1, 4]);
 }
 
-/// More than 20 bytes are no request. The client gets the end of the stream and no error, and
-/// may go on writing for a moment.
+/// A request of more than 20 bytes is invalid. The client gets the end of the stream and no error, and
+/// may continue to write for a moment.
 #[test]
 fn a_request_that_is_too_long_ends_with_the_end_of_the_stream() {
     let (dir, ports) = (lock_dir(), Ports::new(2));
@@ -365,7 +363,7 @@ fn a_request_that_is_too_long_ends_with_the_end_of_the_stream() {
         connection.write_all(b"812\n").expect("it still reads");
         assert_eq!(connection.read(&mut rest).expect("the end"), 0, "{len}");
     }
-    // What comes late, after a request without a newline, does not spoil the answer.
+    // Late data after a request without a newline does not break the answer.
     let mut connection = server.connect();
     write!(connection, "{}", process::id()).expect("connected");
     let mut reader = BufReader::new(&connection);
@@ -385,7 +383,7 @@ fn a_request_that_is_too_long_ends_with_the_end_of_the_stream() {
 }
 
 #[test]
-fn the_writing_of_a_request_does_not_matter() {
+fn the_format_of_a_request_does_not_matter() {
     let (dir, ports) = (lock_dir(), Ports::new(16));
     let server = Server::start(dir.path(), &own_address("writing"), &ports);
     let own = process::id();
@@ -413,12 +411,12 @@ fn the_writing_of_a_request_does_not_matter() {
         .expect("connected");
     grant(&answer(connection).expect("an answer"));
 
-    // It may still be writing, so this one waits a moment.
+    // The client may still be writing, so the server waits a moment.
     let mut connection = server.connect();
     write!(connection, "{own}").expect("connected");
     let start = Instant::now();
     grant(&answer(connection).expect("an answer"));
-    // What counts is that it is well below the time for a silent client.
+    // The limit only has to be well below the timeout for a silent client.
     assert!(
         start.elapsed() < Duration::from_secs(5),
         "{:?}",
@@ -434,8 +432,8 @@ fn a_request_in_pieces_is_one_request() {
     let own = process::id();
     let request = format!("{own}\n");
     let (first, second) = request.split_at(1);
-    // On a crowded machine the moment may become as long as the quiet time, which
-    // ends a request. That one does not tell anything.
+    // On a busy machine the pause may become as long as the one that ends a request. Such an attempt is
+    // inconclusive.
     let answer = until("two writes shortly after each other", || {
         let mut connection = server.connect();
         let start = Instant::now();
@@ -491,10 +489,10 @@ fn a_port_that_is_bound_or_leased_by_others_is_not_granted() {
     assert_eq!(rest, expected);
 }
 
-/// A client's first port may be another's already when the server looks; that
-/// must not hide that its other ports are free.
+/// When the server checks, a client's first port may already be leased by another one. The server must
+/// still find that the client's other ports are free.
 #[test]
-fn all_ports_of_an_ended_client_come_back_whoever_has_one_of_them() {
+fn all_ports_of_an_ended_client_are_returned_even_if_one_is_leased_again() {
     let (dir, ports) = (lock_dir(), Ports::new(3));
     let server = Server::start(dir.path(), &own_address("partly"), &ports);
     let mut client = client();
@@ -511,7 +509,7 @@ fn all_ports_of_an_ended_client_come_back_whoever_has_one_of_them() {
 // ---------------------------------------------------------------------------
 // Statistics.
 
-/// What the log says of it, in the order of the reference.
+/// Returns the statistics in the log, in the order that portpicker's server uses.
 #[track_caller]
 fn assert_statistics(log: &[String], expected: [usize; 5]) {
     let names = [
@@ -559,7 +557,7 @@ fn statistics_are_printed_on_demand_and_at_the_end() {
 // ---------------------------------------------------------------------------
 // Addresses and arguments.
 
-/// The message of a server that does not start.
+/// Returns the message of a server that fails to start.
 #[track_caller]
 fn refusal(dir: &Path, args: &[&str]) -> String {
     let (status, log) = Logging::start(serve(dir, args)).end();
@@ -568,7 +566,7 @@ fn refusal(dir: &Path, args: &[&str]) -> String {
 }
 
 #[test]
-fn a_server_that_listens_already_is_left_alone() {
+fn a_running_server_is_left_alone() {
     let (dir, ports) = (lock_dir(), Ports::new(4));
     let path = dir.path().join("socket");
     for address in [&own_address("live")[..], text(&path)] {
@@ -588,10 +586,10 @@ fn a_server_that_listens_already_is_left_alone() {
 }
 
 #[test]
-fn a_dead_socket_is_replaced_and_nothing_else_is() {
+fn only_a_dead_socket_is_replaced() {
     let (dir, ports) = (lock_dir(), Ports::new(4));
     let path = dir.path().join("socket");
-    // The file stays when the listener is closed, as when a server is killed.
+    // Closing the listener leaves the file, as killing a server does.
     drop(UnixListener::bind(&path).expect("our own directory"));
     let server = Server::start(dir.path(), text(&path), &ports);
     assert!(server.ask(process::id()).is_some());
@@ -609,7 +607,7 @@ fn a_dead_socket_is_replaced_and_nothing_else_is() {
     assert!(message.contains("no socket"), "{message}");
     assert_eq!(fs::read(&path).expect("still there"), b"precious");
 
-    // Nor is what a link points to.
+    // The target of a link is not replaced either.
     let link = dir.path().join("link");
     std::os::unix::fs::symlink(&path, &link).expect("our own directory");
     refusal(dir.path(), &["--address", text(&link)]);
@@ -623,7 +621,7 @@ fn a_dead_socket_is_replaced_and_nothing_else_is() {
 }
 
 #[test]
-fn a_socket_that_somebody_else_made_since_is_not_removed() {
+fn a_socket_that_another_process_has_created_since_is_not_removed() {
     let (dir, ports) = (lock_dir(), Ports::new(1));
     let path = dir.path().join("socket");
     let server = Server::start(dir.path(), text(&path), &ports);
@@ -640,7 +638,7 @@ fn a_socket_that_somebody_else_made_since_is_not_removed() {
 }
 
 #[test]
-fn the_flags_of_the_reference_work() {
+fn the_flags_of_portpickers_server_work() {
     let (dir, ports) = (lock_dir(), Ports::new(4));
     let (first, last) = (ports.numbers[0], ports.numbers[3]);
     let pool = format!("{first}-{},{last}-{last}", first + 1);
@@ -668,7 +666,7 @@ fn the_flags_of_the_reference_work() {
 }
 
 #[test]
-fn what_is_no_pool_is_refused() {
+fn an_invalid_pool_is_refused() {
     let dir = lock_dir();
     let address = own_address("refused");
     let refuse = |flag, pool| {
@@ -691,9 +689,9 @@ fn what_is_no_pool_is_refused() {
     assert!(message.contains("cannot be used with"), "{message}");
 }
 
-/// As the reference does it; `static_pool.rs` has the rest.
+/// As in portpicker's server. `static_pool.rs` tests the details.
 #[test]
-fn unparsable_parts_of_a_static_pool_are_passed_over() {
+fn unparsable_parts_of_a_static_pool_are_ignored() {
     let (dir, ports) = (lock_dir(), Ports::new(1));
     let port = ports.numbers[0];
     let address = own_address("unparsable");
@@ -715,10 +713,10 @@ fn unparsable_parts_of_a_static_pool_are_passed_over() {
 }
 
 // ---------------------------------------------------------------------------
-// Promises.
+// Guarantees.
 
 #[test]
-fn a_server_that_was_killed_keeps_its_promises() {
+fn a_restarted_server_honors_earlier_grants() {
     let (dir, ports) = (lock_dir(), Ports::new(8));
     let address = own_address("killed");
     let start = || Server::start(dir.path(), &address, &ports);
@@ -738,7 +736,7 @@ fn a_server_that_was_killed_keeps_its_promises() {
     assert!(all_distinct(&all), "{all:?}");
     assert_eq!(server.ask(process::id()), None, "all belong to the living");
 
-    // Nor does it keep more than it has promised.
+    // It does not keep more ports than it has granted.
     let (mut client, port) = clients.swap_remove(0);
     client.kill();
     assert_eq!(until("a port", || server.ask(process::id())), port);
@@ -747,7 +745,7 @@ fn a_server_that_was_killed_keeps_its_promises() {
 }
 
 #[test]
-fn a_server_that_is_killed_while_it_grants_keeps_its_promises() {
+fn a_server_that_is_killed_during_grants_honors_them_after_a_restart() {
     let (dir, ports) = (lock_dir(), Ports::new(256));
     let address = own_address("interrupted");
     let mut client = client();
@@ -806,7 +804,7 @@ fn two_servers_never_grant_the_same_port() {
         assert_eq!(server.ask(process::id()), None, "none is left");
     }
     clients[0].kill();
-    // Either server may give what the other one had granted.
+    // Each server may grant ports that the other one had granted before.
     let again: Vec<u16> = (0..EACH)
         .map(|_| until("a port", || servers[1].ask(process::id())))
         .collect();
@@ -822,7 +820,7 @@ fn two_servers_never_grant_the_same_port() {
 
 #[test]
 fn ports_in_time_wait_are_granted_when_no_other_is_left() {
-    // Nothing shows that it is TIME_WAIT on macOS.
+    // macOS does not show which sockets are in TIME_WAIT.
     let by_default = if cfg!(target_os = "macos") { 1 } else { 4 };
     for (name, flag, strictly_first, all) in [
         ("default", None, true, by_default),
@@ -853,11 +851,11 @@ fn ports_in_time_wait_are_granted_when_no_other_is_left() {
     }
 }
 
-/// A port that came back is strictly free and goes first, however many are in TIME_WAIT. On macOS
-/// those are granted only if that was asked for, and then at equal rank.
+/// A returned port is strictly free and is granted first, however many ports are in TIME_WAIT. On macOS
+/// those are granted only on request, and then with equal priority.
 #[cfg(not(target_os = "macos"))]
 #[test]
-fn a_port_that_came_back_is_granted_before_those_in_time_wait() {
+fn a_returned_port_is_granted_before_those_in_time_wait() {
     let (dir, ports) = (lock_dir(), Ports::new(8));
     let server = Server::start(dir.path(), &own_address("came-back"), &ports);
     let mut first = client();
@@ -871,12 +869,12 @@ fn a_port_that_came_back_is_granted_before_those_in_time_wait() {
 }
 
 #[test]
-fn clients_in_turn_get_more_ports_than_the_pool_has() {
+fn successive_clients_get_more_grants_than_the_pool_has_ports() {
     const CLIENTS: usize = 60;
     let (dir, ports) = (lock_dir(), Ports::new(20));
     let (address, text) = (own_address("in-turn"), ports.text());
     let mut args = vec!["--address", &address, "--ports", &text];
-    // By default only where something shows that it is TIME_WAIT.
+    // By default only if the system shows which sockets are in TIME_WAIT.
     args.extend(cfg!(target_os = "macos").then_some("--reuse-address"));
     let server = Server::start_command(serve(dir.path(), &args), &address);
     let start = Instant::now();
@@ -887,16 +885,19 @@ fn clients_in_turn_get_more_ports_than_the_pool_has() {
         leave_in_time_wait(port);
         client.kill();
     }
-    eprintln!("{CLIENTS} clients in turn, 20 ports: {:?}", start.elapsed());
+    eprintln!(
+        "{CLIENTS} successive clients, 20 ports: {:?}",
+        start.elapsed()
+    );
     let log = server.stop();
     let total = format!(" total-allocations {CLIENTS}");
     assert!(log.iter().any(|line| line.ends_with(&total)), "{log:#?}");
 }
 
-/// A grant or a refusal is one search over the pool: the library's pauses for ports in
-/// TIME_WAIT are made once, and not for each port.
+/// A grant or a refusal is one search over the pool: the library pauses once for ports in TIME_WAIT,
+/// not once per port.
 #[test]
-fn many_ports_in_time_wait_cost_hardly_more_than_one() {
+fn many_ports_in_time_wait_take_hardly_more_time_than_one() {
     const MANY: usize = 299;
     let (dir, one, many) = (lock_dir(), Ports::new(2), Ports::new(MANY + 1));
     let ask = |name: &str, ports: &Ports| {
@@ -929,8 +930,8 @@ fn many_ports_in_time_wait_cost_hardly_more_than_one() {
     };
     let (_, refusal) = ask("one-lingers", &one);
     let (grant_of_many, refusal_of_many) = ask("many-linger", &many);
-    // A search port by port would take as many times as long for the refusal, and about half as
-    // many times for the grant. This machine may be crowded.
+    // With a search for each port, the time of a refusal would be proportional to the number of ports,
+    // and that of a grant to about half of it. The bound is generous because the machine may be busy.
     let most = refusal * u32::try_from(MANY / 4).expect("few");
     assert!(grant_of_many < most, "{grant_of_many:?}, {refusal:?}");
     assert!(refusal_of_many < most, "{refusal_of_many:?}, {refusal:?}");
@@ -939,13 +940,13 @@ fn many_ports_in_time_wait_cost_hardly_more_than_one() {
 // ---------------------------------------------------------------------------
 // The log.
 
-/// The lines of a log with this part.
+/// Returns the lines of a log that contain this part.
 fn with<'a>(log: &'a [String], part: &str) -> Vec<&'a String> {
     log.iter().filter(|line| line.contains(part)).collect()
 }
 
 #[test]
-fn exhaustion_is_a_warning_with_the_pid_that_is_not_repeated_for_each_client() {
+fn a_warning_about_exhausted_ports_names_the_pid_and_is_not_repeated_for_each_client() {
     let (dir, ports) = (lock_dir(), Ports::new(2));
     let server = Server::start_quiet(dir.path(), &own_address("warning"), &ports);
     let client = client();
@@ -965,8 +966,8 @@ fn exhaustion_is_a_warning_with_the_pid_that_is_not_repeated_for_each_client() {
 }
 
 #[test]
-fn a_server_without_descriptors_says_so_once_and_recovers() {
-    /// What it may open, and what clients try to open at least.
+fn a_server_that_runs_out_of_descriptors_reports_it_once_and_recovers() {
+    /// The server's limit on open files. Clients try to open more.
     const FILES: usize = 64;
     let (dir, ports) = (lock_dir(), Ports::new(2));
     let address = own_address("descriptors");
@@ -991,7 +992,7 @@ fn a_server_without_descriptors_says_so_once_and_recovers() {
         .map(|_| connect(&address).expect("the queue is longer"))
         .collect();
     let mut log = logging.logged("cannot accept a connection");
-    // It tries again and again meanwhile, every 20 ms.
+    // Meanwhile the server retries every 20 ms.
     thread::sleep(Duration::from_millis(200));
     drop(silent);
     let server = Server { logging, address };
@@ -1002,9 +1003,9 @@ fn a_server_without_descriptors_says_so_once_and_recovers() {
     assert!(warnings[0].contains(" WARN "), "{log:#?}");
 }
 
-/// As when the program that collects the log has ended.
+/// This happens if the program that collects the log has ended.
 #[test]
-fn a_server_without_a_reader_of_its_log_goes_on() {
+fn a_server_without_a_reader_of_its_log_keeps_serving() {
     let (dir, ports) = (lock_dir(), Ports::new(2));
     let address = own_address("unread");
     let text = ports.text();
@@ -1033,7 +1034,7 @@ fn a_server_without_a_reader_of_its_log_goes_on() {
 // Service managers.
 
 #[test]
-fn sighup_ends_nothing() {
+fn sighup_does_not_end_the_server() {
     let (dir, ports) = (lock_dir(), Ports::new(2));
     let path = dir.path().join("socket");
     let server = Server::start(dir.path(), text(&path), &ports);
@@ -1041,7 +1042,7 @@ fn sighup_ends_nothing() {
     let before = identity();
     let mut connection = server.connect();
     server.logging.signal(Signal::HUP);
-    // The log tells when the signals were handled.
+    // The log shows when the signals were handled.
     server.logging.signal(Signal::USR1);
     server.logging.logged("total-allocations");
     writeln!(connection, "{}", process::id()).expect("still connected");
@@ -1052,8 +1053,8 @@ fn sighup_ends_nothing() {
     server.stop();
 }
 
-/// `portlock serve` with these sockets from a service manager, and these assignments, which
-/// a shell makes because only it knows its own pid.
+/// Returns `portlock serve` with these sockets from a service manager, and these variables. A shell
+/// assigns them, because only it knows its own pid.
 fn activated(dir: &Path, sockets: Vec<OwnedFd>, variables: &str, args: &[&str]) -> Command {
     let mut command = Command::new("sh");
     let line = format!("{variables} exec \"$@\"");
@@ -1070,7 +1071,7 @@ fn activated(dir: &Path, sockets: Vec<OwnedFd>, variables: &str, args: &[&str]) 
 }
 
 #[test]
-fn sockets_of_a_service_manager_are_served_and_left_to_it() {
+fn sockets_of_a_service_manager_are_served_and_not_removed() {
     let (dir, ports) = (lock_dir(), Ports::new(4));
     let paths = ["one", "other"].map(|name| dir.path().join(name));
     let listeners = paths
@@ -1083,7 +1084,7 @@ fn sockets_of_a_service_manager_are_served_and_left_to_it() {
         let len = notify.recv(&mut message).expect("a notification");
         String::from_utf8_lossy(&message[..len]).into_owned()
     };
-    // Clients that come before it runs wait for it.
+    // Clients that connect before the server runs wait for it.
     let mut early = connect(text(&paths[1])).expect("it listens");
     writeln!(early, "{}", process::id()).expect("connected");
 
@@ -1095,7 +1096,7 @@ fn sockets_of_a_service_manager_are_served_and_left_to_it() {
     command.env("NOTIFY_SOCKET", dir.path().join("notify"));
     let logging = Logging::start(command);
     let log = logging.logged("Serving on");
-    let line = log.last().expect("that one");
+    let line = log.last().expect("that line");
     for path in &paths {
         assert!(line.contains(text(path)), "{line}");
     }
@@ -1118,7 +1119,7 @@ fn sockets_of_a_service_manager_are_served_and_left_to_it() {
 }
 
 #[test]
-fn sockets_that_cannot_be_served_are_refused_in_a_sentence() {
+fn sockets_that_cannot_be_served_are_refused_with_a_message() {
     let (dir, ports) = (lock_dir(), Ports::new(1));
     let args = [
         "--ports",
@@ -1151,7 +1152,7 @@ fn sockets_that_cannot_be_served_are_refused_in_a_sentence() {
     );
 }
 
-/// They are inherited by every process below one that was started so.
+/// Descendants of an activated process inherit its sockets.
 #[test]
 fn sockets_for_another_process_are_not_touched() {
     let (dir, ports) = (lock_dir(), Ports::new(1));
@@ -1190,7 +1191,7 @@ fn systemd_can_start_it_with_the_first_client() {
     assert_eq!(serving.len(), 1, "{log:#?}");
 }
 
-/// The units for systemd.
+/// Returns the directory of the systemd units.
 fn units() -> PathBuf {
     let cli = Path::new(env!("CARGO_MANIFEST_DIR"));
     cli.with_file_name("contrib").join("systemd")
@@ -1206,7 +1207,7 @@ fn the_units_for_systemd_are_valid() {
     let names = ["portlock-serve.service", "portlock-serve.socket"];
     let copies = names.map(|name| {
         let unit = fs::read_to_string(units.join(name)).expect("a unit");
-        // It has to be there.
+        // The program has to exist.
         let unit = unit.replace("/usr/bin/portlock", env!("CARGO_BIN_EXE_portlock"));
         let copy = dir.path().join(name);
         fs::write(&copy, unit).expect("our own directory");
@@ -1216,8 +1217,8 @@ fn the_units_for_systemd_are_valid() {
     command.args(["verify", "--man=no"]).args(&copies);
     let output = command.output().expect("it is installed");
     let complaints = String::from_utf8_lossy(&output.stderr);
-    // Of what it only ignores, its exit status tells nothing. It also reads units of this
-    // machine, which are not ours.
+    // Its exit status does not report ignored settings. Also, it reads units of this machine, which
+    // are not ours.
     let ours = complaints
         .lines()
         .filter(|line| line.contains("portlock"))
@@ -1227,13 +1228,13 @@ fn the_units_for_systemd_are_valid() {
 }
 
 #[test]
-fn the_directory_for_all_users_is_made_as_it_must_be() {
+fn the_directory_for_all_users_is_created_correctly() {
     let units = units();
     if !is_installed("systemd-tmpfiles") {
         return;
     }
     if !am_root() {
-        eprintln!("left out: only root can make a directory for all users");
+        eprintln!("skipped: only root can create a directory for all users");
         return;
     }
     let root = lock_dir();
@@ -1250,7 +1251,7 @@ fn the_directory_for_all_users_is_made_as_it_must_be() {
     assert!(output.status.success(), "{}: {complaints}", output.status);
     assert_eq!(complaints, "");
     let made = root.path().join("run/portlock");
-    let metadata = fs::metadata(&made).expect("it has been made");
+    let metadata = fs::metadata(&made).expect("it has been created");
     assert_eq!(metadata.mode() & 0o7777, 0o1777);
     LockDir::open(&made).expect("it is trusted");
 }
@@ -1259,14 +1260,14 @@ fn the_directory_for_all_users_is_made_as_it_must_be() {
 // Other clients.
 
 #[test]
-fn silent_connections_keep_nobody_waiting() {
+fn silent_connections_do_not_delay_other_clients() {
     const SILENT: usize = 1000;
-    /// For whatever else is open, here and in the server.
+    /// Number of other descriptors, in this process and in the server.
     const OTHERS: usize = 500;
     let mut limit = getrlimit(Resource::Nofile);
     let needed = u64::try_from(SILENT + OTHERS).expect("not that many");
     if limit.maximum.is_some_and(|maximum| maximum < needed) {
-        eprintln!("left out: no process may open {needed} files here");
+        eprintln!("skipped: no process may open {needed} files here");
         return;
     }
     if limit.current.is_some_and(|current| current < needed) {
@@ -1286,7 +1287,7 @@ fn silent_connections_keep_nobody_waiting() {
     }
     assert!(longest < Duration::from_secs(2), "{longest:?}");
     drop(silent);
-    // That they went without a word is counted, but is no denial.
+    // Silent clients are counted as errors, but not as denials.
     assert!(server.ask(process::id()).is_some());
 }
 
@@ -1297,9 +1298,9 @@ fn as_nobody(mut command: Command) -> Command {
 }
 
 #[test]
-fn a_user_gets_ports_for_own_processes_only() {
+fn a_user_gets_ports_only_for_their_own_processes() {
     if !am_root() {
-        eprintln!("left out: only root can be two users");
+        eprintln!("skipped: only root can run this as two users");
         return;
     }
     let (dir, ports) = (lock_dir(), Ports::new(8));
@@ -1322,7 +1323,7 @@ fn a_user_gets_ports_for_own_processes_only() {
     assert_eq!(owner(dir.path(), port), own);
     let port = ask(&mut peer, sibling.id()).expect("of the same user");
     assert_eq!(owner(dir.path(), port), sibling.id());
-    // Root may have ports leased for everybody.
+    // Root may lease ports for any user's process.
     let port = server.ask(own).expect("root asks");
     assert_eq!(owner(dir.path(), port), own);
     assert_statistics(&server.stop(), [0, 3, 8, 1, 3]);
@@ -1330,9 +1331,9 @@ fn a_user_gets_ports_for_own_processes_only() {
 
 /// The server need not be root to serve others.
 #[test]
-fn an_ordinary_user_can_serve_everybody() {
+fn an_ordinary_user_can_serve_all_users() {
     if !am_root() {
-        eprintln!("left out: only root can be two users");
+        eprintln!("skipped: only root can run this as two users");
         return;
     }
     let (dir, ports) = (lock_dir(), Ports::new(2));
@@ -1352,8 +1353,8 @@ fn an_ordinary_user_can_serve_everybody() {
     assert_eq!(until("a port", || server.ask(process::id())), port);
 }
 
-/// A command in a pid namespace of its own, whose `/proc` it has, or `None` where there can
-/// be none.
+/// Returns a command in its own pid namespace, with the `/proc` of that namespace, or `None` if the
+/// machine does not allow that.
 #[cfg(target_os = "linux")]
 fn in_pid_namespace(command: &Command) -> Option<Command> {
     let prefix = unshare("--pid --fork --kill-child --mount-proc");
@@ -1371,8 +1372,8 @@ fn in_pid_namespace(command: &Command) -> Option<Command> {
     Some(unshare)
 }
 
-/// In a container, a pid is another process than here. The client is root as well, which
-/// may name every process.
+/// In a container, a pid means another process than here. The client is root too, so it may name any
+/// process.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_client_in_another_pid_namespace_is_refused() {
@@ -1387,12 +1388,12 @@ fn a_client_in_another_pid_namespace_is_refused() {
         nested.say(&pid.to_string());
         nested.hear().parse::<u16>().expect("a number")
     };
-    // A process here and not there, and one that is both.
+    // A process that exists only here, and a pid that exists in both.
     assert_eq!(ask(process::id()), 0);
     let client = client();
     assert_eq!(ask(client.id()), 0);
     assert_eq!(ask(2), 0);
-    // The same user, and no namespace: it may.
+    // The same user without a namespace may.
     let mut beside = Peer::start_command(command(&[], &binary, "ask", &[&server.address]));
     beside.say(&client.id().to_string());
     assert_ne!(beside.hear(), "0");
@@ -1405,7 +1406,8 @@ fn a_client_in_another_pid_namespace_is_refused() {
     assert!(warnings[0].contains(" WARN "), "{log:#?}");
 }
 
-/// The kernel says by which pid the server sees its client. A client that names that one means itself.
+/// The kernel reports the pid that the client has in the server's namespace. A client that names that
+/// pid means itself.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_client_in_another_pid_namespace_may_name_itself_by_its_pid_here() {
@@ -1417,12 +1419,12 @@ fn a_client_in_another_pid_namespace_may_name_itself_by_its_pid_here() {
     };
     let mut nested = Peer::start_command(nested);
     let id = nested.id();
-    // A neighbor is not itself. And after its answer, there is a process.
+    // A sibling's pid is refused. After that answer, the process exists.
     nested.say(&id.to_string());
     assert_eq!(nested.hear(), "0");
     let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children"));
     let children = children.expect("our own child");
-    let pid: u32 = children.trim().parse().expect("the one that asks");
+    let pid: u32 = children.trim().parse().expect("the client");
     nested.say(&pid.to_string());
     let port: u16 = nested.hear().parse().expect("a number");
     assert_ne!(port, 0);
@@ -1432,7 +1434,7 @@ fn a_client_in_another_pid_namespace_may_name_itself_by_its_pid_here() {
     assert_eq!(entry.owner.expect("written").pid(), pid);
 }
 
-/// The number of leased ports.
+/// Returns the number of leased ports.
 #[cfg(target_os = "linux")]
 fn with_owner(dir: &Path, ports: &Ports) -> usize {
     let is_leased = |&&port: &&u16| lease_error(dir, port).is_some();
@@ -1451,20 +1453,20 @@ fn a_client_that_cannot_be_seen_is_refused() {
         return;
     };
     let server = Server::start_command(command, &address);
-    // Process 2 may be there, and the client is root.
+    // Process 2 may exist there, and the client is root.
     for pid in [2, process::id()] {
         assert_eq!(server.ask(pid), None);
     }
     let log = server.logging.logged("cannot be seen");
-    let warning = log.last().expect("that one");
+    let warning = log.last().expect("that line");
     assert!(warning.contains(" WARN "), "{log:#?}");
     assert_eq!(with_owner(dir.path(), &ports), 0);
 }
 
-/// Without a /proc of its own, what a server reads of a client would be another process's.
+/// Without its own /proc, a server would read another process's entry instead of the client's.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_server_without_a_proc_of_its_own_refuses_its_clients() {
+fn a_server_without_its_own_proc_refuses_its_clients() {
     let (dir, ports) = (lock_dir(), Ports::new(4));
     let address = own_address("no-proc");
     let binary = env::current_exe().expect("this test binary");
@@ -1505,7 +1507,7 @@ fn a_server_without_a_proc_of_its_own_refuses_its_clients() {
     assert_eq!(with_owner(dir.path(), &ports), 0);
 }
 
-/// The interpreter that has portpicker, if there is one.
+/// Returns the Python interpreter that has portpicker, if there is one.
 fn python() -> Option<OsString> {
     let named = env::var_os("PORTLOCK_TEST_PYTHON");
     let python = named.unwrap_or_else(|| "python3".into());
@@ -1516,7 +1518,7 @@ fn python() -> Option<OsString> {
     if command.status().is_ok_and(|status| status.success()) {
         return Some(python);
     }
-    eprintln!("left out: {} has no portpicker", python.display());
+    eprintln!("skipped: {} has no portpicker", python.display());
     None
 }
 
@@ -1532,10 +1534,10 @@ for _ in range(int(sys.argv[1])):
 sys.stdin.readline()
 ";
     let Some(python) = python() else { return };
-    // More ports than for 100 there are not.
+    // The pool has ports for at most 100.
     let each = stress(20).min(100);
     let number = 2 * PROCESSES * each;
-    // A few more, for none of them is forbidden to the rest of the machine.
+    // A few spare ports, because other programs on the machine may use some.
     let (dir, ports) = (lock_dir(), Ports::new(number + 32));
     let server = Server::start(dir.path(), &own_address("portpicker"), &ports);
     let binary = env::current_exe().expect("this test binary");
@@ -1566,7 +1568,7 @@ sys.stdin.readline()
         granted.extend(numbers);
     }
     let elapsed = start.elapsed();
-    // Where it is refused, portpicker takes any port the system gives it.
+    // If it is refused, portpicker uses any port that the system assigns.
     assert!(
         granted.iter().all(|&port| ports.contains(port)),
         "{granted:?}"
@@ -1596,7 +1598,7 @@ fn the_client_understands_the_port_server_of_portpicker() {
         .map(|directory| directory.join("portserver.py"))
         .find(|script| script.is_file());
     let Some(script) = script else {
-        eprintln!("left out: no portserver.py here");
+        eprintln!("skipped: no portserver.py here");
         return;
     };
     let ports = Ports::new(3);
@@ -1607,7 +1609,7 @@ fn the_client_understands_the_port_server_of_portpicker() {
         .args(["--portserver_address", &address])
         .args(["--portserver_static_pool", &ports.text()]);
     let server = Logging::start(command);
-    // It writes that before it listens for sure; the connection tells.
+    // It logs that before it certainly listens, so connect to find out.
     server.logged("Serving on");
     until("it accepts connections", || connect(&address).ok());
 

@@ -1,4 +1,4 @@
-//! `portlock wait`, `check` and `list`: whose server answers.
+//! `portlock wait`, `check` and `list`: whose server answers on a port.
 
 use std::process::id;
 
@@ -22,13 +22,13 @@ fn row(port: u16, server: Option<&str>, pid: Option<u32>) -> Value {
 }
 
 #[test]
-fn a_stranger_on_a_leased_port_is_not_waited_for() {
-    if is_wine("this process has no parent, and may be anybody's") {
+fn another_process_on_a_leased_port_is_not_accepted() {
+    if is_wine("the parent of this process cannot be determined") {
         return;
     }
     let scene = Scene::new(1);
     let port = scene.port();
-    // A suite's server: it could not bind the port, and does nothing.
+    // The test suite's server: it could not bind the port, and does nothing.
     let (suite, _) = scene.hold(&["--label", "api tests"]);
     let text = port.to_string();
     let wait = |options: &[&str]| {
@@ -52,7 +52,7 @@ fn a_stranger_on_a_leased_port_is_not_waited_for() {
     other[0]["ready"] = false.into();
     assert_eq!(wait_json(&scene, BOUND, &[]), other);
 
-    // The ways out.
+    // The options that accept the other server.
     let own = id().to_string();
     for options in [&["--any"][..], &["--pid", &own]] {
         wait(options).code(0).warns_of_nothing();
@@ -72,21 +72,21 @@ fn a_stranger_on_a_leased_port_is_not_waited_for() {
 }
 
 #[test]
-fn on_a_port_without_a_lease_any_server_will_do() {
+fn on_a_port_without_a_lease_any_server_is_accepted() {
     let scene = Scene::new(1);
     let port = scene.port();
-    let mut nobody = row(port, None, None);
-    nobody[0]["ready"] = false.into();
-    assert_eq!(wait_json(&scene, TIMED_OUT, &[]), nobody);
+    let mut no_server = row(port, None, None);
+    no_server[0]["ready"] = false.into();
+    assert_eq!(wait_json(&scene, TIMED_OUT, &[]), no_server);
     let _server = listen(("127.0.0.1", port));
     assert_eq!(wait_json(&scene, 0, &[]), row(port, None, Some(id())));
-    nobody[0]["ready"] = true.into();
+    no_server[0]["ready"] = true.into();
     drop(_server);
-    assert_eq!(wait_json(&scene, 0, &["--free"]), nobody);
+    assert_eq!(wait_json(&scene, 0, &["--free"]), no_server);
 }
 
 #[test]
-fn the_server_of_the_process_that_picked_is_the_holders() {
+fn the_server_of_the_process_that_picked_the_port_is_the_holders() {
     let scene = Scene::new(1);
     let port = scene.pick();
     let _server = listen(("127.0.0.1", port));
@@ -109,7 +109,7 @@ fn options_that_exclude_each_other_are_refused() {
     }
 }
 
-/// What serves a port given as the second argument once it has read a line, and says when it does.
+/// A program that reads a line, then listens on the port in its second argument, and reports that.
 #[cfg(target_os = "linux")]
 const PYTHON: &str = "import socket, sys\n\
     s = socket.create_server(('127.0.0.1', int(sys.argv[1])))\n\
@@ -134,7 +134,7 @@ fn the_server_that_run_started_is_the_holders() {
     for (script, program) in [
         ("exec python3 -c \"$1\" \"$2\"", "python3"),
         ("python3 -c \"$1\" \"$2\"; true", "sh"),
-        // Its parent ends, and it has the lease's descriptor: it is the heir.
+        // Its parent ends, and the server has the lease's descriptor, so it is the heir.
         (
             "exec 3<&0; { setsid python3 -c \"$1\" \"$2\" <&3 & } ; exit 0",
             "python3",
@@ -160,7 +160,7 @@ fn the_server_that_run_started_is_the_holders() {
 #[test]
 fn a_server_that_cannot_be_seen_is_accepted_with_a_note() {
     if !am_root() || !is_installed("python3") {
-        eprintln!("left out: only root can be another user");
+        eprintln!("skipped: only root can run this as another user");
         return;
     }
     let scene = Scene::new(1);
@@ -195,7 +195,7 @@ fn a_server_that_cannot_be_seen_is_accepted_with_a_note() {
 #[test]
 fn check_says_which_user_has_a_port_whose_process_cannot_be_seen() {
     if !am_root() {
-        eprintln!("left out: only root can be another user");
+        eprintln!("skipped: only root can run this as another user");
         return;
     }
     let scene = Scene::new(1);
@@ -222,9 +222,9 @@ fn check_says_which_user_has_a_port_whose_process_cannot_be_seen() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_stranger_of_another_user_is_named_to_those_who_may_see_it() {
+fn another_users_server_is_named_to_a_user_who_may_see_it() {
     if !am_root() || !is_installed("python3") {
-        eprintln!("left out: only root can be another user");
+        eprintln!("skipped: only root can run this as another user");
         return;
     }
     let scene = Scene::new(1);
@@ -244,11 +244,11 @@ fn a_stranger_of_another_user_is_named_to_those_who_may_see_it() {
             false => scene.portlock(args),
         };
         let check = ask(&["check", &port]).code(LEASED);
-        let told = check.out();
-        assert!(told.starts_with(&format!("{port} leased by pid {holder} ")));
+        let printed = check.out();
+        assert!(printed.starts_with(&format!("{port} leased by pid {holder} ")));
         let stranger =
             format!(", user root; served by pid {server} (python3), not by the holder\n");
-        assert!(told.ends_with(&stranger), "{told}");
+        assert!(printed.ends_with(&stranger), "{printed}");
         let list = ask(&["list"]).code(0);
         let state = format!("leased, served by pid {server} (python3)  ");
         assert!(list.out().contains(&state), "{}", list.out());
@@ -261,7 +261,7 @@ fn a_stranger_of_another_user_is_named_to_those_who_may_see_it() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn on_a_terminal_a_long_wait_for_a_server_says_who_has_the_port() {
+fn on_a_terminal_a_long_wait_for_a_server_prints_who_has_the_port() {
     let scene = Scene::new(1);
     let port = scene.port();
     let wait = format!("portlock wait --timeout=60 {port}; echo $?");

@@ -1,4 +1,4 @@
-//! `portlock stop`: it ends the processes that have leased a name, and no other one.
+//! `portlock stop`: ends the processes that have leased a name, and no other process.
 
 #![cfg(target_os = "linux")]
 
@@ -48,7 +48,7 @@ impl Project {
         self.portlock(&["port", name]).code(0).ports()[0]
     }
 
-    /// Starts a shell that has leased a name.
+    /// Starts a shell that leases a name.
     fn start(&self, name: &str, script: &str) -> Running {
         let name = format!("--name={name}");
         Running::start(self.command(&["run", &name, "--", "sh", "-c", script]))
@@ -61,16 +61,16 @@ fn pids(line: &str) -> Vec<u32> {
     pids.map(|pid| pid.parse().expect("a pid")).collect()
 }
 
-/// Returns whether a process lives, a zombie not.
+/// Returns whether a process is running. A zombie is not.
 fn lives(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
     stat.is_ok_and(|stat| !stat.rsplit(") ").next().expect("a state").starts_with('Z'))
 }
 
 #[test]
-fn the_holder_and_its_descendants_are_stopped_and_nobody_else() {
+fn only_the_holder_and_its_descendants_are_stopped() {
     let project = Project::new();
-    // A child, a grandchild, and a process that is none of them.
+    // A child, a grandchild, and an unrelated process.
     let script = "sh -c 'sleep 100 & echo $$ $!; wait' & wait";
     let mut holder = project.start("web", script);
     let descendants = pids(&holder.hear());
@@ -113,7 +113,7 @@ fn the_holder_and_its_descendants_are_stopped_and_nobody_else() {
     nothing.prints_just(&format!("web {web}: nothing to stop\n"));
     assert!(!other.has_ended() && of_other.iter().all(|&pid| lives(pid)));
     assert!(!stranger.has_ended());
-    // All names, of this root only.
+    // All names, but only of this root.
     let sub = project.root.path().join("sub");
     fs::create_dir(&sub).expect("our own directory");
     let mut all = project.command(&["stop", "--all"]);
@@ -127,7 +127,7 @@ fn the_holder_and_its_descendants_are_stopped_and_nobody_else() {
 }
 
 #[test]
-fn what_ignores_sigterm_is_killed_after_the_timeout() {
+fn a_process_that_ignores_sigterm_is_killed_after_the_timeout() {
     let project = Project::new();
     let mut stubborn = project.start("web", "trap '' TERM; echo $$; exec sleep 100");
     stubborn.hear();
@@ -146,7 +146,7 @@ fn what_ignores_sigterm_is_killed_after_the_timeout() {
 }
 
 #[test]
-fn a_server_may_take_its_time_to_end() {
+fn a_server_has_time_to_shut_down() {
     let project = Project::new();
     let files = tempfile::tempdir().expect("a temporary directory");
     let saved = files.path().join("saved");
@@ -164,7 +164,7 @@ fn a_server_may_take_its_time_to_end() {
 #[test]
 fn processes_that_have_inherited_the_lease_are_stopped() {
     let project = Project::new();
-    // Its parent has ended, and so would that of a server that daemonized.
+    // Its parent has ended, like that of a server that daemonized.
     let script = "sleep 100 & sleep 101 & echo $! & wait $!; exit";
     let mut parent = project.start("web", script);
     let orphan = pids(&parent.hear());
@@ -185,9 +185,9 @@ fn processes_that_have_inherited_the_lease_are_stopped() {
 }
 
 #[test]
-fn children_that_are_started_in_the_end_are_stopped_too() {
+fn children_that_are_started_during_shutdown_are_stopped_too() {
     let project = Project::new();
-    // One that has the lease, and one that has closed what it inherited.
+    // One that has the lease, and one that has closed its inherited descriptors.
     let closed = "3<&- 4<&- 5<&- 6<&- 7<&- 8<&- 9<&-";
     for descriptors in ["", closed] {
         let script = format!(
@@ -205,14 +205,14 @@ fn children_that_are_started_in_the_end_are_stopped_too() {
 }
 
 #[test]
-fn what_leases_the_name_after_that_is_not_stopped() {
+fn a_process_that_leases_the_name_later_is_not_stopped() {
     let project = Project::new();
     let mut old = project.start(
         "web",
         "trap 'sleep 0.3; exit' TERM; echo ready; while :; do sleep 0.05; done",
     );
     old.hear();
-    // It waits for the port.
+    // It is waiting for the port.
     let mut new = project.start("web", "echo has it; exec cat");
     project.portlock(&["stop", "web"]).code(0);
     old.wait();
@@ -222,7 +222,7 @@ fn what_leases_the_name_after_that_is_not_stopped() {
 }
 
 #[test]
-fn portlock_and_what_it_was_started_from_are_spared() {
+fn portlock_and_its_ancestors_are_not_stopped() {
     let project = Project::new();
     // The lease is for this process.
     let web = project.portlock(&["pick", "--name=web"]).code(0).ports()[0];
@@ -233,7 +233,7 @@ fn portlock_and_what_it_was_started_from_are_spared() {
         let stop = stop.prints_just(&format!("web {web}: not stopped\n"));
         stop.warns(&format!("leased by pid {}", std::process::id()));
     }
-    // A command that stops its own name: what it has started would not be told from itself.
+    // A command that stops its own name: its children could not be distinguished from portlock's own.
     let script = "sleep 100 & echo $!; portlock stop web; echo $?";
     let mut own = project.command(&["run", "--name=api", "--name=db", "--", "sh", "-c"]);
     own.arg(script.replace("web", "api"));
@@ -266,9 +266,9 @@ fn names_of_one_process_are_stopped_together() {
 }
 
 #[test]
-fn a_process_of_another_user_is_left_and_named() {
+fn a_process_of_another_user_is_not_stopped_but_named() {
     if !am_root() {
-        eprintln!("left out: only root can run this as two users");
+        eprintln!("skipped: only root can run this as two users");
         return;
     }
     let (project, user) = (Project::new(), OrdinaryUser::new());
@@ -306,14 +306,14 @@ fn a_process_of_another_user_is_left_and_named() {
 }
 
 #[test]
-fn a_pid_that_another_process_has_got_is_not_signaled() {
+fn a_process_that_reuses_the_pid_is_not_signaled() {
     let project = Project::new();
     let mut stranger = project.scene.idle();
     let web = project.port("web");
-    // The start of a process is known to a hundredth of a second, and taken for the same if it is one
-    // of these earlier or later.
+    // The start time of a process has a resolution of 0.01 s, and times that differ by one unit are
+    // treated as equal.
     thread::sleep(Duration::from_millis(100));
-    // As if the process that had leased it had ended, and this one had got its pid.
+    // As if the process that leased it had ended, and this one had reused its pid.
     let mut holder = project.start("web", "echo ready; exec cat");
     holder.hear();
     holder.kill_only();
@@ -324,7 +324,7 @@ fn a_pid_that_another_process_has_got_is_not_signaled() {
 }
 
 #[test]
-fn a_process_that_holds_many_descendants_leaves_none() {
+fn all_of_many_descendants_are_stopped() {
     let project = Project::new();
     let script = "for i in 1 2 3 4 5; do (sleep 100 & sleep 100 & sleep 100 & wait) & done; echo ready; wait";
     let mut holder = project.start("web", script);

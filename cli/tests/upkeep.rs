@@ -1,4 +1,4 @@
-//! The commands that wait, tidy up, and tell what is what.
+//! The commands `wait`, `release`, `clean`, `ports`, `completions` and `man`.
 
 mod ephemeral;
 
@@ -12,7 +12,7 @@ use std::{
 #[cfg(unix)]
 use std::{io::Write, os::unix::process::CommandExt};
 
-use ephemeral::{ephemeral, tells_ephemeral};
+use ephemeral::{ephemeral, reports_ephemeral};
 use portlock_testkit::{
     FAILED, NAME, Running, Said, Scene, TIMED_OUT, TRUE, answer, has_second_loopback, is_wine, set,
 };
@@ -24,7 +24,7 @@ use serde_json::json;
 // `wait`.
 
 #[test]
-fn waiting_for_a_server_ends_when_it_listens() {
+fn wait_ends_when_the_server_listens() {
     let scene = Scene::new(1);
     let port = scene.port().to_string();
     let mut waiting = Running::start(scene.program(["wait", "--timeout=60", &port]));
@@ -52,7 +52,7 @@ fn waiting_for_a_server_ends_when_it_listens() {
 }
 
 #[test]
-fn without_a_host_a_server_on_either_loopback_address_counts() {
+fn without_a_host_a_server_on_either_loopback_address_is_accepted() {
     let scene = Scene::new(1);
     let port = scene.port().to_string();
     let wait = |options: &[&str]| {
@@ -66,7 +66,7 @@ fn without_a_host_a_server_on_either_loopback_address_counts() {
         wait(&["--host=::1"]).code(0);
         wait(&["--host=127.0.0.1"]).code(TIMED_OUT);
     } else {
-        eprintln!("left out: this machine has no IPv6");
+        eprintln!("skipped: this machine has no IPv6");
     }
     let _server = TcpListener::bind(("127.0.0.1", scene.port())).expect("a free port");
     for options in [&[][..], &["--host=127.0.0.1"], &["--host=localhost"]] {
@@ -75,7 +75,7 @@ fn without_a_host_a_server_on_either_loopback_address_counts() {
 }
 
 #[test]
-fn several_ports_are_waited_for_together() {
+fn wait_accepts_several_ports() {
     let scene = Scene::new(5);
     let all: Vec<String> = scene.ports().map(|port| port.to_string()).collect();
     let ports = &all[..3];
@@ -84,7 +84,7 @@ fn several_ports_are_waited_for_together() {
         scene.program([&["wait"], options, &ports[..]].concat())
     };
     let listen = |n: usize| TcpListener::bind(("127.0.0.1", scene.port() + n as u16));
-    // Whichever comes last.
+    // Whichever server starts last.
     let mut waiting = Running::start(wait(&["--timeout=60"], ports));
     let _third = listen(2).expect("a free port");
     let _first = listen(0).expect("a free port");
@@ -95,10 +95,10 @@ fn several_ports_are_waited_for_together() {
     let second = listen(1).expect("a free port");
     assert!(waiting.wait().success());
 
-    // All that are missing are named, and the time is for all together.
+    // All ports that are not ready are named, and they share one timeout.
     let ports = &[all[3].clone(), all[1].clone(), all[4].clone()];
     let missing = answer(wait(&["--timeout=50ms"], ports)).code(TIMED_OUT);
-    // For the last one there was no time left.
+    // No time was left for the last port.
     assert_eq!(
         missing.err().matches(" after ").count(),
         1,
@@ -114,7 +114,7 @@ fn several_ports_are_waited_for_together() {
         );
     }
 
-    // In the same way until all are free.
+    // The same with --free.
     let (holder, held) = scene.hold(&["--ports", &ports[2]]);
     let busy = answer(wait(&["--free", "--timeout=0"], ports)).code(TIMED_OUT);
     busy.warns(&format!("no free port in {}: 1 bound", ports[1]))
@@ -125,17 +125,17 @@ fn several_ports_are_waited_for_together() {
     assert!(waiting.wait().success());
 }
 
-// In a network namespace.
+// Uses a network namespace.
 #[cfg(target_os = "linux")]
 #[test]
-fn waiting_goes_on_while_there_is_no_network() {
+fn wait_continues_while_there_is_no_network() {
     let scene = Scene::new(1);
     let port = scene.port();
-    // There, even the loopback interface is down at first.
+    // In a new network namespace, even the loopback interface is down at first.
     let script = format!(
         "exec 2>&1
         portlock wait --host 127.0.0.1 --timeout 10ms {port}; echo $?
-        ip link set lo up || {{ echo left out; exit; }}
+        ip link set lo up || {{ echo skipped; exit; }}
         portlock wait --timeout 60 {port} & wait=$!
         portlock run --listen sleep 60 & run=$!
         wait $wait; echo $?
@@ -149,9 +149,9 @@ fn waiting_goes_on_while_there_is_no_network() {
     let first = lines.next().unwrap_or_default();
     assert!(first.contains("Network is unreachable"), "{}", shell.out());
     assert_eq!(lines.next(), Some("124"));
-    if shell.out().contains("left out") {
+    if shell.out().contains("skipped") {
         eprintln!(
-            "left out: the loopback interface stays down: {}",
+            "skipped: the loopback interface stays down: {}",
             shell.out()
         );
         return;
@@ -159,13 +159,13 @@ fn waiting_goes_on_while_there_is_no_network() {
     assert_eq!(lines.next(), Some("0"), "{}", shell.out());
 }
 
-// In a network namespace.
+// Uses a network namespace.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_connection_with_itself_is_no_server() {
+fn a_self_connection_is_not_a_server() {
     let scene = Scene::new(1);
-    // With so few ports for clients, the kernel is sure to give one that connects
-    // to 40002 just that.
+    // With so few ephemeral ports, the kernel is certain to assign port 40002 to a client that connects to
+    // it.
     let script = "ip link set lo up && echo '40000 40003' >/proc/sys/net/ipv4/ip_local_port_range \
         || exit
         for host in 127.0.0.1 0.0.0.0; do
@@ -176,14 +176,14 @@ fn a_connection_with_itself_is_no_server() {
     };
     let shell = answer(shell);
     if shell.out().is_empty() {
-        eprintln!("left out: {}", shell.err());
+        eprintln!("skipped: {}", shell.err());
         return;
     }
     shell.prints_just(&format!("{TIMED_OUT}\n{TIMED_OUT}\n"));
 }
 
 #[test]
-fn waiting_for_a_port_ends_when_it_is_free() {
+fn wait_free_ends_when_the_port_is_free() {
     let scene = Scene::new(1);
     let port = scene.port().to_string();
     let (holder, _) = scene.hold(&[]);
@@ -195,14 +195,14 @@ fn waiting_for_a_port_ends_when_it_is_free() {
     }
     holder.kill();
     assert!(waiting.wait().success());
-    // It does not keep it.
+    // wait does not keep the port.
     scene.assert_leasable(scene.port());
     let wait = scene.portlock(["wait", "--free", "--timeout=0", &port]);
     wait.code(0).prints_just("").warns_of_nothing();
 }
 
 #[test]
-fn a_port_is_to_be_free_on_the_address_that_is_named() {
+fn with_a_host_the_port_must_be_free_on_that_address() {
     if !has_second_loopback() {
         return;
     }
@@ -215,7 +215,7 @@ fn a_port_is_to_be_free_on_the_address_that_is_named() {
     };
     wait(&[]).code(TIMED_OUT).warns("1 bound");
     wait(&["--host=127.0.0.2"]).code(TIMED_OUT).warns("1 bound");
-    if !is_wine("who listens on one address keeps others from the wildcard address") {
+    if !is_wine("a listener on one address prevents a bind to the wildcard address") {
         wait(&["--host=127.0.0.1"]).code(0);
         wait(&["--host=localhost"]).code(0);
     }
@@ -225,7 +225,7 @@ fn a_port_is_to_be_free_on_the_address_that_is_named() {
 }
 
 #[test]
-fn waiting_has_the_end_that_was_set() {
+fn wait_ends_at_its_timeout() {
     let scene = Scene::new(1);
     let port = scene.port().to_string();
     let (_holder, _) = scene.hold(&[]);
@@ -239,7 +239,7 @@ fn waiting_has_the_end_that_was_set() {
         let said = wait.err().split_once(" after ");
         let said = said.and_then(|(_, rest)| rest.split_once(" s"));
         let seconds: f64 = said.expect("it says").0.parse().expect("a number");
-        // Told in tenths.
+        // The message rounds to tenths.
         assert!((0.5..=waited.as_secs_f64() + 0.05).contains(&seconds));
         let bounds = Duration::from_millis(500)..Duration::from_secs(20);
         assert!(bounds.contains(&waited), "{waited:?}");
@@ -250,7 +250,7 @@ fn waiting_has_the_end_that_was_set() {
 // `release` and `clean`.
 
 #[test]
-fn a_lease_that_was_picked_can_be_released() {
+fn a_picked_lease_can_be_released() {
     let scene = Scene::new(3);
     let idle = scene.idle();
     let pid = idle.id().to_string();
@@ -262,14 +262,14 @@ fn a_lease_that_was_picked_can_be_released() {
     scene.assert_leased(pick.ports()[1]);
     scene.portlock(["release", &ports[1], &ports[2]]).code(0);
     scene.assert_no_lease();
-    // With force, it is no harder.
+    // It can also be released with --force.
     let port = scene.portlock(["pick"]).code(0).ports()[0].to_string();
     scene.portlock(["release", "--force", &port]).code(0);
     scene.assert_no_lease();
 }
 
 #[test]
-fn what_is_not_leased_cannot_be_released() {
+fn a_port_that_is_not_leased_cannot_be_released() {
     let scene = Scene::new(1);
     let port = scene.port().to_string();
     for make in [&["list"][..], &["run", TRUE], &["pick"]] {
@@ -284,7 +284,7 @@ fn what_is_not_leased_cannot_be_released() {
 }
 
 #[test]
-fn a_lease_that_is_held_ends_with_its_holder_only() {
+fn a_held_lease_ends_only_with_its_holder() {
     let scene = Scene::new(1);
     let (holder, port) = scene.hold(&["--label=api"]);
     let port = port.to_string();
@@ -297,12 +297,12 @@ fn a_lease_that_is_held_ends_with_its_holder_only() {
     }
 }
 
-// As two Unix users.
+// Runs as two Unix users.
 #[cfg(unix)]
 #[test]
-fn the_lease_of_another_user_is_released_by_force() {
+fn force_releases_the_lease_of_another_user() {
     if !am_root() {
-        eprintln!("left out: only root can run this as two users");
+        eprintln!("skipped: only root can run this as two users");
         return;
     }
     let (scene, user) = (Scene::new(1), OrdinaryUser::new());
@@ -314,7 +314,7 @@ fn the_lease_of_another_user_is_released_by_force() {
     user.portlock(&scene, &["release", "--force", &port])
         .code(0);
     scene.assert_leasable(scene.port());
-    // Root may: nothing is another user's to it but what it cannot see.
+    // Root may release any user's lease, except for processes that it cannot see.
     let idle = Running::start(user_cat());
     let pid = idle.id().to_string();
     scene.portlock(["pick", "--pid", &pid]).code(0);
@@ -322,7 +322,7 @@ fn the_lease_of_another_user_is_released_by_force() {
     scene.portlock(["release", "--force", &port]).code(0);
 }
 
-/// Something of another user that does nothing.
+/// Returns an idle process of another user.
 #[cfg(unix)]
 fn user_cat() -> Command {
     let mut cat = Command::new("cat");
@@ -331,7 +331,7 @@ fn user_cat() -> Command {
 }
 
 #[test]
-fn clean_removes_what_nobody_leases() {
+fn clean_removes_the_lock_files_of_ports_that_are_not_leased() {
     let scene = Scene::new(6);
     let mut ports = scene.ports().map(|port| port.to_string());
     let mut next = || ports.next().expect("enough");
@@ -342,7 +342,7 @@ fn clean_removes_what_nobody_leases() {
         let run = ["run", "--ports", &next(), TRUE];
         scene.portlock(run).code(0);
     }
-    // Whatever else is there is not ours to remove.
+    // Other files in the directory are not removed.
     for name in ["notes", "04000", "70000"] {
         fs::write(scene.dir().join(name), "").expect("our own directory");
     }
@@ -361,7 +361,7 @@ fn clean_removes_what_nobody_leases() {
 // ---------------------------------------------------------------------------
 // `ports`.
 
-/// `portlock ports`, with nothing of ports in its environment.
+/// Returns `portlock ports`, without port variables in its environment.
 fn ports(scene: &Scene, args: &[&str]) -> Command {
     let mut ports = scene.program(["ports"]);
     ports.args(args).env_remove("PORTLOCK_PORTS");
@@ -369,9 +369,9 @@ fn ports(scene: &Scene, args: &[&str]) -> Command {
 }
 
 #[test]
-fn a_set_is_checked_and_written_in_order() {
+fn a_set_is_validated_and_printed_in_order() {
     let scene = Scene::new(1);
-    for (given, written) in [
+    for (text, written) in [
         ("4000", "4000"),
         ("7000,4000-4999,!4045", "4000-4044,4046-4999,7000"),
         ("4001 4000\n4002 # a comment", "4000-4002"),
@@ -379,33 +379,33 @@ fn a_set_is_checked_and_written_in_order() {
         ("!4000,4000", ""),
         ("", ""),
     ] {
-        let told = answer(ports(&scene, &[given])).code(0).warns_of_nothing();
-        told.prints_just(&format!("{written}\n"));
+        let printed = answer(ports(&scene, &[text])).code(0).warns_of_nothing();
+        printed.prints_just(&format!("{written}\n"));
     }
-    for (given, expected) in [
+    for (text, expected) in [
         (
             "7000,4000-4001",
             json!({"ports": "4000-4001,7000", "count": 3, "ranges": [[4000, 4001], [7000, 7000]]}),
         ),
         ("", json!({"ports": "", "count": 0, "ranges": []})),
     ] {
-        let told = answer(ports(&scene, &["--json", given])).code(0);
-        assert_eq!(told.json(), expected);
+        let printed = answer(ports(&scene, &["--json", text])).code(0);
+        assert_eq!(printed.json(), expected);
     }
 }
 
 #[test]
-fn the_ports_of_this_machine_are_told() {
-    if !tells_ephemeral() {
+fn the_ports_of_this_machine_are_printed() {
+    if !reports_ephemeral() {
         return;
     }
     let scene = Scene::new(1);
     let range = set(ephemeral());
-    let told = answer(ports(&scene, &["--ephemeral"])).code(0);
-    told.prints_just(&format!("{range}\n"));
-    let told = answer(ports(&scene, &["--ephemeral", "--json"])).code(0);
+    let printed = answer(ports(&scene, &["--ephemeral"])).code(0);
+    printed.prints_just(&format!("{range}\n"));
+    let printed = answer(ports(&scene, &["--ephemeral", "--json"])).code(0);
     let (first, last) = ephemeral().into_inner();
-    assert_eq!(told.json()["ranges"], json!([[first, last]]));
+    assert_eq!(printed.json()["ranges"], json!([[first, last]]));
 
     let default = answer(ports(&scene, &[])).code(0);
     let server = answer(ports(&scene, &["--server"])).code(0);
@@ -429,7 +429,7 @@ fn the_environment_names_ports() {
     let file = scene.dir().join("ports");
     fs::write(&file, "# ours\n4100-4109\n!4105\n").expect("our own directory");
     let of_file = "4100-4104,4106-4109\n";
-    for (variable, in_file, told) in [
+    for (variable, in_file, printed) in [
         (Some("4001,4000"), None, Some("4000-4001\n")),
         (Some("4001,4000"), Some(file.as_path()), Some("4000-4001\n")),
         (Some(""), Some(&file), Some(of_file)),
@@ -443,17 +443,17 @@ fn the_environment_names_ports() {
             ports.envs(variable.map(|value| ("PORTLOCK_PORTS", value)));
             ports.envs(in_file.map(|path| ("PORTLOCK_PORTS_FILE", path)));
             let ports = answer(ports).code(0);
-            ports.prints_just(told.unwrap_or(default.out()));
+            ports.prints_just(printed.unwrap_or(default.out()));
         }
     }
-    // They do not matter for what does not ask.
+    // Commands that do not use these variables ignore them.
     let mut ports = ports(&scene, &["4000"]);
     ports.env("PORTLOCK_PORTS", "nonsense");
     answer(ports).code(0).prints_just("4000\n");
 }
 
 #[test]
-fn nonsense_in_the_environment_is_refused_with_its_name() {
+fn an_invalid_variable_is_refused_and_named() {
     let scene = Scene::new(1);
     let file = |name: &str, text: &[u8]| -> String {
         let path = scene.dir().join(name);
@@ -496,7 +496,7 @@ fn nonsense_in_the_environment_is_refused_with_its_name() {
 // ---------------------------------------------------------------------------
 // `completions` and `man`.
 
-// A Unix shell's scripts.
+// Uses scripts of Unix shells.
 #[cfg(unix)]
 #[test]
 fn shells_accept_their_completions() {
@@ -506,22 +506,22 @@ fn shells_accept_their_completions() {
         ("zsh", &["-n"]),
         ("fish", &["--no-execute"]),
     ] {
-        let told = scene.portlock(["completions", shell]).code(0);
+        let printed = scene.portlock(["completions", shell]).code(0);
         for word in ["portlock", "release", "contiguous"] {
-            assert!(told.out().contains(word), "{shell}: {word}");
+            assert!(printed.out().contains(word), "{shell}: {word}");
         }
         if !is_installed(shell) {
             continue;
         }
         let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
-        file.write_all(told.out().as_bytes()).expect("room");
+        file.write_all(printed.out().as_bytes()).expect("room");
         let mut check = scene.command(shell);
         check.args(options).arg(file.path());
         answer(check).code(0).prints_just("").warns_of_nothing();
     }
 }
 
-// A Unix shell's scripts.
+// Uses scripts of Unix shells.
 #[cfg(unix)]
 #[test]
 fn bash_completes_commands_and_options() {
@@ -565,7 +565,7 @@ fn the_man_pages_are_written_into_a_directory() {
     let scene = Scene::new(1);
     let pages = tempfile::tempdir().expect("a temporary directory");
     let dir = pages.path().to_str().expect("UTF-8");
-    // Again, over what is there.
+    // The second time, it overwrites existing pages.
     for _ in 0..2 {
         let man = scene.portlock(["man", dir]).code(0);
         man.prints_just("").warns_of_nothing();
@@ -581,12 +581,12 @@ fn the_man_pages_are_written_into_a_directory() {
             "{page}"
         );
     }
-    // What is printed refers to the same pages.
+    // The printed page refers to the same pages.
     assert_eq!(page("portlock.1"), scene.portlock(["man"]).out());
     assert_eq!(page("portlock-run.1").contains("LISTEN_FDS"), cfg!(unix));
 }
 
-// As two Unix users.
+// Runs as two Unix users.
 #[cfg(unix)]
 #[test]
 fn man_pages_that_cannot_be_written_are_an_error() {

@@ -1,4 +1,4 @@
-//! The command line: help, and what is refused, with which exit status.
+//! The command line: the help, and invalid arguments with their exit statuses.
 
 use std::net::TcpListener;
 #[cfg(unix)]
@@ -55,7 +55,7 @@ fn each_command_has_help() {
 }
 
 #[test]
-fn the_help_tells_statuses_and_variables() {
+fn the_help_lists_exit_statuses_and_environment_variables() {
     let scene = Scene::new(1);
     let help = scene.portlock(["--help"]).code(0);
     for word in [
@@ -74,7 +74,7 @@ fn the_help_tells_statuses_and_variables() {
 }
 
 #[test]
-fn the_version_is_that_of_the_package() {
+fn the_version_is_the_package_version() {
     let version = format!("portlock {}\n", env!("CARGO_PKG_VERSION"));
     for option in ["--version", "-V"] {
         let scene = Scene::new(1);
@@ -83,7 +83,7 @@ fn the_version_is_that_of_the_package() {
 }
 
 #[test]
-fn without_a_command_it_shows_how_it_is_used() {
+fn without_a_command_it_prints_usage() {
     let scene = Scene::new(1);
     let none: [&str; 0] = [];
     scene
@@ -93,7 +93,7 @@ fn without_a_command_it_shows_how_it_is_used() {
         .warns("Usage: portlock");
 }
 
-/// Ends with 125, says why on standard error only, and leases nothing.
+/// Asserts that the command exits with 125, prints why on standard error only, and leases nothing.
 #[track_caller]
 fn assert_refused(scene: &Scene, args: &[&str], why: &str) {
     eprintln!("portlock {args:?}");
@@ -102,7 +102,7 @@ fn assert_refused(scene: &Scene, args: &[&str], why: &str) {
 }
 
 #[test]
-fn what_is_no_usage_is_refused() {
+fn an_invalid_command_line_is_refused() {
     let scene = Scene::new(1);
     for (args, why) in [
         (&["nonsense"][..], "nonsense"),
@@ -142,14 +142,14 @@ fn what_is_no_usage_is_refused() {
 }
 
 #[test]
-fn a_misspelt_option_of_run_is_not_taken_for_the_command() {
+fn a_misspelled_option_of_run_is_not_mistaken_for_the_command() {
     let scene = Scene::new(1);
     assert_refused(&scene, &["run", "--prots", "4000", TRUE], "--prots");
     assert_refused(&scene, &["run", "-x", TRUE], "-x");
 }
 
 #[test]
-fn the_number_of_ports_may_follow_its_option_at_once() {
+fn the_number_of_ports_may_directly_follow_its_short_option() {
     let scene = Scene::new(2);
     for option in [&["-n2"][..], &["-n", "2"], &["--number=2"]] {
         let pick = [&["pick"], option].concat();
@@ -184,7 +184,7 @@ fn options_that_exclude_each_other_are_refused() {
     ] {
         assert_refused(&scene, args, "cannot be used with");
     }
-    // A listener is bound to one address.
+    // A listener can be bound to only one address.
     let two = ["run", "--listen", "--host=127.0.0.1", "--host=::1", TRUE];
     // On Windows it is not there at all.
     let why = if cfg!(windows) {
@@ -196,7 +196,7 @@ fn options_that_exclude_each_other_are_refused() {
 }
 
 #[test]
-fn what_is_no_set_of_ports_is_refused() {
+fn an_invalid_port_set_is_refused() {
     let scene = Scene::new(1);
     for set in ["x", "0", "65536", "1-65536", "9-1", "-5", "1-", "!", "1;2"] {
         let option = format!("--ports={set}");
@@ -206,7 +206,7 @@ fn what_is_no_set_of_ports_is_refused() {
         assert_refused(&scene, &["list", &option], set);
         assert_refused(&scene, &["ports", "--", set], set);
     }
-    // A set, but with nothing to choose from.
+    // Valid sets without any ports.
     for set in ["", ",", "#4000", "4000,!4000"] {
         let option = format!("--ports={set}");
         assert_refused(&scene, &["run", &option, TRUE], "no ports to choose from");
@@ -215,7 +215,7 @@ fn what_is_no_set_of_ports_is_refused() {
 }
 
 #[test]
-fn what_is_no_port_is_refused() {
+fn an_invalid_port_is_refused() {
     let scene = Scene::new(1);
     for port in [
         "0",
@@ -232,7 +232,7 @@ fn what_is_no_port_is_refused() {
     }
     let good = scene.port().to_string();
     assert_refused(&scene, &["check", &good, "0"], "not a port");
-    // A name can be one that nothing is reserved for, or none at all.
+    // A name without a reservation, and an invalid name.
     for (name, why) in [
         ("x", "no port is reserved as x"),
         ("x!", "\"x!\" is not a name"),
@@ -249,7 +249,7 @@ fn what_is_no_port_is_refused() {
 }
 
 #[test]
-fn what_is_no_number_of_ports_is_refused() {
+fn an_invalid_number_of_ports_is_refused() {
     let scene = Scene::new(3);
     for number in ["0", "65536", "x", "", "1.5", "99999999999999999999"] {
         let option = format!("-n{number}");
@@ -260,7 +260,7 @@ fn what_is_no_number_of_ports_is_refused() {
         let run = ["run", &number, TRUE];
         assert_refused(&scene, &run, "not a number from 1 to 65535");
     }
-    // More than there are, whatever comes free.
+    // More ports than the set has, so waiting cannot help.
     for option in [&["-n", "4"][..], &["-n", "4", "--contiguous"]] {
         let args = [&["run"], option, &[TRUE]].concat();
         assert_refused(&scene, &args, "were asked for");
@@ -268,7 +268,7 @@ fn what_is_no_number_of_ports_is_refused() {
 }
 
 #[test]
-fn a_timeout_that_is_no_time_is_refused_and_a_long_one_is_not() {
+fn an_invalid_timeout_is_refused_and_a_long_one_is_not() {
     let scene = Scene::new(1);
     let port = scene.port().to_string();
     for time in [
@@ -327,19 +327,19 @@ fn a_negative_value_is_an_invalid_value_of_its_option() {
 }
 
 #[test]
-fn the_value_of_reuse_address_as_a_word_of_its_own_is_refused() {
+fn the_value_of_reuse_address_as_a_separate_argument_is_refused() {
     let scene = Scene::new(1);
     for (value, args) in [
         ("no", &["pick", "--reuse-address", "no"][..]),
         ("yes", &["pick", "--reuse-address", "yes", "--json"]),
         ("no", &["serve", "--reuse-address", "no"]),
-        // It would be the command.
+        // It would be taken as the command.
         ("no", &["run", "--reuse-address", "no", TRUE]),
         ("yes", &["run", "--reuse-address", "yes"]),
     ] {
         assert_refused(&scene, args, &format!(": --reuse-address={value}"));
     }
-    // Here it is the command, or an argument of it.
+    // Here it is the command, or one of its arguments.
     let run = ["run", "--reuse-address", "--", "no"];
     scene.portlock(run).code(127).warns("cannot execute no");
     let run = [
@@ -352,7 +352,7 @@ fn the_value_of_reuse_address_as_a_word_of_its_own_is_refused() {
 }
 
 #[test]
-fn a_set_without_ports_is_an_invalid_value_of_its_option() {
+fn an_empty_port_set_is_an_invalid_value_of_its_option() {
     let scene = Scene::new(1);
     for command in [&["run", "--ports", "", TRUE][..], &["pick", "--ports", ""]] {
         assert_refused(&scene, command, "invalid value '' for '--ports <SET>'");
@@ -360,7 +360,7 @@ fn a_set_without_ports_is_an_invalid_value_of_its_option() {
 }
 
 #[test]
-fn the_longest_timeout_is_waited_for() {
+fn the_longest_timeout_does_not_overflow() {
     let scene = Scene::new(1);
     let (holder, port) = scene.hold(&[]);
     let port = port.to_string();
@@ -370,8 +370,8 @@ fn the_longest_timeout_is_waited_for() {
         start(&["wait", "--free", "--timeout=1e19", &port]),
     ];
     if cfg!(target_os = "linux") {
-        // The lock file, and the line in which they wait.
-        until("a line", || (scene.lock_files() == 2).then_some(()));
+        // The lock file, and the wait queue.
+        until("a wait queue", || (scene.lock_files() == 2).then_some(()));
     }
     holder.kill();
     for child in &mut waiting {
@@ -383,7 +383,7 @@ fn the_longest_timeout_is_waited_for() {
 }
 
 #[test]
-fn what_is_no_name_of_a_variable_is_refused() {
+fn an_invalid_variable_name_is_refused() {
     let scene = Scene::new(2);
     for name in ["", "1", "1A", "A-B", "A=B", "A B", "Ä", "{port}", "A\n"] {
         let option = format!("--env={name}");
@@ -394,18 +394,18 @@ fn what_is_no_name_of_a_variable_is_refused() {
 
 #[test]
 fn a_variable_that_is_named_twice_is_refused() {
-    // It could have one of the ports only.
+    // It could hold only one of the ports.
     let scene = Scene::new(2);
     let run = ["run", "--env=A", "--env=A", TRUE];
     assert_refused(&scene, &run, "A");
 }
 
 #[test]
-fn what_is_no_process_is_refused() {
+fn a_pid_without_a_process_is_refused() {
     let scene = Scene::new(1);
     for (pid, why) in [
         ("0", "cannot find process 0"),
-        // Beyond the largest that Linux gives (PID_MAX_LIMIT).
+        // Larger than any pid on Linux (PID_MAX_LIMIT).
         ("8388608", "cannot find process 8388608"),
         ("4294967295", "cannot find process 4294967295"),
         ("4294967296", "4294967296"),
@@ -425,7 +425,7 @@ fn what_is_no_process_is_refused() {
 #[test]
 fn a_host_that_is_neither_an_address_nor_a_name_is_refused() {
     let scene = Scene::new(1);
-    // No label is longer than 63 letters (RFC 1035), so that no name server is asked.
+    // Labels have at most 63 letters (RFC 1035), so no name server is queried.
     let long = "x".repeat(64);
     for (host, why) in [
         ("127.0.0", "neither an address nor a name"),
@@ -448,7 +448,7 @@ fn a_host_that_is_neither_an_address_nor_a_name_is_refused() {
             assert_refused(&scene, command, why);
         }
     }
-    // TEST-NET-1 of RFC 5737: an address, but none of this machine.
+    // TEST-NET-1 of RFC 5737: a valid address, but not of this machine.
     scene
         .portlock(["run", "--timeout=0", "--host=192.0.2.1", TRUE])
         .code(FAILED)
@@ -456,7 +456,7 @@ fn a_host_that_is_neither_an_address_nor_a_name_is_refused() {
         .warns("cannot bind TCP 192.0.2.1");
 }
 
-// Only on Unix any bytes are an argument.
+// Only on Unix can an argument be arbitrary bytes.
 #[cfg(unix)]
 #[test]
 fn what_is_not_utf8_is_refused_where_text_is_meant() {
@@ -472,7 +472,7 @@ fn what_is_not_utf8_is_refused_where_text_is_meant() {
     scene.assert_no_lease();
 }
 
-/// What each command that uses the lock directory is called with.
+/// Returns arguments for each command that uses the lock directory.
 #[cfg(unix)]
 fn commands(port: &str) -> [Vec<&str>; 13] {
     [
@@ -492,10 +492,10 @@ fn commands(port: &str) -> [Vec<&str>; 13] {
     ]
 }
 
-// By Unix modes and links.
+// Uses Unix modes and links.
 #[cfg(unix)]
 #[test]
-fn a_lock_directory_that_is_none_or_cannot_be_trusted_is_refused() {
+fn a_lock_directory_that_is_missing_or_cannot_be_trusted_is_refused() {
     let scene = Scene::new(1);
     let port = scene.port().to_string();
     let path = |name: &str| scene.dir().join(name);
@@ -531,7 +531,7 @@ fn a_lock_directory_that_is_none_or_cannot_be_trusted_is_refused() {
                 .code(FAILED)
                 .warns(why);
         }
-        // They have nothing to do with it.
+        // These commands do not use the lock directory.
         for args in [&["ports"][..], &["completions", "bash"], &["man"]] {
             let mut command = scene.program(args);
             command.env("PORTLOCK_DIR", &dir);
@@ -545,13 +545,13 @@ fn a_lock_directory_that_is_none_or_cannot_be_trusted_is_refused() {
         .prints_just("");
 }
 
-// Only on Unix any bytes are an argument.
+// Only on Unix can an argument be arbitrary bytes.
 #[cfg(unix)]
 #[test]
-fn the_lock_directory_may_be_named_before_the_command_or_behind_it() {
+fn the_lock_directory_may_be_named_before_or_after_the_command() {
     let scene = Scene::new(1);
     let other = tempfile::tempdir().expect("a temporary directory");
-    // The file system of macOS has names in UTF-8 alone.
+    // The macOS file system allows only UTF-8 names.
     let name = if cfg!(target_os = "macos") {
         OsStr::new("with spaces: \u{ff}")
     } else {
@@ -568,16 +568,16 @@ fn the_lock_directory_may_be_named_before_the_command_or_behind_it() {
     let list = scene.portlock(list).code(0);
     assert!(list.out().contains("stale"), "{}", list.out());
     assert_eq!(scene.lock_files(), 0);
-    // Behind CMD it is CMD's.
+    // After CMD, the option belongs to CMD.
     let run = ["run", "echo", "--lock-dir", "/nowhere"];
     let run = scene.portlock(run).code(0);
     run.prints_just("--lock-dir /nowhere\n");
 }
 
-// By Unix modes and links.
+// Uses Unix modes and links.
 #[cfg(unix)]
 #[test]
-fn a_lock_directory_that_cannot_be_written_to_is_an_error() {
+fn a_lock_directory_that_is_not_writable_is_an_error() {
     let (scene, user) = (Scene::new(1), OrdinaryUser::new());
     user.give(scene.dir());
     set_mode(scene.dir(), 0o500);
@@ -587,7 +587,7 @@ fn a_lock_directory_that_cannot_be_written_to_is_an_error() {
         let refused = refused.prints_just("");
         refused.warns("Permission denied").warns("set PORTLOCK_DIR");
     }
-    // To look, reading is enough.
+    // To list and check, read access is enough.
     for args in [
         &["list"][..],
         &["check", &port],
@@ -601,12 +601,12 @@ fn a_lock_directory_that_cannot_be_written_to_is_an_error() {
     set_mode(scene.dir(), 0o700);
 }
 
-// By Unix modes and links.
+// Uses Unix modes and links.
 #[cfg(unix)]
 #[test]
 fn a_lock_directory_of_another_user_is_refused() {
     if !am_root() {
-        eprintln!("left out: only root can run this as two users");
+        eprintln!("skipped: only root can run this as two users");
         return;
     }
     let (scene, user) = (Scene::new(1), OrdinaryUser::new());
@@ -615,7 +615,7 @@ fn a_lock_directory_of_another_user_is_refused() {
         let refused = user.portlock(&scene, &args).code(FAILED);
         refused.prints_just("").warns("portlock: ");
     }
-    // Sticky and open to all, it is shared.
+    // A sticky, world-writable directory is shared.
     set_mode(scene.dir(), 0o1777);
     user.portlock(&scene, &["run", TRUE]).code(0);
     let dir = user.portlock(&scene, &["dir"]).code(0);
@@ -645,7 +645,7 @@ fn ports_that_others_have_end_it_with_75_and_say_who_has_them() {
             &["pick", "-n2", &timeout],
             &["pick", "--json", &timeout],
         ] {
-            // Windows does not have it.
+            // Windows does not support it.
             if cfg!(windows) && args.contains(&"--listen") {
                 continue;
             }
@@ -675,12 +675,12 @@ fn what_does_not_happen_in_time_ends_it_with_124() {
     }
 }
 
-// Only Unix has ports that are not for everybody.
+// Only Unix has privileged ports.
 #[cfg(unix)]
 #[test]
-fn ports_that_are_not_permitted_are_no_reason_to_wait() {
+fn no_command_waits_for_ports_that_are_not_permitted() {
     if !low_ports_are_privileged() {
-        eprintln!("left out: every port may be bound by everybody here");
+        eprintln!("skipped: every user may bind every port here");
         return;
     }
     let (scene, user) = (Scene::new(1), OrdinaryUser::new());
@@ -692,14 +692,14 @@ fn ports_that_are_not_permitted_are_no_reason_to_wait() {
         &["pick", "--ports=1-9", "--timeout=1000"],
         &["wait", "--free", "--timeout=1000", "1"],
     ] {
-        // Not "timed out", for that did not happen.
+        // Not "timed out", because it did not wait.
         let refused = user.portlock(&scene, args).code(FAILED);
         refused.prints_just("").warns("not permitted");
     }
 }
 
 #[test]
-fn a_misspelled_place_for_a_port_is_refused_before_anything_is_leased() {
+fn a_misspelled_placeholder_is_refused_before_anything_is_leased() {
     let scene = Scene::new(3);
     for (options, argument, meant) in [
         (
@@ -716,7 +716,7 @@ fn a_misspelled_place_for_a_port_is_refused_before_anything_is_leased() {
         assert_refused(&scene, &args, meant);
         assert_refused(&scene, &args, argument);
     }
-    // Not even where no port would be free.
+    // It is refused even if no port is free, without waiting.
     let (_holder, _) = scene.hold(&["-n", "3"]);
     let run = ["run", "--timeout=60", "--", "echo", "{port2}"];
     scene.portlock(run).code(FAILED).warns("{port2}");

@@ -1,5 +1,5 @@
-//! What is different on Windows: `portlock run` has the command as a child, and
-//! `portlock serve` listens on a named pipe. What is the same is in the other tests.
+//! What is different on Windows: `portlock run` runs the command as a child, and `portlock serve`
+//! listens on a named pipe. The other tests cover the rest.
 
 #![cfg(windows)]
 
@@ -17,14 +17,14 @@ use portlock_testkit::{
     AND, EXHAUSTED, FAILED, Running, Said, Scene, TRUE, WAIT, answer, shell, stress, until, value,
 };
 
-/// portlock, running this line of the shell.
+/// Returns `portlock run` with this shell command line.
 fn run(scene: &Scene, options: &[&str], line: &str) -> Command {
     let shell = shell(line);
     scene.program(["run"].iter().chain(options).chain(&["--"]).chain(&shell))
 }
 
 // ---------------------------------------------------------------------------
-// `run`: how CMD is told, and what is told of it.
+// `run`: how CMD receives its ports, and how its status is reported.
 
 #[test]
 fn the_ports_are_in_the_environment_and_in_the_arguments() {
@@ -32,7 +32,7 @@ fn the_ports_are_in_the_environment_and_in_the_arguments() {
     let (a, b, c) = (scene.port(), scene.port() + 1, scene.port() + 2);
     let all = ["-n", "3", "--contiguous"];
     let of = |name: &str| format!("echo {}", value(name));
-    for (options, line, told) in [
+    for (options, line, printed) in [
         (&all[..], of("PORT"), a.to_string()),
         (&all, of("PORT_1"), a.to_string()),
         (&all, of("PORT_3"), c.to_string()),
@@ -46,11 +46,11 @@ fn the_ports_are_in_the_environment_and_in_the_arguments() {
         let run = answer(run(&scene, options, &line))
             .code(0)
             .warns_of_nothing();
-        assert_eq!(run.out().trim_end(), told, "{line}");
+        assert_eq!(run.out().trim_end(), printed, "{line}");
     }
     let line = format!("echo {} {}", value("HTTP"), value("ADMIN"));
-    let told = answer(run(&scene, &["--env=HTTP", "--env=ADMIN"], &line)).code(0);
-    let ports: Vec<u16> = told
+    let printed = answer(run(&scene, &["--env=HTTP", "--env=ADMIN"], &line)).code(0);
+    let ports: Vec<u16> = printed
         .out()
         .split_whitespace()
         .map(|port| port.parse().expect("a port"))
@@ -60,9 +60,9 @@ fn the_ports_are_in_the_environment_and_in_the_arguments() {
 }
 
 #[test]
-fn its_exit_status_is_the_commands() {
+fn the_exit_status_is_the_commands() {
     let scene = Scene::new(1);
-    // They have 32 bits there, and those of crashes look negative.
+    // Exit statuses have 32 bits on Windows, and those of crashes appear negative.
     for status in [0, 1, 3, 42, 75, 125, 255, 256, 1_000_000, -1_073_741_819] {
         let line = format!("exit {status}");
         answer(run(&scene, &[], &line))
@@ -73,7 +73,7 @@ fn its_exit_status_is_the_commands() {
 }
 
 #[test]
-fn what_is_not_found_is_told() {
+fn a_missing_command_is_reported() {
     let scene = Scene::new(1);
     for program in ["no-such-program-anywhere", r"C:\no\such\program.exe"] {
         let run = scene.portlock(["run", "--", program]).code(127);
@@ -88,7 +88,7 @@ fn what_is_not_found_is_told() {
 }
 
 #[test]
-fn a_script_is_found_without_its_ending() {
+fn a_script_is_found_without_its_extension() {
     let scene = Scene::new(1);
     let script = "@echo %PORT% %1\r\n@exit /b 7\r\n";
     std::fs::write(scene.dir().join("a-script.cmd"), script).expect("our own directory");
@@ -101,13 +101,13 @@ fn a_script_is_found_without_its_ending() {
             env::var("PATH").expect("set")
         ),
     );
-    let told = answer(command).code(7);
+    let printed = answer(command).code(7);
     let expected = format!("{0} {0}", scene.port());
-    assert_eq!(told.out().trim_end(), expected);
+    assert_eq!(printed.out().trim_end(), expected);
 }
 
 #[test]
-fn listening_sockets_cannot_be_passed_and_the_help_does_not_say_so() {
+fn listening_sockets_cannot_be_passed_and_the_help_does_not_offer_it() {
     let scene = Scene::new(1);
     let refused = scene.portlock(["run", "--listen", TRUE]).code(FAILED);
     refused.prints_just("").warns("windows");
@@ -133,9 +133,9 @@ fn the_lease_is_portlocks_and_ends_with_the_command() {
     scene.assert_leasable(port);
 }
 
-/// What the command has started is tied to portlock too.
+/// Processes started by the command end with portlock too.
 #[test]
-fn with_portlock_the_command_is_killed_and_all_that_it_has_started() {
+fn killing_portlock_kills_the_command_and_its_descendants() {
     let scene = Scene::new(1);
     for line in [
         format!("echo {{port}}{AND}{WAIT}"),
@@ -146,7 +146,7 @@ fn with_portlock_the_command_is_killed_and_all_that_it_has_started() {
             let mut portlock = Running::start(run(&scene, &[], &line));
             assert_eq!(portlock.hear().trim_end(), scene.port().to_string());
             portlock.kill_only();
-            // Their output ends when none of them is left, though their input is open.
+            // Their output ends when all of them have ended, although their input is open.
             while let Some(line) = portlock.hear_or_end() {
                 assert_eq!(line, "");
             }
@@ -157,8 +157,7 @@ fn with_portlock_the_command_is_killed_and_all_that_it_has_started() {
 
 const ROLE: &str = "PORTLOCK_TEST_ROLE";
 
-/// A command that starts another one and ends: this test binary, running this test. So is the
-/// other one.
+/// A command that starts another one and ends. Both are this test binary, running this test.
 #[test]
 fn starter() {
     match env::var(ROLE).as_deref() {
@@ -166,14 +165,14 @@ fn starter() {
             let started = as_role(Command::new(own()), "started").spawn();
             drop(started.expect("this test binary"));
         }
-        // Until it is ended with portlock.
+        // Runs until it is terminated together with portlock.
         Ok("separator") => {
             let mut started = as_role(Command::new(own()), "started");
             started.creation_flags(CREATE_BREAKAWAY_FROM_JOB);
             started.status().expect("this test binary");
         }
         Ok("started") => {
-            // On lines of their own, behind what the test harness has begun to print.
+            // On separate lines, after the line that the test harness has started to print.
             println!("\nstarted");
             let mut line = String::new();
             let read = io::stdin().read_line(&mut line);
@@ -190,14 +189,14 @@ fn starter() {
     }
 }
 
-/// The program that a messenger runs, and its arguments, each on a line.
+/// The program that the intermediate process runs, and its arguments, one per line.
 const PICK: &str = "PORTLOCK_TEST_PICK";
 
-/// `pick` by way of this test binary under another name.
+/// Runs `pick` through this test binary under another name.
 fn pick_behind(scene: &Scene, name: &str, options: &[&str]) -> Command {
     let messenger = scene.dir().join(name);
     std::fs::create_dir_all(messenger.parent().expect("below")).expect("our own directory");
-    // Not a link, by which Wine would find its first name.
+    // Not a link, because Wine would report the original name.
     std::fs::copy(own(), &messenger).expect("our own directory");
     let pick = scene.program(["pick"].iter().chain(options));
     let words = [pick.get_program()].into_iter().chain(pick.get_args());
@@ -217,7 +216,7 @@ fn own() -> PathBuf {
     env::current_exe().expect("this test binary")
 }
 
-/// Has `command`, which is followed by a program's arguments, run [`starter`] in this role.
+/// Makes `command`, which runs this test binary, run [`starter`] in this role.
 fn as_role(mut command: Command, role: &str) -> Command {
     command
         .args(["starter", "--exact", "--nocapture", "--test-threads=1"])
@@ -226,7 +225,7 @@ fn as_role(mut command: Command, role: &str) -> Command {
 }
 
 #[test]
-fn what_the_command_leaves_running_goes_on() {
+fn processes_that_the_command_leaves_keep_running() {
     let scene = Scene::new(1);
     let mut run = scene.program(["run", "--"]);
     run.arg(own());
@@ -238,11 +237,11 @@ fn what_the_command_leaves_running_goes_on() {
     while portlock.hear() != "read Ok(7) \"a line\\n\"" {}
 }
 
-/// In winbase.h.
+/// From winbase.h.
 const CREATE_BREAKAWAY_FROM_JOB: u32 = 0x0100_0000;
 
 #[test]
-fn what_breaks_away_from_the_job_goes_on_when_portlock_is_killed() {
+fn a_process_that_breaks_away_from_the_job_survives_when_portlock_is_killed() {
     let scene = Scene::new(1);
     let mut run = scene.program(["run", "--"]);
     run.arg(own());
@@ -276,7 +275,7 @@ fn a_server_that_has_leased_a_name_is_stopped_with_its_command() {
     named(&["check", "web"]).code(0);
     assert!(!other.has_ended());
     drop(other);
-    // The state directory is this user's, and not the test's own.
+    // The state directory is this user's, not the test's.
     until("the end of the lease", || {
         let release = named(&["release", "web", "api"]);
         let is_done = release.get_output().status.success() || release.err().contains("no port");
@@ -285,7 +284,7 @@ fn a_server_that_has_leased_a_name_is_stopped_with_its_command() {
 }
 
 #[test]
-fn a_command_that_waits_for_a_lease_gets_it() {
+fn a_waiting_command_gets_the_lease() {
     let scene = Scene::new(1);
     let (holder, port) = scene.hold(&[]);
     let refused = scene.portlock(["run", "--timeout=0", TRUE]).code(EXHAUSTED);
@@ -296,10 +295,10 @@ fn a_command_that_waits_for_a_lease_gets_it() {
 }
 
 // ---------------------------------------------------------------------------
-// `pick`: whom it leases for.
+// `pick`: the process that it leases for.
 
 #[test]
-fn a_parent_that_ends_with_portlock_is_no_caller() {
+fn a_parent_that_ends_with_portlock_is_not_the_caller() {
     let scene = Scene::new(1);
     let powershell = "such as --pid $PID in PowerShell";
     let git_bash = "such as --pid \"$(cat /proc/$$/winpid)\" in Git Bash";
@@ -325,7 +324,7 @@ fn a_parent_that_ends_with_portlock_is_no_caller() {
     scene.assert_leased(scene.port());
     let port = scene.port().to_string();
     scene.portlock(["release", &port]).code(0);
-    // An interpreter, from Git Bash too.
+    // An interpreter, also when started from Git Bash.
     let mut pick = pick_behind(&scene, r"bin\python.exe", &[]);
     pick.env("MSYSTEM", "MINGW64");
     answer(pick).code(0);
@@ -352,7 +351,7 @@ impl Server {
         server
     }
 
-    /// The answer to a request, as portpicker asks: one write, one read.
+    /// Sends a request as portpicker does, with one write and one read, and returns the answer.
     fn answer(&self, request: &str) -> io::Result<String> {
         let path = format!(r"\\.\pipe\{}", &self.address[1..]);
         let mut pipe = OpenOptions::new().read(true).write(true).open(path)?;
@@ -373,7 +372,7 @@ impl Server {
 }
 
 #[test]
-fn a_port_is_granted_for_as_long_as_its_client_lives() {
+fn a_port_is_granted_until_its_client_ends() {
     let scene = Scene::new(2);
     let server = Server::start(&scene, "granted");
     let idle = scene.idle();
@@ -389,7 +388,7 @@ fn a_port_is_granted_for_as_long_as_its_client_lives() {
 }
 
 #[test]
-fn what_is_no_request_gets_no_answer() {
+fn an_invalid_request_gets_no_answer() {
     let scene = Scene::new(1);
     let server = Server::start(&scene, "malformed");
     for request in ["99Z\n", "0\n", "1\n", "-5\n", "1\n2\n", "4294967294\n"] {
@@ -403,7 +402,7 @@ fn what_is_no_request_gets_no_answer() {
 }
 
 #[test]
-fn many_clients_at_once_get_each_a_port() {
+fn many_concurrent_clients_each_get_a_port() {
     const CLIENTS: usize = 16;
     let scene = Scene::new(64);
     let server = Server::start(&scene, "many");

@@ -1,5 +1,5 @@
-//! `examples/agents/`: worktrees of one repository, each with servers on ports of its own, and what
-//! else is there.
+//! `examples/agents/`: worktrees of one repository, each with servers on its own ports, and the other
+//! files of the example.
 
 #![cfg(unix)]
 
@@ -107,7 +107,7 @@ impl Repository {
 
 impl Drop for Repository {
     fn drop(&mut self) {
-        // A test that fails must leave no server.
+        // A failed test must not leave servers running.
         let Ok(worktrees) = fs::read_dir(self.dir.path()) else {
             return;
         };
@@ -118,7 +118,7 @@ impl Drop for Repository {
     }
 }
 
-/// Sends a request, and returns what is answered until the connection is closed.
+/// Sends a request, and returns the answer up to the end of the connection.
 #[track_caller]
 fn ask(port: u16, request: &str) -> String {
     let mut server = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("it listens");
@@ -195,7 +195,7 @@ fn each_worktree_has_its_own_servers_on_the_same_ports_every_time() {
     for worktree in worktrees {
         let path = format!("../{worktree}");
         repository.git(&["worktree", "add", "--quiet", &path]);
-        // The hook has reserved them.
+        // The hook has reserved the ports.
         let env = repository.worktree(worktree).join(".env");
         let env = fs::read_to_string(env).expect("the hook has written it");
         let ports = repository.ports(worktree);
@@ -213,7 +213,7 @@ fn each_worktree_has_its_own_servers_on_the_same_ports_every_time() {
     let (mut up, mut down) = (Vec::new(), Vec::new());
     for round in 0..2 {
         let before = Instant::now();
-        // All at the same time.
+        // Start all servers at the same time.
         let running = worktrees.map(|worktree| {
             let mut command = repository.command_in(worktree, "./dev");
             command.arg("up");
@@ -229,7 +229,7 @@ fn each_worktree_has_its_own_servers_on_the_same_ports_every_time() {
             assert_served(&repository, worktree, ports);
         }
         if round == 0 {
-            // What runs is left alone.
+            // Running servers are left alone.
             repository.run("a", "./dev up").code(0);
             assert_served(&repository, "a", &ports_of[0]);
         }
@@ -239,7 +239,7 @@ fn each_worktree_has_its_own_servers_on_the_same_ports_every_time() {
             .run(first, "./dev down")
             .code(0)
             .warns_of_nothing();
-        // Only its own.
+        // Only the worktree's own servers are stopped.
         for &port in &ports_of[0] {
             TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect_err("stopped");
         }
@@ -256,7 +256,7 @@ fn each_worktree_has_its_own_servers_on_the_same_ports_every_time() {
         for &port in &all {
             TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect_err("stopped");
         }
-        // As after a restart of the machine.
+        // Lose the lock directory, as after a reboot.
         for file in fs::read_dir(repository.scene.dir()).expect("our own directory") {
             fs::remove_file(file.expect("our own").path()).expect("our own");
         }
@@ -264,7 +264,7 @@ fn each_worktree_has_its_own_servers_on_the_same_ports_every_time() {
     let env = repository.run("c", "portlock env").code(0);
     assert_eq!(env.out().lines().count(), 3, "{}", env.out());
     assert_eq!(repository.ports("b"), ports_of[1]);
-    // The ports of a worktree that is removed are free.
+    // The ports of a removed worktree are free.
     for worktree in worktrees {
         repository.git(&["worktree", "remove", "--force", &format!("../{worktree}")]);
     }
@@ -309,7 +309,7 @@ fn make_has_the_ports() {
         .code(0)
         .warns_of_nothing();
     assert!(get(web, "/").contains("web of "));
-    // It is the command of a recipe, which portlock run is.
+    // The command of the recipe is portlock run, which became the server.
     repository.run("main", "make stop").code(0);
     assert!(!server.wait().success());
 }
@@ -370,7 +370,7 @@ fn docker_compose_reads_the_file() {
     repository.run("main", "portlock env db >.env").code(0);
     let text = fs::read_to_string(repository.worktree("main").join(".env")).expect("our own");
     assert_eq!(text, format!("DB_PORT={db}\n"));
-    // It needs no daemon for this. Version 2 is a plugin.
+    // This needs no daemon. Version 2 is a plugin.
     let plugin = "docker compose version >/dev/null 2>&1";
     let compose = if repository.run("main", plugin).get_output().status.success() {
         "docker compose"
@@ -392,9 +392,9 @@ fn docker_compose_reads_the_file() {
     );
 }
 
-/// The commands that are shown, with what they print.
+/// The page shows each file, and the keys of the JSON output.
 #[test]
-fn the_page_names_what_there_is() {
+fn the_page_names_every_file_and_json_key() {
     let cli = Path::new(env!("CARGO_MANIFEST_DIR"));
     let example = cli.with_file_name("examples").join("agents");
     let read = |name: &str| fs::read_to_string(example.join(name)).expect("the repository has it");
@@ -407,13 +407,13 @@ fn the_page_names_what_there_is() {
             "{name}"
         );
     }
-    // What an agent reads on each task is short.
+    // The file that an agent reads for each task is short.
     let lines = read("AGENTS.md")
         .lines()
         .filter(|line| line.starts_with("- "))
         .count();
     assert!(lines <= 10, "{lines}");
-    // The keys of the table are those that are printed.
+    // The table lists the printed keys.
     let scene = Scene::new(1);
     scene.portlock(["port", "web"]).code(0);
     let list = scene.portlock(["list", "--json"]).code(0).json();

@@ -4,8 +4,8 @@
 //! is a port and a newline, or nothing.
 
 mod pool;
+mod rate_limit;
 mod request;
-mod seldom;
 mod static_pool;
 
 use std::{
@@ -35,7 +35,7 @@ use crate::{
 };
 
 use pool::{Denial, Pool};
-use seldom::Seldom;
+use rate_limit::RateLimit;
 
 /// The time that a client has to send its request, and to read the answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -74,14 +74,14 @@ impl Statistics {
 /// Warnings that clients can cause at an unlimited rate.
 #[derive(Debug, Default)]
 struct Warnings {
-    exhausted: Seldom,
-    failed: Seldom,
-    not_accepted: Seldom,
-    refused_peer: Seldom,
+    exhausted: RateLimit,
+    failed: RateLimit,
+    not_accepted: RateLimit,
+    refused_peer: RateLimit,
 }
 
 /// Prints a warning unless it is too soon after the last one of its kind, whatever its text.
-fn warn_seldom(kind: &Seldom, message: impl FnOnce() -> String) {
+fn warn_limited(kind: &RateLimit, message: impl FnOnce() -> String) {
     if let Some(suppressed) = kind.admit(Instant::now()) {
         warn!("{}{suppressed}", message());
     }
@@ -199,7 +199,7 @@ async fn run(
                     return Err(fail("accept connections on", endpoint.name())(error));
                 }
                 Err(error) => {
-                    warn_seldom(&server.warnings.not_accepted, || {
+                    warn_limited(&server.warnings.not_accepted, || {
                         format!("cannot accept a connection: {error}")
                     });
                     time::sleep(ACCEPT_PAUSE).await;
@@ -268,11 +268,11 @@ async fn reply(server: &Arc<Server>, request: &[u8], connection: &mut Connection
             let warnings = &server.warnings;
             match denial {
                 Denial::Process => info!("Not allocating a port to process {pid}"),
-                Denial::Exhausted => warn_seldom(&warnings.exhausted, || {
+                Denial::Exhausted => warn_limited(&warnings.exhausted, || {
                     let usage = server.pool.usage();
                     format!("All ports in use. No port for process {pid}: {usage}")
                 }),
-                Denial::Failure(error) => warn_seldom(&warnings.failed, || {
+                Denial::Failure(error) => warn_limited(&warnings.failed, || {
                     format!("cannot lease a port for process {pid}: {error}")
                 }),
             }
@@ -330,7 +330,7 @@ fn client(server: &Server, pid: i64, connection: &Connection) -> Result<u32, Str
         Ok(pid) => pid,
     };
     sys::check_peer(pid, connection).map_err(|why| {
-        warn_seldom(&server.warnings.refused_peer, || {
+        warn_limited(&server.warnings.refused_peer, || {
             format!("Refused a client that asked for process {pid}: {why}")
         });
         format!("process {pid}: the client's pids may mean other processes here")

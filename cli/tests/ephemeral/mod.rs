@@ -1,12 +1,12 @@
-//! The ephemeral ports.
+//! The system's ephemeral ports.
 
 use std::{fs, ops::RangeInclusive};
 
-/// Returns the kernel's range of ports for clients, where [`tells_ephemeral`].
+/// Returns the kernel's range of ports for clients. Call it only if [`reports_ephemeral`].
 pub(crate) fn ephemeral() -> RangeInclusive<u16> {
-    assert!(tells_ephemeral());
+    assert!(reports_ephemeral());
     if !cfg!(target_os = "linux") {
-        return portlock::ephemeral_port_range().expect("the system tells");
+        return portlock::ephemeral_port_range().expect("the system reports it");
     }
     let text = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").expect("Linux");
     let mut ends = text.split_ascii_whitespace().map(|end| end.parse());
@@ -14,11 +14,11 @@ pub(crate) fn ephemeral() -> RangeInclusive<u16> {
     end()..=end()
 }
 
-/// Whether the system reports that range. If not, as under Wine, reports that a test is left out.
-pub(crate) fn tells_ephemeral() -> bool {
-    let tells = portlock::ephemeral_port_range();
-    if let Err(error) = &tells {
-        eprintln!("left out: {error}");
+/// Returns whether the system reports that range. If not, as under Wine, prints that a test is skipped.
+pub(crate) fn reports_ephemeral() -> bool {
+    let range = portlock::ephemeral_port_range();
+    if let Err(error) = &range {
+        eprintln!("skipped: {error}");
     }
-    cfg!(target_os = "linux") || tells.is_ok()
+    cfg!(target_os = "linux") || range.is_ok()
 }

@@ -51,7 +51,7 @@ pub(crate) fn passed_listeners() -> io::Result<PassedListeners> {
     let number = env::var("LISTEN_FDS").ok();
     let number = number.and_then(|number| number.parse().ok());
     if number.is_some_and(|number: usize| number > MOST) {
-        let message = format!("LISTEN_FDS is more than {MOST}");
+        let message = format!("LISTEN_FDS names more than {MOST} sockets");
         return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
     }
     let mut passed = ListenFd::from_env();

@@ -54,7 +54,7 @@ pub(crate) fn is_no_process(pid: u32) -> bool {
     matches!(opened, Err(co::ERROR::INVALID_PARAMETER))
 }
 
-/// Returns the number as text. It is never called on Windows, where users have no numbers.
+/// Returns the number as text. Windows users have no numbers.
 pub(crate) fn user_name(id: u32) -> String {
     id.to_string()
 }

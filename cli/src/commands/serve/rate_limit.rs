@@ -10,7 +10,7 @@ const PAUSE: Duration = Duration::from_secs(10);
 
 /// One kind of message.
 #[derive(Debug, Default)]
-pub(crate) struct Seldom(Mutex<State>);
+pub(crate) struct RateLimit(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -18,7 +18,7 @@ struct State {
     suppressed: u64,
 }
 
-impl Seldom {
+impl RateLimit {
     /// Returns `None` if a message must be suppressed now, or else a suffix for it that counts the
     /// messages suppressed since the last one.
     pub(crate) fn admit(&self, now: Instant) -> Option<String> {
@@ -44,17 +44,17 @@ mod tests {
 
     #[test]
     fn one_message_per_interval_is_printed_and_the_others_are_counted() {
-        let seldom = Seldom::default();
+        let rate_limit = RateLimit::default();
         let start = Instant::now();
-        assert_eq!(seldom.admit(start).as_deref(), Some(""));
+        assert_eq!(rate_limit.admit(start).as_deref(), Some(""));
         for i in 1..100 {
-            assert_eq!(seldom.admit(start + PAUSE * i / 100), None);
+            assert_eq!(rate_limit.admit(start + PAUSE * i / 100), None);
         }
-        let next = seldom.admit(start + PAUSE).expect("it is time");
+        let next = rate_limit.admit(start + PAUSE).expect("it is time");
         assert_eq!(next, " (99 such messages suppressed since the last one)");
-        assert_eq!(seldom.admit(start + PAUSE), None);
-        let next = seldom.admit(start + PAUSE * 2).expect("it is time");
+        assert_eq!(rate_limit.admit(start + PAUSE), None);
+        let next = rate_limit.admit(start + PAUSE * 2).expect("it is time");
         assert_eq!(next, " (1 such message suppressed since the last one)");
-        assert_eq!(seldom.admit(start + PAUSE * 9).as_deref(), Some(""));
+        assert_eq!(rate_limit.admit(start + PAUSE * 9).as_deref(), Some(""));
     }
 }

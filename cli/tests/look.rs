@@ -553,9 +553,9 @@ fn hostile_records_cannot_control_the_terminal() {
             let check = scene.check(scene.port());
             check.code(if leased { LEASED } else { 0 });
             for args in command_lines(&scene, 3) {
-                let look = scene.portlock(&args);
-                assert_harmless(look.out());
-                assert_harmless(look.err());
+                let shown = scene.portlock(&args);
+                assert_harmless(shown.out());
+                assert_harmless(shown.err());
             }
         }
     }
@@ -572,9 +572,9 @@ fn json_preserves_hostile_records() {
     scene.portlock(pick).code(0);
     let port = scene.port().to_string();
     for args in [&["list", "--json"][..], &["check", "--json", &port]] {
-        let look = scene.portlock(args);
-        assert_harmless(look.out());
-        assert_eq!(look.json()[0]["label"], pick[2]);
+        let shown = scene.portlock(args);
+        assert_harmless(shown.out());
+        assert_eq!(shown.json()[0]["label"], pick[2]);
     }
 }
 

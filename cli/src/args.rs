@@ -16,26 +16,26 @@ use portlock::{PortSet, Protocol};
 
 use crate::{exit_status, sys};
 
-/// Returns what `--help` says at its end.
+/// Returns the last section of `--help`.
 fn after_help() -> String {
     let statuses = exit_status::help();
     format!(
         "{statuses}
 Environment: PORTLOCK_DIR names the lock directory; PORTLOCK_PORTS, as a set such
 as 4000-4999,!4045, or PORTLOCK_PORTS_FILE, as a file with one, names the ports to
-choose from; NO_COLOR turns colours off."
+choose from; NO_COLOR turns colors off."
     )
 }
 
 /// Free ports as leases, shared by all processes of this machine.
 ///
-/// A leased port is given to nobody else until its holder ends. There is no
+/// A leased port is not leased to any other process until its holder ends. There is no
 /// daemon, and nothing to clean up.
 #[derive(Debug, Parser)]
 #[command(version, name = "portlock", bin_name = "portlock", after_long_help = after_help(), max_term_width = 100)]
 pub(crate) struct Args {
     /// The lock directory; only callers with the same one share leases
-    /// [default: what `portlock dir` prints].
+    /// [default: the one that `portlock dir` prints].
     #[arg(long, global = true, value_name = "PATH")]
     pub(crate) lock_dir: Option<PathBuf>,
 
@@ -44,144 +44,144 @@ pub(crate) struct Args {
 }
 
 #[derive(Debug, Subcommand)]
-// Only the command that is called is built: building all of them would take a tenth of the time
-// of `pick`. What describes a command stands here, and not at its arguments, because the help
-// for all commands shows it.
+// clap builds only the called command: building all of them would take 10 % of the time of `pick`.
+// The descriptions of commands are here, and not on their arguments, because the help for all
+// commands shows them.
 #[command(defer = true)]
 pub(crate) enum Command {
-    /// Lease ports for CMD: the lease lasts as long as CMD.
+    /// Lease ports for CMD, and run it. The lease lasts as long as CMD.
     ///
-    /// CMD finds the first port in PORT, and if there are several, all of them in
-    /// PORT_1, PORT_2 and so on; or it finds them in the variables named with --env. In
-    /// its arguments, {port} or {port1} is replaced by the first, {port2} by the second,
-    /// and {NAME} by that of the variable NAME. Other text in braces stays as it is, and so
-    /// does ${NAME}, which is a shell's. A misspelled {NAME} or a {port2} without a second
+    /// The environment variable PORT contains the first port. If there are several, PORT_1,
+    /// PORT_2 and so on contain all of them. --env sets other variables instead. In the arguments
+    /// of CMD, {port} or {port1} is replaced with the first port, {port2} with the second,
+    /// and {NAME} with that of the variable NAME. Other text in braces is left unchanged, and
+    /// so is ${NAME}, a shell variable. A misspelled {NAME} or a {port2} without a second
     /// port is an error.
     ///
-    /// With --name web --name api-v2, the ports are those that are reserved for these names, and
-    /// CMD finds them in WEB_PORT and API_V2_PORT, and the first in PORT too. In its arguments,
-    /// {web} and {api-v2} are replaced. If another process has leased one of them, portlock
+    /// With --name web --name api-v2, the ports are those reserved for these names. WEB_PORT and
+    /// API_V2_PORT contain them, and PORT contains the first. In the arguments,
+    /// {web} and {api-v2} are replaced. If another process has leased one of the ports, portlock
     /// waits for it.
     Run(Run),
     /// Lease ports for a process that is already running, and print them.
     ///
     /// The lease lasts as long as that process. By default, it is the process that will use
-    /// the port: a script, an interpreter, make, not the subshell or the timeout(1) that only
-    /// passes the output of portlock on.
+    /// the port, such as a script, an interpreter or make, and not a subshell or timeout(1), which
+    /// only pass the output of portlock on.
     Pick(Pick),
-    /// Print the ports that are reserved for names, as variables such as WEB_PORT=23117.
+    /// Print the ports reserved for names, as variables such as WEB_PORT=23117.
     ///
-    /// A name that has no port yet is reserved one. From then on it has the same port every
-    /// day, also after a restart of the machine, and nobody else is leased that port, until
+    /// If no port is reserved for a name, one is reserved first. From then on the name has the same
+    /// port, even after a reboot, and no other caller can lease that port, until
     /// `portlock release NAME` or until the root directory is gone, as after `git worktree
     /// remove`. The variable is the name in upper case, with _ instead of -, and _PORT.
     ///
-    /// `eval "$(portlock env web api)"` sets them in a shell; with --format export, the programs
-    /// that it starts have them too.
+    /// `eval "$(portlock env web api)"` sets them in a shell. With --format export, the programs
+    /// that the shell starts have them too.
     Env(Env),
-    /// Print the port that is reserved for a name, and nothing else.
+    /// Print the port reserved for a name, and nothing else.
     ///
-    /// A name that has no port yet is reserved one, as by `portlock env`.
+    /// If no port is reserved for the name, one is reserved first, as by `portlock env`.
     Port(Port),
     /// Stop the processes that have leased the ports of names.
     ///
-    /// Only these processes and their descendants are ended, and never portlock itself or a
-    /// process that it was started from. The reservations stay: what is started again under
+    /// Only these processes and their descendants are stopped, and never portlock itself or one
+    /// of its ancestors. The reservations stay: a process that is started again under
     /// the same name has the same port.
     ///
-    /// The exit status is 0 if none of these processes is left, and 124 if one is.
+    /// The exit status is 0 if all of these processes have ended, and 124 otherwise.
     #[command(hide = !sys::CAN_STOP)]
     Stop(Stop),
     /// List every lease, and whether the server on its port is the holder's.
     ///
-    /// PROGRAM is what the holder runs now. A port without a server is "not bound yet", and
-    /// "bound" by a server of the holder, which is that process, a descendant of it or a process
-    /// that has inherited the lease. Otherwise the list shows by which process the port is
-    /// served, or that the server is unknown: its process cannot be seen, or it may have
+    /// PROGRAM is the program that the holder runs now. A port without a server is "not bound yet".
+    /// A port is "bound" if its server belongs to the holder: to that process, a descendant, or a
+    /// process that has inherited the lease. Otherwise the list shows which process serves the
+    /// port, or that the server is unknown: its process cannot be seen, or it may have
     /// daemonized.
     ///
     /// A port that is reserved for a name and not leased is shown as reserved.
     ///
-    /// A lock file that is left from an earlier lease is shown as stale. It does no
-    /// harm, and its port is free. Where the system does not list the locks that are
-    /// held, a lock file that this user cannot open is shown as unknown.
+    /// A lock file that is left from an earlier lease is shown as stale. It is
+    /// harmless, and its port is free. Where the system does not list held
+    /// locks, a lock file that this user cannot open is shown as unknown.
     List(List),
-    /// Say whether ports are free, leased or bound, and who has them.
+    /// Print whether ports are free, leased or bound, and who has them.
     ///
     /// That is the holder of the lease and the process that serves the port, each with its
-    /// user, as far as they can be seen: of other users' servers, Linux shows the user, macOS
+    /// user, as far as they are visible. For other users' servers, Linux shows the user, macOS
     /// nothing, and Windows the process. On Linux, JSON has the command line and directory too.
     ///
-    /// A port that is reserved for a name is free if it is named so, and not free as a number.
+    /// A port that is reserved for a name is free when checked by name, but not by number.
     ///
     /// The exit status is 0 if all are free, 1 if one is leased or reserved, and 3 if one is
-    /// bound by a program without a lease, or may not be bound.
+    /// bound by a program without a lease, or binding it is not permitted.
     Check(Check),
     /// Wait until each port has its server, or until each is free.
     ///
     /// On a leased port it waits for the server of the lease's holder: that process, a
-    /// descendant of it or a process that has inherited the lease. A server of which nobody can
-    /// tell is accepted, with a note: one that daemonized, or one of another user (on Windows,
-    /// only if its process may not be opened). On a port that is neither leased nor reserved, any
-    /// server will do. A reserved port that is not leased is waited for until it is, and has the
-    /// holder's server; a name that has no port yet, until it has one.
+    /// descendant, or a process that has inherited the lease. If the owner of a server cannot be
+    /// determined, the server is accepted, with a note: if it daemonized, or is another user's (on
+    /// Windows, only if its process cannot be opened). On a port that is neither leased nor reserved,
+    /// any server is accepted. On a reserved port that is not leased, it waits until the port is leased
+    /// and has the holder's server. For a name without a port, it waits until one is reserved.
     ///
-    /// A connection that is refused or not answered, or for which there is no network yet, is
-    /// tried again. The exit status is 3 if another process's server answers, and 124 if a port
-    /// is not ready in time.
+    /// It retries a connection that is refused or not answered, or if there is no network yet.
+    /// The exit status is 3 if another process's server answers, and 124 if a port is not ready
+    /// in time.
     Wait(Wait),
-    /// End the lease of a port that was picked, or the reservation of a name.
+    /// Release the lease of a picked port, or the reservation of a name.
     ///
-    /// By its number, the lease of a port that was picked is ended, and a reservation stays. A
+    /// A port number releases the lease of a picked port, and a reservation stays. A
     /// lease that a running process holds itself ends with that process.
     ///
-    /// By its name, the reservation is ended: the name has no port any more, and any caller can
-    /// be leased the port. That is an error as long as a process holds it. A picked lease goes
-    /// on. A reservation that cannot be read has no name, and is ended by the number of its port.
+    /// A name releases its reservation: the name no longer has a port, and any caller can lease
+    /// the port. That is an error while a process holds the port. A picked lease continues.
+    /// A reservation that cannot be read has no name, and is released by its port number.
     Release(Release),
     /// Remove the lock files of ports that are neither leased nor reserved.
     ///
-    /// There is no need to: they do no harm. A reservation is removed if its root directory is
-    /// gone for certain. One whose root directory cannot be found, as on a disk that is not
-    /// mounted, is kept and listed.
+    /// This is optional: they are harmless. A reservation is removed if its root directory is
+    /// certainly gone. If the root directory cannot be found, for example on a disk that is not
+    /// mounted, the reservation is kept and listed.
     Clean(Clean),
-    /// Print sets of ports: by default those that are left for servers here.
+    /// Print a set of ports, by default the ports available for servers on this machine.
     Ports(Ports),
-    /// Print which lock directory is in use and why, and check it.
+    /// Print the lock directory in use and the reason for it, and check it.
     ///
-    /// It also names other directories in which callers of this user lease ports without
-    /// sharing them with this one, and says when /tmp is private to a service or sandbox,
-    /// where that can be seen. It leaves nothing behind, and fails if no lock file can be created.
+    /// It also lists other directories in which callers of this user lease ports without
+    /// sharing them with this one, and reports if /tmp is private to a service or sandbox,
+    /// where that can be determined. It leaves no files, and fails if no lock file can be created.
     Dir(Json),
-    /// Serve ports to portpicker and all who speak its protocol.
+    /// Run a port server for portpicker and other clients of its protocol.
     ///
-    /// Programs that are started with PORTSERVER_ADDRESS set to the same address ask
-    /// this server. Each port that it grants is leased from the lock directory for as
-    /// long as the client that it is for lives, so they never collide with other
-    /// users of portlock; and the server can be killed and started again at any time.
+    /// Programs that are started with PORTSERVER_ADDRESS set to the same address use
+    /// this server. Each port that it grants is leased in the lock directory until the
+    /// client ends, so grants never collide with other
+    /// users of portlock, and the server can be killed and restarted at any time.
     Serve(Serve),
     /// Print shell completions.
     Completions {
-        /// For which shell.
+        /// The shell to complete commands in.
         shell: clap_complete::Shell,
     },
     /// Print the man page, or write one for each command into a directory.
     Man {
-        /// Where to write them, as portlock.1, portlock-run.1 and so on.
+        /// The directory to write portlock.1, portlock-run.1 and so on to.
         dir: Option<PathBuf>,
     },
 }
 
-// Which ports to lease, how many, and how long to wait for them. A doc comment here, as on any other
-// arguments that are flattened, would describe the commands that have them.
+// The ports to lease, how many, and how long to wait for them. A doc comment here, or on any other
+// flattened arguments, would replace the descriptions of the commands that have them.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Selection {
     /// The ports to choose from, such as 4000-4999,!4045,7000
-    /// [default: as `portlock ports` tells].
+    /// [default: those that `portlock ports` prints].
     #[arg(long, value_name = "SET", value_parser = some_ports, allow_hyphen_values = true)]
     pub(crate) ports: Option<PortSet>,
 
-    /// How many ports: all or none.
+    /// The number of ports to lease, all or none [default: 1].
     #[arg(
         short = 'n',
         long = "number",
@@ -191,11 +191,11 @@ pub(crate) struct Selection {
     )]
     number: Option<usize>,
 
-    /// The ports must follow each other.
+    /// Lease consecutive ports.
     #[arg(long)]
     pub(crate) contiguous: bool,
 
-    /// The port must be free for UDP [default: for TCP].
+    /// The port must be free for UDP [default: TCP].
     #[arg(long, conflicts_with = "tcp_and_udp")]
     udp: bool,
 
@@ -204,19 +204,19 @@ pub(crate) struct Selection {
     tcp_and_udp: bool,
 
     /// The port must be free on this address, or on all addresses of this name such as
-    /// localhost; may be given several times [default: on every address].
+    /// localhost; may be repeated [default: on every address].
     #[arg(long = "host", value_name = "HOST", value_parser = host)]
     pub(crate) hosts: Vec<Host>,
 
     #[command(flatten)]
     pub(crate) reuse: Reuse,
 
-    /// The same text gets the same port, whenever it is free.
+    /// Prefer the same port for the same text, if that port is free.
     #[arg(long, value_name = "TEXT")]
     pub(crate) prefer: Option<String>,
 
-    /// Lease the port that is reserved for this name in the root directory, and reserve one
-    /// first if none is; may be given several times, for several ports: all or none.
+    /// Lease the port reserved for this name in the root directory, and reserve one first if
+    /// there is none; may be repeated to lease several ports, all or none.
     #[arg(
         long = "name",
         value_name = "NAME",
@@ -225,7 +225,7 @@ pub(crate) struct Selection {
     pub(crate) names: Vec<String>,
 
     /// The directory that the names belong to [default: the root of the git worktree or,
-    /// outside of any, the current directory].
+    /// outside a worktree, the current directory].
     #[arg(long, value_name = "DIR", requires = "names")]
     pub(crate) root: Option<PathBuf>,
 
@@ -233,8 +233,8 @@ pub(crate) struct Selection {
     #[arg(long, requires = "names")]
     pub(crate) or_any: bool,
 
-    /// How long to wait while no port is free, in seconds or as in 500ms, 2s and 1m; 0:
-    /// try once.
+    /// How long to wait for a free port, in seconds or with a unit: 500ms, 2s, 1m; 0 tries
+    /// once.
     #[arg(
         long,
         value_name = "TIME",
@@ -244,7 +244,7 @@ pub(crate) struct Selection {
     )]
     pub(crate) timeout: Duration,
 
-    /// What the lease is for, shown by `portlock list`.
+    /// A description of the lease, shown by `portlock list`.
     #[arg(long, value_name = "TEXT")]
     pub(crate) label: Option<String>,
 }
@@ -269,7 +269,7 @@ pub(crate) struct Run {
     #[command(flatten)]
     pub(crate) selection: Selection,
 
-    /// The variable for the port; may be given several times, for as many ports.
+    /// The environment variable for the port; may be repeated to lease several ports.
     #[arg(
         long = "env",
         value_name = "NAME",
@@ -279,7 +279,7 @@ pub(crate) struct Run {
     pub(crate) env: Vec<String>,
 
     /// Pass listening sockets to CMD as systemd does (LISTEN_FDS, LISTEN_PID and
-    /// LISTEN_FDNAMES; sd_listen_fds(3)): there is no gap at all.
+    /// LISTEN_FDNAMES; sd_listen_fds(3)), so that the port is bound from the start.
     #[arg(
         long,
         conflicts_with_all = ["udp", "tcp_and_udp", "contiguous"],
@@ -287,7 +287,7 @@ pub(crate) struct Run {
     )]
     pub(crate) listen: bool,
 
-    /// The command, and its arguments.
+    /// The command and its arguments.
     #[arg(required = true, value_name = "CMD", trailing_var_arg = true)]
     pub(crate) command: Vec<OsString>,
 }
@@ -312,9 +312,9 @@ pub(crate) struct Env {
     #[arg(value_name = "NAME")]
     pub(crate) names: Vec<String>,
 
-    /// How to print them. `dotenv` is for `docker compose --env-file` and .env files,
+    /// The output format. `dotenv` is for `docker compose --env-file` and .env files,
     /// `fish` for `portlock env --format fish | source`. `github` prints nothing, and appends
-    /// to the file that $GITHUB_ENV names: the steps after that of GitHub Actions have the
+    /// to the file that $GITHUB_ENV names, so that later steps in GitHub Actions have the
     /// variables.
     #[arg(long, value_name = "FORMAT", default_value = "dotenv")]
     pub(crate) format: Format,
@@ -343,14 +343,14 @@ pub(crate) struct Port {
     pub(crate) reserving: Reserving,
 }
 
-// Where names are reserved, and which ports.
+// The directory in which names are reserved, and the ports to choose from.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Reserving {
     #[command(flatten)]
     pub(crate) root: Root,
 
-    /// The ports to choose from for a name that has none yet
-    /// [default: as `portlock ports` tells].
+    /// The ports to choose from if none is reserved for a name
+    /// [default: those that `portlock ports` prints].
     #[arg(long, value_name = "SET", value_parser = some_ports, allow_hyphen_values = true)]
     pub(crate) ports: Option<PortSet>,
 }
@@ -362,11 +362,11 @@ pub(crate) enum Target {
     Name(String),
 }
 
-// Which directory names belong to.
+// The directory that names belong to.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Root {
     /// The directory that the names belong to [default: the root of the git worktree or,
-    /// outside of any, the current directory].
+    /// outside a worktree, the current directory].
     #[arg(long, value_name = "DIR")]
     pub(crate) root: Option<PathBuf>,
 }
@@ -378,19 +378,19 @@ pub(crate) struct Stop {
     #[arg(value_name = "NAME", required_unless_present = "all")]
     pub(crate) names: Vec<String>,
 
-    /// All names of the root directory.
+    /// Stop the processes of all names in the root directory.
     #[arg(long, conflicts_with = "names")]
     pub(crate) all: bool,
 
     #[command(flatten)]
     pub(crate) root: Root,
 
-    /// Print what would be stopped, and stop nothing.
+    /// Print what would be stopped, without stopping it.
     #[arg(long)]
     pub(crate) dry_run: bool,
 
-    /// After which time a process that has not ended is killed, in seconds or as in 500ms, 2s
-    /// and 1m; 0: immediately.
+    /// How long to wait before killing a process that has not ended, in seconds or with a unit:
+    /// 500ms, 2s, 1m; 0 kills immediately.
     #[arg(
         long,
         value_name = "TIME",
@@ -407,12 +407,12 @@ pub(crate) struct List {
     #[arg(long, short)]
     pub(crate) all: bool,
 
-    /// Draw the ports as a map.
+    /// Print the ports as a map.
     #[arg(long, conflicts_with = "json")]
     pub(crate) map: bool,
 
-    /// Which ports to show [default: those with a lock file; with --map, as
-    /// `portlock ports` tells].
+    /// The ports to show [default: those with a lock file; with --map, those that
+    /// `portlock ports` prints].
     #[arg(long, value_name = "SET")]
     pub(crate) ports: Option<PortSet>,
 
@@ -420,16 +420,16 @@ pub(crate) struct List {
     #[arg(long, value_name = "TEXT", conflicts_with = "map")]
     pub(crate) label: Option<String>,
 
-    /// Show only ports that are reserved for this name, in whatever root directory.
+    /// Show only ports reserved for this name, in any root directory.
     #[arg(long, value_name = "NAME", conflicts_with = "map")]
     pub(crate) name: Option<String>,
 
-    /// Show only ports that are reserved in this root directory, which is `.` for the
-    /// current directory.
+    /// Show only ports reserved in this root directory, such as `.` for the current
+    /// directory.
     #[arg(long, value_name = "DIR", conflicts_with = "map")]
     pub(crate) root: Option<PathBuf>,
 
-    /// Again every second, until interrupted. With --json, each time one object on one line.
+    /// Repeat every second until interrupted. With --json, print one object per line.
     #[arg(long, short)]
     pub(crate) watch: bool,
 
@@ -439,7 +439,7 @@ pub(crate) struct List {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Check {
-    /// The ports, as numbers or as the names that they are reserved for.
+    /// Ports, as numbers or as the names that they are reserved for.
     #[arg(
         required = true,
         value_name = "PORT|NAME",
@@ -457,7 +457,7 @@ pub(crate) struct Check {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Wait {
-    /// The ports, as numbers or as the names that they are reserved for.
+    /// Ports, as numbers or as the names that they are reserved for.
     #[arg(
         required = true,
         value_name = "PORT|NAME",
@@ -473,7 +473,7 @@ pub(crate) struct Wait {
     #[arg(long)]
     pub(crate) free: bool,
 
-    /// Wait for the server of this process or of a descendant of it, whoever has the lease.
+    /// Wait for the server of this process or of a descendant, regardless of the lease.
     #[arg(
         long,
         value_name = "PID",
@@ -482,16 +482,16 @@ pub(crate) struct Wait {
     )]
     pub(crate) pid: Option<u32>,
 
-    /// Accept any server, whoever has the lease.
+    /// Accept any server, regardless of the lease.
     #[arg(long, conflicts_with = "free")]
     pub(crate) any: bool,
 
-    /// At which address, or any address of which name, such as localhost [default: either
-    /// loopback address, 127.0.0.1 or ::1; with --free: every address].
+    /// The address to check, or a name such as localhost for any of its addresses [default:
+    /// either loopback address, 127.0.0.1 or ::1; with --free: every address].
     #[arg(long, value_name = "HOST", value_parser = host)]
     pub(crate) host: Option<Host>,
 
-    /// How long to wait for all of them, in seconds or as in 500ms, 2s and 1m; 0: try once.
+    /// How long to wait for all ports, in seconds or with a unit: 500ms, 2s, 1m; 0 tries once.
     #[arg(
         long,
         value_name = "TIME",
@@ -507,7 +507,7 @@ pub(crate) struct Wait {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Release {
-    /// The ports, as numbers or as the names that they are reserved for.
+    /// Ports, as numbers or as the names that they are reserved for.
     #[arg(
         required = true,
         value_name = "PORT|NAME",
@@ -519,7 +519,7 @@ pub(crate) struct Release {
     #[command(flatten)]
     pub(crate) root: Root,
 
-    /// Also if it belongs to a process of another user, or one that cannot be seen.
+    /// Release the lease even if its process belongs to another user or cannot be seen.
     #[arg(long)]
     pub(crate) force: bool,
 }
@@ -527,22 +527,22 @@ pub(crate) struct Release {
 #[derive(Debug, clap::Args)]
 pub(crate) struct Clean {
     /// Also remove the copies of reservations in your state directory whose root or lock
-    /// directory is gone for certain, for all lock directories.
+    /// directory is certainly gone, for all lock directories.
     #[arg(long)]
     pub(crate) all: bool,
 }
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Ports {
-    /// The range from which the system gives ports to clients.
+    /// The range from which the system assigns ports to clients.
     #[arg(long, conflicts_with_all = ["server", "set"])]
     pub(crate) ephemeral: bool,
 
-    /// What is left for servers, or what the environment names (the default).
+    /// The ports for servers, or those named by the environment (the default).
     #[arg(long, conflicts_with = "set")]
     pub(crate) server: bool,
 
-    /// A set such as 4000-4999,!4045,7000, to be checked and written in order.
+    /// A set such as 4000-4999,!4045,7000 to validate and print in order.
     #[arg(value_name = "SET")]
     pub(crate) set: Option<PortSet>,
 
@@ -566,7 +566,7 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "SET", default_value = "15000-24999")]
     pub(crate) ports: PortSet,
 
-    /// The same, as the reference reads it: it ignores what it cannot parse.
+    /// The same, parsed as portpicker's server does: invalid ranges are ignored.
     #[arg(
         long = "portserver_static_pool",
         value_name = "RANGES",
@@ -582,18 +582,18 @@ pub(crate) struct Serve {
     #[arg(long, short)]
     pub(crate) quiet: bool,
 
-    /// Accepted because the reference has it.
+    /// Accepted because portpicker's server has it.
     #[arg(long, hide = true)]
     pub(crate) verbose: bool,
 
-    /// Print each grant too.
+    /// Also print each grant.
     #[arg(long)]
     pub(crate) debug: bool,
 }
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Reuse {
-    /// Whether a port in TIME_WAIT counts as free [default: only if no other port is].
+    /// Whether a port in TIME_WAIT counts as free [default: only if no other port is free].
     #[arg(
         long,
         value_name = "yes|no",
@@ -607,7 +607,7 @@ pub(crate) struct Reuse {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Json {
-    /// Print JSON, for programs.
+    /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -646,7 +646,7 @@ pub(crate) fn parse() -> Result<Args, clap::Error> {
     }
 }
 
-/// Returns the value, if the words begin with `--reuse-address` and its value as two words.
+/// Returns the value, if the words begin with `--reuse-address` and its value as separate words.
 fn separate_value(words: &[OsString]) -> Option<&str> {
     match words {
         [option, value, ..] if option == "--reuse-address" => {
@@ -658,7 +658,7 @@ fn separate_value(words: &[OsString]) -> Option<&str> {
 
 fn target(text: &str) -> Result<Target, String> {
     if text.starts_with(|c: char| c.is_ascii_lowercase()) {
-        // Whether it is a good name, the library says.
+        // The library validates the name.
         return Ok(Target::Name(text.to_owned()));
     }
     let port = text.parse().ok().filter(|&port| port > 0);
@@ -692,7 +692,7 @@ fn number(text: &str) -> Result<usize, String> {
     number.ok_or_else(|| "not a number from 1 to 65535".to_owned())
 }
 
-/// A number of seconds, or a time with its units.
+/// Parses a number of seconds, or a time with units.
 fn time(text: &str) -> Result<Duration, String> {
     let time = match text.parse() {
         Ok(seconds) => Duration::try_from_secs_f64(seconds).ok(),
@@ -701,7 +701,7 @@ fn time(text: &str) -> Result<Duration, String> {
     time.ok_or_else(|| "not a time such as 30, 500ms, 2s or 1m".to_owned())
 }
 
-/// What `--host` names, as addresses: at least one.
+/// The addresses that `--host` names: at least one.
 #[derive(Clone, Debug)]
 pub(crate) struct Host(pub(crate) Vec<IpAddr>);
 
@@ -709,7 +709,7 @@ fn host(text: &str) -> Result<Host, String> {
     if let Ok(address) = text.parse() {
         return Ok(Host(vec![address]));
     }
-    // Resolvers take more for an address than is one: 127.1, or fe80::1%lo.
+    // Resolvers also accept forms that are not plain addresses: 127.1, or fe80::1%lo.
     if text.contains(':') || !text.contains(|c: char| c.is_alphabetic()) {
         return Err("neither an address nor a name".to_owned());
     }
@@ -728,7 +728,7 @@ fn host(text: &str) -> Result<Host, String> {
     Ok(Host(hosts))
 }
 
-/// As a shell can use it: letters, digits and underscores, no digit first.
+/// Parses a variable name that a shell can use: letters, digits and underscores, not starting with a digit.
 fn variable(text: &str) -> Result<String, String> {
     let word = |c: char| c == '_' || c.is_ascii_alphanumeric();
     if text.chars().all(word) && !text.starts_with(|c: char| c.is_ascii_digit()) && !text.is_empty()

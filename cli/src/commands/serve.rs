@@ -132,9 +132,9 @@ pub(crate) fn serve(args: &Serve, dir: Option<&Path>) -> Result<ExitStatus, Fail
         statistics: Statistics::default(),
         warnings: Warnings::default(),
     });
-    // One thread reads and writes as fast as several, which would have taken turns with those that
-    // grant; and tokio's scheduler for several is the only code that needs libm, which would take
-    // time to load for every command.
+    // One thread reads and writes as fast as several, which would compete with the granting threads.
+    // Also, tokio's multithreaded scheduler is the only code that needs libm, which would take time
+    // to load for every command.
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(GRANTING_THREADS)

@@ -29,7 +29,7 @@ choose from; NO_COLOR turns colors off."
 
 /// Free ports as leases, shared by all processes of this machine.
 ///
-/// A leased port is not leased to any other process until its holder ends. There is no
+/// No other process gets a leased port until its holder ends. There is no
 /// daemon, and nothing to clean up.
 #[derive(Debug, Parser)]
 #[command(version, name = "portlock", bin_name = "portlock", after_long_help = after_help(), max_term_width = 100)]
@@ -49,7 +49,7 @@ pub(crate) struct Args {
 // commands shows them.
 #[command(defer = true)]
 pub(crate) enum Command {
-    /// Lease ports for CMD, and run it. The lease lasts as long as CMD.
+    /// Run CMD with leased ports. The lease lasts as long as CMD.
     ///
     /// The environment variable PORT contains the first port. If there are several, PORT_1,
     /// PORT_2 and so on contain all of them. --env sets other variables instead. In the arguments

@@ -163,7 +163,7 @@ fn a_zombie_keeps_no_lease() {
     scene.portlock(["pick", "--pid", &pid]).code(0);
     scene.assert_leased(scene.port());
     drop(idle.stdin.take());
-    until("the zombie to let go", || {
+    until("the zombie to release the port", || {
         let check = scene.check(scene.port());
         (check.get_output().status.code() == Some(0)).then_some(())
     });

@@ -239,7 +239,7 @@ fn a_command_that_cannot_be_executed_is_reported_as_env_reports_it() {
 
 /// Returns the open descriptors of a shell, and the signals that it blocks or ignores.
 #[cfg(target_os = "linux")]
-const TELL: &str = "
+const SHOW_INHERITED: &str = "
     for fd in /proc/self/fd/*; do readlink $fd; done | sort
     grep -E '^Sig(Blk|Ign)' /proc/self/status";
 
@@ -265,9 +265,9 @@ fn the_command_inherits_only_the_locks() {
             .filter(|line| !line.starts_with("pipe:"));
         lines.map(line).collect()
     };
-    let plain = inherited(scene.script("sh", TELL));
+    let plain = inherited(scene.script("sh", SHOW_INHERITED));
     for n in ["1", "3"] {
-        let run = scene.program(["run", "-n", n, "--", "sh", "-c", TELL]);
+        let run = scene.program(["run", "-n", n, "--", "sh", "-c", SHOW_INHERITED]);
         let (locks, rest): (Vec<String>, Vec<String>) = inherited(run)
             .into_iter()
             .partition(|line| line.starts_with(&dir));
@@ -573,7 +573,7 @@ server.listen(1)
 print(port, flush=True)
 connection, _ = server.accept()
 connection.sendall(token.encode() + b'\\n')
-# The client closes first, and so has the TIME_WAIT, on a port of its own.
+# The client closes first, so its side is in TIME_WAIT, on its own port.
 connection.recv(1)
 ";
 

@@ -318,7 +318,7 @@ fn an_invalid_request_gets_no_answer() {
         let text = String::from_utf8_lossy(request);
         assert_eq!(server.answer(request), "", "{text:?}");
     }
-    let nobody = [
+    let no_process = [
         -1_i64,
         -812,
         0,
@@ -326,7 +326,7 @@ fn an_invalid_request_gets_no_answer() {
         i64::from(dead_pid()),
         i64::from(u32::MAX),
     ];
-    for pid in nobody {
+    for pid in no_process {
         assert_eq!(server.answer(format!("{pid}\n")), "", "{pid}");
     }
     // Larger than any pid, with the maximum number of digits in a request.

@@ -113,7 +113,7 @@ fn listening_sockets_cannot_be_passed_and_the_help_does_not_offer_it() {
     refused.prints_just("").warns("windows");
     let help = scene.portlock(["run", "--help"]).code(0);
     assert!(!help.out().contains("listen"), "{}", help.out());
-    assert!(!help.out().contains("in its place"), "{}", help.out());
+    assert!(!help.out().contains("replaces itself"), "{}", help.out());
 }
 
 // ---------------------------------------------------------------------------

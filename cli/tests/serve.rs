@@ -604,7 +604,7 @@ fn only_a_dead_socket_is_replaced() {
     fs::write(&path, "precious").expect("our own directory");
     let message = refusal(dir.path(), &args);
     assert!(message.contains(text(&path)), "{message}");
-    assert!(message.contains("no socket"), "{message}");
+    assert!(message.contains("not a socket"), "{message}");
     assert_eq!(fs::read(&path).expect("still there"), b"precious");
 
     // The target of a link is not replaced either.
@@ -1135,7 +1135,10 @@ fn sockets_that_cannot_be_served_are_refused_with_a_message() {
     let one = "LISTEN_PID=$$ LISTEN_FDS=1";
     let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
     let message = end(activated(dir.path(), vec![tcp.into()], one, &args));
-    assert!(message.contains("service manager passed"), "{message}");
+    assert!(
+        message.contains("passed by the service manager"),
+        "{message}"
+    );
     assert!(message.contains("unix stream socket"), "{message}");
 
     let many = "LISTEN_PID=$$ LISTEN_FDS=2000000000";
@@ -1457,7 +1460,7 @@ fn a_client_that_cannot_be_seen_is_refused() {
     for pid in [2, process::id()] {
         assert_eq!(server.ask(pid), None);
     }
-    let log = server.logging.logged("cannot be seen");
+    let log = server.logging.logged("is not visible to this server");
     let warning = log.last().expect("that line");
     assert!(warning.contains(" WARN "), "{log:#?}");
     assert_eq!(with_owner(dir.path(), &ports), 0);

@@ -256,7 +256,10 @@ impl OpenDir {
             (false, true) => EntryState::Delegated,
             (false, false) => EntryState::Stale,
         };
-        let heir = inherited.then(|| listed.heir(self, port)).flatten();
+        let heir = owner
+            .as_ref()
+            .filter(|_| inherited)
+            .and_then(|owner| listed.heir(self, port, &owner.process));
         Ok(PortEntry {
             port,
             state,
@@ -310,7 +313,10 @@ impl OpenDir {
         };
         match holder {
             Holder::Recorded => Some(owner.to_string()),
-            Holder::Heir => Some(inherited_from(&owner, listed.heir(self, port).as_ref())),
+            Holder::Heir => {
+                let heir = listed.heir(self, port, &owner.process);
+                Some(inherited_from(&owner, heir.as_ref()))
+            }
             Holder::Unknown => None,
         }
     }

@@ -5,16 +5,13 @@
 use std::{
     fs,
     os::unix::process::ExitStatusExt as _,
-    path::Path,
     process::Command,
     thread,
     time::{Duration, Instant},
 };
 
 use assert_cmd::assert::Assert;
-use portlock_testkit::{
-    OrdinaryUser, Process, Running, Said, Scene, TIMED_OUT, am_root, answer, until,
-};
+use portlock_testkit::{Process, Running, Said, Scene, TIMED_OUT, answer, until};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
@@ -265,44 +262,61 @@ fn names_of_one_process_are_stopped_together() {
     project.portlock(&["check", "web", "api"]).code(0);
 }
 
+/// Every user can write any pid into a record there.
 #[test]
-fn a_process_of_another_user_is_not_stopped_but_named() {
-    if !am_root() {
-        eprintln!("skipped: only root can run this as two users");
-        return;
+fn nothing_is_stopped_in_a_directory_that_others_can_write_to() {
+    let project = Project::new();
+    portlock_testkit::set_mode(project.scene.dir(), 0o1777);
+    let victim = project.scene.idle();
+    let pid = victim.id().to_string();
+    project
+        .portlock(&["pick", "--name=web", "--pid", &pid])
+        .code(0);
+    let mut holder = project.start("api", "echo ready; exec cat");
+    holder.hear();
+    let (web, api) = (project.port("web"), project.port("api"));
+    for dry_run in ["--dry-run", "--timeout=0"] {
+        let stop = project.portlock(&["stop", dry_run, "web", "api"]);
+        stop.code(TIMED_OUT)
+            .prints_just(&format!("web {web}: not stopped\napi {api}: not stopped\n"))
+            .warns(&format!("web {web} is leased by pid {pid} "))
+            .warns("other users can write to lock directory");
     }
-    let (project, user) = (Project::new(), OrdinaryUser::new());
-    let open = |path: &Path, mode| portlock_testkit::set_mode(path, mode);
-    open(project.scene.dir(), 0o1777);
-    open(project.root.path(), 0o755);
-    let root = project.root.path().to_str().expect("UTF-8").to_owned();
-    let script = "echo ready; exec sleep 100";
+    assert!(lives(victim.id()) && !holder.has_ended());
+}
+
+/// The reservation ended with its root, and the port was leased to another process. Its copy counts
+/// again when the root is created again.
+#[test]
+fn a_lease_of_a_port_whose_reservation_is_only_a_copy_is_not_stopped() {
+    let project = Project::new();
+    let root = project.root.path().join("worktree");
+    fs::create_dir(&root).expect("our own directory");
+    let root_text = root.to_str().expect("UTF-8");
+    let in_root = |args: &[&str]| {
+        let mut command = project.command(args);
+        command.args(["--root", root_text, "web"]);
+        answer(command)
+    };
+    let port = in_root(&["port"]).code(0).ports()[0].to_string();
+    fs::remove_dir(&root).expect("our own directory");
     let args = [
         "run",
-        "--name=web",
-        "--root",
-        &root,
+        "--ports",
+        &port,
         "--",
         "sh",
         "-c",
-        script,
+        "echo ready; exec cat",
     ];
-    let mut holder = Running::start(project.command(&args));
-    holder.hear();
-    let web = project.port("web");
-    let mut stop = user.program(
-        &project.scene,
-        &["stop", "web", "--root", &root, "--timeout=0"],
-    );
-    stop.env("XDG_STATE_HOME", "/nowhere");
-    let stop = answer(stop).code(TIMED_OUT);
-    stop.prints_just(&format!("web {web}: nothing to stop\n"))
-        .warns(&format!(
-            "pid {} (sleep) of web has not ended: ",
-            holder.id()
-        ))
-        .warns("not permitted");
-    assert!(!holder.has_ended());
+    let mut stranger = Running::start(project.command(&args));
+    stranger.hear();
+    fs::create_dir(&root).expect("our own directory");
+    in_root(&["stop"])
+        .code(0)
+        .prints_just(&format!("web {port}: nothing to stop\n"));
+    in_root(&["wait", "--timeout=0"]).code(TIMED_OUT);
+    assert!(!stranger.has_ended());
 }
 
 #[test]

@@ -168,12 +168,21 @@ impl ListedLocks {
         text.is_some()
     }
 
-    /// Returns a process that has the lock of `port` now, as far as this process may see.
-    pub(crate) fn heir(&mut self, dir: &OpenDir, port: u16) -> Option<Heir> {
-        self.read()?;
+    /// Returns a process that has inherited the lock of `port` from the recorded process, as far as
+    /// this process may see.
+    ///
+    /// A process that has just locked the file itself, and has not written its record yet, is not
+    /// one.
+    pub(crate) fn heir(&mut self, dir: &OpenDir, port: u16, recorded: &Identity) -> Option<Heir> {
+        let view = self.read()?;
         let file = stat(dir, port)?;
         let heirs = self.heirs.get_or_insert_with(all_heirs);
-        let mut found = heirs.iter().filter(|(lock, _)| lock.inode == file.st_ino);
+        // In a pid namespace other than the first, the pid of a process that has ended is shown as 0.
+        let is_inherited =
+            |lock: &Flock| !view.is_of(recorded) || lock.taker == recorded.pid || lock.taker == 0;
+        let mut found = heirs
+            .iter()
+            .filter(|(lock, _)| lock.inode == file.st_ino && is_inherited(lock));
         let exact = |(lock, _): &(&Flock, _)| lock.device == device(file.st_dev);
         // If device numbers differ, accept only an unambiguous match.
         let pid = match found.clone().find(exact) {
@@ -358,7 +367,9 @@ mod tests {
         assert_eq!(listed.has(&dir, 31, Some(&owner)), Some(true));
         let taker = listed.taker(&dir, 31, &owner.process);
         assert!(matches!(taker, Taker::Recorded), "{taker:?}");
-        let heir = listed.heir(&dir, 31).expect("this process has it");
+        let heir = listed
+            .heir(&dir, 31, &owner.process)
+            .expect("this process has it");
         assert_eq!(heir.pid, pid);
         assert!(!heir.program.is_empty());
 
@@ -411,19 +422,18 @@ mod tests {
         assert_eq!(listed.has(&dir, 31, Some(&owner)), Some(false));
         let taker = listed.taker(&dir, 31, &owner.process);
         assert!(matches!(taker, Taker::Unlisted), "{taker:?}");
-        assert_eq!(listed.heir(&dir, 31), None);
+        assert_eq!(listed.heir(&dir, 31, &owner.process), None);
     }
 
     #[test]
     fn an_heir_has_the_lock_on_the_file_itself_or_the_only_one_of_its_inode_number() {
         let (_dir, dir) = lock_dir();
-        let (_lock, _) = hold(&dir, 35);
+        let (_lock, owner) = hold(&dir, 35);
         let file = stat(&dir, 35).expect("it was just made");
         let here = device(file.st_dev);
         let (there, beyond) = ((here.0, here.1 + 1), (here.0, here.1 + 2));
-        let heir_of = |locks: &[((u32, u32), u64, u32)]| {
+        let heir_taken_by = |taker: u32, locks: &[((u32, u32), u64, u32)]| {
             let heir = |&(device, inode, pid): &((u32, u32), u64, u32)| {
-                let taker = 1;
                 let lock = Flock {
                     device,
                     inode,
@@ -433,8 +443,10 @@ mod tests {
             };
             let mut listed = ListedLocks::new();
             listed.heirs = Some(locks.iter().map(heir).collect());
-            listed.heir(&dir, 35).map(|heir| heir.pid)
+            let heir = listed.heir(&dir, 35, &owner.process);
+            heir.map(|heir| heir.pid)
         };
+        let heir_of = |locks: &[_]| heir_taken_by(owner.process.pid, locks);
         let (ours, other) = (file.st_ino, file.st_ino + 1);
         let (one, two) = (NOBODY, NOBODY + 1);
         assert_eq!(heir_of(&[(here, ours, one), (there, ours, two)]), Some(one));
@@ -444,6 +456,10 @@ mod tests {
         );
         assert_eq!(heir_of(&[(there, ours, one), (beyond, ours, two)]), None);
         assert_eq!(heir_of(&[(here, other, one)]), None);
+        // A waiter that has just locked the file, and a child of it.
+        assert_eq!(heir_taken_by(one, &[(here, ours, one)]), None);
+        assert_eq!(heir_taken_by(one, &[(here, ours, two)]), None);
+        assert_eq!(heir_taken_by(0, &[(here, ours, one)]), Some(one));
     }
 
     #[test]

@@ -24,7 +24,7 @@ impl ListedLocks {
     }
 
     /// Returns `None`: nothing shows a process that has the lock of `port`.
-    pub(crate) fn heir(&mut self, _: &OpenDir, _: u16) -> Option<Heir> {
+    pub(crate) fn heir(&mut self, _: &OpenDir, _: u16, _: &Identity) -> Option<Heir> {
         None
     }
 }

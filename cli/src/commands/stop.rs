@@ -136,13 +136,28 @@ impl<'a> Stopping<'a> {
         Ok(())
     }
 
+    /// Returns the entry of a reserved port, if the reservation is in its lock file. If only its copy
+    /// is left, another caller may have leased the port.
     fn entry(&self, of: usize) -> portlock::Result<Option<PortEntry>> {
-        self.locks.entry(self.reservations[of].port)
+        let reservation = &self.reservations[of];
+        let entry = self.locks.entry(reservation.port)?;
+        let is_same = |other: &Reservation| {
+            (&other.name, &other.root) == (&reservation.name, &reservation.root)
+        };
+        Ok(entry.filter(|entry| entry.reservation.as_ref().is_some_and(is_same)))
     }
 
     /// Adds the process that has a port to the targets, or returns why it is not stopped.
     fn find_holder(&mut self, of: usize, entry: &PortEntry) -> Result<Option<String>, Failure> {
         let by = holder(entry).unwrap_or_else(|| "a process that cannot be seen".to_owned());
+        // There, another user can write any pid of this user into a record.
+        if self.locks.is_shared() {
+            return Ok(Some(format!(
+                "{by}; other users can write to lock directory {}, so its records do not prove whose \
+                 processes these are (end them yourself)",
+                self.locks.path().display()
+            )));
+        }
         let Some(found) = entry.process() else {
             return Ok(Some(format!("{by}, which cannot be seen from here")));
         };

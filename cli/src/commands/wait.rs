@@ -123,7 +123,7 @@ impl Waiting<'_> {
         row["port"] = port.into();
         match self.args.free {
             true => Ok(self.wait_until_free(target).map(|()| None)?),
-            false => self.wait_for_server(port),
+            false => self.wait_for_server(port, matches!(target, Target::Name(_))),
         }
     }
 
@@ -157,7 +157,7 @@ impl Waiting<'_> {
         announced(wait, || missing.clone())
     }
 
-    fn wait_for_server(&self, port: u16) -> Result<Option<Server>, Missing> {
+    fn wait_for_server(&self, port: u16, is_named: bool) -> Result<Option<Server>, Missing> {
         let args = self.args;
         let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
         let hosts = args.host.as_ref().map_or(&loopback[..], |host| &host.0);
@@ -179,6 +179,16 @@ impl Waiting<'_> {
             Some(_) => None,
             None => of_port(&dir, port)?,
         };
+        // Asked for by its number, a port is its holder's, also if that has leased it without the name.
+        let is_leased_otherwise = |reservation: &Reservation| {
+            let entry = dir.entry(port)?.filter(PortEntry::is_leased);
+            let is_other = |entry: PortEntry| entry.reservation.as_ref() != Some(reservation);
+            Ok::<_, Error>(!is_named && entry.is_some_and(is_other))
+        };
+        let reservation = match reservation {
+            Some(reservation) if is_leased_otherwise(&reservation)? => None,
+            reservation => reservation,
+        };
         let wait = || match &reservation {
             Some(reservation) => self.wait_for_holder(reservation, &addresses, &dir),
             None => Ok(dir.wait_for_server(&addresses[..], args.pid, self.left())?),
@@ -195,7 +205,11 @@ impl Waiting<'_> {
     ) -> Result<Server, Missing> {
         let port = reservation.port;
         loop {
-            if dir.entry(port)?.is_some_and(|entry| entry.is_leased()) {
+            // If only the copy of the reservation is left, another caller may have leased the port.
+            let is_its_lease = |entry: &PortEntry| {
+                entry.is_leased() && entry.reservation.as_ref() == Some(reservation)
+            };
+            if dir.entry(port)?.as_ref().is_some_and(is_its_lease) {
                 let server = dir.wait_for_server(addresses, None, self.left())?;
                 // The lease may have ended meanwhile.
                 if server.belongs_to.is_some() {

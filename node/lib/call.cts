@@ -5,19 +5,50 @@ import { checkBoolean, checkSignal, type AsyncOptions } from './options.cjs';
 /** Milliseconds for which a synchronous wait stays in native code, where it cannot be terminated. */
 const SLICE = 100;
 
+/**
+ * What stops the waits of each signal. They share one listener: Node.js warns of more than ten.
+ */
+const waits = new WeakMap<AbortSignal, { stops: Set<() => void>; listener: () => void }>();
+
+/** Calls `stop` when the signal is aborted, until the function that it returns is called. */
+function onAbort(signal: AbortSignal, stop: () => void): () => void {
+  let wait = waits.get(signal);
+  if (wait === undefined) {
+    const stops = new Set<() => void>();
+    wait = { stops, listener: () => stops.forEach((stop) => stop()) };
+    waits.set(signal, wait);
+    signal.addEventListener('abort', wait.listener);
+  }
+  const { stops, listener } = wait;
+  stops.add(stop);
+  return () => {
+    stops.delete(stop);
+    if (stops.size === 0) {
+      waits.delete(signal);
+      signal.removeEventListener('abort', listener);
+    }
+  };
+}
+
+/** Throws the signal's reason if it is aborted. */
+function throwIfAborted(signal: AbortSignal | undefined): void {
+  if (signal?.aborted) {
+    throw signal.reason;
+  }
+}
+
 type Start = (callback: (outcome: Outcome) => void, keepsAlive: boolean) => Call;
 
 /** Runs a native call to its end, or until it is aborted. */
 export async function run(start: Start, options: AsyncOptions): Promise<Outcome> {
   const signal = checkSignal(options.signal);
   const keepsAlive = options.ref === undefined || checkBoolean('ref', options.ref);
-  signal?.throwIfAborted();
+  throwIfAborted(signal);
   const outcome = await new Promise<Outcome>((resolve) => {
     const call = start(finish, keepsAlive);
-    const stop = () => call.stop();
-    signal?.addEventListener('abort', stop, { once: true });
+    const forget = signal && onAbort(signal, () => call.stop());
     function finish(outcome: Outcome): void {
-      signal?.removeEventListener('abort', stop);
+      forget?.();
       resolve(outcome);
     }
   });
@@ -26,7 +57,7 @@ export async function run(start: Start, options: AsyncOptions): Promise<Outcome>
     for (const { id } of outcome.leases ?? []) {
       binding.release(id);
     }
-    signal.throwIfAborted();
+    throwIfAborted(signal);
   }
   return outcome;
 }

@@ -66,15 +66,15 @@ export class PortlockError extends Error {
   override readonly name = 'PortlockError';
   readonly code: PortlockErrorCode;
   /** Why no port could be leased, where that is the error. */
-  readonly counts?: PortCounts;
+  declare readonly counts?: PortCounts;
   /** Some of the leased ports, and who has them. */
-  readonly holders?: readonly PortHolder[];
+  declare readonly holders?: readonly PortHolder[];
   /** The server that answers in place of the one that was waited for. */
-  readonly server?: ServerProcess;
+  declare readonly server?: ServerProcess;
   /** The lock file or directory that the message is about. */
-  readonly path?: string;
+  declare readonly path?: string;
   /** The system's error number, if a system call failed. */
-  readonly errno?: number;
+  declare readonly errno?: number;
 
   constructor(code: PortlockErrorCode, message: string, options?: ErrorOptions) {
     super(message, options);
@@ -87,23 +87,29 @@ export class PortlockError extends Error {
   }
 }
 
+/** The beginning of a value, for a message. */
+function shown(value: unknown): string {
+  const text = inspect(value, { depth: 0, maxArrayLength: 5, maxStringLength: 100 });
+  return text.length > 200 ? `${text.slice(0, 200)}…` : text;
+}
+
 /**
  * An error for an argument of the wrong type, as Node.js's own functions throw it.
  * @internal
  */
 export function invalidType(name: string, expected: string, value: unknown): TypeError {
-  const message = `${name} must be ${expected}, but is ${inspect(value, { depth: 0 })}`;
+  const message = `${name} must be ${expected}, but is ${shown(value)}`;
   return Object.assign(new TypeError(message), { code: 'ERR_INVALID_ARG_TYPE' });
 }
 
 /** @internal */
 export function invalidValue(name: string, expected: string, value: unknown): TypeError {
-  const message = `${name} must be ${expected}, but is ${inspect(value, { depth: 0 })}`;
+  const message = `${name} must be ${expected}, but is ${shown(value)}`;
   return Object.assign(new TypeError(message), { code: 'ERR_INVALID_ARG_VALUE' });
 }
 
 /** @internal */
 export function outOfRange(name: string, expected: string, value: unknown): RangeError {
-  const message = `${name} must be ${expected}, but is ${inspect(value, { depth: 0 })}`;
+  const message = `${name} must be ${expected}, but is ${shown(value)}`;
   return Object.assign(new RangeError(message), { code: 'ERR_OUT_OF_RANGE' });
 }

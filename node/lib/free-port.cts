@@ -3,10 +3,11 @@ import { inspect } from 'node:util';
 
 import { binding, type Lease, type ServerProcess } from './binding.cjs';
 import { run } from './call.cjs';
-import { PortlockError } from './errors.cjs';
+import { invalidValue, PortlockError } from './errors.cjs';
 import {
   checkOptions,
   checkPid,
+  checkString,
   checkTimeout,
   WAIT_OPTIONS,
   type WaitOptions,
@@ -33,9 +34,15 @@ export class FreePort implements Disposable, AsyncDisposable {
   #released = false;
 
   private constructor(lease: Lease) {
+    if (typeof (lease as Lease | undefined)?.id !== 'number') {
+      const message = 'FreePort has no public constructor: lease() returns one';
+      throw Object.assign(new TypeError(message), { code: 'ERR_ILLEGAL_CONSTRUCTOR' });
+    }
     this.port = lease.port;
     this.host = lease.host;
     this.#id = lease.id;
+    // A changed number would no longer be that of the lease.
+    Object.freeze(this);
   }
 
   /** @internal */
@@ -63,10 +70,17 @@ export class FreePort implements Disposable, AsyncDisposable {
     return this.#released;
   }
 
-  /** Returns the URL of a server on this port, such as `http://127.0.0.1:4000/`. */
+  /**
+   * Returns the URL of a server on this port, such as `http://127.0.0.1:4000/`. A path without a
+   * leading slash gets one.
+   */
   url(scheme = 'http', path = '/'): string {
+    if (!/^[a-z][a-z0-9+.-]*$/i.test(checkString('scheme', scheme))) {
+      throw invalidValue('scheme', "a URL scheme such as 'http'", scheme);
+    }
     const host = isIPv6(this.host) ? `[${this.host}]` : this.host;
-    return `${scheme}://${host}:${this.port}${path}`;
+    const slash = checkString('path', path).startsWith('/') ? '' : '/';
+    return `${scheme}://${host}:${this.port}${slash}${path}`;
   }
 
   /**
@@ -117,7 +131,7 @@ export class FreePort implements Disposable, AsyncDisposable {
     options?: WaitOptions & { pid?: number | undefined },
   ): Promise<ServerProcess> {
     const checked = checkOptions(options, ['pid', ...WAIT_OPTIONS]);
-    const pid = checkPid(checked.pid ?? process.pid);
+    const pid = checked.pid === undefined ? process.pid : checkPid(checked.pid);
     return (await this.#wait(pid, checked)) as ServerProcess;
   }
 
@@ -131,7 +145,7 @@ export class FreePort implements Disposable, AsyncDisposable {
   }
 
   async #wait(pid: number | undefined, options: WaitOptions): Promise<ServerProcess | undefined> {
-    const timeout = checkTimeout(options.timeout ?? DEFAULT_TIMEOUT);
+    const timeout = options.timeout === undefined ? DEFAULT_TIMEOUT : checkTimeout(options.timeout);
     const { server, failure } = await run(
       (callback, keepsAlive) => binding.waitForServer(this.#id, pid, timeout, callback, keepsAlive),
       options,

@@ -133,6 +133,11 @@ export function toRequest(options: LeaseOptions, shape: Request['shape'] = {}): 
       request[name] = checkBoolean(name, value);
     }
   }
+  for (const option of ['root', 'orAny'] as const) {
+    if (request[option] !== undefined && request.name === undefined) {
+      throw invalidValue(option, 'an option of a lease with a name', request[option]);
+    }
+  }
   return request;
 }
 
@@ -153,7 +158,10 @@ export function checkSignal(value: unknown): AbortSignal | undefined {
   const signal = value as AbortSignal | null | undefined;
   if (
     signal === undefined ||
-    (typeof signal === 'object' && signal !== null && 'aborted' in signal)
+    (typeof signal === 'object' &&
+      signal !== null &&
+      'aborted' in signal &&
+      typeof signal.addEventListener === 'function')
   ) {
     return signal;
   }
@@ -207,18 +215,20 @@ export function checkString(name: string, value: unknown): string {
 
 function hosts(host: LeaseOptions['host']): string[] {
   const hosts: unknown[] = host === undefined ? [] : typeof host === 'string' ? [host] : list(host);
-  return hosts.map((host) => {
+  const addresses = hosts.map((host) => {
     const address = checkString('host', host);
     if (isIP(address) === 0 || address.includes('%')) {
       throw invalidValue('host', 'an IP address without a zone', address);
     }
     return address;
   });
+  return [...new Set(addresses)];
 }
 
 function list(host: unknown): unknown[] {
   if (!Array.isArray(host)) {
     throw invalidType('host', 'an IP address or an array of them', host);
   }
-  return host;
+  // A hole becomes undefined.
+  return Array.from(host);
 }

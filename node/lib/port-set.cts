@@ -21,10 +21,14 @@ const MAX_PORT = 65_535;
  */
 export class PortSet implements Iterable<number> {
   readonly #spans: Spans;
+  /** The ranges of consecutive ports, in ascending order, as pairs of the first and the last port. */
+  readonly ranges: readonly (readonly [first: number, last: number])[];
 
   /** @throws {PortlockError} `ERR_PORTLOCK_INVALID_PORTS` if a text is not a set of ports. */
   constructor(ports: PortsLike) {
     this.#spans = ports instanceof PortSet ? ports.#spans : spansOf(text(ports));
+    this.ranges = Object.freeze(Array.from(pairs(this.#spans), (pair) => Object.freeze(pair)));
+    Object.freeze(this);
   }
 
   /**
@@ -56,27 +60,23 @@ export class PortSet implements Iterable<number> {
 
   /** Returns whether `port` is in the set. */
   has(port: number): boolean {
-    for (const [first, last] of pairs(this.#spans)) {
-      if (first <= port && port <= last && Number.isInteger(port)) {
-        return true;
-      }
-    }
-    return false;
+    const isIn = ([first, last]: readonly [number, number]) => first <= port && port <= last;
+    return Number.isInteger(port) && this.ranges.some(isIn);
   }
 
   /** Returns the ports that are in this set, in `other`, or in both. */
-  union(other: PortSet): PortSet {
-    return new PortSet(`${this},${other}`);
+  union(other: PortsLike): PortSet {
+    return new PortSet(`${this},${new PortSet(other)}`);
   }
 
   /** Returns the ports that are in this set and not in `other`. */
-  difference(other: PortSet): PortSet {
-    const without = describe(other.#spans, '!');
+  difference(other: PortsLike): PortSet {
+    const without = describe(new PortSet(other).#spans, '!');
     return new PortSet(`${this},${without}`);
   }
 
   /** Returns the ports that are in both sets. */
-  intersection(other: PortSet): PortSet {
+  intersection(other: PortsLike): PortSet {
     return this.difference(this.difference(other));
   }
 

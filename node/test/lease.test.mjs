@@ -48,7 +48,7 @@ test('a second release ends no later lease', async (t) => {
 
 test('a lease is its number, as text and for JSON', async (t) => {
   const { port, lockDir } = await scene(t);
-  using(leaseSync({ ports: port, lockDir }), (lease) => {
+  withLease(leaseSync({ ports: port, lockDir }), (lease) => {
     assert.equal(Number(lease), port);
     assert.equal(`${lease}`, `${port}`);
     assert.equal(JSON.stringify({ lease }), `{"lease":${port}}`);
@@ -57,16 +57,16 @@ test('a lease is its number, as text and for JSON', async (t) => {
     assert.equal(lease.url('ws', '/chat?x=1'), `ws://127.0.0.1:${port}/chat?x=1`);
     assert.ok(lease instanceof FreePort);
   });
-  using(leaseSync({ ports: port, lockDir, host: '::1' }), (lease) => {
+  withLease(leaseSync({ ports: port, lockDir, host: '::1' }), (lease) => {
     assert.equal(lease.host, '::1');
     assert.equal(lease.url(), `http://[::1]:${port}/`);
   });
-  using(leaseSync({ ports: port, lockDir, host: '0.0.0.0' }), (lease) => {
+  withLease(leaseSync({ ports: port, lockDir, host: '0.0.0.0' }), (lease) => {
     assert.equal(lease.url(), `http://127.0.0.1:${port}/`);
   });
 });
 
-function using(lease, body) {
+function withLease(lease, body) {
   try {
     body(lease);
   } finally {
@@ -334,4 +334,72 @@ test('a set of ports has its operations', () => {
   assert.equal(PortSet.serverPorts().intersection(ephemeral).size, 0);
   assert.throws(() => new PortSet('4000-x'), { code: 'ERR_PORTLOCK_INVALID_PORTS' });
   assert.throws(() => new PortSet(), { code: 'ERR_INVALID_ARG_TYPE' });
+});
+
+test('a URL has the scheme and the path that were asked for', async (t) => {
+  const { port, lockDir } = await scene(t);
+  withLease(leaseSync({ ports: port, lockDir, host: '127.0.0.1' }), (lease) => {
+    assert.equal(lease.url(), `http://127.0.0.1:${port}/`);
+    assert.equal(lease.url('ws', 'chat'), `ws://127.0.0.1:${port}/chat`);
+    assert.equal(new URL(lease.url('http', '@elsewhere.test/')).host, `127.0.0.1:${port}`);
+    assert.throws(() => lease.url(''), { code: 'ERR_INVALID_ARG_VALUE' });
+    assert.throws(() => lease.url(null), { code: 'ERR_INVALID_ARG_TYPE' });
+    assert.throws(() => lease.url('http', {}), { code: 'ERR_INVALID_ARG_TYPE' });
+  });
+});
+
+test('the number of a lease cannot be changed', async (t) => {
+  const { port, lockDir } = await scene(t);
+  withLease(leaseSync({ ports: port, lockDir }), (lease) => {
+    assert.throws(() => (lease.port = 5), TypeError);
+    assert.equal(lease.port, port);
+    assert.throws(() => new FreePort(), { code: 'ERR_ILLEGAL_CONSTRUCTOR' });
+    assert.throws(() => new FreePort({ port }), { code: 'ERR_ILLEGAL_CONSTRUCTOR' });
+  });
+});
+
+test('sets of ports are compared and combined by their ports', () => {
+  const ports = new PortSet('4000-4010');
+  assert.deepEqual(ports, new PortSet([...ports]));
+  assert.notDeepEqual(ports, new PortSet('4000-4009'));
+  assert.deepEqual(new PortSet('1,3-4').ranges, [
+    [1, 1],
+    [3, 4],
+  ]);
+  assert.equal(`${ports.union(4020)}`, '4000-4010,4020');
+  assert.equal(`${ports.difference('4001-4010')}`, '4000');
+  assert.equal(`${ports.intersection([4000, 5000])}`, '4000');
+  assert.equal(`${ports.union('4100,!4005')}`, '4000-4010,4100');
+  assert.throws(() => ports.union(10n), { code: 'ERR_INVALID_ARG_TYPE' });
+  assert.throws(() => ports.difference(undefined), { code: 'ERR_INVALID_ARG_TYPE' });
+  assert.equal(ports.has('4000'), false);
+  assert.equal(ports.has(Symbol()), false);
+});
+
+test('options that do nothing and null are errors', async (t) => {
+  const { port, lockDir } = await scene(t);
+  const code = 'ERR_INVALID_ARG_VALUE';
+  assert.throws(() => leaseSync({ ports: port, lockDir, root: '/' }), { code });
+  assert.throws(() => leaseSync({ ports: port, lockDir, orAny: true }), { code });
+  const type = { code: 'ERR_INVALID_ARG_TYPE' };
+  assert.throws(() => leaseSync({ ports: port, lockDir, host: ['127.0.0.1', , '::1'] }), type);
+  await assert.rejects(lease({ ports: port, lockDir, signal: { aborted: false } }), type);
+  const held = leaseSync({ ports: port, lockDir });
+  await assert.rejects(held.waitForServer({ pid: null }), type);
+  await assert.rejects(held.waitUntilListening({ timeout: null }), type);
+  held.release();
+});
+
+test('an error has only the properties that it needs', async (t) => {
+  const { port, lockDir } = await scene(t);
+  const held = leaseSync({ ports: port, lockDir });
+  assert.throws(
+    () => leaseSync({ ports: port, lockDir, timeout: 0 }),
+    (error) => !('server' in error) && !('errno' in error) && 'counts' in error,
+  );
+  held.release();
+  assert.throws(
+    () => new PortSet({ length: 1e6, ...Array(1000).fill('x'.repeat(1000)) }),
+    (error) => error.message.length < 500,
+  );
 });

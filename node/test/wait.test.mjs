@@ -123,3 +123,20 @@ test('leaseSync waits', async (t) => {
   held.release();
   assert.equal(await child.line(), `got ${port}`);
 });
+
+test('many waits share one listener of their signal', async (t) => {
+  const place = await scene(t);
+  const held = leaseSync({ ports: place.port, lockDir: place.lockDir });
+  const warnings = [];
+  const warn = (warning) => warnings.push(warning);
+  process.on('warning', warn);
+  const controller = new AbortController();
+  const options = { ports: place.port, lockDir: place.lockDir, signal: controller.signal };
+  const waits = Array.from({ length: 20 }, () => lease(options));
+  setImmediate(() => controller.abort());
+  const outcomes = await Promise.allSettled(waits);
+  assert.ok(outcomes.every(({ reason }) => reason?.name === 'AbortError'));
+  process.off('warning', warn);
+  assert.deepEqual(warnings, []);
+  held.release();
+});

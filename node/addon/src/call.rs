@@ -141,9 +141,10 @@ pub(crate) fn start(
         let stop = stop.clone();
         move || {
             let outcome = work(&environment, stop);
-            // Nothing is leased from here on.
-            drop(running);
             deliver(outcome);
+            // Last: when the environment ends, Node.js frees the callback's function as soon as the
+            // environment no longer waits for this thread.
+            drop(running);
         }
     };
     thread::Builder::new()

@@ -614,6 +614,15 @@ fn check_prints_the_name_for_which_a_port_is_reserved() {
         );
     }
     drop(server);
+    // A picked port is leased by its record alone.
+    let user = project.scene.idle();
+    let pid = user.id().to_string();
+    project
+        .portlock(&["pick", "--name=web", "--pid", &pid])
+        .code(0);
+    for check in [by_name(LEASED), by_number(LEASED)] {
+        check.prints(&format!("{web} leased by pid {pid} "));
+    }
     // With several ports, the highest status.
     project.portlock(&["port", "api"]).code(0);
     let _holder = project.hold(&["api"]);

@@ -87,7 +87,10 @@ impl Found {
             _ => locks.server(port)?,
         };
         if is_reserved {
+            // A port that was picked by name is leased by the record alone.
+            let is_leased = entry.as_ref().is_some_and(PortEntry::is_leased);
             (state, status) = match server {
+                _ if is_leased => (LEASED, ExitStatus::Leased),
                 Some(_) => (BOUND, ExitStatus::Bound),
                 None => (RESERVED, ExitStatus::Leased),
             };

@@ -161,6 +161,10 @@ impl<'a> Stopping<'a> {
         let Some(found) = entry.process() else {
             return Ok(Some(format!("{by}, which cannot be seen from here")));
         };
+        // It adopts orphans that have nothing to do with the lease.
+        if found.pid == 1 {
+            return Ok(Some(format!("{by}, which is process 1")));
+        }
         if self.ancestors.contains(&found.pid) {
             return Ok(Some(format!("{by}, an ancestor of this portlock")));
         }

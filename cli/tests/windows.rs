@@ -300,8 +300,8 @@ fn a_waiting_command_gets_the_lease() {
 #[test]
 fn a_parent_that_ends_with_portlock_is_not_the_caller() {
     let scene = Scene::new(1);
-    let powershell = "such as --pid $PID in PowerShell";
-    let git_bash = "such as --pid \"$(cat /proc/$$/winpid)\" in Git Bash";
+    let powershell = "for example --pid $PID in PowerShell";
+    let git_bash = "for example --pid \"$(cat /proc/$$/winpid)\" in Git Bash";
     for (name, msystem, kind, says) in [
         (r"shims\pl.exe", None, "is a shim", powershell),
         (r"bin\portlock.exe", Some("UCRT64"), "is a shim", git_bash),

@@ -356,6 +356,7 @@ impl LockDir {
     ///
     /// let port = FreePort::new(4000..=6000)?;
     /// let server = TcpListener::bind(port.addr())?;
+    /// # server.set_ttl(64)?; // Then Wine shows the process of the socket.
     /// let servers = LockDir::locate()?.servers()?;
     /// let found = servers.iter().find(|server| server.port == port.port());
     /// let found = found.expect("it listens");
@@ -427,6 +428,7 @@ impl LockDir {
     ///
     /// let port = FreePort::builder().acquire_for(std::process::id())?;
     /// let server = TcpListener::bind(("127.0.0.1", port))?;
+    /// # server.set_ttl(64)?; // Then Wine shows the process of the socket.
     /// let dir = LockDir::locate()?;
     /// let found = dir.wait_for_server(("127.0.0.1", port), None, Duration::from_secs(5))?;
     /// assert_eq!(found.belongs_to, Some(BelongsTo::Holder));

@@ -203,7 +203,7 @@ impl Acquisition<'_> {
         Error::new(ErrorKind::InvalidPorts, message)
     }
 
-    /// Makes passes until one succeeds or the timeout expires.
+    /// Repeats passes until one succeeds or the timeout expires.
     fn repeat<T>(
         &self,
         headline: impl Fn() -> String,
@@ -216,7 +216,7 @@ impl Acquisition<'_> {
         }
     }
 
-    /// Makes a pass, and repeats it if the lock directory was removed.
+    /// Runs a pass, and repeats it if the lock directory was removed.
     fn pass<T>(
         &self,
         find: &mut impl FnMut(&Pass<'_>) -> Attempt<T, Exhausted>,

@@ -6,7 +6,7 @@ use std::io;
 /// practice.
 const TRIES: usize = 100;
 
-/// Makes a call, and repeats it if a signal interrupted it, within bounds.
+/// Runs a call, and repeats it if a signal interrupted it, within bounds.
 pub(crate) fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     for _ in 0..TRIES {
         match call() {

@@ -216,7 +216,7 @@ fn make_fifo(path: &Path, mode_of_it: u32) {
     set_mode(path, mode_of_it);
 }
 
-/// Gives it to another user, if possible.
+/// Transfers it to another user, if possible.
 fn give_away(path: &Path) {
     if am_root() {
         lchown(path, Some(NOBODY), Some(NOBODY)).expect("root may");

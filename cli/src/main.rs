@@ -26,7 +26,7 @@ fn main() -> ExitCode {
             } else {
                 ExitStatus::Success
             };
-            // If it cannot be printed, nobody wants to read it.
+            // If it cannot be printed, there is no reader.
             let _ = error.print();
             return status.into();
         }

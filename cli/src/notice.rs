@@ -17,7 +17,7 @@ use portlock::Builder;
 /// How long a wait lasts before it is announced.
 const DELAY: Duration = Duration::from_secs(1);
 
-/// Makes each long wait of the builder print one line that names the ports and their holders.
+/// Announces each long wait of the builder by one line that names the ports and their holders.
 ///
 /// It does so only on a terminal, because a wait that succeeds does not belong in a script's log.
 pub(crate) fn announce_waits(builder: Builder) -> Builder {

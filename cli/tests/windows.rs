@@ -216,7 +216,7 @@ fn own() -> PathBuf {
     env::current_exe().expect("this test binary")
 }
 
-/// Makes `command`, which runs this test binary, run [`starter`] in this role.
+/// Lets `command`, which runs this test binary, run [`starter`] in this role.
 fn as_role(mut command: Command, role: &str) -> Command {
     command
         .args(["starter", "--exact", "--nocapture", "--test-threads=1"])

@@ -138,7 +138,7 @@ impl Lease {
         outcome.map_err(|error| error::immediate(py, &error))
     }
 
-    /// Gives the lease to a running process, and returns the port's number.
+    /// Transfers the lease to a running process, and returns the port's number.
     fn delegate_to(&mut self, py: Python<'_>, pid: &Bound<'_, PyAny>) -> PyResult<u16> {
         let pid = argument::pid(pid)?;
         let outcome = self.take()?.delegate_to(pid);
@@ -198,7 +198,7 @@ const DEFAULT_READINESS: Duration = Duration::from_secs(30);
 /// Longest pause between two attempts to connect to a server.
 const MAX_PAUSE: Duration = Duration::from_millis(50);
 
-/// Makes attempts until one does not end with a timeout, or the time is over. Without the interpreter
+/// Retries until an attempt does not end with a timeout, or the time is over. Without the interpreter
 /// lock, and able to be interrupted by Ctrl-C, in between: an attempt takes microseconds.
 fn retry<T>(
     py: Python<'_>,

@@ -170,7 +170,7 @@ impl Request {
         Ok(leases.into_iter().map(|lease| self.handle(lease)).collect())
     }
 
-    /// Makes a call that may wait, without the interpreter lock.
+    /// Runs a call that may wait, without the interpreter lock.
     fn run<T: Send>(
         &self,
         py: Python<'_>,

@@ -8,7 +8,7 @@ use socket2::Socket;
 /// The error for an address family that the system lacks.
 pub(crate) const UNKNOWN_FAMILY: i32 = Errno::AFNOSUPPORT.raw_os_error();
 
-/// Makes a bind of the socket fail if its address is in use. This is the default on Unix.
+/// Ensures that a bind of the socket fails if its address is in use. This is the default on Unix.
 #[inline]
 pub(crate) fn make_strict(_: &Socket) -> io::Result<()> {
     Ok(())

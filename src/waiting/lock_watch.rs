@@ -143,7 +143,7 @@ impl Watch {
         Ok(Some(Event::Locked(lock)))
     }
 
-    /// Makes a thread wait for the lock of this port, or returns the lock if it is free.
+    /// Starts a thread that waits for the lock of this port, or returns the lock if it is free.
     fn watch(&self, port: u16, mark: Mark) -> Option<PortLock> {
         let mut table = WATCHED.lock()?;
         let table = table.get_or_insert_default();

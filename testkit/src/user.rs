@@ -37,7 +37,7 @@ pub fn give_to_ordinary_user(path: &Path) {
     }
 }
 
-/// Makes `command` run as the user `uid`, if the tests run as root.
+/// Sets `command` to run as the user `uid`, if the tests run as root.
 pub fn as_user(uid: u32, command: &mut Command) {
     if am_root() {
         command.uid(uid).gid(uid);

@@ -327,7 +327,7 @@ mod tests {
             self.set(n, |process| process.is_copy = true)
         }
 
-        /// Makes a process invisible.
+        /// Hides a process.
         fn unseen(mut self, n: usize) -> Self {
             self.processes.remove(&self.pids[n]);
             self

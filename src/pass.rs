@@ -73,22 +73,26 @@ pub(crate) struct Pass<'a> {
 /// The habit of this process to begin a search in the neighborhood of the lock directory.
 ///
 /// If the whole neighborhood is leased or in TIME_WAIT, trying its ports for each lease would triple the
-/// cost of a lease. So after a search that has found nothing there, the next searches skip it.
+/// cost of a lease. So after a search that has found nothing there, the next searches skip it: twice as
+/// many each time, because a port in TIME_WAIT costs as much as a lease.
 #[derive(Debug)]
 struct Habit {
     /// Number of searches that will still skip the neighborhood.
     skips: AtomicU32,
+    /// Number of searches that will skip it after the next one that finds nothing there.
+    next_skips: AtomicU32,
 }
 
 static HABIT: Habit = Habit::new();
 
 impl Habit {
-    /// Number of searches that skip the neighborhood after one has found nothing there.
-    const SKIPS: u32 = 64;
+    const MIN_SKIPS: u32 = 64;
+    const MAX_SKIPS: u32 = 4096;
 
     const fn new() -> Self {
         Self {
             skips: AtomicU32::new(0),
+            next_skips: AtomicU32::new(Self::MIN_SKIPS),
         }
     }
 
@@ -101,8 +105,15 @@ impl Habit {
             .is_err()
     }
 
+    fn found_near(&self) {
+        self.next_skips.store(Self::MIN_SKIPS, Ordering::Relaxed);
+    }
+
     fn found_nothing_near(&self) {
-        self.skips.store(Self::SKIPS, Ordering::Relaxed);
+        let skips = self.next_skips.load(Ordering::Relaxed);
+        self.skips.store(skips, Ordering::Relaxed);
+        let doubled = Self::MAX_SKIPS.min(2 * skips);
+        self.next_skips.store(doubled, Ordering::Relaxed);
     }
 }
 
@@ -177,6 +188,8 @@ impl<'a> Pass<'a> {
         });
         if self.ports().is_beyond_neighbors(self.order, tried) {
             HABIT.found_nothing_near();
+        } else if found.is_ok() && self.order.begins_near() {
+            HABIT.found_near();
         }
         found
     }

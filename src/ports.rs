@@ -379,6 +379,11 @@ impl Order {
         }
     }
 
+    /// Returns whether it begins in a neighborhood, if the set is large enough to have one.
+    pub(crate) fn begins_near(self) -> bool {
+        self.neighborhood.is_some()
+    }
+
     /// Returns the order that belongs to `name`, which never changes.
     pub(crate) fn of_name(name: &str) -> Self {
         let hash = fnv1a(name.as_bytes());

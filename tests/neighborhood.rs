@@ -51,7 +51,7 @@ fn a_neighborhood_that_is_leased_is_left_out_for_a_while() {
     let builder = builder(dir.path());
     let next = || builder.acquire().expect("many are free").port();
     // Earlier tests may have left the habit of leaving it out. Then every neighbor is seen.
-    for _ in 0..100 {
+    for _ in 0..5000 {
         next();
     }
     let neighbors: HashSet<u16> = (0..12_000).map(|_| next()).collect();
@@ -65,5 +65,17 @@ fn a_neighborhood_that_is_leased_is_left_out_for_a_while() {
     // One port in twenty is a neighbor by chance.
     assert!(near(32) < 16, "it is searched for each lease");
     near(100);
+    assert_eq!(near(32), 32, "it is never searched again");
+
+    // The longer that nothing is found there, the longer it is left out.
+    let leases: Vec<_> = in_vain().filter_map(|ports| one(ports).ok()).collect();
+    for _ in 0..1500 {
+        next();
+    }
+    drop(leases);
+    assert!(near(200) < 100, "it is searched as often as in the beginning");
+    for _ in 0..5000 {
+        next();
+    }
     assert_eq!(near(32), 32, "it is never searched again");
 }

@@ -63,6 +63,7 @@ export interface Call {
 type Callback = (outcome: Outcome) => void;
 
 interface Binding {
+  acquireNow(request: Request): Outcome | null;
   acquire(request: Request, callback: Callback | undefined, keepsAlive: boolean): Call;
   waitForServer(
     id: number,

@@ -69,6 +69,11 @@ export async function acquire(request: Request, options: AsyncOptions): Promise<
 
 /** Leases, and blocks this thread while it waits. */
 export function acquireSync(request: Request): Outcome {
+  // Usually a port is free. A thread, which a wait needs, would cost five times as much as the lease.
+  const outcome = binding.acquireNow(request);
+  if (outcome !== null) {
+    return outcome;
+  }
   const call = binding.acquire(request, undefined, false);
   for (;;) {
     const outcome = call.wait(SLICE);

@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, TcpListener},
     ops::ControlFlow,
+    time::Duration,
 };
 
 use napi::{Env, Result, Status};
@@ -11,7 +12,7 @@ use portlock::{Builder, ErrorKind, FreePort, PortSet, Protocol};
 
 use crate::{
     call::{self, Call, Callback, Outcome, Stop},
-    environment::{Environment, Held},
+    environment::Held,
     failure::{self, Failure},
     leases::Lease,
 };
@@ -71,9 +72,25 @@ pub fn acquire(
     keeps_alive: bool,
 ) -> Result<Call> {
     let builder = builder(&request)?;
-    call::start(&env, callback, keeps_alive, move |environment, stop| {
-        let leases = find(builder, &request, &stop);
-        outcome(environment, &stop, leases)
+    call::start(&env, callback, keeps_alive, move |stop| {
+        let leases = find(builder, &request, stop);
+        outcome(stop, leases)
+    })
+}
+
+/// Leases what is asked for on this thread, or returns `null` if that needs a wait.
+#[napi]
+pub fn acquire_now(env: Env, request: Request) -> Result<Option<Outcome>> {
+    // Whether another port will do is known only after the wait for the reserved one.
+    if request.or_any == Some(true) {
+        return Ok(None);
+    }
+    let stop = Stop::new(&env)?;
+    let leases = find(builder(&request)?.timeout(Duration::ZERO), &request, &stop);
+    let waits = request.timeout != Some(0.0);
+    Ok(match leases {
+        Err(error) if waits && error.is_busy() => None,
+        leases => Some(outcome(&stop, leases)),
     })
 }
 
@@ -175,7 +192,7 @@ fn listen_on_one(builder: &Builder) -> portlock::Result<Vec<Found>> {
 }
 
 /// Keeps the leases for JavaScript, unless it has stopped the call meanwhile.
-fn outcome(environment: &Environment, stop: &Stop, found: portlock::Result<Vec<Found>>) -> Outcome {
+fn outcome(stop: &Stop, found: portlock::Result<Vec<Found>>) -> Outcome {
     let found = match found {
         Ok(found) => found,
         Err(error) => return Failure::from(error).into(),
@@ -185,7 +202,7 @@ fn outcome(environment: &Environment, stop: &Stop, found: portlock::Result<Vec<F
     }
     let keep = |(port, listener): Found| {
         let (number, host) = (port.port(), port.addr().ip().to_string());
-        let id = environment.keep(Held { listener, port })?;
+        let id = stop.environment().keep(Held { listener, port })?;
         Some(Lease {
             id,
             port: number,

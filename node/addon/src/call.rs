@@ -68,6 +68,17 @@ pub(crate) struct Stop {
 }
 
 impl Stop {
+    pub(crate) fn new(env: &Env) -> Result<Self> {
+        Ok(Self {
+            stopped: Arc::new(AtomicBool::new(false)),
+            environment: Environment::of(env)?,
+        })
+    }
+
+    pub(crate) fn environment(&self) -> &Environment {
+        &self.environment
+    }
+
     /// Returns whether JavaScript has stopped the call, or the environment has ended.
     pub(crate) fn is_stopped(&self) -> bool {
         self.stopped.load(Ordering::SeqCst) || self.environment.has_ended()
@@ -119,13 +130,9 @@ pub(crate) fn start(
     env: &Env,
     callback: Option<Callback<'_>>,
     keeps_alive: bool,
-    work: impl FnOnce(&Environment, Stop) -> Outcome + Send + 'static,
+    work: impl FnOnce(&Stop) -> Outcome + Send + 'static,
 ) -> Result<Call> {
-    let environment = Environment::of(env)?;
-    let stop = Stop {
-        stopped: Arc::new(AtomicBool::new(false)),
-        environment: Arc::clone(&environment),
-    };
+    let stop = Stop::new(env)?;
     let (deliver, outcome): (Deliver, _) = match callback {
         Some(callback) if keeps_alive => (deliver_to::<false>(&callback)?, None),
         Some(callback) => (deliver_to::<true>(&callback)?, None),
@@ -136,11 +143,11 @@ pub(crate) fn start(
             (Box::new(deliver), Some(receiver))
         }
     };
-    let running = environment.run();
+    let running = stop.environment.run();
     let work = {
         let stop = stop.clone();
         move || {
-            let outcome = work(&environment, stop);
+            let outcome = work(&stop);
             deliver(outcome);
             // Last: when the environment ends, Node.js frees the callback's function as soon as the
             // environment no longer waits for this thread.

@@ -53,30 +53,25 @@ pub fn wait_for_server(
 ) -> Result<Call> {
     let timeout = call::milliseconds(timeout);
     let start = Instant::now();
-    call::start(
-        &env,
-        Some(callback),
-        keeps_alive,
-        move |environment, stop| {
-            let mut pause = Duration::from_millis(1);
-            loop {
-                // One attempt each, so that a release need not wait.
-                let Some(attempt) = environment.with(id, |held| find(&held.port, pid)) else {
-                    return failure::released().into();
-                };
-                let left = timeout.saturating_sub(start.elapsed());
-                match attempt {
-                    Ok(server) => return Outcome::of_server(server.as_ref().map(Into::into)),
-                    Err(error) if error.kind() != ErrorKind::Timeout || left.is_zero() => {
-                        return Failure::from(error).into();
-                    }
-                    Err(_) if stop.is_stopped() => return failure::stopped().into(),
-                    Err(_) => thread::sleep(pause.min(left)),
+    call::start(&env, Some(callback), keeps_alive, move |stop| {
+        let mut pause = Duration::from_millis(1);
+        loop {
+            // One attempt each, so that a release need not wait.
+            let Some(attempt) = stop.environment().with(id, |held| find(&held.port, pid)) else {
+                return failure::released().into();
+            };
+            let left = timeout.saturating_sub(start.elapsed());
+            match attempt {
+                Ok(server) => return Outcome::of_server(server.as_ref().map(Into::into)),
+                Err(error) if error.kind() != ErrorKind::Timeout || left.is_zero() => {
+                    return Failure::from(error).into();
                 }
-                pause = (pause * 2).min(MAX_PAUSE);
+                Err(_) if stop.is_stopped() => return failure::stopped().into(),
+                Err(_) => thread::sleep(pause.min(left)),
             }
-        },
-    )
+            pause = (pause * 2).min(MAX_PAUSE);
+        }
+    })
 }
 
 fn find(lease: &FreePort, pid: Option<u32>) -> portlock::Result<Option<Server>> {

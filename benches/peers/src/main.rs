@@ -50,15 +50,16 @@ const LEAST: usize = 3;
 const HELP: &str = "\
 Compare portlock with other tools that find free ports.
 
-Usage: portlock-peers --venv DIR --get-port FILE --docs DIR [--quick] [--own-network]
+Usage: portlock-peers --venv DIR --get-port FILE --node-package FILE --docs DIR [--quick] [--own-network]
 
 Options:
-  --venv DIR       a Python environment with portpicker and fasteners
-  --get-port FILE  get-port's index.js
-  --docs DIR       where to write benchmarks.md and benchmarks-peers.svg
-  --quick          one short round
-  --own-network    report that this runs in its own network namespace
-  --help           print this help
+  --venv DIR           a Python environment with portpicker, fasteners and portlease
+  --get-port FILE      get-port's index.js
+  --node-package FILE  the module of the package portlock for Node.js
+  --docs DIR           where to write benchmarks.md and benchmarks-peers.svg
+  --quick              one short round
+  --own-network        report that this runs in its own network namespace
+  --help               print this help
 
 Exit status: 0 if portlock returned no port twice and every port could be bound, otherwise 1.
 ";
@@ -66,6 +67,7 @@ Exit status: 0 if portlock returned no port twice and every port could be bound,
 struct Args {
     venv: PathBuf,
     get_port: PathBuf,
+    node_package: PathBuf,
     docs: PathBuf,
     effort: Effort,
     own_network: bool,
@@ -93,13 +95,14 @@ impl Args {
     fn parse() -> Result<Option<Self>> {
         use lexopt::prelude::*;
 
-        let (mut venv, mut get_port, mut docs) = (None, None, None);
+        let (mut venv, mut get_port, mut node_package, mut docs) = (None, None, None, None);
         let (mut effort, mut own_network) = (FULL, false);
         let mut parser = lexopt::Parser::from_env();
         while let Some(arg) = parser.next()? {
             match arg {
                 Long("venv") => venv = Some(parser.value()?.into()),
                 Long("get-port") => get_port = Some(parser.value()?.into()),
+                Long("node-package") => node_package = Some(parser.value()?.into()),
                 Long("docs") => docs = Some(parser.value()?.into()),
                 Long("quick") => effort = QUICK,
                 Long("own-network") => own_network = true,
@@ -110,6 +113,7 @@ impl Args {
         Ok(Some(Self {
             venv: venv.ok_or("--venv is missing")?,
             get_port: get_port.ok_or("--get-port is missing")?,
+            node_package: node_package.ok_or("--node-package is missing")?,
             docs: docs.ok_or("--docs is missing")?,
             effort,
             own_network,
@@ -133,6 +137,7 @@ fn compare() -> Result<()> {
     let places = Places {
         venv: args.venv,
         get_port: args.get_port,
+        node_package: args.node_package,
         locks: locks.path().to_owned(),
     };
     let load = version::load()?;

@@ -50,6 +50,8 @@ pub(crate) struct Places {
     pub(crate) venv: PathBuf,
     /// get-port's main module.
     pub(crate) get_port: PathBuf,
+    /// The main module of portlock for Node.js.
+    pub(crate) node_package: PathBuf,
     pub(crate) locks: PathBuf,
 }
 
@@ -106,9 +108,12 @@ impl Worker {
             }
             Program::Node => {
                 let mut command = Command::new("node");
-                command
-                    .arg(scripts.join("worker.mjs"))
-                    .arg(&places.get_port);
+                let module = if tool.is_ours() {
+                    &places.node_package
+                } else {
+                    &places.get_port
+                };
+                command.arg(scripts.join("worker.mjs")).arg(module);
                 command
             }
         };

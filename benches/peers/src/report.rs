@@ -154,14 +154,16 @@ fn introduction(text: &mut String, entries: &[Entry], setting: &Setting<'_>) -> 
          - Lock files: on {file_system}; earlier rounds have created them\n\
          - Rounds: {rounds}, after {warm_up} for warm-up; the tools take turns in each round\n\n\
          Figures are medians, with the minimum and maximum of the rounds in parentheses.\n\
-         portlock takes two turns in each round: the difference between its two rows is noise.\n\n\
-         ![The figures of both tables below, with the spread of the rounds](benchmarks-peers.svg)\n\n\
+         The crate portlock takes two turns in each round: the difference between \"portlock\" and \
+         \"portlock, again\" is noise.\n\n\
+         ![The figures of both tables below: dots are medians, lines run from the minimum to the \
+         maximum of the rounds](benchmarks-peers.svg)\n\n\
          Each tool is called as its documentation describes:\n",
         setting.load,
     )?;
     let columns = ["tool", "version", "called", "what it promises", "ports"];
     header(text, &columns, TEXT)?;
-    for entry in entries.iter().filter(|entry| !is_again(entry)) {
+    for entry in entries.iter().filter(|entry| !entry.tool.is_again()) {
         let Tool {
             name,
             call,
@@ -176,10 +178,6 @@ fn introduction(text: &mut String, entries: &[Entry], setting: &Setting<'_>) -> 
         )?;
     }
     Ok(())
-}
-
-fn is_again(entry: &Entry) -> bool {
-    entry.tool.is_ours() && entry.tool.name != "portlock"
 }
 
 /// Writes a table header whose first column is text.
@@ -212,7 +210,7 @@ fn throughput(text: &mut String, entries: &[Entry], effort: Effort) -> Result<()
         "cycle, 8 processes",
     ];
     header(text, &columns, NUMBERS)?;
-    let ours = entries.iter().find(|entry| entry.tool.is_ours());
+    let ours = entries.iter().find(|entry| entry.tool.is_reference());
     let ours = &ours.ok_or("portlock was not measured")?.samples;
     for entry in entries {
         let of_portlock = |value: fn(&Sample) -> f64| {
@@ -247,7 +245,7 @@ fn first_use(text: &mut String, entries: &[Entry]) -> fmt::Result {
     };
     let entries = entries
         .iter()
-        .filter(|entry| !is_again(entry) && entry.tool.makes_lock_files());
+        .filter(|entry| !entry.tool.is_again() && entry.tool.makes_lock_files());
     let all: Vec<String> = entries.filter_map(first).collect();
     if all.is_empty() {
         return Ok(());
@@ -319,7 +317,7 @@ fn correctness(text: &mut String, entries: &[Entry], effort: Effort) -> Result<(
     let (duplicates, failed) = ours_wrong(entries);
     writeln!(
         text,
-        "\nportlock in all rounds, both turns and the warm-up: {duplicates} duplicates among {} kept ports, \
+        "\nportlock in all rounds, in all of its rows and the warm-up: {duplicates} duplicates among {} kept ports, \
          {failed} failed binds of {}.",
         turns * all,
         3 * turns * all,

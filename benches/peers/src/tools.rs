@@ -33,9 +33,18 @@ const RANGE: &str = "20000-23999";
 const EPHEMERAL: &str = "ephemeral, the kernel's choice";
 
 /// The same tool at both ends shows how much of a difference is noise.
-pub(crate) const TOOLS: [Tool; 12] = [
+pub(crate) const TOOLS: [Tool; 14] = [
+    PORTLOCK,
     Tool {
-        name: "portlock",
+        name: "portlock, Python",
+        program: Program::Python,
+        call: "`FreePort.try_new(first, last)`",
+        ..PORTLOCK
+    },
+    Tool {
+        name: "portlock, Node.js",
+        program: Program::Node,
+        call: "`leaseSync({ ports, timeout: 0 })`",
         ..PORTLOCK
     },
     Tool {
@@ -159,6 +168,16 @@ const PORTLOCK: Tool = Tool {
 impl Tool {
     pub(crate) fn is_ours(&self) -> bool {
         self.id == PORTLOCK.id
+    }
+
+    /// Whether this is the row that the others are compared to.
+    pub(crate) fn is_reference(&self) -> bool {
+        self.name == PORTLOCK.name
+    }
+
+    /// Whether this is the second turn of a tool.
+    pub(crate) fn is_again(&self) -> bool {
+        self.name.ends_with(", again")
     }
 
     /// Whether the tool creates lock files, and so is slower while they are missing.

@@ -36,6 +36,23 @@ elif tool == "recipe":
     def release(number):
         kept.pop(number).release()
 
+elif tool == "portlock":
+    import portlock
+
+    package = "portlease"
+    kept = {}
+
+    def pick():
+        try:
+            port = portlock.FreePort.try_new(first, last)
+        except portlock.Exhausted:
+            return 0
+        kept[port.port] = port
+        return port.port
+
+    def release(number):
+        kept.pop(number).release()
+
 else:
     sys.exit(f"no tool is named {tool}")
 

@@ -73,7 +73,10 @@ fn a_neighborhood_that_is_leased_is_left_out_for_a_while() {
         next();
     }
     drop(leases);
-    assert!(near(200) < 100, "it is searched as often as in the beginning");
+    assert!(
+        near(200) < 100,
+        "it is searched as often as in the beginning"
+    );
     for _ in 0..5000 {
         next();
     }

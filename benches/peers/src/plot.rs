@@ -17,6 +17,9 @@ use crate::{
 const WIDTH: u32 = 1180;
 const ROW: u32 = 46;
 const NAMES: u32 = 190;
+/// Says what the marks are.
+const KEY: &str = "Each dot is the median of the rounds, each line runs from their minimum to their maximum. \
+                   Both axes are logarithmic.";
 const FONT: &str = "sans-serif";
 /// Colors that color-blind readers can distinguish (Okabe and Ito).
 const COLORS: [RGBColor; 4] = [
@@ -64,10 +67,12 @@ const WRONG: [Series; 4] = [
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 pub(crate) fn write(path: &Path, entries: &[Entry], effort: Effort) -> Result<()> {
-    let height = 148 + ROW * u32::try_from(entries.len())?;
+    let plots = 148 + ROW * u32::try_from(entries.len())?;
+    let height = plots + 20;
     let root = SVGBackend::new(path, (WIDTH, height)).into_drawing_area();
     root.fill(&WHITE)?;
-    let (left, right) = root.split_horizontally(NAMES + (WIDTH - NAMES) / 2);
+    let (plots, _) = root.split_vertically(plots);
+    let (left, right) = plots.split_horizontally(NAMES + (WIDTH - NAMES) / 2);
 
     // The axis counts decades: 10^x ports per second.
     let decades = Axis {
@@ -89,6 +94,10 @@ pub(crate) fn write(path: &Path, entries: &[Entry], effort: Effort) -> Result<()
         },
     };
     panel(&right, entries, &WRONG, 0, &wrong)?;
+    let centered = Pos::new(HPos::Center, VPos::Bottom);
+    let style = (FONT, 13).into_font().color(&BLACK).pos(centered);
+    let bottom = (i32::try_from(WIDTH / 2)?, i32::try_from(height)? - 6);
+    label(&root, KEY.to_owned(), bottom, style)?;
     root.present()?;
     Ok(())
 }

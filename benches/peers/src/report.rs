@@ -273,8 +273,8 @@ fn correctness(text: &mut String, entries: &[Entry], effort: Effort) -> Result<(
            `SO_REUSEADDR`, *listen* binds with it, and listens. *Later*: {} times, all {PROCESSES} \
            processes pick one port, and when all have one, the server binds these strictly.\n\
          - *Kept*: with a range of a single port, a second process does not get that port while the \
-           first lives. *Free after SIGKILL*: the second process gets it as soon as the first was \
-           killed. A dash marks tools that take no range, and ports that were not kept.\n",
+           first lives. *Free after SIGKILL*: the second process gets it as soon as the first has \
+           been killed. A dash marks tools that take no range, and ports that were not kept.\n",
         effort.ports, effort.ports,
     )?;
     let columns = [
@@ -342,7 +342,7 @@ fn correctness(text: &mut String, entries: &[Entry], effort: Effort) -> Result<(
              port_check also has `with_free_port`, which binds within the process and tries another \
              port if that fails; it cannot start a server in another process. get-port's \
              `portNumbers(first, last)` yields the range in ascending order, and so the same ports in \
-             every process; and each pick checks every port that is already reserved again.",
+             every process; and each pick rechecks every port that is already reserved.",
             served.tool.name,
         )?;
     }

@@ -217,24 +217,22 @@ impl Builder {
     /// Sets whether the lease also keeps the port bound. By default it keeps only the
     /// lock.
     ///
-    /// The socket is bound and does not listen. As long as the lease lives, it
-    /// keeps the port from the kernel's own choice, when a client connects or a
-    /// program binds port 0, and from programs that bind it strictly, but a
-    /// server that sets `SO_REUSEADDR`, as most do on Unix, can bind it and
-    /// listen. So a lease from the ephemeral range is as safe as any other.
+    /// The socket is bound and does not listen. As long as the lease lives,
+    /// the kernel does not assign the port to a client or to a bind to port 0, and programs
+    /// cannot bind it strictly. But a server that sets `SO_REUSEADDR`, as most do on Unix,
+    /// can bind it and listen. So a lease from the ephemeral range is as safe as any other.
     ///
     /// It blocks servers that bind strictly, including your own, and it costs a
     /// descriptor for each address. It has no effect on [`listen`](Self::listen).
     ///
-    /// Only for TCP. Linux gives a UDP port to other sockets even if it is held in this way, so
-    /// a lease that is to hold its socket with another
-    /// [`protocol`](Self::protocol) fails with [`Unsupported`](ErrorKind::Unsupported).
+    /// Only for TCP. Linux assigns a UDP port to other sockets even if it is held in this way, so
+    /// with another [`protocol`](Self::protocol) the lease fails with
+    /// [`Unsupported`](ErrorKind::Unsupported).
     ///
     /// # Platform-specific behavior
     ///
-    /// Linux only. Other systems have no option that can be set after the
-    /// bind with this effect, and there a lease that is to hold its socket
-    /// fails with [`Unsupported`](ErrorKind::Unsupported).
+    /// Linux only. On other systems, no option set after the bind has
+    /// this effect, and the lease fails with [`Unsupported`](ErrorKind::Unsupported).
     ///
     /// # Examples
     ///
@@ -294,15 +292,16 @@ impl Builder {
     ///
     /// If the port is leased, the call waits for it. If another program has bound it without a lease, the call
     /// waits for half a second, because a server may be about to end. Then it fails with an error that names
-    /// the process, or with [`or_any`](Self::or_any) leases another port. Closing connections, as in
-    /// TIME_WAIT, do not count: [`reuse_address`](Self::reuse_address) is `true`.
+    /// the process, or with [`or_any`](Self::or_any) leases another port. A port that only closing
+    /// connections (TIME_WAIT) occupy counts as free, as with `true` for
+    /// [`reuse_address`](Self::reuse_address).
     ///
     /// A new reservation is chosen from the [`ports`](Self::ports). It is
     /// the port that [`prefer`](Self::prefer) chooses by the text `<root>/<name>`, if it is free and not
     /// reserved, or else the next one. An existing reservation is used even if it is not among the ports.
     ///
     /// A name begins with a letter from `a` to `z` and has only these letters, digits, `_` and `-`,
-    /// 64 at most. It is one port: a call for several fails with
+    /// 64 at most. A name has one port: a call for several fails with
     /// [`Unsupported`](ErrorKind::Unsupported).
     ///
     /// # Examples
@@ -948,8 +947,8 @@ impl FreePort {
     ///
     /// The listener accepts IPv4 and IPv6 connections on every address, has
     /// `SO_REUSEADDR` set as [`TcpListener::bind`] sets it, and a backlog of
-    /// `net.core.somaxconn`. Keep the lease as long as the listener: when the
-    /// listener is closed, the lease keeps the port for the next server.
+    /// `net.core.somaxconn`. Keep the lease at least as long as the listener.
+    /// After the listener is closed, the lease keeps the port for the next server.
     ///
     /// # Platform-specific behavior
     ///

@@ -195,8 +195,7 @@ impl Error {
         self.0.kind
     }
 
-    /// Returns whether the only reason was that the ports were busy, that is, leased or in use:
-    /// the kind is [`Exhausted`](ErrorKind::Exhausted). Only after such an error can the same
+    /// Returns whether no port was free in time: the kind is [`Exhausted`](ErrorKind::Exhausted). Only after such an error can the same
     /// call succeed later because others have released their ports.
     ///
     /// # Examples

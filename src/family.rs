@@ -35,7 +35,7 @@ use linux::{LockFile, SHOWS_DESCRIPTORS};
 #[cfg(not(target_os = "linux"))]
 use unsupported::{LockFile, SHOWS_DESCRIPTORS};
 
-/// Largest number of attempts to read a process because an ancestor was not seen. That ancestor
+/// Largest number of attempts to read a process while an ancestor is not seen. That ancestor
 /// may have just ended; then the next attempt finds another parent.
 const MAX_TRIES: usize = 20;
 
@@ -88,7 +88,7 @@ impl Family {
     }
 
     /// Returns the family of a process, alive or not: the process and its descendants. If its
-    /// server must also be that of a lease, `since` is when the lease began.
+    /// server must also be the server of a lease, `since` is when the lease began.
     fn of_process(process: Option<&Identity>, since: Option<SystemTime>) -> Result<Self> {
         let here = process.map_or(Ok(None), Identity::pid_here);
         let here = here.map_err(cannot_see)?;
@@ -304,8 +304,8 @@ fn accept(
     Err(Error::new(ErrorKind::OtherServer, message).with_server(server))
 }
 
-/// Waits for the server of the process `pid`. If it must be that of a lease, `since` is when the
-/// lease began.
+/// Waits for the server of the process `pid`. If it must be the server of a lease, `since` is
+/// when the lease began.
 pub(crate) fn wait_for_process(
     address: impl ToSocketAddrs,
     pid: u32,

@@ -46,9 +46,9 @@ mod unix;
 ///
 /// Windows has neither fork nor network namespaces. macOS cannot create a socket with its
 /// close-on-exec flag set. So a child that another thread starts during the probe can keep the
-/// port bound, even for servers that set `SO_REUSEADDR`, which has no effect there when it is set
-/// after the bind: for a moment, or for the child's whole life if it was started between
-/// socket(2) and fcntl(2). [`Builder::listen`](crate::Builder::listen) with one
+/// port bound: for a moment, or for the child's whole life if it was started between socket(2)
+/// and fcntl(2). Even servers that set `SO_REUSEADDR` are then refused, because on macOS that
+/// option has no effect on the probe when it is set after the bind. [`Builder::listen`](crate::Builder::listen) with one
 /// [`host`](crate::Builder::host) avoids both: its only socket becomes the listener.
 ///
 /// # Examples

@@ -3,8 +3,8 @@
 //! Tests that start servers need a free port *number*, but between "it was free" and "my server
 //! binds it", another process can take the port. Here a free port is a **lease**: a lock on a
 //! per-port file, held until [`release`](FreePort::release), drop, or the holder's death, and
-//! respected by all threads and processes of this machine. There is no daemon and nothing to
-//! clean up.
+//! respected by all threads and processes that use the same lock directory. There is no daemon
+//! and nothing to clean up.
 //!
 //! # One port
 //!
@@ -178,7 +178,8 @@
 //! * [`listen`](FreePort::listen) returns a listening socket, which the child can inherit in the
 //!   same way, as from inetd(8) or systemd. Then there is no gap either.
 //!
-//! The program `portlock run` does all of this for commands that do not use portlock.
+//! The program `portlock run` passes the lease, and with `--listen` the socket, to commands that do
+//! not use portlock.
 //!
 //! ```
 //! use std::process::Command;
@@ -283,7 +284,7 @@
 //!   write to.
 //! * **Containers** on the host's network: the same; mount the directory. A container with a
 //!   separate network has all ports to itself. The scarce resource is the host port that is
-//!   published. Lease that port outside, for as long as the container runs:
+//!   published. Lease that port outside, for as long as the container runs, and pass
 //!   `-p 127.0.0.1:{port}:80`.
 //! * **Network namespaces** that share a directory share its leases: it is better to withhold a
 //!   port than to give it out twice. Whether a port is *bound* is checked in the caller's own
@@ -297,7 +298,7 @@
 //! # What can go wrong
 //!
 //! Only a port that is leased or in use makes a call try the next port. If an error [is
-//! busy](Error::is_busy), there was no other reason, and a later call may succeed.
+//! busy](Error::is_busy), the cause is that no port was free, and a later call may succeed.
 //! [`Builder::on_wait`] can show a wait to a user, and stop it. Any other failure ends the call
 //! immediately, with an [`Error`] whose message names the operation, the path or port, and the
 //! cause; its [`kind`](Error::kind) is for code:
@@ -347,9 +348,11 @@
 //! Among all callers that share a lock directory:
 //!
 //! * at most one live lease exists per port number;
-//! * no caller ever binds a port that someone else has leased, not even to check it;
+//! * no caller that looks for a port ever binds one that someone else has leased, not even to
+//!   check it;
 //! * a lease ends when its holder dies, and nothing that is left behind ever blocks a port,
-//!   except a reservation;
+//!   except a reservation, a forked child that has not called exec, and, for callers that cannot
+//!   see its process, a delegated lease;
 //! * a port that is reserved for a name is leased only to callers that ask for that name;
 //! * when `release` or drop returns, any other process can lease that port;
 //! * when a lease is granted, a bind of that port without `SO_REUSEADDR`, on every requested
@@ -392,7 +395,8 @@
 //!
 //! WSL 2 is a separate Linux: leases are not shared between it and Windows.
 //!
-//! The macOS code is compiled and linked, but was not run; the Windows tests run under Wine.
+//! The authors compile and link the macOS code, and run the Windows tests under Wine; hosted CI is
+//! set up to run both.
 
 // On Linux and on Windows, one file needs unsafe code: `mark/linux.rs` and
 // `bindfree/windows/exclusive.rs`.

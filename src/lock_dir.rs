@@ -202,8 +202,8 @@ impl LockDir {
         })
     }
 
-    /// Returns every path at which a caller of this user may have its default directory, in any
-    /// session and whatever root creates, or had it under earlier rules.
+    /// Returns every path that may be, or was under earlier rules, the default directory of a
+    /// caller of this user, in any session and whatever root creates.
     ///
     /// Callers with different default directories do not exclude each other. With these paths, a
     /// program can detect that.

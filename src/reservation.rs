@@ -130,7 +130,7 @@ impl Reservation {
     }
 
     /// Returns the environment variable for the port: the name in upper case, with `_` instead of
-    /// `-`, and `_PORT`.
+    /// `-`, followed by `_PORT`.
     #[must_use]
     pub fn variable(&self) -> String {
         variable(&self.name)
@@ -239,7 +239,7 @@ impl Key {
     }
 }
 
-/// Returns the root directory, or without that the default one, as it is written in a reservation:
+/// Returns `root`, or else the default root directory, as it is written in a reservation:
 /// absolute, without symbolic links.
 ///
 /// # Errors

@@ -209,7 +209,7 @@ fn paths_that_are_not_lock_directories() {
         let error = acquire(path).expect_err("none");
         assert_eq!(error.path(), Some(&**path), "{error}");
     }
-    // On Windows, a directory and a file that is being removed are the same error.
+    // On Windows, a directory and a file that is being removed cause the same error.
     if cfg!(unix) {
         let lock_file = dir.path().join(block.first().to_string());
         fs::create_dir(&lock_file).expect("our own directory");

@@ -65,10 +65,10 @@ fn bind_port_refuses_tcp_sockets_that_could_share_their_port() {
                 .and_then(|address| address.as_socket());
             assert_eq!(address.map_or(0, |address| address.port()), 0, "not bound");
         }
-        // Multicast receivers need it.
+        // Multicast receivers need the option.
         let udp = socket(domain, Type::DGRAM);
         udp.set_reuse_address(true).expect("unbound");
-        bind_port(&udp, host).expect("UDP may");
+        bind_port(&udp, host).expect("UDP sockets may set it");
     }
 }
 

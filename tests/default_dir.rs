@@ -381,7 +381,7 @@ fn unmapped_owner(parent: &Parent) {
 fn in_user_namespace(user: u32, map: &str, binary: &Path, role: &str, arguments: &[&str]) -> Peer {
     let ids = [format!("--reuid={user}"), format!("--regid={user}")];
     let mut prefix = vec!["setpriv", &ids[0], &ids[1], "--clear-groups"];
-    // With the map it becomes root there, and the next exec gives it root's capabilities.
+    // Once the map is written, the child is root there, and its next exec gets root's capabilities.
     let script = "echo @unmapped; read go; exec \"$0\" \"$@\"";
     prefix.extend(["unshare", "--user", "sh", "-c", script]);
     let mut peer = Peer::start_command(command(&prefix, binary, role, arguments));
@@ -408,12 +408,12 @@ fn can_map_users() -> bool {
     can
 }
 
-/// Maps of a rootless container: one user alone, or with subordinate ones, one of which has the
-/// overflow user's number. None maps root.
+/// Maps of rootless containers: of a single user, and of subordinate users, one of which has the
+/// number of the overflow user. Neither maps root.
 const ROOTLESS: [(u32, &str); 2] = [(NOBODY, "0 65534 1"), (100_000, "0 100000 65536")];
 
 #[test]
-fn roots_shared_directory_is_one_where_root_is_not_mapped() {
+fn a_shared_directory_of_root_is_accepted_where_root_is_not_mapped() {
     if !can_map_users() {
         return;
     }
@@ -460,7 +460,7 @@ fn unmapped_defaults(parent: &Parent) {
     let port: String = parent.argument(0);
     let (user, map): (u32, String) = (parent.argument(1), parent.argument(2));
     let says = || in_user_namespace(user, &map, Path::new("/run/test"), "caller", &[&port]).hear();
-    // Another user, who looks like root in there, was faster.
+    // Another user, which appears as root in there, has created the directory first.
     let own = Path::new("/tmp/portlock-0");
     fs::create_dir(own).expect("our own");
     chown(own, Some(1), None).expect("root may");
@@ -658,7 +658,7 @@ fn lost_reservations(parent: &Parent) {
     assert_eq!(inspector.ask("list"), format!("{web} web"));
     assert!(!own_dir().exists());
 
-    // A missing default directory is not gone for good.
+    // A missing default directory may be created again, so its copies are kept.
     assert_eq!(inspector.ask("clean-copies"), "0");
     assert_eq!(
         start_with_state("reserve", web, STATE).hear(),

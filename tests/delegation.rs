@@ -57,7 +57,9 @@ fn a_port_can_be_acquired_for_another_process_in_one_call() {
         let error = builder.acquire_for(nobody).expect_err("no such process");
         assert_eq!(error.kind(), ErrorKind::Process, "{error}");
     }
-    let held = builder.try_acquire().expect("it went with the process");
+    let held = builder
+        .try_acquire()
+        .expect("its lease ended with the process");
     let error = builder.acquire_for(std::process::id()).expect_err("held");
     assert_eq!(error.kind(), ErrorKind::Exhausted, "{error}");
     // Nor does the call wait for a port.
@@ -203,7 +205,7 @@ fn a_lease_can_be_released_while_others_check_it() {
     let mut checker = Peer::start("check", &[text(dir.path()), &port]);
     assert_eq!(checker.hear(), "checking");
     for _ in 0..200 {
-        // The checking process may have it for a moment, when no process leases it.
+        // The checking process may have the lock for a moment while no process leases the port.
         let lease = builder.acquire().expect("soon");
         lease.delegate_to(std::process::id()).expect("it lives");
         locks.release(block.first()).expect("our own");
@@ -269,7 +271,7 @@ fn clean_removes_the_files_of_unleased_ports() {
     drop(held);
 
     if cfg!(windows) {
-        // There, a lock file is created under its final name.
+        // On Windows, a lock file is created under its final name.
         return;
     }
     // A process that began to create a file long ago was killed.

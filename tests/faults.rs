@@ -64,7 +64,7 @@ fn a_fault_at_any_system_call() {
         return;
     }
     let start = Instant::now();
-    // More at a time would only wait for each other.
+    // More runs at the same time would only wait for each other.
     let blocks = [(); 2].map(|()| SCENARIOS.map(|_| Block::new(PORTS)));
     let clean = match run_without_fault(&blocks[0]) {
         Ok(clean) => clean,
@@ -137,7 +137,7 @@ fn cells(clean: &[Run]) -> Vec<Cell> {
     let mut cells = Vec::new();
     for (scenario, run) in clean.iter().enumerate() {
         for (place, call) in run.cycle().into_iter().enumerate() {
-            // If strace leaves a port's probe open, waiting for the port is in vain.
+            // If strace leaves a port's probe open, a wait for the port cannot succeed.
             let stays_bound = call.name == "close" && call.object == trace::Object::Socket;
             let scenario_of_cell = SCENARIOS[scenario];
             let is_probed_again =
@@ -194,7 +194,7 @@ fn try_cell(cell: Cell, clean: &Run, block: &Block) -> Result<char, String> {
         let last = cycle.iter().rfind(|call| call.injected);
         return judge(scenario, &run, clean, last.unwrap_or(&cycle[at]), fault);
     }
-    Err("it could not be hit: the calls differ from time to time".to_owned())
+    Err("it could not be hit: the calls differ from run to run".to_owned())
 }
 
 /// Formats all outcomes: a line for each part of a cycle, call and object.

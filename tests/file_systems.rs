@@ -152,8 +152,8 @@ fn ten_processes_create_the_same_file_without_rename_noreplace() {
     assert_eq!(entries(dir.path()), []);
 }
 
-/// Arguments: lock directory, port. Waits for a port that it has leased itself, and reports what
-/// the wait queue's file looks like in the meantime.
+/// Arguments: lock directory, port. Waits for a port that it has leased itself, and reports the name
+/// and mode of the wait queue's file.
 fn wait_behind_a_lease(parent: &Parent) {
     let dir: String = parent.argument(0);
     let port: u16 = parent.argument(1);

@@ -1,5 +1,5 @@
-//! Files in the lock directory that other programs have open on Windows, as virus scanners,
-//! indexers and backup programs do, end no call; and a call waits for a lock that outlives its
+//! On Windows, no call fails because another program, such as a virus scanner, an indexer or a
+//! backup program, has files in the lock directory open. A call waits for a lock that outlives its
 //! holder.
 
 #![cfg(windows)]
@@ -223,7 +223,7 @@ fn a_file_that_another_program_removes_by_closing_it_ends_no_call() {
         };
         let foreign = open(&path, SHARED);
         fs::remove_file(&path).expect("shared for that");
-        // The file system determines whether it is gone before that.
+        // Whether it is gone before that depends on the file system.
         drop(files.one().acquire().map_err(|error| {
             assert_eq!(error.kind(), ErrorKind::Exhausted, "{error}");
         }));
@@ -234,7 +234,7 @@ fn a_file_that_another_program_removes_by_closing_it_ends_no_call() {
     }
 }
 
-/// As by callers that check the port, or by the threads of a waiter that has left.
+/// Callers that check the port lock it for a moment, and so do the threads of a waiter that has left.
 #[test]
 fn a_momentary_lock_is_not_a_lease() {
     const TRIES: usize = 100;
@@ -252,7 +252,7 @@ fn a_momentary_lock_is_not_a_lease() {
     let (refused, listed) = thread::scope(|scope| {
         scope.spawn(|| {
             while !is_over.load(Ordering::Relaxed) {
-                // Whether it is leased in the meantime or not.
+                // The lock may succeed or not: the peer may have leased the port.
                 let file = open().expect("our own");
                 if try_lock(&file) {
                     thread::sleep(Duration::from_millis(1));
@@ -289,7 +289,7 @@ fn a_call_waits_for_a_lock_that_outlives_its_holder_and_names_no_dead_holder() {
     let error = files.one().acquire().expect_err("held");
     assert!(named(&error), "{error}");
     holder.kill();
-    // As the system would keep the lock.
+    // The system may keep the lock for a moment. The lock below simulates that.
     if let Err(error) = files.one().check() {
         assert!(!named(&error), "{error}");
     }

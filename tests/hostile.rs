@@ -2,8 +2,8 @@
 //! no call hangs, no port is leased twice unless the kernel provides no way to detect it (the
 //! last section), and the damage can be undone.
 //!
-//! Written for Linux: each trap relies on its file systems and users. The code that also applies
-//! to macOS is the same.
+//! Written for Linux: each trap relies on its file systems and users. macOS runs the same code of
+//! the library, as far as it applies there.
 
 #![cfg(target_os = "linux")]
 #![allow(
@@ -229,7 +229,7 @@ fn remove(path: &Path) {
         .expect("our own");
 }
 
-/// Writes a record by hand, whoever owns the file: without O_CREAT if the file exists, because
+/// Writes a record by hand, into a file of any user: without O_CREAT if the file exists, because
 /// another test may have raised `fs.protected_regular`.
 fn write_record(path: &Path, record: impl AsRef<[u8]>) -> File {
     let open = |new: bool| {
@@ -617,7 +617,9 @@ fn records_that_claim_ports_for_others() {
             assert_says(&victim.ask(format!("try {port}")), "Exhausted", &[&by]);
             assert_eq!(victim.ask("clean"), "CleanCounts { removed: 0, kept: 1 }");
         }
-        locks.force_release(port).expect("whoever may write may");
+        locks
+            .force_release(port)
+            .expect("any user who may write may release");
         for victim in &mut victims {
             assert_eq!(victim.ask(format!("try {port}")), "free");
         }
@@ -703,7 +705,7 @@ fn line_name(port: u16) -> OsString {
     let names = fs::read_dir(dir.path()).expect("ours").flatten();
     let mut names = names.map(|entry| entry.file_name());
     let is_line = |name: &OsString| name.as_encoded_bytes().starts_with(b".waiting.");
-    names.find(is_line).expect("somebody has waited")
+    names.find(is_line).expect("a process has waited")
 }
 
 fn open_fifo(path: &Path) -> File {
@@ -714,10 +716,7 @@ fn open_fifo(path: &Path) -> File {
     options.open(path).expect("our own")
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "stands for a program that is not this one"
-)]
+#[expect(clippy::disallowed_methods, reason = "acts as another program")]
 fn open_locked(path: &Path) -> File {
     let fifo = open_fifo(path);
     fifo.try_lock().expect("no process waits yet");
@@ -781,8 +780,8 @@ fn files_that_are_not_wait_queues() {
         }),
     ];
     for (what, plant) in plants {
-        // Of the leaders that keep it locked forever, two are silent: for a long time, or with a
-        // time in the future.
+        // Two of the leaders that keep it locked forever are silent. One has a timestamp from a year
+        // ago, the other one from the future.
         let times = [SystemTime::now() - year, SystemTime::now() + year];
         for time in &times[..if what == "locked" { 2 } else { 1 }] {
             let kept = plant(&line, &scene);
@@ -798,7 +797,7 @@ fn files_that_are_not_wait_queues() {
             for waiter in &mut waiters {
                 waiter.say(&format!("wait {port}"));
             }
-            // No wait for an event: usually, some already wait by then.
+            // This does not wait for an event: usually, some of them already wait by then.
             thread::sleep(Duration::from_millis(10));
             held.release().expect("released");
             let mut left: Vec<&mut Peer> = waiters.iter_mut().collect();
@@ -938,7 +937,7 @@ fn compete(parent: &Parent) {
         for lease in builder.acquire_many(n).expect("ports in time") {
             let port = lease.port();
             if oracle.take(port) {
-                // As long as another process could take it too.
+                // Bound while the oracle would detect another holder.
                 drop(bind_strictly(port).expect("leased to us"));
                 oracle.give_back(port);
             } else {

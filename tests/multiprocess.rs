@@ -157,10 +157,7 @@ fn remove_lock_files(parent: &Parent) {
 
 /// Removes a lock file while holding its lock.
 #[cfg(unix)]
-#[expect(
-    clippy::disallowed_methods,
-    reason = "stands for a program that is not this one"
-)]
+#[expect(clippy::disallowed_methods, reason = "acts as another program")]
 fn remove_unless_locked(path: &Path) {
     use std::os::unix::fs::MetadataExt as _;
     let Ok(file) = fs::File::open(path) else {

@@ -524,7 +524,7 @@ fn many_processes_reserve_the_same_names_and_some_are_killed() {
         }
     }
     println!(
-        "{names} names by 16 processes of which {} were killed, beside {leases} leases of other ports",
+        "{names} names by 16 processes, {} of them killed, beside {leases} leases of other ports",
         stress(8) - kills
     );
     assert_eq!(&caller.ask("reserve name-0"), &ports["name-0"]);

@@ -30,7 +30,7 @@ fn child() {
 }
 
 /// Returns every port that the kernel assigns to sockets bound to port 0.
-fn given_to_bind() -> Vec<u16> {
+fn assigned_to_bind() -> Vec<u16> {
     let mut listeners = Vec::new();
     while let Ok(listener) = TcpListener::bind(("127.0.0.1", 0)) {
         listeners.push(listener);
@@ -40,7 +40,7 @@ fn given_to_bind() -> Vec<u16> {
 }
 
 /// Returns every port that the kernel assigns to clients of one server.
-fn given_to_connect() -> Vec<u16> {
+fn assigned_to_connect() -> Vec<u16> {
     let server = TcpListener::bind(("127.0.0.1", 5000)).expect("a namespace of our own");
     let mut clients = Vec::new();
     while let Ok(client) = TcpStream::connect(("127.0.0.1", 5000)) {
@@ -55,7 +55,7 @@ fn given_to_connect() -> Vec<u16> {
 }
 
 /// Returns every port that the kernel assigns to UDP sockets bound to port 0.
-fn given_to_udp() -> Vec<u16> {
+fn assigned_to_udp() -> Vec<u16> {
     let mut sockets = Vec::new();
     while let Ok(socket) = UdpSocket::bind(("127.0.0.1", 0)) {
         sockets.push(socket);
@@ -77,18 +77,18 @@ fn held_and_not_held(parent: &Parent) {
     assert!(!outside.overlaps_ephemeral().expect("set"));
 
     let lease = builder.try_acquire().expect("free");
-    for given in [given_to_bind(), given_to_connect(), given_to_udp()] {
-        assert_eq!(given.len(), 10, "{given:?}");
-        assert!(given.contains(&40005), "the kernel ignores leases");
+    for assigned in [assigned_to_bind(), assigned_to_connect(), assigned_to_udp()] {
+        assert_eq!(assigned.len(), 10, "{assigned:?}");
+        assert!(assigned.contains(&40005), "the kernel ignores leases");
     }
     drop(lease);
 
     // UDP ports cannot be held.
     let builder = builder.protocol(Protocol::Tcp).hold_socket(true);
     let lease = builder.try_acquire().expect("free");
-    for given in [given_to_bind(), given_to_connect()] {
-        assert_eq!(given.len(), 9, "{given:?}");
-        assert!(!given.contains(&40005), "held");
+    for assigned in [assigned_to_bind(), assigned_to_connect()] {
+        assert_eq!(assigned.len(), 9, "{assigned:?}");
+        assert!(!assigned.contains(&40005), "held");
     }
     // The server for which it was leased is not blocked, nor are its clients.
     let server = TcpListener::bind(lease.addr()).expect("std sets SO_REUSEADDR");

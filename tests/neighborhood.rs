@@ -13,7 +13,7 @@ fn builder(dir: &Path) -> Builder {
         .lock_dir(dir)
 }
 
-// One test at a time: where the process has found no port in a neighborhood concerns all of its
+// One test at a time: a neighborhood in which the process has found no free port affects all of its
 // searches.
 #[test]
 #[serial]
@@ -50,7 +50,8 @@ fn a_neighborhood_that_is_leased_is_left_out_for_a_while() {
     let dir = lock_dir();
     let builder = builder(dir.path());
     let next = || builder.acquire().expect("many are free").port();
-    // Earlier tests may have left the habit of leaving it out. Then every neighbor is seen.
+    // Because of earlier tests, the process may leave the neighborhood out. After these searches,
+    // every neighbor is found.
     for _ in 0..5000 {
         next();
     }

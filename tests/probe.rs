@@ -278,7 +278,7 @@ fn time_wait_is_a_last_resort_and_counts_as_free_or_busy_if_asked_for() {
             "{error}"
         );
     }
-    // Also if there are closing connections, but on another address.
+    // The same if there are closing connections on another address.
     let elsewhere = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
     elsewhere.set_reuse_address(true).expect("unbound");
     let bound_elsewhere = SocketAddr::from(([127, 0, 0, 2], block.first()));
@@ -301,7 +301,7 @@ fn time_wait_is_a_last_resort_and_counts_as_free_or_busy_if_asked_for() {
     for builder in &busy {
         builder.try_acquire().expect_err("there is a connection");
     }
-    // Nor is a connection free that is shut down while its program still has it.
+    // A connection that is shut down keeps it busy too, while its program still has the socket.
     let shut_down = connection.shutdown(std::net::Shutdown::Write);
     shut_down.expect("connected");
     for builder in &busy {
@@ -381,8 +381,8 @@ fn the_address_to_connect_to() {
     }
 }
 
-/// To find out whether a lingering socket has the port, a TCP socket is bound again with
-/// SO_REUSEADDR. A UDP socket would then be bound beside the server, and receive its datagrams.
+/// To find out whether a lingering socket has the port, the probe binds a TCP socket again with
+/// SO_REUSEADDR. A UDP socket would then share the server's port, and receive its datagrams.
 #[test]
 fn a_udp_server_with_reuse_address_is_not_joined_by_a_probe() {
     let (dir, block) = (lock_dir(), Block::new(1));

@@ -6,7 +6,7 @@
 //! serial: the client does not retry if a child that another test is spawning has a duplicate of
 //! a probe.
 
-#![cfg(target_os = "linux")] // As is the client, which looks into /proc.
+#![cfg(target_os = "linux")] // The client reads /proc.
 #![allow(
     clippy::incompatible_msrv,
     reason = "tests need a newer Rust than the library"
@@ -287,7 +287,7 @@ fn a_port_that_is_bound_cannot_be_leased() {
             None,
         );
         let Ok(socket) = socket else {
-            eprintln!("skipped: {address}, there is no IPv6 here");
+            eprintln!("skipped: {address}, because this machine has no IPv6");
             continue;
         };
         // Neither listening nor strict: the hardest to detect.
@@ -460,7 +460,7 @@ fn delegated_leases_are_respected_as_long_as_their_process_is_alive() {
     let words: Vec<&str> = record.split_ascii_whitespace().collect();
     for (index, word, len, counts) in [
         (0, "delegated", 512, true),
-        // It has no effect.
+        // This word has no effect.
         (6, "-", 512, true),
         // No process has the lock, and the process is known to be alive.
         (0, "passed", 512, true),

@@ -6,11 +6,7 @@
 #![cfg(unix)]
 
 #[path = "../examples/redis_cluster.rs"]
-#[allow(
-    dead_code,
-    unreachable_pub,
-    reason = "the example has a main of its own"
-)]
+#[allow(dead_code, unreachable_pub, reason = "the example has its own main")]
 mod example;
 
 use std::{collections::HashSet, process::Command, sync::Barrier, thread};

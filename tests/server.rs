@@ -114,7 +114,7 @@ fn a_stranger_on_the_port_of_a_server_that_failed_to_start_is_not_mistaken_for_i
     let failed = cat();
     let failed_pid = failed.id();
     port.wait_until_listening(LONG)
-        .expect("something answers: that is all it asks");
+        .expect("any server is accepted");
     let message = assert_other(port.wait_for_server(failed_pid, LONG), stranger.id());
     let why = format!("not by process {failed_pid} or a descendant of it");
     assert!(message.contains(&why), "{message}");
@@ -198,7 +198,7 @@ fn a_lease_of_another_process_is_served_by_its_holder_or_a_stranger() {
         Some(BelongsTo::Holder)
     );
 
-    // Without a lease there is no holder, and no server is another process's.
+    // Without a lease there is no holder, so no server belongs to another process.
     holder.end();
     let server = wait_for_holder(dir.path(), port, LONG).expect("any server");
     assert_eq!(server.belongs_to, None);
@@ -225,7 +225,7 @@ fn the_server_that_the_address_leads_to_decides() {
         (&port.addr().to_string(), id()),
         (&other_address, stranger.id()),
     ] {
-        if pid == id() && is_wine("this process has no parent, and may be anybody's") {
+        if pid == id() && is_wine("this process has no parent, so its owner is unknown") {
             continue;
         }
         let other = locks.wait_for_server(&address[..], Some(child.id()), LONG);

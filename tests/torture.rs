@@ -39,8 +39,8 @@
 //!   that happens only on *private* ports: one block that no nested worker uses, and for each
 //!   forking nested worker one block that no other nested worker uses.
 //!
-//! One thing is omitted: a process without the lock that removes the file of a leased port. By
-//! design, nothing can exclude anyone then. `clean`, which holds the lock, is called all the
+//! One thing is omitted: a process that removes the file of a leased port without its lock. By
+//! design, nothing can prevent a second lease then. `clean`, which holds the lock, is called all the
 //! time.
 //!
 //! Written for Linux: the test stops processes, reads /proc, and adopts orphans.

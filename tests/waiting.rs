@@ -227,7 +227,7 @@ fn a_callback_is_called_during_a_wait_only() {
     assert!(seen.lock().expect("no panic").is_empty());
 }
 
-/// One caller is the leader of the wait queue, and one is behind it.
+/// One caller is the leader of the wait queue, and the others are behind it.
 #[test]
 fn a_wait_stops_at_any_position_in_the_queue() {
     let (dir, block) = (lock_dir(), Block::new(1));
@@ -260,7 +260,7 @@ fn a_wait_stops_at_any_position_in_the_queue() {
             calls.recv_timeout(LONG).expect("it waits");
         }
     }
-    // From the end of the queue to its head.
+    // From the end of the queue to its leader.
     for (calls, stop, thread) in waiters.into_iter().rev() {
         stop.store(true, Ordering::Relaxed);
         let error = thread.join().expect("no panic").expect_err("stopped");
@@ -271,7 +271,7 @@ fn a_wait_stops_at_any_position_in_the_queue() {
     builder.try_acquire().map(drop).expect("nothing was kept");
 }
 
-/// Also for a caller that rescans repeatedly because others try the same ports.
+/// This also holds for a caller that rescans repeatedly because others try the same ports.
 #[test]
 fn a_callback_is_called_about_all_ports_ten_times_a_second() {
     let (dir, block) = (lock_dir(), Block::new(3));

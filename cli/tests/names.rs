@@ -86,7 +86,7 @@ impl Project {
         list.as_array().expect("an array").clone()
     }
 
-    /// Returns the reserved names, in the order of their ports.
+    /// Returns the number of reserved names.
     fn reserved(&self) -> usize {
         self.list(&[]).len()
     }

@@ -186,7 +186,7 @@ fn options_that_exclude_each_other_are_refused() {
     }
     // A listener can be bound to only one address.
     let two = ["run", "--listen", "--host=127.0.0.1", "--host=::1", TRUE];
-    // On Windows it is not there at all.
+    // On Windows the option does not exist.
     let why = if cfg!(windows) {
         "--listen"
     } else {

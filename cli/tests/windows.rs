@@ -1,4 +1,4 @@
-//! What is different on Windows: `portlock run` runs the command as a child, and `portlock serve`
+//! The differences on Windows: `portlock run` runs the command as a child, and `portlock serve`
 //! listens on a named pipe. The other tests cover the rest.
 
 #![cfg(windows)]

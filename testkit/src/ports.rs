@@ -43,7 +43,7 @@ fn reserve(first: u16) -> Option<File> {
 }
 
 /// Whether strict binds succeed. A child that another test is spawning has a duplicate of the
-/// socket, which must not prevent the test from leasing the port; on Windows there is none.
+/// socket, which must not prevent the test from leasing the port. Windows has no such duplicates.
 fn is_free(port: u16, types: &[Type]) -> bool {
     let is_closed = |socket: Socket| cfg!(windows) || socket.set_reuse_address(true).is_ok();
     types

@@ -58,7 +58,7 @@ impl Scene {
         let portlock = portlock();
         let own = portlock.parent().expect("in a directory");
         let path = env::var_os("PATH").unwrap_or_default();
-        // With a directory that may not be searched, a missing program would be reported as
+        // If PATH had a directory that may not be searched, a missing program would be reported as
         // "not permitted" (execve(2), EACCES).
         let path = [own.to_owned()]
             .into_iter()

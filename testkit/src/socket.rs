@@ -41,13 +41,13 @@ pub fn listen_strictly(port: u16) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Number of hops that a packet may make, as by default.
+/// The default number of hops of a packet.
 ///
-/// Wine finds the process of a socket by its descriptors on the host, and it has one of the socket only once
-/// it has set an option of it.
+/// Wine finds the process of a socket by the descriptors that the process has on the host. It has one
+/// for a socket only after it has set an option of that socket.
 const TTL: u32 = 64;
 
-/// Returns a listener at an address that is free, whose process can be seen.
+/// Returns a listener at a free address. The system can show its process.
 #[track_caller]
 pub fn listen(address: impl ToSocketAddrs) -> TcpListener {
     let listener = TcpListener::bind(address).expect("it is free");
@@ -55,7 +55,7 @@ pub fn listen(address: impl ToSocketAddrs) -> TcpListener {
     listener
 }
 
-/// Returns a UDP socket bound to an address that is free, whose process can be seen.
+/// Returns a UDP socket bound to a free address. The system can show its process.
 #[track_caller]
 pub fn bind_udp(address: impl ToSocketAddrs) -> UdpSocket {
     let socket = UdpSocket::bind(address).expect("it is free");

@@ -68,7 +68,7 @@ fn a_process_in_a_child_namespace_is_found_by_its_pid_there() {
     let port = block.first().to_string();
     let arguments = [text(dir.path()), &port];
     let kind = "--pid --fork --kill-child --mount-proc";
-    // Another namespace, at another depth, has a process that is none of those.
+    // The process in the record is not in this nested namespace, which is at another depth.
     let deeper = "{ unshare --pid --fork sleep 1000 & }";
     let Some(mut peer) = start_in_namespace(kind, deeper, "delegate within", &arguments) else {
         return;
@@ -85,8 +85,8 @@ fn a_process_in_a_child_namespace_is_found_by_its_pid_there() {
     assert_eq!(peer.hear(), "ended");
     builder.try_acquire().map(drop).expect("seen to be gone");
 
-    // When the whole namespace is gone, only the first one can see that no other namespace has
-    // it.
+    // When the whole namespace is gone, only the initial namespace can see that the process is in
+    // no other one.
     peer.say("once more");
     assert_eq!(peer.hear(), "again");
     peer.kill();

@@ -36,8 +36,8 @@ pub(crate) fn can_give(call: &Call) -> Option<&'static [&'static str]> {
         ("openat to create", _) => &[
             "EACCES", "EINTR", "EIO", "EMFILE", "ENFILE", "ENOMEM", "ENOSPC", "EROFS",
         ],
-        // For another user's process: then only the list of all locks decides, which omits some
-        // while many come and go.
+        // For another user's process: then only the kernel's list of locks decides, which omits
+        // some while many locks change.
         ("openat", Proc) => &["EINTR", "EIO", "EMFILE", "ENFILE", "ENOMEM"],
         ("openat", _) => &["EACCES", "EINTR", "EIO", "EMFILE", "ENFILE", "ENOMEM"],
         ("statx", Proc) => &["EIO", "ENOMEM"],
@@ -103,16 +103,16 @@ pub(crate) fn expected(scenario: Scenario, call: &Call, fault: Fault) -> Option<
         Fault::Interrupted | Fault::Kill => "",
     };
     Some(match (&*call.label, &call.object, error) {
-        // It only refuses threads.
+        // It only rules out threads.
         ("pidfd_open", ..) => Works,
         // A signal does not end a wait.
         ("getrandom" | "futex" | "clock_nanosleep", ..) => Works,
-        // Nothing could be done about it, and nothing needs to be.
+        // The caller cannot do anything about it, and does not need to.
         ("close", ..) => Works,
 
         // It only makes waiting cheaper: without it, a waiter rescans from time to time.
         (_, Watch | Wakeup | WaitQueueStray, _) => Works,
-        // Here also a call that was interrupted before, and then failed.
+        // Includes a call that was interrupted before, and then failed.
         ("unlock", WaitQueue, "") => WorksOrFails(ErrorKind::Lock, &["lock"]),
         ("unlock", LockFile, "") if scenario.is_of_name() => {
             WorksOrFails(ErrorKind::Lock, &["lock", "unlock"])
@@ -211,7 +211,7 @@ pub(crate) fn expected(scenario: Scenario, call: &Call, fault: Fault) -> Option<
         ("openat", Settings, "EACCES") => Missed,
         ("openat" | "pread64", Settings, _) => Fails(ErrorKind::Unsupported, &["read"]),
         // Whether a process is alive, or which process the lease will belong to.
-        // Exclusive comes before available.
+        // Exclusion takes priority over availability.
         // The call retries, because nothing shows that the lock is more than that of a check.
         (_, Process, "EACCES") => Works,
         ("openat", Process, "EINTR") => Works,

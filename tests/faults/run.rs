@@ -21,7 +21,7 @@ use crate::{
     trace::{Call, Object::*, Paths, Tracer, calls},
 };
 
-/// Number of repeated interruptions: more than anything is retried.
+/// Number of repeated interruptions: more than the retries of any call.
 const MANY: usize = 1000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -106,7 +106,7 @@ impl Outcome {
         matches!(self, Self::Failed { kind, .. } if *kind == format!("{expected:?}"))
     }
 
-    /// Returns whether the outcome is the same, apart from the ports.
+    /// Returns whether the outcome is the same, except for the ports.
     fn is_as(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Failed { kind: one, .. }, Self::Failed { kind: other, .. }) => one == other,
@@ -227,7 +227,7 @@ pub(crate) fn run(
         if calls.iter().any(leaves_a_socket) || scenario == Delegate && given_back || is_removed {
             free.clear();
         }
-        // An unfinished default directory is only for callers that find it in that state.
+        // Only other callers have to handle an unfinished default directory.
         let is_free = scenario != First && !scenario.is_of_name();
         for &port in free.iter().filter(|_| is_free) {
             if let Err(error) = stage.lease(port) {
@@ -264,8 +264,8 @@ pub(crate) fn run(
     })
 }
 
-/// strace lets a call fail by not making it, but on Linux close(2) closes the descriptor whatever
-/// it returns. Here it stays open, and the probe bound, as long as the process lives.
+/// strace makes a call fail by skipping it, but on Linux close(2) closes the descriptor whatever it
+/// returns. Here it stays open, and the probe bound, as long as the process lives.
 pub(crate) fn leaves_a_socket(call: &Call) -> bool {
     call.injected && call.name == "close" && call.object == Socket
 }
@@ -287,7 +287,7 @@ fn what_is_wrong_afterwards(stage: &mut Stage, delegated: bool, is_removed: bool
     }
     stage.clear();
     if stage.scenario == First {
-        // The default directory is found by others, finished or not.
+        // Other callers can use the default directory, finished or not.
         let mut child = stage.start();
         let (_thread, _descriptors) = (child.hear(), child.hear());
         child.say("go");

@@ -38,31 +38,31 @@ pub(crate) enum Scenario {
     Fresh,
     /// The same in a directory shared by users.
     Shared,
-    /// The first of two ports is leased by another process,
+    /// The first of two ports is leased by another process.
     Held,
-    /// or bound by another program.
+    /// The first of two ports is bound by another program.
     Bound,
-    /// It was delegated to a process that has ended, but was not reaped.
+    /// The port was delegated to a process that has ended, but was not reaped.
     Dead,
     /// The lease is delegated.
     Delegate,
     Listen,
-    /// Every port is leased, and stays leased,
+    /// Every port is leased, and the call does not wait.
     Exhausted,
-    /// for longer than the timeout;
+    /// Every port stays leased for longer than the timeout.
     Vain,
-    /// or is released to a waiter that is the leader,
+    /// A port is released to a waiter that is the leader.
     Wait,
-    /// or second.
+    /// A port is released to a waiter that is second in the queue.
     Behind,
     Clean,
     Leases,
     ServerPorts,
-    /// A port is reserved by name, and leased,
+    /// A port is reserved by name, and leased.
     Reserve,
-    /// or it was reserved before;
+    /// A port that was reserved before is leased by name.
     Name,
-    /// or the lock directory has been lost since.
+    /// The same after the lock directory was lost.
     Restore,
     /// A reservation is removed.
     Unreserve,
@@ -71,7 +71,7 @@ pub(crate) enum Scenario {
     First,
 }
 
-/// The last one is skipped without namespaces.
+/// All scenarios. The last one is skipped without namespaces.
 pub(crate) const SCENARIOS: [Scenario; 20] = [
     Again,
     Fresh,
@@ -153,8 +153,8 @@ pub(crate) fn root_of(dir: &Path) -> PathBuf {
 /// Longer than a child takes to start on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Leases, and retries while only a copy of an earlier probe is in the way: a child that is being
-/// spawned has it, on a busy machine for a long time.
+/// Leases, and retries while only a copy of an earlier probe is in the way. A child that is being
+/// spawned has that copy, on a busy machine for a long time.
 fn acquire_patiently(builder: &Builder) -> Result<FreePort, Error> {
     let is_lingering = |error: &Error| error.counts().is_some_and(|counts| counts.lingering > 0);
     let deadline = Instant::now() + PATIENCE;
@@ -395,7 +395,7 @@ impl Drop for Blocker {
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "stands for another waiter, in this process"
+    reason = "acts as another waiter, in this process"
 )]
 fn lead(line: &Path) -> File {
     let fifo = File::options().read(true).write(true).open(line);
@@ -421,7 +421,7 @@ pub(crate) fn scenarios() -> &'static [Scenario] {
     if is_permitted(&unshare) && !binary.starts_with(TMP) {
         return &SCENARIOS;
     }
-    eprintln!("skipped: the default directory, for want of a mount namespace");
+    eprintln!("skipped: the default directory, because no mount namespace can be created");
     &SCENARIOS[..SCENARIOS.len() - 1]
 }
 
@@ -681,7 +681,7 @@ impl Stage {
         if !self.ports().contains(&port)
             || !matches!(self.scenario, Wait | Behind) && self.blocked == Some(port)
         {
-            problems.push(format!("{port} was given, but was not to be had"));
+            problems.push(format!("{port} was leased, but was not available"));
         }
         if !self.is_locked(port) {
             problems.push(format!("{port} was leased, but no process has its lock"));

@@ -35,19 +35,19 @@ pub(crate) enum Object {
     Copies,
     /// The root directory of a name, or its parent.
     Root,
-    /// The kernel's notifications of releases to the leader,
+    /// The kernel's notifications of releases, for the leader.
     Watch,
-    /// and of its turn to the waiters behind it.
+    /// The notification of a waiter behind the leader that it is its turn.
     Wakeup,
-    /// The path of the directory of all users,
+    /// The path of the directory of all users.
     Machine,
-    /// and the parent of the default directory.
+    /// The parent of the default directory.
     Tmp,
-    /// What the kernel shows of a process, and its identity.
+    /// The kernel's information about a process, and its identity.
     Process,
-    /// What else the kernel shows of processes and locks.
+    /// The kernel's other information about processes and locks.
     Proc,
-    /// What the kernel shows of ports.
+    /// The kernel's settings of ports.
     Settings,
     Socket,
     Nothing,
@@ -149,15 +149,15 @@ impl Tracer {
                 let _ = strace.kill().and_then(|()| strace.wait());
                 Err(line)
             }
-            Err(_) => Err("it says nothing".to_owned()),
+            Err(_) => Err("it prints nothing".to_owned()),
         }
     }
 
     /// Detaches from the process.
     pub(crate) fn detach(mut self) -> Vec<String> {
         let pid = Pid::from_child(&self.strace);
-        // It does not notice a signal that arrives just before it waits for the process, until
-        // the next one.
+        // strace misses a signal that arrives just before it waits for the process, until the
+        // next signal.
         while self.strace.try_wait().expect("our own child").is_none() {
             kill_process(pid, Signal::TERM).expect("not waited for yet");
             thread::sleep(Duration::from_millis(1));

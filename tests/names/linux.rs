@@ -15,7 +15,7 @@ fn a_home_on_a_disk_that_is_not_mounted_keeps_its_reservations() {
     }
 }
 
-/// Has a home directory with a root in it and the copies, on a separate disk.
+/// Keeps a root and the copies in a home directory on a separate disk.
 fn home_on_a_disk(parent: &Parent) {
     let mut project = Project::new(4);
     let [disk, home] = ["disk", "home"].map(|name| project.parent.path().join(name));
@@ -117,7 +117,8 @@ impl Project {
     }
 }
 
-/// Whatever the caller was about to do, the name has one port, and no other reservation is lost.
+/// Asserts that the name has one port, whatever the killed caller was doing, and that no other
+/// reservation is lost.
 fn must_be_whole(project: &Project, what: &str) {
     let mut caller = project.caller();
     let web = caller.ask("reserve web");

@@ -145,7 +145,7 @@ fn an_unreserved_port_has_a_short_file() {
     let mut caller = project.caller();
     let only = port(caller.ask("any"));
     assert_eq!(len(&project.lock_file(&only)), 256);
-    // Neither the lock for all names nor a mark.
+    // There is neither a lock for all names nor a mark.
     assert_eq!(
         fs::read_dir(project.locks.path()).expect("our own").count(),
         1
@@ -177,7 +177,7 @@ fn a_root_that_cannot_be_found_counts() {
     let project = Project::new(4);
     let mut caller = project.caller();
     let web = port(caller.ask("reserve web"));
-    // As on a disk that is not mounted, or with another disk mounted: the parent is another
+    // As if its disk was not mounted, or another disk was mounted instead: the parent is another
     // directory.
     let elsewhere = project.parent.path().with_extension("elsewhere");
     fs::rename(project.parent.path(), &elsewhere).expect("our own");

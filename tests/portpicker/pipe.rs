@@ -14,7 +14,7 @@ use tokio::{
 
 /// Returns the address of a server; `dir` has one.
 pub(crate) fn address_in(dir: &Path) -> String {
-    let name = dir.file_name().expect("of its own");
+    let name = dir.file_name().expect("its own name");
     format!("@portlock-test-{}", name.display())
 }
 
@@ -29,7 +29,7 @@ pub(crate) fn server(address: &str, answers: &[&'static str]) -> JoinHandle<Vec<
             let make = |first| -> NamedPipeServer {
                 let mut options = ServerOptions::new();
                 let pipe = options.first_pipe_instance(first).create(&name);
-                pipe.expect("a name of its own")
+                pipe.expect("its own name")
             };
             // An instance always exists, so that every client finds the server.
             let mut pipes = vec![make(true)];

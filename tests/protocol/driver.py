@@ -1,18 +1,18 @@
 
-# Below the client out of docs/protocol.md: does what the test says, line by line, and
-# says what came of it. Arguments: lock directory.
+# Appended to the client from docs/protocol.md: carries out the orders of the test, one per line, and
+# reports the outcomes. Arguments: lock directory.
 
 import sys
 import time
 
 directory = sys.argv[1]
-# What the client's second part adds to its first, if it is above.
+# Additions of the client's second part, if this follows it.
 try:
     whole = [record("api under test/größe %41"), is_kept]
 except NameError:
     whole = [b"held %d - - -" % os.getpid()]
 held = None
-spare = []  # Keeps duplicates open, as a child that is just starting does.
+spare = []  # Duplicates that stay open, as in a child that is being spawned.
 
 
 def say(line):
@@ -33,7 +33,7 @@ def attempt(ports):
 
 
 def pausing(flock):
-    """Says when a file was opened, and waits before it is locked."""
+    """Returns an flock() that reports that a file was opened, and waits before it locks the file."""
 
     def paused(file, operation):
         fcntl.flock = flock
@@ -45,7 +45,7 @@ def pausing(flock):
 
 
 class Counted(socket.socket):
-    """A socket that counts how often any of them is bound."""
+    """Sockets that count how often any of them is bound."""
 
     binds = 0
 
@@ -55,7 +55,7 @@ class Counted(socket.socket):
 
 
 class Inherited(socket.socket):
-    """A socket of which somebody else still has a duplicate when it is closed."""
+    """A socket of which another process still has a duplicate when it is closed."""
 
     def close(self):
         if self.fileno() >= 0 and self.getsockname()[1] != 0:
@@ -64,7 +64,7 @@ class Inherited(socket.socket):
 
 
 def compete(first, last, oracle, times):
-    """Leases and binds, again and again, and counts what must not be."""
+    """Leases and binds repeatedly, and counts overlaps and failed binds."""
     overlaps = failed_binds = done = 0
     end_of_patience = time.monotonic() + 60
     while done < times:

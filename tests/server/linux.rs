@@ -382,7 +382,7 @@ fn a_process_that_has_inherited_the_lease_is_in_the_family() {
     portlock_testkit::until("the server ends", || {
         TcpListener::bind(&address).ok().map(drop)
     });
-    // So does its descendant, although it has closed the descriptor.
+    // A descendant of it is in the family too, although it has closed the descriptor.
     let mut command = orphan_as("start without lease", &[&address], true);
     command.stderr(descriptor);
     let heir = Peer::start_command(command);
@@ -480,7 +480,7 @@ fn every_socket_that_shares_an_address_must_be_the_holders() {
     assert_other(lease.wait_for_server(child.id(), LONG), first.id());
     assert_other(lease.wait_for_server(first.id(), LONG), child.id());
 
-    // A socket on another address takes none of them away.
+    // A socket on another address gets none of these clients.
     first.end();
     let elsewhere = listen([127, 0, 0, 2]);
     let server = lease
@@ -819,7 +819,7 @@ fn processes_of_other_pid_namespaces_are_unknown() {
     assert_eq!(inside.hear(), "1", "its pid in the namespace");
     let server = found(dir.path(), port).expect("there is one");
     assert_eq!(server.belongs_to, Some(BelongsTo::Unknown));
-    // It can still be in the family: the holder's containers.
+    // It can still be in the holder's family: holders start containers too.
     let dir_of = LockDir::open(dir.path()).expect("ours");
     let found = dir_of.wait_for_server(&address[..], Some(inside.id()), LONG);
     assert_eq!(found.expect("a child").belongs_to, Some(BelongsTo::Holder));

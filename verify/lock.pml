@@ -26,10 +26,11 @@
 #define DELEGATED_TO_THE_DEAD (1 + 4 * PROCESSES)
 #define PASSED_TO_THE_DEAD (2 + 4 * PROCESSES)
 
-/* A lease belongs to process q, OF(q), or to process DELEGATED_TO(q), or is */
-#define HELD_TWICE(q) (1 + 3 * PROCESSES + (q))   /* passed to q, by lock and record; with
-                                                     the record alone, it is PASSED_TO(q) */
-#define BY_DESCRIPTOR (3 + 4 * PROCESSES)         /* of all processes with the descriptor */
+/* The holder of a lease is OF(q), the process q; DELEGATED_TO(q), the process that it was
+ * delegated to; or one of these. */
+#define HELD_TWICE(q) (1 + 3 * PROCESSES + (q))   /* process q, which it was passed to, by lock
+                                                     and record; by record alone: PASSED_TO(q) */
+#define BY_DESCRIPTOR (3 + 4 * PROCESSES)         /* all processes with the descriptor */
 
 /* A line reserves the port, or the root directory of the reservation is gone. */
 #define COUNTS 1
@@ -49,8 +50,8 @@
 typedef Port {
     bit exists;                /* there is a file at the path */
     byte lock[INODES + 1];     /* by inode */
-    byte record[INODES + 1];   /* by inode: its content, */
-    bit extended[INODES + 1];  /* and whether the file is long enough for it to count */
+    byte record[INODES + 1];   /* by inode: its content */
+    bit extended[INODES + 1];  /* by inode: whether the file is long enough for it to count */
     byte fd[PROCESSES];        /* the inode that each process has opened, or 0 */
     /* Only if processes fork: */
     FORKING(byte inherited[PROCESSES];) /* the description that each inherited */
@@ -65,19 +66,19 @@ typedef Port {
     byte alone;                /* the process whose attempt has met no interference */
 }
 
-/* The next step of a process, */
+/* The next step of a process. */
 mtype = { DEAD, IDLE, OPEN, MAKE, LOCK, FSTAT, STAT, READ, JUDGE, PROBE, UNPROBE, RECORD,
           CUT, UNLINK, ERASE, UNLOCK, CLOSE };
-/* and the task that it is part of. */
+/* The task that the step is part of. */
 mtype = { NOTHING, ACQUIRE, VISIT };
 
 typedef Process {
     mtype next = IDLE;
     mtype task = NOTHING;
     byte on;                   /* the port of the task */
-    bit is_long;               /* what it has read of the file: its length, */
-    byte seen;                 /* and its record */
-    NAMED(bit by_name;)        /* it asks for the name that the port is reserved for */
+    bit is_long;               /* what it has read of the file: whether it is long */
+    byte seen;                 /* what it has read of the file: its record */
+    NAMED(bit by_name;)        /* it requests the name that the port is reserved for */
     NAMED(byte line;)          /* the line that it has read */
 }
 
@@ -104,7 +105,7 @@ Process proc[PROCESSES];
  * its process is known to be alive; otherwise the free lock decides. */
 #define KEEPS_THE_PORT(evidence) (IS_DELEGATED(me.seen) && !GONE(evidence) || \
                                   IS_PASSED(me.seen) && ALIVE(evidence))
-/* A reserved port is for callers that ask for its name, any other port for callers without a name.
+/* A reserved port is for callers that request its name, any other port for callers without a name.
  * A reservation counts unless its root is proven gone. */
 #ifdef NAMES
 #define IS_FOR_ME(evidence) (me.by_name -> me.line != NONE : \

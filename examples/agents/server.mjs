@@ -1,4 +1,4 @@
-// A server that says in which worktree it runs. `portlock run` has put its port into PORT.
+// A server that answers with the path of its worktree. `portlock run` sets PORT to its port.
 import { createServer } from 'node:http';
 
 createServer((request, response) => response.end(`web of ${process.cwd()}\n`))

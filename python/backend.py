@@ -1,7 +1,7 @@
-"""Builds the wheel and the source distribution: maturin's, with the program `portlock`.
+"""Builds the wheel and the source distribution with maturin, and adds the program `portlock`.
 
-maturin builds either an extension module or a program. So the program is built by cargo, and added
-to the wheel that maturin has built. A source distribution is the part of the repository that both
+maturin builds either an extension module or a program. So cargo builds the program, and this
+backend adds it to maturin's wheel. The source distribution is the part of the repository that both
 are built from.
 """
 
@@ -118,7 +118,7 @@ prepare_metadata_for_build_editable = prepare_metadata_for_build_wheel
 
 
 def _build_program() -> Path:
-    """Builds the program as the workspace has it, and returns where it is."""
+    """Builds the program in the workspace, and returns its path."""
     target = os.environ.get("CARGO_BUILD_TARGET")
     folder = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
     command = ["cargo", "build", "--release", "--locked", "--package", "portlock-cli"]
@@ -142,7 +142,7 @@ def _add_program(wheel: Path, program: Path) -> None:
             zipfile.ZipFile(wheel) as source,
             zipfile.ZipFile(new, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as target,
         ):
-            # A wheel's date is that of its other files, so that the same source is the same wheel.
+            # The date of the other files, so that the same source leads to the same wheel.
             entry = zipfile.ZipInfo(path, source.getinfo(record).date_time)
             entry.external_attr = (stat.S_IFREG | 0o755) << 16
             entry.compress_type = zipfile.ZIP_DEFLATED

@@ -1,8 +1,8 @@
-"""What a lease costs from Python, beside other ways to a port, in one run. Prints a table.
+"""Measures the cost of a lease from Python, beside other ways to get a port. Prints a table.
 
     python benches/lease.py [WHEEL]
 
-Needs the package, and portpicker for its line. Everything is on one file system: that of TMPDIR.
+Needs the package, and portpicker for its row. All files are on the file system of TMPDIR.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ START, STOP = 20000, 20999
 
 
 class LeanLease:
-    """The least that a client in Python can do: lock, check the file, probe."""
+    """The minimum that a client in Python must do: lock, check the file, probe."""
 
     directory = -1
 
@@ -37,7 +37,7 @@ class LeanLease:
             file = os.open(str(port), flags, 0o1600, dir_fd=self.directory)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # A file that was removed meanwhile is no lock that others find.
+                # Other callers do not find a file that was removed in the meantime.
                 if os.fstat(file).st_nlink == 1 and self._is_free(port):
                     os.pwrite(file, b"held %-250d\n" % os.getpid(), 0)
                     self.port, self._file = port, file
@@ -54,7 +54,7 @@ class LeanLease:
                 probe.bind(("::", port))
             except OSError:
                 return False
-            # What a forking thread has a copy of must not be in the way.
+            # A copy of this socket in a forked child must not be in the way.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             return True
 
@@ -86,7 +86,7 @@ def with_portpicker() -> None:
 
 
 def microseconds(way, times: int) -> float:
-    # Of the processor, this process's own: nothing here waits, and the machine may be crowded.
+    # CPU time of this process, because nothing here waits and the machine may be busy.
     start = time.process_time()
     for _ in range(times):
         way()
@@ -136,7 +136,7 @@ def main() -> None:
         with contextlib.suppress(ImportError):
             with_portpicker()
             ways["portpicker"] = with_portpicker
-        # The files are created first: a lease seldom has to.
+        # Create the files first, because a lease rarely creates one.
         for way in (with_portlock, with_lean_client):
             for _ in range(20 * (STOP - START)):
                 way()

@@ -12,13 +12,13 @@ use pyo3::{
 
 use crate::{error, port_set};
 
-/// Longest time that a call may be told to wait, in seconds: some thirty years.
+/// Longest timeout of a call, in seconds: about thirty years.
 const MAX_SECONDS: f64 = 1e9;
 
 /// Number of ports that an iterable may yield, repetitions included, before it counts as endless.
 const MAX_ITEMS: usize = 1 << 20;
 
-/// Returns an integer of any size; one that does not fit is the nearest that does.
+/// Returns an integer, or the nearest one that fits.
 pub(crate) fn number(value: &Bound<'_, PyAny>) -> PyResult<i64> {
     match value.extract::<i64>() {
         Err(error) if error.is_instance_of::<PyOverflowError>(value.py()) => {
@@ -29,7 +29,7 @@ pub(crate) fn number(value: &Bound<'_, PyAny>) -> PyResult<i64> {
     }
 }
 
-/// Returns a port's number, or 0, which no set of ports has.
+/// Returns a port's number, or 0, which no set of ports contains.
 pub(crate) fn port(value: &Bound<'_, PyAny>) -> PyResult<u16> {
     u16::try_from(number(value)?).map_err(|_| {
         let message = format!("{} is not a port: ports are 1 to 65535", brief(value));
@@ -86,7 +86,7 @@ pub(crate) fn seconds(value: &Bound<'_, PyAny>) -> PyResult<Duration> {
         Err(error) if error.is_instance_of::<PyOverflowError>(value.py()) => f64::INFINITY,
         outcome => outcome?,
     };
-    // Not a number is in no range.
+    // NaN is in no range.
     if !(0.0..=MAX_SECONDS).contains(&seconds) {
         return Err(PyValueError::new_err(format!(
             "a timeout is a number of seconds from 0 to {MAX_SECONDS:.0}, not {}",
@@ -140,7 +140,7 @@ pub(crate) fn pid(value: &Bound<'_, PyAny>) -> PyResult<u32> {
     })
 }
 
-/// Returns how many ports are wanted.
+/// Returns a number of ports.
 pub(crate) fn count(value: &Bound<'_, PyAny>) -> PyResult<usize> {
     let number = number(value)?;
     if number < 0 {
@@ -150,7 +150,7 @@ pub(crate) fn count(value: &Bound<'_, PyAny>) -> PyResult<usize> {
     Ok(usize::try_from(number).unwrap_or(usize::MAX))
 }
 
-/// Returns the offsets of ports from one of them.
+/// Returns the offsets of ports.
 pub(crate) fn offsets(value: &Bound<'_, PyAny>) -> PyResult<Vec<u16>> {
     let mut offsets = Vec::new();
     for item in value.try_iter()? {
@@ -167,7 +167,7 @@ pub(crate) fn offsets(value: &Bound<'_, PyAny>) -> PyResult<Vec<u16>> {
     Ok(offsets)
 }
 
-/// Returns a text that is for people.
+/// Returns text for people.
 pub(crate) fn text(value: &Bound<'_, PyAny>) -> PyResult<String> {
     match value.cast::<PyString>() {
         Ok(text) => Ok(text.to_string_lossy().into_owned()),
@@ -183,7 +183,7 @@ pub(crate) fn format<'py>(py: Python<'py>, port: u16, spec: &str) -> PyResult<Bo
     PyInt::new(py, port).call_method1(intern!(py, "__format__"), (spec,))
 }
 
-/// Returns a value for a message, cut if it is long. Python refuses to print the largest integers.
+/// Returns a value for a message, truncated if it is long. Python refuses to print the largest integers.
 fn brief(value: &Bound<'_, PyAny>) -> String {
     const MAX: usize = 40;
     let Ok(repr) = value.repr() else {

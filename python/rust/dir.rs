@@ -35,7 +35,7 @@ fn fields(entry: &PortEntry) -> Fields {
         EntryState::Inherited => "inherited",
         EntryState::Delegated => "delegated",
         EntryState::Stale => "stale",
-        // That of a kind that the library has added since cannot be determined either.
+        // A state that a newer library adds is unknown here too.
         _ => "unknown",
     };
     let owner = entry.owner.as_ref();
@@ -59,7 +59,7 @@ pub(crate) fn clean(py: Python<'_>, lock_dir: Option<PathBuf>) -> PyResult<(usiz
     Ok((counts.removed, counts.kept))
 }
 
-/// Returns where the lock directory is.
+/// Returns the path of the lock directory.
 #[pyfunction]
 #[pyo3(signature = (lock_dir=None))]
 pub(crate) fn lock_dir(py: Python<'_>, lock_dir: Option<PathBuf>) -> PyResult<PathBuf> {

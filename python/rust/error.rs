@@ -8,7 +8,7 @@ use pyo3::{exceptions::PyValueError, prelude::*, sync::PyOnceLock};
 /// `portlock._errors.create`, which chooses the class.
 static CREATE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 
-/// Returns the exception for an error of the library in a call that was to wait for `timeout`.
+/// Returns the exception for an error of the library in a call with this timeout.
 pub(crate) fn of(py: Python<'_>, error: &Error, timeout: Duration) -> PyErr {
     let counts = error.counts().map(|counts| {
         (
@@ -39,7 +39,7 @@ pub(crate) fn immediate(py: Python<'_>, error: &Error) -> PyErr {
     of(py, error, Duration::ZERO)
 }
 
-/// Returns the exception that there are no such ports.
+/// Returns the exception for invalid ports.
 pub(crate) fn invalid_ports(py: Python<'_>, message: &str) -> PyErr {
     refused(py, ErrorKind::InvalidPorts, message)
 }
@@ -54,7 +54,7 @@ pub(crate) fn refused(py: Python<'_>, of_kind: ErrorKind, message: &str) -> PyEr
     create().map_or_else(|error| error, PyErr::from_value)
 }
 
-/// Returns the exception that a lease is used after its end.
+/// Returns the exception for the use of a lease that has ended.
 pub(crate) fn released(port: u16) -> PyErr {
     PyValueError::new_err(format!("the lease of port {port} has ended"))
 }
@@ -74,7 +74,7 @@ fn kind(kind: ErrorKind) -> &'static str {
         ErrorKind::Process => "process",
         ErrorKind::PermissionDenied => "permission_denied",
         ErrorKind::Unsupported => "unsupported",
-        // A kind that the library has added since.
+        // A kind that a newer library adds.
         _ => "other",
     }
 }

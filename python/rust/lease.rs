@@ -16,7 +16,7 @@ use pyo3::{
 
 use crate::{argument, descriptor, error, request::Request};
 
-/// Number of forks that this process is away from the one that imported the module.
+/// Number of forks between the process that imported the module and this one.
 static GENERATION: AtomicU32 = AtomicU32::new(0);
 
 /// Notes that this process is a forked child.
@@ -50,7 +50,7 @@ impl Handle {
 pub(crate) struct Lease {
     port: u16,
     address: SocketAddr,
-    /// It is free on every address.
+    /// Whether it is free on every address.
     is_everywhere: bool,
     generation: u32,
     lease: Option<FreePort>,
@@ -192,14 +192,14 @@ impl Lease {
     }
 }
 
-/// How long a server is waited for unless the caller says otherwise.
+/// Default timeout of a wait for a server.
 const DEFAULT_READINESS: Duration = Duration::from_secs(30);
 
 /// Longest pause between two attempts to connect to a server.
 const MAX_PAUSE: Duration = Duration::from_millis(50);
 
-/// Retries until an attempt does not end with a timeout, or the time is over. Without the interpreter
-/// lock, and able to be interrupted by Ctrl-C, in between: an attempt takes microseconds.
+/// Retries until an attempt ends otherwise than with a timeout, or the time is over. Between attempts, which
+/// take microseconds, it does not hold the interpreter lock, and Ctrl-C can interrupt it.
 fn retry<T>(
     py: Python<'_>,
     timeout: Option<&Bound<'_, PyAny>>,
@@ -233,12 +233,12 @@ impl Lease {
         }
     }
 
-    /// Takes the lease, which ends or goes elsewhere.
+    /// Takes the lease out, to end or transfer it.
     fn take(&mut self) -> PyResult<FreePort> {
         self.lease.take().ok_or_else(|| error::released(self.port))
     }
 
-    /// Where a server on this port may be reached.
+    /// Returns the addresses at which a server on this port may be reached.
     fn addresses(&self) -> Vec<SocketAddr> {
         let mut addresses = vec![self.address];
         if self.is_everywhere {

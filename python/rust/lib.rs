@@ -1,8 +1,8 @@
-//! The library portlock for Python: what `src/portlock/` is made of.
+//! The native part of the Python package in `src/portlock/`.
 //!
-//! Classes that users see are Python's; here is what they need of the library, with arguments of any
-//! type and size turned into values or a documented error. No lock of this crate is held while Python
-//! code runs or the interpreter lock is released, so that a fork never leaves one locked.
+//! The package's interface is written in Python. This crate provides what it needs of the library, and
+//! converts arguments of any type and size to values or a documented error. It holds none of its locks
+//! while Python code runs or the interpreter lock is released, so that a fork never leaves one locked.
 
 #![forbid(unsafe_code)]
 

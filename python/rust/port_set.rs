@@ -96,7 +96,7 @@ impl PortSet {
     }
 }
 
-/// Returns the first and the last port that the system gives to clients.
+/// Returns the first and the last port that the system assigns to clients.
 #[pyfunction]
 pub(crate) fn ephemeral_port_range(py: Python<'_>) -> PyResult<(u16, u16)> {
     let range = portlock::ephemeral_port_range();

@@ -1,4 +1,4 @@
-//! What is asked for: which ports, on which addresses, and how long to wait.
+//! Requests: which ports, on which addresses, and how long to wait.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -7,10 +7,10 @@ use pyo3::{exceptions::PyTypeError, prelude::*, types::PyInt};
 
 use crate::{argument, descriptor, error, lease::Handle, wait::Wait};
 
-/// How long a lease is waited for unless the caller says otherwise.
+/// Default timeout of a lease.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The range of ports of a caller that names none, as in the recipe.
+/// The default range of ports, as in the recipe.
 const DEFAULT_START: u16 = 4000;
 const DEFAULT_STOP: u16 = 6000;
 
@@ -20,7 +20,7 @@ pub(crate) struct Request {
     builder: Builder,
     timeout: Duration,
     wait: Arc<Wait>,
-    /// No host is named.
+    /// Whether no host is named.
     pub(crate) is_everywhere: bool,
 }
 
@@ -58,7 +58,7 @@ impl Request {
             .timeout(timeout)
             .hold_socket(hold_socket)
             .on_wait(move |_| observer.goes_on());
-        // A name has the same port for callers in all languages, so its ports are not the recipe's.
+        // A name has the same port in all languages, so the recipe's range is not its default.
         if !(names_no_ports && name.is_some()) {
             builder = builder.ports(ports);
         }
@@ -93,12 +93,12 @@ impl Request {
         })
     }
 
-    /// Leases a port, and waits for one.
+    /// Leases a port, after waiting for one if necessary.
     fn one(&self, py: Python<'_>) -> PyResult<Handle> {
         self.acquire(py).map(|lease| self.handle(lease))
     }
 
-    /// Leases a port if there is one now.
+    /// Leases a port if one is free now.
     fn try_one(&self, py: Python<'_>) -> PyResult<Handle> {
         let outcome = py.detach(|| self.builder.try_acquire());
         let lease = outcome.map_err(|error| error::immediate(py, &error))?;
@@ -152,7 +152,7 @@ impl Request {
 }
 
 impl Request {
-    /// Leases a port, and waits for one.
+    /// Leases a port, after waiting for one if necessary.
     pub(crate) fn acquire(&self, py: Python<'_>) -> PyResult<portlock::FreePort> {
         self.run(py, Builder::acquire)
     }

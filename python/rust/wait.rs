@@ -1,4 +1,4 @@
-//! What ends a wait before its time.
+//! Ending a wait early.
 
 use std::{
     ops::ControlFlow,
@@ -10,11 +10,11 @@ use std::{
 
 use pyo3::prelude::*;
 
-/// Whether a wait is to go on, shared by the thread that waits and the one that may end it.
+/// Whether a wait continues. Shared by the thread that waits and the one that may end it.
 #[derive(Default)]
 pub(crate) struct Wait {
     is_stopped: AtomicBool,
-    /// What a signal handler has raised, as that of Ctrl-C raises KeyboardInterrupt.
+    /// The exception that a signal handler has raised, such as KeyboardInterrupt for Ctrl-C.
     raised: Mutex<Option<PyErr>>,
 }
 
@@ -24,7 +24,7 @@ impl Wait {
     }
 
     /// Runs the handlers of signals that have arrived, if this is the main thread, and returns whether
-    /// the wait goes on.
+    /// the wait continues.
     pub(crate) fn goes_on(&self) -> ControlFlow<()> {
         if self.is_stopped.load(Ordering::Relaxed) {
             return ControlFlow::Break(());
@@ -40,7 +40,7 @@ impl Wait {
         }
     }
 
-    /// Returns what a signal handler has raised.
+    /// Returns the exception that a signal handler has raised.
     pub(crate) fn take_raised(&self) -> Option<PyErr> {
         self.raised
             .lock()

@@ -1,4 +1,4 @@
-"""What the tests share. Each has a lock directory of its own, and ports that no other test has."""
+"""Shared fixtures. Each test has its own lock directory, and ports that no other test has."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["pytester"]
 
-# Only a bound: no test comes near.
+# Only a bound, in seconds: no test takes nearly as long.
 LONG = 60
 
 _HOLD = """
@@ -60,7 +60,7 @@ def block() -> Iterator[Callable[[int], range]]:
 
 @pytest.fixture
 def script(tmp_path: Path) -> Callable[..., str]:
-    """Runs a program in a process of its own, and returns what it prints."""
+    """Runs a program in a separate process, and returns its output."""
 
     def run(code: str, *arguments: object, **options: object) -> str:
         path = tmp_path / "script.py"

@@ -64,7 +64,7 @@ def test_more_tasks_wait_than_an_executor_has_threads():
 def test_cancelling_ends_the_wait():
     async def main():
         with FreePort() as port:
-            # Threads of earlier tests may still end meanwhile, so their number says nothing.
+            # Threads of earlier tests may still be ending, so the number of threads proves nothing.
             before = set(threading.enumerate())
             task = asyncio.ensure_future(lease(ports=port.port, timeout=3600)._acquire())
             await asyncio.sleep(0.1)
@@ -74,9 +74,9 @@ def test_cancelling_ends_the_wait():
                 await task
             end = time.monotonic() + LONG
             while waiting.is_alive():
-                assert time.monotonic() < end, "the wait goes on"
+                assert time.monotonic() < end, "the wait continues"
                 await asyncio.sleep(0.01)
-        # It has left nothing behind.
+        # The cancelled wait has left no lease behind.
         FreePort(ports=port.port, timeout=0).release()
 
     run(main())

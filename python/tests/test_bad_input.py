@@ -1,4 +1,4 @@
-"""No argument, of whatever type and size, leads to anything but a documented error."""
+"""Arguments of any type and size lead to no error but a documented one."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ PARAMETERS = st.sampled_from(
         "no_such_argument",
     ]
 )
-# What is documented, and what Python itself raises for an argument of a wrong type. Not its
-# subclasses UnicodeError and OverflowError: the first is a ValueError, the second no such class.
+# The documented errors, and those that Python itself raises for an argument of a wrong type. They
+# include UnicodeError, a subclass of ValueError, but not OverflowError.
 DOCUMENTED = (portlock.PortlockError, TypeError, ValueError)
 
 
@@ -63,7 +63,7 @@ def release(leases):
 @settings(max_examples=400, deadline=None)
 @given(st.dictionaries(PARAMETERS, ANY, max_size=3), st.lists(ANY, max_size=2))
 def test_arguments(options, bounds):
-    # None and no number of seconds would wait.
+    # A timeout must be short, and anything but a number is passed as it is.
     options.setdefault("timeout", 0)
     if options["timeout"] in (None, 0.0) or not isinstance(options["timeout"], (int, float)):
         pass

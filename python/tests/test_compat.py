@@ -1,4 +1,4 @@
-"""The names of other tools. Their own test suites are run by test_third_party.py."""
+"""The interfaces of other tools. test_third_party.py runs their own test suites."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from portlock.compat.recipe import get_free_port
 
 
 def is_leased(port):
-    """Asks another process: within one, a port is leased once."""
+    """Asks another process, because one process can lease a port only once."""
     code = "import sys; from portlock import _native as native\n"
     code += "print(native.Request(ports=int(sys.argv[1])).is_free())"
     outcome = subprocess.run(
@@ -149,7 +149,7 @@ class TestPySys:
                 try:
                     assert pysys.portIsInUse(self.ports[0], host, family) == in_use
                 except socket.gaierror:
-                    assert host == "localhost", "a machine may name no IPv6 address so"
+                    assert host == "localhost", "a machine may have no IPv6 address of that name"
         port = pysys.allocateTCPPort(["::1"], socket.AF_INET6)
         assert is_leased(port)
         with pytest.raises(OSError, match=r".*"):

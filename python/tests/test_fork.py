@@ -1,4 +1,4 @@
-"""A copy of a lease in a forked child ends nothing and hangs nothing."""
+"""A copy of a lease in a forked child does not end the lease, and no fork hangs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import portlock
 from portlock import FreePort
 
 def is_leased(number):
-    # By another process: this one knows its own leases.
+    # In another process, because this one knows its own leases.
     pid = os.fork()
     if pid == 0:
         try:
@@ -25,7 +25,7 @@ def is_leased(number):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
 
 def in_child(end):
-    # What the copy does in a child, which must end well.
+    # Calls end() with the copy in a child, which must exit with 0.
     port = FreePort()
     pid = os.fork()
     if pid == 0:
@@ -132,7 +132,7 @@ def test_a_copy_ends_nothing(script):
 def test_no_fork_hangs_while_threads_lease(block, script):
     forks = 100
     (first, *_) = block(40)
-    # Python 3.12 warns of forks beside threads, which is the point here.
+    # Python 3.12 warns of forks beside threads, which this test needs.
     code = "import warnings\nwarnings.simplefilter('ignore', DeprecationWarning)\n" + STORM
     assert script(code, first, forks) == f"{forks} forks, 0 hung, 0 failed\n"
 

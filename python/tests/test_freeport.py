@@ -1,4 +1,4 @@
-"""A lease as Python's users expect it."""
+"""A lease behaves as users of Python expect."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def test_a_command_that_it_runs_has_default_signals():
         # own, which posix_spawn() ignores.
         return int(run(*command, *show).split()[1], 16) & 0x7FFF_FFFF
 
-    # What runs these tests may ignore some, as nohup does.
+    # The parent of these tests may ignore some, as nohup does.
     assert ignored(*run_it) == ignored()
     environment = [*run_it, sys.executable, "-c", "import os; print('LC_CTYPE' in os.environ)"]
     bare = {"PATH": os.environ["PATH"], "PORTLOCK_DIR": os.environ["PORTLOCK_DIR"]}

@@ -1,4 +1,4 @@
-"""The README's examples run as they stand."""
+"""The README's examples run unchanged."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 TEXT = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-# Without those that need a package or a program that is only mentioned.
+# Except those that need a package or a program that is only mentioned.
 BLOCKS = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 
 

@@ -1,4 +1,4 @@
-"""The five tests of the recipe that portlock stands on."""
+"""The five tests of the recipe on which portlock is based."""
 
 from __future__ import annotations
 

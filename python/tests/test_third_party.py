@@ -1,7 +1,7 @@
-"""The test suites of portpicker, PySys and CPython, over the modules of this package.
+"""The test suites of portpicker, PySys and CPython, run with the modules of this package.
 
 PORTLEASE_THIRD_PARTY names a folder with the source distribution of portpicker 1.6.0, unpacked;
-PySys 2.2 is installed beside pytest. Nothing of them is in this repository. What is missing is
+PySys 2.2 is installed beside pytest. This repository contains no part of them. Missing suites are
 skipped.
 """
 
@@ -23,7 +23,7 @@ PROGRAM = shutil.which("portlock", path=sysconfig.get_path("scripts"))
 
 posix = pytest.mark.skipif(os.name != "posix", reason="these suites use Unix sockets and shells")
 
-# portpicker's private ways to sockets are not ours, and nor is its text of help.
+# This package has neither portpicker's private socket functions nor its help text.
 PORTPICKER = """
 import sys, unittest
 import portlock.compat.portpicker as portpicker
@@ -32,9 +32,9 @@ sys.path[:0] = [sys.argv[1], sys.argv[1] + "/tests"]
 unittest.main(module=None, argv=["portpicker", *sys.argv[2:]])
 """
 
-# By the name of a test: why it cannot pass.
+# Why a test cannot pass, by its name.
 CANNOT = {
-    "test_command_line_help": "it compares portpicker's own text of help",
+    "test_command_line_help": "it compares portpicker's own help text",
     "test_command_line_help_text_dedented": "the same",
     "test_command_line_interface_no_portserver_bind_timeout": "it expects a child that keeps the "
     "port bound for some seconds; here the port is leased for the caller",
@@ -79,7 +79,7 @@ def test_portpicker(module, server, tmp_path):
         while not (tmp_path / "socket").exists():
             assert process.poll() is None
     try:
-        # Its own tests give a server two seconds, which is little on a crowded machine.
+        # Its own tests allow a server two seconds, which is too short on a busy machine.
         for _ in range(3):
             total, failed, text = run_portpicker(module, tmp_path, **environment)
             if failed <= CANNOT.keys():
@@ -197,7 +197,7 @@ for name in ours.__all__:
 unittest.main(module=None, argv=["cpython", *sys.argv[1:]])
 """
 
-# Those that use find_unused_port or bind_port, and need nothing but loopback.
+# The tests that use find_unused_port or bind_port, and need only the loopback interface.
 CPYTHON_TESTS = [
     "test.test_support.TestSupport.test_find_unused_port",
     "test.test_support.TestSupport.test_bind_port",

@@ -10,7 +10,7 @@ import pytest
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are those of Unix")
 
-# Another thread sends the signal as soon as this one waits; both clocks are one process's.
+# Another thread sends the signal once this one waits. Both read the clock of the same process.
 INTERRUPTED = """
 import os, signal, sys, threading, time
 import portlock
@@ -25,7 +25,7 @@ waits = {
 sent = []
 
 def send():
-    # Long enough for the wait to have begun; if it has not, the interrupt is the easier one.
+    # The wait has usually begun by then. If it has not, the interrupt is easier to handle.
     time.sleep(0.25)
     sent.append(time.monotonic())
     os.kill(os.getpid(), signal.SIGINT)
@@ -85,11 +85,11 @@ with FreePort() as port:
 
 @pytest.mark.parametrize("wait", ["lease", "many", "listening", "server"])
 def test_ctrl_c_ends_a_wait_within_a_fifth_of_a_second(script, wait):
-    # A bound for a crowded machine; what it takes is measured in benches/.
+    # A bound for a busy machine. benches/ measures the actual time.
     assert float(script(INTERRUPTED, wait)) < 1
 
 
-def test_handlers_run_and_the_wait_goes_on(script):
+def test_handlers_run_and_the_wait_continues(script):
     assert script(HANDLED) == "True 1\n"
 
 

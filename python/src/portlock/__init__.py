@@ -78,12 +78,12 @@ if hasattr(os, "register_at_fork"):
 
 
 def _request(bounds: tuple[SupportsIndex, ...], options: Options) -> _native.Request:
-    # A checker of types cannot see that what is named is not given by position too.
+    # A type checker cannot see that no option is also passed by position.
     return _native.Request(*bounds, **options)  # pyright: ignore[reportCallIssue]
 
 
 class FreePort(_native.Lease):
-    """A leased port: no other caller, thread or process, is given it until the lease ends.
+    """A leased port: no other caller, in any thread or process, gets it until the lease ends.
 
     FreePort(start=4000, stop=6000, *, ports=None, hosts=None, protocol="tcp", timeout=30.0,
     label=None, name=None, root=None, prefer=None, reuse_address=None, hold_socket=False,
@@ -98,14 +98,16 @@ class FreePort(_native.Lease):
 
     hosts: addresses on which the port must be free; by default, every IPv4 and IPv6 address.
     protocol: "tcp", "udp" or "tcp+udp".
-    label: a text for people who want to know what the port is leased for.
+    label: what the port is leased for, as text for people.
     name, root: lease the port that is reserved for this name in the directory `root` (by default
         that of the enclosing git worktree), and reserve one first if none is. Without ports, one of
         server_ports() is reserved.
-    prefer: a text that the search starts from: the same text has the same port while it is free.
-    reuse_address: whether ports in TIME_WAIT count as free; by default, where no other port is.
+    prefer: text that determines where the search starts: the same text gets the same port while it
+        is free.
+    reuse_address: whether ports in TIME_WAIT count as free; by default, only if no other port is
+        free.
     hold_socket: keep the port bound as well (Linux).
-    lock_dir: a directory; only callers with the same one exclude each other.
+    lock_dir: the lock directory; only callers with the same one exclude each other.
     """
 
     __slots__ = ("__weakref__",)
@@ -124,7 +126,7 @@ class FreePort(_native.Lease):
         No other program can take the port in between: the socket that found it free becomes the
         listener.
         """
-        # Here, because to import it takes longer than all the rest.
+        # Imported here because it takes longer than the rest of this module.
         import socket
 
         lease, descriptor = _request(bounds, options).listen()
@@ -159,27 +161,27 @@ class FreePort(_native.Lease):
         """Leases the ports at all offsets from one of the ports, in that order, or none."""
         return [cls.__new__(cls, lease) for lease in _request(bounds, options).offsets(offsets)]
 
-    # The default is bound here, because at the end of the interpreter modules are emptied first.
+    # Bound as a default, because modules are cleared first when the interpreter ends.
     def __del__(self, _warn: Any = warnings.warn) -> None:
         if self.is_leased:
             _warn(f"unreleased {self!r}", ResourceWarning, source=self)
 
 
 class Entry(NamedTuple):
-    """The lock file of a port, and what it says."""
+    """The lock file of a port, and its contents."""
 
     port: int
     state: str
     """Leased: "held" by a process, "inherited" from one that has ended, or "delegated" to one. Not
-    leased: "stale". "unknown" if this user cannot see it."""
+    leased: "stale". "unknown" if this user cannot determine it."""
     pid: int | None
-    """Of the holder, in its own pid namespace."""
+    """The holder's pid, in its own pid namespace."""
     program: str | None
     label: str | None
     since: float | None
     """When the lease began, in seconds since 1970."""
     holder: str | None
-    """Who has the lease, or had it last, for people."""
+    """The current or last holder, as text for people."""
 
     @property
     def is_leased(self) -> bool:
@@ -195,7 +197,7 @@ class CleanCounts(NamedTuple):
 
 
 def ephemeral_port_range() -> range:
-    """Returns the ports from which the system gives one to each client that connects."""
+    """Returns the ephemeral range: the ports that the system assigns to clients."""
     first, last = _native.ephemeral_port_range()
     return range(first, last + 1)
 
@@ -206,7 +208,7 @@ def entries(lock_dir: str | os.PathLike[str] | None = None) -> list[Entry]:
 
 
 def clean(lock_dir: str | os.PathLike[str] | None = None) -> CleanCounts:
-    """Removes the lock files of ports that are not leased. They do no harm."""
+    """Removes the lock files of ports that are not leased. It does no harm to leave them."""
     return CleanCounts(*_native.clean(lock_dir))
 
 

@@ -1,4 +1,4 @@
-"""The exceptions, and which of them an error of the library is."""
+"""The exceptions, and which of them is raised for each error of the library."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class Counts(NamedTuple):
 
 
 class PortlockError(OSError):
-    """Why a port could not be leased, probed or released. The base of all errors of this package.
+    """A port could not be leased, probed or released. The base class of this package's errors.
 
-    `kind` is a word for each case, such as "exhausted". Where a system call has failed, `errno` is
-    its number. `filename` is the path that the message is about.
+    `kind` names the case, such as "exhausted". If a system call failed, `errno` is its error
+    number. `filename` is the path that the message is about.
     """
 
     kind: str = "other"
     counts: Counts | None = None
     holders: Mapping[int, str | None] = MappingProxyType({})
-    """Some of the leased ports, and who has each."""
+    """Some of the leased ports, and the holder of each."""
 
     def __str__(self) -> str:
         # The message has the cause. OSError would prepend the number.
@@ -59,17 +59,17 @@ class InvalidName(PortlockError, ValueError):
 
 
 class Exhausted(PortlockError):
-    """Every port is leased, in use or not permitted. `counts` has how many are which."""
+    """Every port is leased, in use or not permitted. `counts` has the number of each."""
 
     kind = "exhausted"
 
 
 class ExhaustedTimeout(Exhausted, TimeoutError):
-    """Every port was leased or in use until the time to wait was over."""
+    """Every port was leased or in use until the timeout."""
 
 
 class PermissionDenied(PortlockError, PermissionError):
-    """The system permits this process none of the ports."""
+    """This process may not bind any of the ports."""
 
     kind = "permission_denied"
 
@@ -87,7 +87,7 @@ class LockError(PortlockError):
 
 
 class ProbeError(PortlockError):
-    """A socket could not be created or bound, for another reason than that the port is in use."""
+    """A socket could not be created or bound, and not because its port is in use."""
 
     kind = "probe"
 
@@ -105,7 +105,7 @@ class ServerTimeout(PortlockError, TimeoutError):
 
 
 class OtherServer(PortlockError):
-    """The server that answers is another process's."""
+    """The server that answers belongs to another process."""
 
     kind = "other_server"
 
@@ -117,13 +117,13 @@ class Stopped(PortlockError):
 
 
 class ProcessError(PortlockError, ProcessLookupError):
-    """There is no such process, or the system fails to show it."""
+    """The process does not exist, or the system fails to show it."""
 
     kind = "process"
 
 
 class Unsupported(PortlockError):
-    """This cannot be done on this system, or not in this combination."""
+    """Not possible on this system, or not in this combination."""
 
     kind = "unsupported"
 

@@ -58,7 +58,7 @@ class Request:
     def stop(self) -> None: ...
 
 class Lease:
-    # A Handle alone is for this package: it is none of the types of `start`.
+    # Only this package passes a Handle.
     def __new__(
         cls,
         start: SupportsIndex | Handle = 4000,

@@ -1,4 +1,4 @@
-"""The fixtures of anyio (free_*) and pytest-asyncio (unused_*), over leases."""
+"""The fixtures of anyio (free_*) and pytest-asyncio (unused_*), with leased ports."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def free_tcp_port_factory(request: pytest.FixtureRequest) -> Iterator[Callable[[], int]]:
-    """Returns a port for TCP at each call, leased until the end of the session."""
+    """Returns a new TCP port at each call, leased until the end of the session."""
     for factory in factory_until_end(request.config):
         yield factory.number
 
 
 @pytest.fixture(scope="session")
 def free_udp_port_factory(request: pytest.FixtureRequest) -> Iterator[Callable[[], int]]:
-    """Returns a port for UDP at each call, leased until the end of the session."""
+    """Returns a new UDP port at each call, leased until the end of the session."""
     for factory in factory_until_end(request.config, "udp"):
         yield factory.number
 
 
 @pytest.fixture
 def free_tcp_port(request: pytest.FixtureRequest) -> Iterator[int]:
-    """A port for TCP, leased until the end of the test."""
+    """A TCP port, leased until the end of the test."""
     for factory in factory_until_end(request.config):
         yield factory.number()
 
 
 @pytest.fixture
 def free_udp_port(request: pytest.FixtureRequest) -> Iterator[int]:
-    """A port for UDP, leased until the end of the test."""
+    """A UDP port, leased until the end of the test."""
     for factory in factory_until_end(request.config, "udp"):
         yield factory.number()
 

@@ -48,8 +48,8 @@ class lease:  # noqa: N801, it is called like a function
     async def _acquire(self) -> FreePort:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[FreePort] = loop.create_future()
-        # Not in the loop's executor: tasks that wait for a port there could keep out the work that
-        # releases one. A daemon, because the interpreter must not wait for it at its end.
+        # Not in the loop's executor: tasks that wait for a port there could block the work that
+        # releases one. A daemon thread, because the interpreter must not wait for it at exit.
         arguments = (self._request, loop, future)
         threading.Thread(target=_acquire, args=arguments, daemon=True).start()
         try:

@@ -1,4 +1,4 @@
-"""Fixtures for pytest: ports that no other test, worker or test run is given.
+"""Fixtures for pytest: ports that no other test, worker or test run gets.
 
 With `portlock_override = true` in the ini file, the fixtures of anyio and pytest-asyncio return
 leased ports too, under their own names.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class FreePortFactory:
-    """Leases a port at each call. At the end of the test or the session it releases them."""
+    """Leases a port at each call, and releases all of them at the end of the test or session."""
 
     def __init__(self, config: pytest.Config, *, protocol: Protocol = "tcp") -> None:
         self._ports = _ports(config)
@@ -53,9 +53,9 @@ class FreePortFactory:
         return self().port
 
     def _release_those_of_ended_tests(self, test: str) -> None:
-        """Ends leases that only a suite with more tests than ports has.
+        """Releases the ports of ended tests. Only a suite with more tests than ports needs this.
 
-        A server of the session that is still running keeps its port all the same: it has bound it.
+        A server of the session that is still running keeps its port, because it has bound it.
         """
         with self._lock:
             ended = [lease for label, lease in self._leases if label != test]
@@ -69,7 +69,7 @@ class FreePortFactory:
             leases = [lease for _, lease in self._leases]
             self._leases.clear()
         for lease in leases:
-            with lease:  # In a forked copy nothing ends.
+            with lease:  # Does not end the lease in a forked copy.
                 pass
 
 
@@ -79,14 +79,14 @@ def _ports(config: pytest.Config) -> PortSet:
 
 
 def _current_test() -> str:
-    """Returns the id of the test that runs, without its phase."""
+    """Returns the id of the running test, without its phase."""
     return os.environ.get("PYTEST_CURRENT_TEST", "pytest").rpartition(" (")[0] or "pytest"
 
 
 def factory_until_end(
     config: pytest.Config, protocol: Protocol = "tcp"
 ) -> Iterator[FreePortFactory]:
-    """Yields a factory, for a fixture, and releases what it has leased."""
+    """Yields a factory, for a fixture, and releases its ports at the end."""
     factory = FreePortFactory(config, protocol=protocol)
     try:
         yield factory
@@ -136,6 +136,6 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getini("portlock_override"):
         from . import _pytest_override
 
-        # Of fixtures with one name, those of the plugin that is registered last are used, and
-        # installed plugins were registered before any is configured.
+        # If several plugins have a fixture of the same name, pytest uses that of the plugin that is
+        # registered last. All installed plugins are registered before any is configured.
         config.pluginmanager.register(_pytest_override, "portlock-override")

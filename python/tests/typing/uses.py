@@ -1,4 +1,4 @@
-"""What a checker of types must accept, and refuse where it says so."""
+"""Code that a type checker must accept, or reject where a comment says so."""
 
 from __future__ import annotations
 

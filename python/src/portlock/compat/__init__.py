@@ -1,1 +1,1 @@
-"""The names of other tools, over leases: portpicker, pysys, socket_helper and recipe."""
+"""The interfaces of other tools, with leased ports: portpicker, pysys, socket_helper and recipe."""

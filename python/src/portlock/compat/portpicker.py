@@ -29,18 +29,18 @@ __all__ = [
     "return_port",
 ]
 
-# Another process may have a port while it is asked for: a port server determines that first.
+# A port server checks whether a port is in use before it answers.
 _SERVER_TIMEOUT = 60.0
 
-# What portpicker has under these names too, and some tests empty. The numbers to be picked first,
-# those that a server or the caller has assigned, and those that were leased here.
+# portpicker has these names too, and some tests clear the sets: the ports to pick first, the ports
+# that a server or the caller has assigned, and the ports that were leased here.
 _free_ports: set[int] = set()
 _owned_ports: set[int] = set()
 _random_ports: set[int] = set()
 
 _leases: dict[int, FreePort] = {}
 
-# In portpicker, the module for named pipes on Windows. Here the library has its own client.
+# portpicker's module for named pipes on Windows. Here the library has its own client.
 _winapi = None
 
 
@@ -49,7 +49,7 @@ class NoFreePortFoundError(Exception):
 
 
 def _forget() -> None:
-    """Lets go of what belongs to the parent. The leases themselves notice a fork."""
+    """Forgets the parent's ports. The leases themselves detect a fork."""
     for ports in (_free_ports, _owned_ports, _random_ports):
         ports.clear()
     _leases.clear()
@@ -62,7 +62,7 @@ if hasattr(os, "register_at_fork"):
 def pick_unused_port(pid: int | None = None, portserver_address: str | None = None) -> int:
     """Returns a port that is free for TCP and UDP, leased until return_port() or the process ends.
 
-    With the pid of another process, the lease is that process's.
+    With the pid of another process, the lease belongs to that process.
     """
     try:
         port = _free_ports.pop()
@@ -97,7 +97,7 @@ def _pick_for(pid: int) -> int:
     except Exhausted as error:
         raise NoFreePortFoundError(str(error)) from error
     except ProcessError as error:
-        # portpicker takes any number. There is no process then to lease for.
+        # portpicker accepts any number, but a lease needs a process.
         logging.warning("%s; the port is leased for this process", error)
         return _pick_unused_port_without_server()
 
@@ -121,8 +121,8 @@ def return_port(port: int) -> None:
 def add_reserved_port(port: int) -> None:
     """Adds a port that was acquired elsewhere to those that are picked first.
 
-    It is leased too, unless it is leased or bound already: then the caller's word is taken for it,
-    as in portpicker.
+    It is leased too, unless it is leased or bound already. Then it is added without a lease, as in
+    portpicker.
     """
     if port not in _leases:
         try:
@@ -133,7 +133,7 @@ def add_reserved_port(port: int) -> None:
 
 
 def is_port_free(port: int) -> bool:
-    """Returns whether a port is free for TCP and UDP, and not leased by anybody else.
+    """Returns whether a port is free for TCP and UDP, and not leased by another caller.
 
     A port that was picked here is free until something binds it, as in portpicker.
     """
@@ -141,7 +141,7 @@ def is_port_free(port: int) -> bool:
 
 
 def bind(port: int, socket_type: int, socket_proto: int) -> int | None:
-    """Returns the port if it is free for sockets of this type, or None. For port 0, one that is."""
+    """Returns the port if it is free for sockets of this type, or None. 0 means any free port."""
     protocol: _native.Protocol = "udp" if socket_type == socket.SOCK_DGRAM else "tcp"
     if port:
         return port if _is_free(port, socket_type, protocol) else None
@@ -160,7 +160,7 @@ def _ephemeral() -> tuple[int, int]:
 def _is_free(port: int, socket_type: int, protocol: _native.Protocol) -> bool:
     if port in _leases or port in _owned_ports or port in _free_ports:
         return _can_bind(port, socket_type)
-    # The lock is asked first: a port that another caller has leased is not bound.
+    # Check the lock first: a port that another caller has leased must not be bound.
     request = _native.Request(ports=port, protocol=protocol)
     return request.is_free() and _can_bind(port, socket_type)
 
@@ -210,7 +210,7 @@ def get_port_from_port_server(portserver_address: str | None, pid: int | None = 
 
 
 def _ask(address: str, pid: int) -> int | None:
-    """Asks a server by the protocol: a pid in one line, a port in another one."""
+    """Requests a port by the protocol: a pid in one line, answered by a port in one line."""
     path = "\0" + address[1:] if address.startswith("@") else address
     client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:

@@ -1,8 +1,8 @@
 """The port allocation of the test framework PySys, `pysys.utils.allocport`, as of version 2.2.
 
 Here each port is leased, so several test runs on one machine share its ports. install()
-replaces that module by this one. Call it before the runner is created, such as at the top of the
-module of a custom runner.
+replaces that module with this one. Call it before the runner is created, for example at the top of
+the module of a custom runner.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ _log = logging.getLogger("pysys.allocport")
 excludedTCPPorts: set[int] = set(
     PortSet("1719-1720,1723,2049,3659,4045,4190,5060-5061,6000,6566,6665-6669,6679,6697,10080")
 )
-"""Ports that are never allocated, because browsers refuse them. May be changed."""
+"""Ports that are never allocated, because browsers refuse them. You may change the set."""
 
 tcpServerPortPool: list[int] | None = None
 """The ports to choose from, once initializePortPool() has run."""
 
 
 class _Pool:
-    """What this process has allocated."""
+    """The ports that this process has allocated."""
 
     def __init__(self) -> None:
         self.lock = Lock()
@@ -59,7 +59,7 @@ _pool = _Pool()
 
 
 def _forget() -> None:
-    """Lets go of what belongs to the parent, whose threads may have held the lock at the fork."""
+    """Forgets the parent's ports, and its lock, which a thread may have held at the fork."""
     global _pool
     _pool = _Pool()
 
@@ -69,26 +69,26 @@ if hasattr(os, "register_at_fork"):
 
 
 def install() -> None:
-    """Replaces PySys's own module by this one."""
+    """Replaces PySys's own module with this one."""
     this = sys.modules[__name__]
     sys.modules["pysys.utils.allocport"] = this
     vars(importlib.import_module("pysys.utils"))["allocport"] = this
-    # This one imports the class by its name.
+    # This module imports the class by its name.
     user = sys.modules.get("pysys.process.user")
     if user is not None:
         vars(user)["TCPPortOwner"] = TCPPortOwner
 
 
 def getEphemeralTCPPortRange() -> tuple[int, int]:
-    """Returns the first and the last port that the system gives to clients."""
+    """Returns the first and the last port that the system assigns to clients."""
     return _native.ephemeral_port_range()
 
 
 def getServerTCPPorts() -> list[int]:
     """Returns the ports that tests can use for servers.
 
-    PYSYS_PORTS or PYSYS_PORTS_FILE names them, else PORTLOCK_PORTS or PORTLOCK_PORTS_FILE; else
-    they are those that this machine leaves to servers.
+    PYSYS_PORTS or PYSYS_PORTS_FILE names them, or else PORTLOCK_PORTS or PORTLOCK_PORTS_FILE. By
+    default they are the ports that this machine leaves to servers.
     """
     ports = _named_ports()
     if ports is None:
@@ -115,7 +115,7 @@ def _named_ports() -> PortSet | None:
     else:
         return None
     try:
-        # PySys takes spaces on both sides of the dash.
+        # PySys accepts spaces on both sides of the dash.
         parts = [part.replace(" ", "") for line in text.splitlines() for part in line.split(",")]
         return PortSet(",".join(parts))
     except InvalidPorts as error:
@@ -123,7 +123,7 @@ def _named_ports() -> PortSet | None:
 
 
 def initializePortPool() -> None:
-    """Determines the ports to choose from. Without it, the first allocation does."""
+    """Determines the ports to choose from. Otherwise the first allocation determines them."""
     global tcpServerPortPool
     tcpServerPortPool = getServerTCPPorts()
 
@@ -170,7 +170,7 @@ class TCPPortOwner:
         """Ends the lease."""
         with self._pool.lock:
             self._pool.leases.pop(self.port, None)
-        # In a forked copy nothing ends.
+        # Leaving the block does not end the lease in a forked copy.
         with self._lease:
             pass
 
@@ -188,7 +188,7 @@ def _allocate(hosts: Sequence[str], family: int, kind: int) -> FreePort:
         label="pysys",
     )
     with pool.lock:
-        # Kept here, as PySys keeps it, for an owner that is forgotten.
+        # Kept here, as in PySys, if its owner is dropped without a cleanup.
         pool.leases[lease.port] = lease
         pool.total += 1
         pool.peak = max(pool.peak, len(pool.leases))
@@ -221,7 +221,7 @@ def _addresses(hosts: Sequence[str], family: int) -> list[str]:
 def logPortAllocationStats(
     logger: logging.Logger = logging.getLogger("pysys.portAllocationStats"),  # noqa: B008
 ) -> dict[str, int]:
-    """Logs how many ports this process has allocated, at the level debug, and returns it."""
+    """Logs how many ports this process has allocated, at level debug, and returns the numbers."""
     with _pool.lock:
         stats = {
             "totalServerPorts": len(tcpServerPortPool or ()),

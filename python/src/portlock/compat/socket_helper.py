@@ -20,8 +20,8 @@ HOST = "localhost"
 HOSTv4 = "127.0.0.1"
 HOSTv6 = "::1"
 
-# Number of ports that find_unused_port() keeps leased. Nothing returns them, so the oldest lease
-# ends when there are more: by then its number was used, or never will be.
+# Number of ports that find_unused_port() keeps leased. Callers do not return them, so the oldest
+# lease ends when there are more: by then its number has been used, or never will be.
 _MAX_KEPT = 64
 
 
@@ -37,7 +37,7 @@ _kept = _Kept()
 
 
 def _forget() -> None:
-    """Lets go of what belongs to the parent, whose threads may have held the lock at the fork."""
+    """Forgets the parent's ports, and its lock, which a thread may have held at the fork."""
     global _kept
     _kept = _Kept()
 
@@ -49,7 +49,7 @@ if hasattr(os, "register_at_fork"):
 def find_unused_port(family: int = socket.AF_INET, socktype: int = socket.SOCK_STREAM) -> int:
     """Returns a port that is free on every address, leased until this process has found many more.
 
-    CPython's own returns a number that any program can be given at the same moment.
+    CPython's own function returns a number that any other program can get at the same moment.
     """
     protocol: Protocol = "udp" if socktype == socket.SOCK_DGRAM else "tcp"
     kept = _kept

@@ -1,4 +1,4 @@
-// What a lease and its release cost, one after the other in one process, beside other pickers.
+// Measures the cost of a lease and its release, one at a time in one process, beside other pickers.
 
 import { lease, leaseSync } from 'portlock';
 

@@ -1,4 +1,4 @@
-// How many ports several processes come to twice, if each keeps all that it has found.
+// Counts the ports that several processes pick more than once, if each keeps all of its ports.
 //
 //     node duplicates.mjs [PROCESSES [PORTS]]
 
@@ -20,7 +20,7 @@ if (process.send) {
     ports.push(await pickers[name]());
   }
   process.send({ ports, ms: performance.now() - start });
-  // Until all have theirs, each keeps what it has.
+  // Each process keeps its ports until all have finished.
   await once(process, 'message');
   process.exit();
 }

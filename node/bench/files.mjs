@@ -1,4 +1,4 @@
-// How long reading 1,000 files takes, without and with a hundred pending leases.
+// Measures how long it takes to read 1,000 files, without and with a hundred pending leases.
 
 import { setMaxListeners } from 'node:events';
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';

@@ -1,4 +1,4 @@
-// Whether descriptors, threads and memory stay flat over 10,000 leases. Linux only.
+// Checks whether descriptors, threads and memory stay constant over 10,000 leases. Linux only.
 
 import { readdirSync } from 'node:fs';
 

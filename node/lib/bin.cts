@@ -9,14 +9,14 @@ import type * as Binding from './binding.cjs';
 import { PortlockError } from './errors.cjs';
 import { program } from './native.cjs';
 
-/** The program's own exit status for errors that are not its command's. */
+/** The exit status of the program for its own errors, not those of its command. */
 const FAILED = 125;
 
 function main(): void {
   const args = process.argv.slice(2);
   const path = program();
   refuseToLeaseForWrapper(args);
-  // This process becomes the program, so that signals, exit status and parent are the program's.
+  // The program replaces this process, so signals, exit status and parent are the program's.
   const { binding } = require('./binding.cjs') as typeof Binding;
   const error = binding.exec(path, args);
   if (error !== null) {
@@ -26,10 +26,10 @@ function main(): void {
 }
 
 /**
- * Ends the process if `pick` would lease for a process of npm, or this one, which ends right away.
+ * Ends the process if `pick` would lease for npm or for this process, which end right away.
  *
- * Where the output of `pick` is read through a pipe, the program finds the process that reads it,
- * behind all that only pass it on. Where it is not, it would take its parent for its caller.
+ * If the output of `pick` is read through a pipe, the program finds the process that reads it, and
+ * skips those that only pass it on. Otherwise it would mistake its parent for its caller.
  */
 function refuseToLeaseForWrapper(args: string[]): void {
   const picks = args.includes('pick') && !args.some((arg) => /^(--pid|--help|-h)(=|$)/.test(arg));
@@ -49,9 +49,9 @@ function isRead(): boolean {
   return output.isFIFO() || output.isSocket();
 }
 
-/** Runs the program as a child, where a process cannot be replaced. */
+/** Runs the program as a child, on systems that cannot replace a process. */
 function wrap(path: string, args: string[]): void {
-  // The console sends these to all its processes. This one ends after the program.
+  // The console sends these to all of its processes. This one must end after the program.
   for (const signal of ['SIGINT', 'SIGBREAK', 'SIGHUP'] as const) {
     process.on(signal, () => undefined);
   }
@@ -70,7 +70,7 @@ function fail(message: string): never {
 try {
   main();
 } catch (error) {
-  // Such as that there is no native part, which should come without a stack.
+  // For example, the native part is missing. The message is enough, without a stack trace.
   if (!(error instanceof PortlockError)) {
     throw error;
   }

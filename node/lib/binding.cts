@@ -19,7 +19,7 @@ export interface ServerProcess {
   readonly pid?: number;
   /** The file name of its program. */
   readonly program?: string;
-  /** Whether it was determined that the server is that of the expected process. */
+  /** Whether it was determined that the server belongs to the expected process. */
   readonly isKnown: boolean;
 }
 

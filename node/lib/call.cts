@@ -2,15 +2,15 @@ import { binding, type Call, type Outcome, type Request } from './binding.cjs';
 import { PortlockError } from './errors.cjs';
 import { checkBoolean, checkSignal, type AsyncOptions } from './options.cjs';
 
-/** Milliseconds for which a synchronous wait stays in native code, where it cannot be terminated. */
+/** Maximum milliseconds of a synchronous wait in native code, where it cannot be terminated. */
 const SLICE = 100;
 
 /**
- * What stops the waits of each signal. They share one listener: Node.js warns of more than ten.
+ * The waits of each signal. They share one listener, because Node.js warns of more than ten.
  */
 const waits = new WeakMap<AbortSignal, { stops: Set<() => void>; listener: () => void }>();
 
-/** Calls `stop` when the signal is aborted, until the function that it returns is called. */
+/** Calls `stop` when the signal is aborted. The returned function cancels that. */
 function onAbort(signal: AbortSignal, stop: () => void): () => void {
   let wait = waits.get(signal);
   if (wait === undefined) {
@@ -53,7 +53,7 @@ export async function run(start: Start, options: AsyncOptions): Promise<Outcome>
     }
   });
   if (signal?.aborted) {
-    // It may have succeeded at the same time.
+    // The call may have succeeded at the same time.
     for (const { id } of outcome.leases ?? []) {
       binding.release(id);
     }
@@ -62,14 +62,14 @@ export async function run(start: Start, options: AsyncOptions): Promise<Outcome>
   return outcome;
 }
 
-/** Leases, and waits without blocking the event loop. */
+/** Leases ports, and waits without blocking the event loop. */
 export async function acquire(request: Request, options: AsyncOptions): Promise<Outcome> {
   return run((callback, keepsAlive) => binding.acquire(request, callback, keepsAlive), options);
 }
 
-/** Leases, and blocks this thread while it waits. */
+/** Leases ports, and blocks this thread while it waits. */
 export function acquireSync(request: Request): Outcome {
-  // Usually a port is free. A thread, which a wait needs, would cost five times as much as the lease.
+  // Usually a port is free. A wait needs a thread, which costs five times as much as the lease.
   const outcome = binding.acquireNow(request);
   if (outcome !== null) {
     return outcome;

@@ -6,7 +6,7 @@ import type { Failure, ServerProcess } from './binding.cjs';
 export interface PortCounts {
   /** Leased by a caller of portlock. */
   readonly leased: number;
-  /** Reserved for a name that the call did not ask for. */
+  /** Reserved for a name that the call did not request. */
   readonly reserved: number;
   /** Bound by programs outside any lease. */
   readonly bound: number;
@@ -18,14 +18,14 @@ export interface PortCounts {
   readonly notEnough: number;
 }
 
-/** A leased port, and who has it. */
+/** A leased port, and its holder. */
 export interface PortHolder {
   readonly port: number;
   /** Such as `pid 812 "node" (api)`; missing if that is not known. */
   readonly holder?: string;
 }
 
-/** What went wrong: the `code` of a {@link PortlockError}. */
+/** The `code` of a {@link PortlockError}. */
 export type PortlockErrorCode =
   /** The set of ports is empty, too small, or not a set of ports. */
   | 'ERR_PORTLOCK_INVALID_PORTS'
@@ -39,37 +39,37 @@ export type PortlockErrorCode =
   | 'ERR_PORTLOCK_LOCK'
   /** A socket could not be created, bound or connected. */
   | 'ERR_PORTLOCK_PROBE'
-  /** What was waited for did not happen in time. */
+  /** The wait did not succeed in time. */
   | 'ERR_PORTLOCK_TIMEOUT'
-  /** The server that answers is another process's. */
+  /** The server that answers belongs to another process. */
   | 'ERR_PORTLOCK_OTHER_SERVER'
   /** The process that a lease should belong to does not exist. */
   | 'ERR_PORTLOCK_PROCESS'
-  /** This process may bind none of the ports. */
+  /** This process may not bind any of the ports. */
   | 'ERR_PORTLOCK_PERMISSION_DENIED'
-  /** It cannot be done on this system, or not in this combination. */
+  /** Not possible on this system, or not in this combination. */
   | 'ERR_PORTLOCK_UNSUPPORTED'
   /** The lease has ended. */
   | 'ERR_PORTLOCK_RELEASED'
-  /** There is no native part of portlock for this system. */
+  /** The native part of portlock for this system is missing. */
   | 'ERR_PORTLOCK_NO_BINARY'
   | (string & {});
 
 /**
- * The error of every operation that fails for another reason than its arguments.
+ * The error of every operation that fails for any reason but invalid arguments.
  *
  * The message names the operation, the path or port, and the cause; `code` is for programs.
- * An argument that is not valid is a `TypeError` or `RangeError` with a code of Node.js, such as
+ * An invalid argument causes a `TypeError` or `RangeError` with a code of Node.js, such as
  * `ERR_INVALID_ARG_TYPE`.
  */
 export class PortlockError extends Error {
   override readonly name = 'PortlockError';
   readonly code: PortlockErrorCode;
-  /** Why no port could be leased, where that is the error. */
+  /** Why no port could be leased, if that is the error. */
   declare readonly counts?: PortCounts;
-  /** Some of the leased ports, and who has them. */
+  /** Some of the leased ports, and their holders. */
   declare readonly holders?: readonly PortHolder[];
-  /** The server that answers in place of the one that was waited for. */
+  /** The server that answers instead of the expected one. */
   declare readonly server?: ServerProcess;
   /** The lock file or directory that the message is about. */
   declare readonly path?: string;
@@ -87,7 +87,7 @@ export class PortlockError extends Error {
   }
 }
 
-/** The beginning of a value, for a message. */
+/** Returns the beginning of a value, for a message. */
 function shown(value: unknown): string {
   const text = inspect(value, { depth: 0, maxArrayLength: 5, maxStringLength: 100 });
   return text.length > 200 ? `${text.slice(0, 200)}…` : text;

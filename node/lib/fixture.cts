@@ -10,7 +10,7 @@ export type PortFixture = (
 ) => Promise<void>;
 
 /**
- * Returns a fixture for `test.extend`: a port that is leased before the test and released after.
+ * Returns a fixture for `test.extend`: a port that is leased before the test and released after it.
  *
  * @example
  * const test = base.extend({ port: portFixture({ ports: '4000-6000' }) });

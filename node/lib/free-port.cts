@@ -17,13 +17,13 @@ import {
 const DEFAULT_TIMEOUT = 30_000;
 
 /**
- * A leased port: no other caller of portlock is given it until the lease ends.
+ * A leased port: no other caller of portlock gets it until the lease ends.
  *
- * The lease ends with {@link FreePort.release}, at the end of the scope of `using`, and with the
- * process or worker thread that leased it, however that ends. The garbage collector never ends it:
- * one that is forgotten lasts as long as the process or worker.
+ * The lease ends with {@link FreePort.release}, at the end of a `using` scope, and with the process
+ * or worker thread that leased it, however that ends. The garbage collector never ends it: a lease
+ * that is not released lasts as long as the process or worker.
  *
- * As a number it is the port's number, and as text too: `` `--port=${port}` ``.
+ * Converted to a number or to text, it is the port's number: `` `--port=${port}` ``.
  */
 export class FreePort implements Disposable, AsyncDisposable {
   /** The port's number. */
@@ -84,8 +84,8 @@ export class FreePort implements Disposable, AsyncDisposable {
   }
 
   /**
-   * Ends the lease. When it returns, any other thread or process can lease the port. If it has
-   * ended already, nothing happens.
+   * Ends the lease. When this returns, any other thread or process can lease the port. Does nothing
+   * if the lease has already ended.
    *
    * @throws {PortlockError} `ERR_PORTLOCK_LOCK` if the system refuses to unlock.
    */
@@ -103,8 +103,8 @@ export class FreePort implements Disposable, AsyncDisposable {
    * Transfers the lease to the process `pid`: it then ends with that process, whatever happens to
    * this one. Returns the port's number.
    *
-   * @throws {PortlockError} `ERR_PORTLOCK_PROCESS` if there is no such process, and
-   * `ERR_PORTLOCK_LOCK` if that cannot be recorded. The lease has then ended.
+   * @throws {PortlockError} `ERR_PORTLOCK_PROCESS` if the process does not exist, and
+   * `ERR_PORTLOCK_LOCK` if the transfer cannot be recorded. The lease has then ended.
    */
   delegateTo(pid: number): number {
     const target = checkPid(pid);
@@ -117,12 +117,12 @@ export class FreePort implements Disposable, AsyncDisposable {
   }
 
   /**
-   * Waits until the server of the process `pid` accepts connections on the port, and returns which
-   * process that is. By default it is this process, and so any child that it has started. A server
-   * of which nobody can tell is accepted.
+   * Waits until a server of the process `pid`, or of a descendant of it, accepts connections on the
+   * port, and returns the server's process. By default `pid` is this process. A server is accepted
+   * too if its process cannot be determined.
    *
-   * @throws {PortlockError} `ERR_PORTLOCK_OTHER_SERVER` as soon as another process's server
-   * answers, and `ERR_PORTLOCK_TIMEOUT` if none does in time.
+   * @throws {PortlockError} `ERR_PORTLOCK_OTHER_SERVER` as soon as the server of another process
+   * answers, and `ERR_PORTLOCK_TIMEOUT` if no server answers in time.
    * @example
    * const child = spawn('vite', ['--port', `${port}`, '--strictPort']);
    * await port.waitForServer({ pid: child.pid });
@@ -138,7 +138,7 @@ export class FreePort implements Disposable, AsyncDisposable {
   /**
    * Waits until any server accepts connections on the port.
    *
-   * @throws {PortlockError} `ERR_PORTLOCK_TIMEOUT` if none does in time.
+   * @throws {PortlockError} `ERR_PORTLOCK_TIMEOUT` if no server answers in time.
    */
   async waitUntilListening(options?: WaitOptions): Promise<void> {
     await this.#wait(undefined, checkOptions(options, WAIT_OPTIONS));
@@ -156,12 +156,12 @@ export class FreePort implements Disposable, AsyncDisposable {
     return server;
   }
 
-  /** Releases the port, at the end of the scope of `using`. */
+  /** Releases the port, at the end of a `using` scope. */
   [Symbol.dispose](): void {
     this.release();
   }
 
-  /** Releases the port, at the end of the scope of `await using`. */
+  /** Releases the port, at the end of an `await using` scope. */
   async [Symbol.asyncDispose](): Promise<void> {
     this.release();
   }
@@ -183,7 +183,7 @@ export class FreePort implements Disposable, AsyncDisposable {
   }
 }
 
-/** Several leased ports, in the order that was asked for. They can be released together. */
+/** Several leased ports, in the requested order. They can be released together. */
 export class FreePorts extends Array<FreePort> implements Disposable, AsyncDisposable {
   /** So that `map` and `filter` return plain arrays. */
   static override get [Symbol.species](): ArrayConstructor {
@@ -193,7 +193,7 @@ export class FreePorts extends Array<FreePort> implements Disposable, AsyncDispo
   /**
    * Ends all leases.
    *
-   * @throws The first error, when all have been tried.
+   * @throws The first error, after trying to release all.
    */
   release(): void {
     const errors: unknown[] = [];

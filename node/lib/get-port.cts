@@ -1,4 +1,4 @@
-/** The interface of get-port, so that an import can be exchanged. The ports are leased. */
+/** The interface of get-port, with leased ports. Only the import has to be changed. */
 
 import { lookup } from 'node:dns/promises';
 import { isIP } from 'node:net';
@@ -32,8 +32,8 @@ const MAX_PORT = 65_535;
 const leases = new Set<FreePort>();
 
 /**
- * Returns a free TCP port. No other caller, in this process or another, is given it for 30
- * seconds, or, with `reserve`, until this process ends.
+ * Returns a free TCP port. No other caller, in this process or another, gets it for 30 seconds, or,
+ * with `reserve`, until this process ends.
  */
 export async function getPort(options: Options = {}): Promise<number> {
   if (typeof options !== 'object' || options === null) {
@@ -74,7 +74,7 @@ export function portNumbers(from: number, to: number): Iterable<number> {
   return Array.from({ length: to - from + 1 }, (_, i) => from + i);
 }
 
-/** Ends the leases of all ports that were returned, also of those with `reserve`. */
+/** Ends the leases of all ports that were returned, including those with `reserve`. */
 export function clearLockedPorts(): void {
   leases.forEach(end);
 }
@@ -84,7 +84,7 @@ function end(port: FreePort): void {
   port.release();
 }
 
-/** Those of the excluded numbers that are ports. */
+/** Returns the excluded numbers that are ports. */
 function excludedPorts(exclude: Options['exclude']): Set<number> {
   const excluded = new Set<number>();
   for (const port of iterable('exclude', exclude ?? [])) {
@@ -96,7 +96,7 @@ function excludedPorts(exclude: Options['exclude']): Set<number> {
   return new Set([...excluded].filter((port) => port >= 1 && port <= MAX_PORT));
 }
 
-/** The preferred ports, up to the first 0, which means any port. */
+/** Returns the preferred ports, up to the first 0, which means any port. */
 function preferredPorts(port: Options['port']): number[] {
   const preferred: number[] = [];
   for (const number of typeof port === 'number' ? [port] : iterable('port', port ?? [])) {
@@ -108,7 +108,7 @@ function preferredPorts(port: Options['port']): number[] {
   return preferred;
 }
 
-/** The address of a host, chosen as `server.listen()` chooses it. */
+/** Returns the address of a host, chosen as `server.listen()` chooses it. */
 async function address(host: string): Promise<string> {
   checkString('host', host);
   return isIP(host) ? host : (await lookup(host)).address;

@@ -13,8 +13,8 @@ const afterEach = findAfterEach();
 afterEach?.(() => releaseAll(ofTest));
 
 /**
- * Leases a port until the test has ended. For tests of `test.concurrent`, whose hooks Jest runs
- * before they have ended, use `lease()` and release the port in the test.
+ * Leases a port until the end of the test. In tests of `test.concurrent`, whose hooks Jest runs
+ * before they end, use `lease()` instead, and release the port in the test.
  */
 export async function leaseForTest(options?: LeaseOptions & AsyncOptions): Promise<FreePort> {
   if (afterEach === undefined) {
@@ -26,8 +26,8 @@ export async function leaseForTest(options?: LeaseOptions & AsyncOptions): Promi
 }
 
 /**
- * Returns a global setup: it leases a port for each name, for all of the run, and sets the
- * environment variable of that name to its number.
+ * Returns a global setup that leases a port for each name, for the whole run, and sets the
+ * environment variable of that name to the port's number.
  *
  * @example
  * // global-setup.js
@@ -35,7 +35,7 @@ export async function leaseForTest(options?: LeaseOptions & AsyncOptions): Promi
  */
 export function portSetup(ports: Record<string, LeaseOptions>): () => Promise<void> {
   return async () => {
-    // In watch mode, those of the run before.
+    // In watch mode, the ports of the previous run.
     releaseAll(ofRun);
     for (const [name, options] of Object.entries(ports)) {
       const port = await lease({ label: name, ...options });
@@ -51,10 +51,10 @@ function releaseAll(ports: Set<FreePort>): void {
   all.forEach((port) => port.release());
 }
 
-/** Returns the hook of the test file that has loaded this module, if one has. */
+/** Returns the hook of the test file that has loaded this module, if it was a test file. */
 function findAfterEach(): AfterEach | undefined {
   try {
-    // Jest has this module for each test file, also where it sets no globals.
+    // Jest provides this module to each test file, even if it injects no globals.
     return (require('@jest/globals') as { afterEach: AfterEach }).afterEach;
   } catch {
     return undefined;

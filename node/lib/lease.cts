@@ -15,7 +15,7 @@ import {
 /**
  * Leases a free port, and waits for one as long as `timeout` allows.
  *
- * @throws {PortlockError} `ERR_PORTLOCK_EXHAUSTED` if no port came free in time; its message names
+ * @throws {PortlockError} `ERR_PORTLOCK_EXHAUSTED` if no port became free in time; its message names
  * some holders.
  * @example
  * await using port = await lease({ ports: '4000-6000' });
@@ -37,8 +37,8 @@ export function leaseSync(options?: LeaseOptions): FreePort {
 }
 
 /**
- * Leases `n` free ports, or none. While there are not enough it waits without keeping any, so
- * callers that each want several never block each other for good.
+ * Leases `n` free ports, or none. While too few are free, it waits without keeping any, so callers
+ * that each want several ports never deadlock.
  */
 export async function leaseMany(
   n: number,
@@ -56,11 +56,11 @@ export async function leaseBlock(
 }
 
 /**
- * Leases, for one of the ports to choose from, the ports at all `offsets` from it, in that order,
- * or none: for servers that derive one port from another.
+ * Leases the ports at all `offsets` from one of the ports to choose from, in that order, or none.
+ * For servers that derive one port from another.
  *
  * @example
- * // A Redis Cluster node: a port, and 10000 above it that of its bus.
+ * // A Redis Cluster node: a port, and the port of its bus, 10000 above it.
  * const [port, bus] = await leaseOffsets([0, 10000]);
  */
 export async function leaseOffsets(

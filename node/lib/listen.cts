@@ -14,7 +14,7 @@ import {
   type LeaseOptions,
 } from './options.cjs';
 
-/** What a listening server is asked for with. */
+/** Options of {@link listen}. */
 export interface ListenOptions<S extends Server = Server> extends LeaseOptions, AsyncOptions {
   /** One IP address to listen on; by default every address of this machine. */
   host?: string | undefined;
@@ -45,18 +45,18 @@ export class Listening<S extends Server = Server> implements AsyncDisposable {
     this.port.release();
   }
 
-  /** Closes the server and releases the port, at the end of the scope of `await using`. */
+  /** Closes the server and releases the port, at the end of an `await using` scope. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }
 }
 
-/** Number of ports on which a server that binds by number is started before its error is final. */
+/** Number of ports that a server that binds by number tries before its error is final. */
 const ATTEMPTS = 10;
 
 /**
- * Leases a free port and listens on it without a gap: the very socket that found the port free
- * becomes the server's. The lease stays when the server is closed, for the next one.
+ * Leases a free port and listens on it without a gap: the socket that found the port free becomes
+ * the server's. Closing the server does not end the lease, so the next server can use the port.
  *
  * On Windows, and in a worker of `cluster`, whose primary process binds ports for it, the server
  * binds the leased port. If another program takes the port in between, another port is leased.
@@ -128,7 +128,7 @@ async function bind(server: Server, options: ListenOptions): Promise<FreePort> {
         await start(server, { port: port.port, host: options.host, exclusive: true });
         return port;
       } catch (error) {
-        // Kept until the end, so that another port is leased.
+        // Kept until the end, so that the next attempt leases another port.
         taken.push(port);
         const { code } = error as NodeJS.ErrnoException;
         if (code !== 'EADDRINUSE' || taken.length === ATTEMPTS) {

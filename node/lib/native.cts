@@ -1,4 +1,4 @@
-/** Where the native part and the program are. */
+/** The paths of the native part and the program. */
 
 import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
@@ -19,7 +19,7 @@ function libc(): 'gnu' | 'musl' {
 
 /** Returns the path of a file of the native part. */
 function find(file: string): string {
-  // What `npm run build` has built comes first.
+  // The result of `npm run build` comes first.
   const built = join(__dirname, '..', 'native', file);
   if (existsSync(built)) {
     return built;

@@ -4,7 +4,7 @@ import type { Request } from './binding.cjs';
 import { invalidType, invalidValue, outOfRange } from './errors.cjs';
 import { checkPort, iterable, text, type PortsLike } from './port-set.cjs';
 
-/** What a lease is asked for with. */
+/** Options of a lease. */
 export interface LeaseOptions {
   /** Ports to choose from; by default `PortSet.serverPorts()`. */
   ports?: PortsLike | undefined;
@@ -17,25 +17,25 @@ export interface LeaseOptions {
   protocol?: 'tcp' | 'udp' | 'tcp+udp' | undefined;
   /**
    * Milliseconds to wait while no port is free; 30,000 by default. With 0, each port is tried
-   * once. `Infinity` is for a call with a `signal`.
+   * once. Use `Infinity` only with a `signal`.
    */
   timeout?: number | undefined;
-  /** Text for people who want to know what the port is leased for. Cut after about 100 bytes. */
+  /** What the port is leased for, as text for people. Truncated after about 100 bytes. */
   label?: string | undefined;
-  /** Starts the search at a port that belongs to this text: the same text, the same port, if it is free. */
+  /** Determines where the search starts: the same text leads to the same port while it is free. */
   prefer?: string | undefined;
   /**
    * Leases the port that is reserved for this name in `root`, and reserves one first if none is:
-   * the same port every day, which no other caller is given, leased or not.
+   * the same port every day. No other caller gets it, leased or not.
    */
   name?: string | undefined;
-  /** Directory that the name belongs to; by default the project or git worktree around. */
+  /** Directory that the name belongs to; by default the enclosing project or git worktree. */
   root?: string | undefined;
   /** Whether to lease another port if another program has bound the one that is reserved. */
   orAny?: boolean | undefined;
   /**
-   * Whether a port in TIME_WAIT counts as free. By default it is the last resort, leased if no
-   * other port is free: servers of Node.js can bind it.
+   * Whether a port in TIME_WAIT counts as free. By default it is the last resort, leased only if no
+   * other port is free. Servers of Node.js can bind it.
    */
   reuseAddress?: boolean | undefined;
   /** Whether the port is kept bound too (Linux only), so that the ephemeral range is safe. */
@@ -83,8 +83,8 @@ export interface WaitOptions extends AsyncOptions {
 export const WAIT_OPTIONS: readonly string[] = ['timeout', ...ASYNC_OPTIONS];
 
 /**
- * Checks that `options` is an object with no other properties than `allowed`. A misspelt option
- * would otherwise lease any port.
+ * Checks that `options` is an object with no other properties than `allowed`. Otherwise a
+ * misspelled option would lease any port.
  * @internal
  */
 export function checkOptions<T extends object>(
@@ -154,7 +154,7 @@ export function checkTimeout(value: unknown): number {
 
 /** @internal */
 export function checkSignal(value: unknown): AbortSignal | undefined {
-  // Not `instanceof`: a test runner's signal can be of another realm.
+  // Not `instanceof`: a test runner's signal can come from another realm.
   const signal = value as AbortSignal | null | undefined;
   if (
     signal === undefined ||

@@ -1,4 +1,4 @@
-/** Helpers for Playwright. They import nothing of it, and so work with any of its versions. */
+/** Helpers for Playwright. They import nothing from it, and so work with any of its versions. */
 
 import type { FreePort } from './free-port.cjs';
 import { leaseSync } from './lease.cjs';
@@ -6,7 +6,7 @@ import type { LeaseOptions } from './options.cjs';
 
 export { portFixture, type PortFixture } from './fixture.cjs';
 
-/** A `webServer` of Playwright's configuration, and the port that is leased for it. */
+/** A `webServer` of Playwright's configuration, and how to lease its port. */
 export interface WebServerOptions {
   /** Command that starts the server. `{port}` in it is replaced, and `PORT` is set. */
   readonly command: string;
@@ -32,7 +32,7 @@ export interface WebServer<Rest> {
   };
 }
 
-/** Where the process that leased tells the workers that it starts which ports are theirs. */
+/** The variable that passes the leased ports from the main process to its workers. */
 const VARIABLE = 'PORTLOCK_PLAYWRIGHT';
 
 interface Ports {
@@ -43,10 +43,10 @@ interface Ports {
 const leases: FreePort[] = [];
 
 /**
- * Leases a port for the web server of a run, and returns what the configuration says of it.
+ * Leases a port for the web server of a run, and returns the server's part of the configuration.
  *
  * Playwright loads the configuration in its main process and in every worker. The main process
- * leases the port, until it ends; the workers get the same one.
+ * leases the port until it ends, and the workers get the same port.
  *
  * @example
  * const { webServer, baseURL } = portlock.webServer({ command: 'vite --port {port} --strictPort' });
@@ -84,13 +84,13 @@ function portOf(command: string, options: LeaseOptions): number {
   return port.port;
 }
 
-/** The ports that this process has leased, or the one that started it. */
+/** Returns the ports that this process or the one that started it has leased. */
 function portsOfRun(): Ports['ports'] {
   const value = process.env[VARIABLE];
   if (value === undefined) {
     return {};
   }
   const { pid, ports } = JSON.parse(value) as Ports;
-  // Another run that a test starts inherits the variable too.
+  // A run that is started by a test inherits the variable too.
   return pid === process.pid || pid === process.ppid ? ports : {};
 }

@@ -11,8 +11,8 @@ const MAX_PORT = 65_535;
 /**
  * An immutable set of port numbers, 1 to 65535.
  *
- * As text, parts are separated by commas or white space. A part is a port or a range `first-last`
- * with both ends included; with `!` before it, it is excluded, wherever it stands.
+ * Its text consists of parts that are separated by commas or white space. A part is a port or a
+ * range `first-last`, both included. A part after `!` is excluded, wherever it stands.
  *
  * @example
  * const ports = new PortSet('4000-4999,!4045,7000');
@@ -32,15 +32,15 @@ export class PortSet implements Iterable<number> {
   }
 
   /**
-   * The ports that this machine leaves to servers, which is the default of every lease: those of
-   * `PORTLOCK_PORTS` or `PORTLOCK_PORTS_FILE` if that is set, or else all that neither need a
-   * privilege nor are in the ephemeral range nor refused by browsers.
+   * Returns the ports that this machine leaves to servers, the default of every lease: those of
+   * `PORTLOCK_PORTS` or `PORTLOCK_PORTS_FILE` if one is set, otherwise all ports that need no
+   * privilege, are outside the ephemeral range, and are not refused by browsers.
    */
   static serverPorts(): PortSet {
     return PortSet.#of(toSpans(binding.serverPorts()));
   }
 
-  /** The ephemeral range, from which the system chooses ports for clients. */
+  /** Returns the ephemeral range, from which the system assigns ports to clients. */
   static ephemeralPorts(): PortSet {
     return PortSet.#of(toSpans(binding.ephemeralPorts()));
   }
@@ -89,7 +89,7 @@ export class PortSet implements Iterable<number> {
     }
   }
 
-  /** Returns the set as text, which the constructor takes. */
+  /** Returns the set as text that the constructor accepts. */
   toString(): string {
     return describe(this.#spans);
   }

@@ -1,4 +1,4 @@
-/** Helpers for Vitest. They import nothing of it, and so work with any of its versions. */
+/** Helpers for Vitest. They import nothing from it, and so work with any of its versions. */
 
 import { FreePort } from './free-port.cjs';
 import { lease } from './lease.cjs';
@@ -6,14 +6,14 @@ import type { LeaseOptions } from './options.cjs';
 
 export { portFixture, type PortFixture } from './fixture.cjs';
 
-/** What a global setup of Vitest is called with, as far as it is used. */
+/** The argument of a global setup of Vitest, as far as it is used. */
 export interface Project {
   provide(key: never, value: never): void;
 }
 
 /**
- * Returns a global setup: it leases a port for each name, for all of the run, and provides their
- * numbers to the tests, as `inject('ports')`.
+ * Returns a global setup that leases a port for each name, for the whole run, and provides their
+ * numbers to the tests as `inject('ports')`.
  *
  * @example
  * // global-setup.ts

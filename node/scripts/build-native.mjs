@@ -20,7 +20,7 @@ const library = windows
   : `libportlock_node.${system.includes('apple') ? 'dylib' : 'so'}`;
 const program = windows ? 'portlock.exe' : 'portlock';
 
-/** Builds a package of the workspace at `root`, and returns the folder with what was built. */
+/** Builds a package of the workspace at `root`, and returns the folder with the result. */
 function build(root, name) {
   const args = [
     'build',
@@ -46,7 +46,7 @@ mkdirSync(native, { recursive: true });
 install(join(build(join(node, 'addon'), 'portlock-node'), library), 'portlock.node');
 install(join(build(dirname(node), 'portlock-cli'), program), program);
 
-/** Replaces a file as a whole: one that is written while it is in use would crash its user. */
+/** Replaces a file atomically: writing to it while a process uses it would crash that process. */
 function install(from, to) {
   const copy = join(native, `${to}.new`);
   copyFileSync(from, copy);

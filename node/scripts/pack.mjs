@@ -1,9 +1,10 @@
-// Packs the package, and a package with the binaries of each platform that is there.
+// Packs the package, and a package with binaries for each available platform.
 //
 //     node scripts/pack.mjs [FOLDER]
 //
-// FOLDER has a folder for each platform, such as linux-x64-gnu, with what `build-native.mjs` puts
-// into native/. Without it, only this machine's platform is packed. The tarballs are in packages/.
+// FOLDER has a folder for each platform, such as linux-x64-gnu, with the files that
+// `build-native.mjs` puts into native/. Without it, only this machine's platform is packed. The
+// tarballs are in packages/.
 
 import { spawnSync } from 'node:child_process';
 import {
@@ -23,7 +24,7 @@ const root = dirname(dirname(fileURLToPath(import.meta.url)));
 const manifest = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'));
 const { version, license } = manifest;
 
-/** For npm, which installs the one of this system. */
+/** The fields of package.json by which npm installs only the package for its system. */
 export const PLATFORMS = {
   'linux-x64-gnu': { os: ['linux'], cpu: ['x64'], libc: ['glibc'] },
   'linux-arm64-gnu': { os: ['linux'], cpu: ['arm64'], libc: ['glibc'] },
@@ -60,7 +61,7 @@ function packPlatform(platform, binaries) {
   });
   for (const file of files) {
     cpSync(join(binaries, file), join(into, file));
-    // What is downloaded in CI has lost its mode.
+    // Files that are downloaded in CI have lost their mode.
     chmodSync(join(into, file), 0o755);
   }
   pack(into);
@@ -69,9 +70,9 @@ function packPlatform(platform, binaries) {
 function packMain() {
   const names = Object.keys(PLATFORMS).map((platform) => [`@portlock/${platform}`, version]);
   const published = { ...manifest, optionalDependencies: Object.fromEntries(names) };
-  // The binaries are the platforms'; `npm pack` in this folder packs those of this machine.
+  // The platforms' packages have the binaries; `npm pack` in this folder packs this machine's.
   published.files = manifest.files.filter((name) => name !== 'native');
-  // What only this repository needs.
+  // Only this repository needs these.
   delete published.workspaces;
   delete published.scripts;
   delete published.devDependencies;
@@ -81,7 +82,7 @@ function packMain() {
   pack(into);
 }
 
-/** Makes a folder with a manifest and the licenses. */
+/** Creates a folder with a manifest and the licenses. */
 function stage(name, contents) {
   const into = join(packages, name);
   mkdirSync(into, { recursive: true });

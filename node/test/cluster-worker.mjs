@@ -1,4 +1,4 @@
-// A worker of a cluster, whose server answers with the number of its port.
+// A worker of a cluster. Its server answers with the number of its port.
 
 import http from 'node:http';
 

@@ -52,7 +52,7 @@ test('process.exit ends a program that waits', async (t) => {
   assert.equal(isFree(place, place.port), true);
 });
 
-test('the garbage collector ends no lease', async (t) => {
+test('the garbage collector does not end a lease', async (t) => {
   const place = await scene(t);
   const code = `
     await lease({ ports: port, lockDir });
@@ -103,7 +103,7 @@ test('a lease of a worker thread ends with it', async (t) => {
   }
 });
 
-test('the end of a worker ends no lease of another thread', async (t) => {
+test('the end of a worker does not end a lease of another thread', async (t) => {
   const place = await scene(t);
   const held = leaseSync({ ports: place.port, lockDir: place.lockDir });
   const thread = worker(t, place, `parentPort.postMessage('hello')`);
@@ -112,7 +112,7 @@ test('the end of a worker ends no lease of another thread', async (t) => {
   held.release();
 });
 
-/** Returns how many threads of this process wait in calls of portlock. */
+/** Returns the number of threads of this process that wait in calls of portlock. */
 async function waitingThreads() {
   const threads = await readdir('/proc/self/task');
   const names = threads.map((id) => readFile(`/proc/self/task/${id}/comm`, 'utf8').catch(() => ''));
@@ -134,7 +134,7 @@ for (const call of ['lease', 'leaseSync']) {
     }
     await thread.terminate();
     if (process.platform === 'linux') {
-      // They lease nothing any more, and are about to end.
+      // They no longer lease anything, and are about to end.
       for (let i = 0; i < 400 && (await waitingThreads()) > 0; i++) await sleep(5);
       assert.equal(await waitingThreads(), 0);
     }

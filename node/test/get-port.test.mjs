@@ -15,7 +15,7 @@ import { isFree, ownPorts } from './support.mjs';
 const ports = await ownPorts(16);
 const own = (n) => ports.splice(0, n);
 
-// Its interface names no lock directory.
+// get-port's interface has no option for the lock directory.
 const lockDir = await mkdtemp(join(tmpdir(), 'portlock-node-'));
 after(() => rm(lockDir, { recursive: true }));
 process.env.PORTLOCK_DIR = lockDir;
@@ -33,7 +33,7 @@ test('the preferred ports are tried in their order, then any', async () => {
   clearLockedPorts();
 });
 
-test('a preferred port that a program has bound is passed over', async () => {
+test('a preferred port that a program has bound is skipped', async () => {
   const [bound, free] = own(2);
   const server = net.createServer().listen(bound, '127.0.0.1');
   await once(server, 'listening');
@@ -42,7 +42,7 @@ test('a preferred port that a program has bound is passed over', async () => {
   clearLockedPorts();
 });
 
-test('a port is kept for 30 seconds, or with reserve until the process ends', async () => {
+test('a port is leased for 30 seconds, or with reserve until the process ends', async () => {
   const [short, long] = own(2);
   mock.timers.enable({ apis: ['setTimeout'] });
   await getPort({ port: short });
@@ -78,7 +78,7 @@ test('a host is an address or a name', async () => {
   clearLockedPorts();
 });
 
-test('arguments that are not valid are errors', async () => {
+test('invalid arguments are errors', async () => {
   for (const exclude of [42, ['foo'], [Number.NaN], [1.5]]) {
     await assert.rejects(getPort({ exclude }), TypeError);
   }

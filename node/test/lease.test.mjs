@@ -35,7 +35,7 @@ test('a lease keeps its port until it is released', async (t) => {
   assert.equal(isFree(place, place.port), true);
 });
 
-test('a second release ends no later lease', async (t) => {
+test('a second release does not end a later lease', async (t) => {
   const place = await scene(t);
   const first = leaseSync({ ports: place.port, lockDir: place.lockDir });
   first.release();
@@ -101,7 +101,7 @@ test('the module for require is the one for import', () => {
   ]);
 });
 
-test('several ports come all or none', async (t) => {
+test('several ports are leased all or none', async (t) => {
   const { ports, lockDir } = await scene(t, 4);
   const options = { ports, lockDir, timeout: 0 };
   const block = await leaseBlock(3, options);
@@ -149,7 +149,7 @@ test('errors say what is wrong with the system', async () => {
   assert.throws(() => leaseSync({ lockDir }), { code: 'ERR_PORTLOCK_LOCK_DIR', path: lockDir });
 });
 
-test('arguments that are not valid are errors of Node.js', async (t) => {
+test('invalid arguments are errors of Node.js', async (t) => {
   const { port, lockDir } = await scene(t);
   const type = { name: 'TypeError', code: 'ERR_INVALID_ARG_TYPE' };
   const value = { name: 'TypeError', code: 'ERR_INVALID_ARG_VALUE' };
@@ -226,13 +226,13 @@ test('a name has the same port every day', async (t) => {
   const { ports, lockDir } = await scene(t, 4);
   const project = await mkdtemp(join(tmpdir(), 'portlock-project-'));
   t.after(() => rm(project, { recursive: true }));
-  // Where the copies of reservations are.
+  // The directory of the copies of reservations.
   process.env.XDG_STATE_HOME = join(project, 'state');
   const web = { ports, lockDir, name: 'web', root: project, timeout: 0 };
   const today = leaseSync(web);
   today.release();
   assert.equal(leaseSync({ ports: '1024-65535', ...web }).port, today.port);
-  // Nobody else is given it.
+  // No other caller gets it.
   const others = await leaseMany(3, { ports, lockDir, timeout: 0 });
   assert.ok(!others.some((port) => port.port === today.port));
   await assert.rejects(lease({ ports: today.port, lockDir, timeout: 0 }), /reserved|leased/);
@@ -248,7 +248,7 @@ test('prefer chooses the same port, while it is free', async (t) => {
   assert.notEqual(leaseSync(options).port, first.port);
 });
 
-test('a lease that is delegated lives as long as that process', async (t) => {
+test('a delegated lease lasts as long as its process', async (t) => {
   const place = await scene(t);
   const child = spawn(process.execPath, ['-e', 'process.stdin.resume()'], { stdio: 'pipe' });
   t.after(() => child.kill('SIGKILL'));
@@ -336,7 +336,7 @@ test('a set of ports has its operations', () => {
   assert.throws(() => new PortSet(), { code: 'ERR_INVALID_ARG_TYPE' });
 });
 
-test('a URL has the scheme and the path that were asked for', async (t) => {
+test('a URL has the requested scheme and path', async (t) => {
   const { port, lockDir } = await scene(t);
   withLease(leaseSync({ ports: port, lockDir, host: '127.0.0.1' }), (lease) => {
     assert.equal(lease.url(), `http://127.0.0.1:${port}/`);

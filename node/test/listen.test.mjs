@@ -27,7 +27,7 @@ test('listen starts a server on the leased port', async (t) => {
   await listening.close();
 });
 
-test('listen starts the server that it is given', async (t) => {
+test('listen starts the server that is passed to it', async (t) => {
   const { port, lockDir } = await scene(t);
   const server = http.createServer((_, response) => response.end('hello'));
   const listening = await listen({ ports: port, lockDir, server, host: '127.0.0.1' });
@@ -68,7 +68,7 @@ test('a server that cannot be started is an error, and leases nothing', async (t
   assert.equal(isFree(place, place.port), true);
 });
 
-test('a signal that comes with the socket closes it', async (t) => {
+test('a signal that arrives together with the socket closes it', async (t) => {
   const place = await scene(t);
   for (let i = 0; i < 20; i++) {
     const controller = new AbortController();

@@ -71,7 +71,7 @@ test('the packages install without a compiler, and run', async () => {
   assert.match(shown.output, /^portlock \d/);
 });
 
-test('what npm packs here runs without another package', async () => {
+test('the package that npm packs here runs without another package', async () => {
   const packed = await run('npm', ['pack', '--pack-destination', project], { shell });
   assert.equal(packed.status, 0, packed.output);
   const name = (await readdir(project)).find((name) => name.endsWith('.tgz'));
@@ -80,7 +80,7 @@ test('what npm packs here runs without another package', async () => {
   assert.match(output, /^\d+\n$/);
 });
 
-test('without the package of the platform, the error says so', async () => {
+test('without the package of the platform, an error says so', async () => {
   await install(tarballs.find((name) => /^portlock-\d/.test(name)));
   const { output, status } = await script(`require('portlock')`);
   assert.equal(status, 1);

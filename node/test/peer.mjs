@@ -1,4 +1,4 @@
-// A process that leases what it is told to.
+// A process that leases ports on request.
 
 import { lease } from 'portlock';
 

@@ -70,7 +70,7 @@ test('npx runs the program', { skip: !existsSync(join(root, 'node_modules')) }, 
   const env = environment(place);
   const shown = await run('npx --no -- portlock --version', [], { env, shell: true });
   assert.match(shown.output, /^portlock \d/);
-  // Its output is not read through a pipe, so npm would be taken for the caller.
+  // Its output is not read through a pipe, so npm would be mistaken for the caller.
   const picked = await run('npx --no -- portlock pick >/dev/null', [], { env, shell: true });
   assert.equal(picked.status, 125);
   assert.match(picked.output, /--pid/);

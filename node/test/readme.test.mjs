@@ -7,7 +7,7 @@ import { root, run, scene } from './support.mjs';
 
 const text = await readFile(join(root, 'README.md'), 'utf8');
 const blocks = [...text.matchAll(/^```js\n(.*?)^```$/gms)].map(([, code]) => code);
-// Those that need neither a test runner nor Vite.
+// The blocks that need neither a test runner nor Vite.
 const modules = blocks.filter(
   (code) => /^import .* 'portlock';$/m.test(code) && !/vite/.test(code),
 );
@@ -23,7 +23,7 @@ for (const [i, code] of modules.entries()) {
     const args = ['--input-type=module', '--eval', code];
     const { status, output } = await run(process.execPath, args, { env });
     assert.equal(status, 0, output);
-    // What the comments say that it prints, but for numbers.
+    // The output that the comments show, except for numbers.
     const lines = [...code.matchAll(/(?:console\.log\(.*; |^ *)\/\/ (ERR_|\d.*)/gm)];
     for (const [, said] of lines) {
       const pattern = said.replace(/[.*+?^${}()|[\]\\]/g, '\\$&').replace(/\d+/g, '\\d+');

@@ -5,7 +5,7 @@ import { test } from 'node:test';
 
 import { root, run, scene } from './support.mjs';
 
-// The examples, each twice at the same time with no more ports than the two need.
+// The examples, each run twice at the same time with no more ports than both need.
 const RUNNERS = {
   vitest: { command: ['vitest/vitest.mjs', 'run'], ports: 16, passed: /Tests\s+7 passed/ },
   jest: { command: ['jest/bin/jest.js'], ports: 16, passed: /Tests:\s+9 passed/ },
@@ -19,7 +19,7 @@ for (const [name, { command, ports, passed }] of Object.entries(RUNNERS)) {
   test(`two suites of ${name} share ${ports} ports`, { skip }, async (t) => {
     const place = await scene(t, ports);
     const env = { ...process.env, PORTLOCK_DIR: place.lockDir, PORTLOCK_PORTS: `${place.ports}` };
-    // Of this test runner, and of colors.
+    // The variables of this test runner, and of colors.
     for (const variable of ['NODE_TEST_CONTEXT', 'FORCE_COLOR']) {
       delete env[variable];
     }

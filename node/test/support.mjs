@@ -9,14 +9,14 @@ import { leaseBlock, leaseSync } from 'portlock';
 
 export const root = dirname(dirname(fileURLToPath(import.meta.url)));
 
-/** Returns `n` contiguous ports that no other test has, until this process ends. */
+/** Returns `n` contiguous ports that no other test gets until this process ends. */
 export async function ownPorts(n) {
   const block = await leaseBlock(n, { label: 'test of portlock for Node.js' });
-  // By record, so that this process can lease them in another lock directory.
+  // Delegated, so that this process can lease them in another lock directory.
   return block.map((port) => port.delegateTo(process.pid));
 }
 
-/** A lock directory and `n` ports for one test. */
+/** Returns a lock directory and `n` ports for one test. */
 export async function scene(t, n = 1) {
   const lockDir = await mkdtemp(join(tmpdir(), 'portlock-node-'));
   t.after(() => rm(lockDir, { recursive: true }));
@@ -37,7 +37,7 @@ export function isFree({ lockDir }, port) {
   }
 }
 
-/** Starts Node.js with a module as text, which has `lockDir` and `port` and prints lines. */
+/** Starts Node.js with the text of a module that can use `lockDir` and `port` and prints lines. */
 export function start(t, { lockDir, port }, code, ...options) {
   const module = `
     import { lease, leaseSync, leaseMany, listen } from 'portlock';

@@ -42,7 +42,7 @@ export async function uses(signal: AbortSignal): Promise<void> {
 }
 
 export function wrong(error: unknown): PortCounts | undefined {
-  // @ts-expect-error: it is `ports`
+  // @ts-expect-error: the option is `ports`
   void lease({ port: 4000 });
   // @ts-expect-error: no such protocol
   void lease({ protocol: 'sctp' });

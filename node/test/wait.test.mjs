@@ -47,7 +47,7 @@ test('a signal ends a wait with its reason, and nothing is leased', async (t) =>
   again.release();
 });
 
-test('a signal that comes with the port ends its lease', async (t) => {
+test('a signal that arrives together with the port ends its lease', async (t) => {
   const place = await scene(t);
   const { port, lockDir } = place;
   for (let i = 0; i < 50; i++) {
@@ -77,7 +77,7 @@ test('a signal keeps no listener of a call that has ended', async (t) => {
   assert.equal(listeners, 0);
 });
 
-test('waiters hold up neither files nor timers', async (t) => {
+test('waiters delay neither files nor timers', async (t) => {
   const { port, lockDir } = await scene(t);
   const held = leaseSync({ ports: port, lockDir });
   const controller = new AbortController();

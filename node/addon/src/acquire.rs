@@ -17,7 +17,7 @@ use crate::{
     leases::Lease,
 };
 
-/// What is asked for. TypeScript has validated it.
+/// A request for leases. TypeScript has validated it.
 #[napi(object)]
 pub struct Request {
     /// As text; by default the ports for servers.
@@ -28,15 +28,15 @@ pub struct Request {
     pub protocol: Option<String>,
     /// In milliseconds; by default the library's.
     pub timeout: Option<f64>,
-    /// For people who want to know what the port is leased for.
+    /// What the port is leased for, as text for people.
     pub label: Option<String>,
-    /// The name that the search starts at.
+    /// The text that determines where the search starts.
     pub prefer: Option<String>,
     /// The name that the port is reserved for.
     pub name: Option<String>,
     /// The directory that the name belongs to.
     pub root: Option<String>,
-    /// Whether another port will do if the reserved one is bound.
+    /// Whether another port may be leased if the reserved one is bound.
     pub or_any: Option<bool>,
     /// Ports that are tried first, in this order.
     pub first: Option<Vec<u16>>,
@@ -46,11 +46,11 @@ pub struct Request {
     pub hold_socket: Option<bool>,
     /// The lock directory.
     pub lock_dir: Option<String>,
-    /// How many ports, and which.
+    /// How many ports, and how they belong together.
     pub shape: Shape,
 }
 
-/// How many ports are asked for, and how they belong together. By default it is one.
+/// How many ports are requested, and how they belong together. By default one port.
 #[napi(object)]
 pub struct Shape {
     /// A number of ports.
@@ -63,7 +63,7 @@ pub struct Shape {
     pub listen: Option<bool>,
 }
 
-/// Leases what is asked for, on a thread of its own.
+/// Leases the requested ports, on a separate thread.
 #[napi]
 pub fn acquire(
     env: Env,
@@ -78,10 +78,10 @@ pub fn acquire(
     })
 }
 
-/// Leases what is asked for on this thread, or returns `null` if that needs a wait.
+/// Leases the requested ports on this thread, or returns `null` if that needs a wait.
 #[napi]
 pub fn acquire_now(env: Env, request: Request) -> Result<Option<Outcome>> {
-    // Whether another port will do is known only after the wait for the reserved one.
+    // Another port may be leased only after the wait for the reserved one.
     if request.or_any == Some(true) {
         return Ok(None);
     }
@@ -145,7 +145,7 @@ fn builder(request: &Request) -> Result<Builder> {
     Ok(builder)
 }
 
-/// A lease, and its listener if that was asked for.
+/// A lease, and its listener if one was requested.
 type Found = (FreePort, Option<TcpListener>);
 
 fn find(builder: Builder, request: &Request, stop: &Stop) -> portlock::Result<Vec<Found>> {
@@ -191,7 +191,7 @@ fn listen_on_one(builder: &Builder) -> portlock::Result<Vec<Found>> {
     }])
 }
 
-/// Keeps the leases for JavaScript, unless it has stopped the call meanwhile.
+/// Keeps the leases for JavaScript, unless it has stopped the call in the meantime.
 fn outcome(stop: &Stop, found: portlock::Result<Vec<Found>>) -> Outcome {
     let found = match found {
         Ok(found) => found,

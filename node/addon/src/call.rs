@@ -1,4 +1,4 @@
-//! A call that can wait, on a thread of its own.
+//! A call that can wait, on a separate thread.
 
 use std::{
     sync::{
@@ -19,10 +19,10 @@ use napi_derive::napi;
 
 use crate::{environment::Environment, failure::Failure, leases::Lease, serve::ServerProcess};
 
-/// What a call has come to.
+/// The outcome of a call.
 #[napi(object)]
 pub struct Outcome {
-    /// The leases, in the order that was asked for.
+    /// The leases, in the requested order.
     pub leases: Option<Vec<Lease>>,
     /// The server that was waited for.
     pub server: Option<ServerProcess>,
@@ -95,7 +95,7 @@ pub struct Call {
 
 #[napi]
 impl Call {
-    /// Stops the call: it then fails with `ERR_PORTLOCK_STOPPED`, unless it has come to its end.
+    /// Stops the call: it then fails with `ERR_PORTLOCK_STOPPED`, unless it has already ended.
     #[napi]
     pub fn stop(&self) {
         self.stop.stopped.store(true, Ordering::SeqCst);
@@ -117,13 +117,13 @@ impl Call {
     }
 }
 
-/// What a call's callback is called with.
+/// The callback of a call.
 pub(crate) type Callback<'a> = Function<'a, Outcome, ()>;
 
-/// Where a thread puts its outcome.
+/// Delivers the outcome of a thread.
 type Deliver = Box<dyn FnOnce(Outcome) + Send>;
 
-/// Runs `work` on a thread of its own. Its outcome goes to `callback`, or else to [`Call::wait`].
+/// Runs `work` on a separate thread. Its outcome goes to `callback`, or else to [`Call::wait`].
 ///
 /// Until then, the program stays alive if `keeps_alive`.
 pub(crate) fn start(
@@ -138,7 +138,7 @@ pub(crate) fn start(
         Some(callback) => (deliver_to::<true>(&callback)?, None),
         None => {
             let (sender, receiver) = mpsc::channel();
-            // Nobody may wait any more.
+            // The receiver may be gone.
             let deliver = move |outcome| drop(sender.send(outcome));
             (Box::new(deliver), Some(receiver))
         }
@@ -167,7 +167,7 @@ fn deliver_to<const UNREF: bool>(callback: &Callback<'_>) -> Result<Deliver> {
         .weak::<UNREF>()
         .build()?;
     Ok(Box::new(move |outcome| {
-        // In an environment that has ended there is nobody to call.
+        // An environment that has ended has no callback to call.
         callback.call(outcome, ThreadsafeFunctionCallMode::NonBlocking);
     }))
 }

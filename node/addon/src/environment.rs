@@ -1,4 +1,4 @@
-//! What belongs to one Node.js environment: the main thread's, or a worker's.
+//! The leases and threads of one Node.js environment: the main thread's, or a worker's.
 
 use std::{
     collections::HashMap,
@@ -14,7 +14,7 @@ use napi::{Env, Result};
 use napi_derive::napi;
 use portlock::FreePort;
 
-/// Longest time for which an environment that ends waits for its threads. A wait for a port is
+/// Maximum time for which an environment that ends waits for its threads. A wait for a port is
 /// stopped within 0.1 seconds; only a file system that does not answer takes longer.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -36,7 +36,7 @@ struct State {
 /// A lease that a thread may be using. `None` once it has ended.
 type Slot = Mutex<Option<Held>>;
 
-/// What the environment keeps of a lease.
+/// A lease that the environment keeps.
 pub(crate) struct Held {
     /// A listener that JavaScript has not taken over yet. Closed before the lease ends.
     pub(crate) listener: Option<TcpListener>,
@@ -54,12 +54,12 @@ impl Environment {
             .ok_or_else(|| napi::Error::from_reason("portlock's module was not initialized"))
     }
 
-    /// Returns whether the environment has ended, and nothing may be leased for it any more.
+    /// Returns whether the environment has ended, so that nothing may be leased for it.
     pub(crate) fn has_ended(&self) -> bool {
         self.ended.load(Ordering::SeqCst)
     }
 
-    /// Counts a thread, for whose end the environment waits when it ends.
+    /// Counts a thread. An environment that ends waits for its threads.
     pub(crate) fn run(self: &Arc<Self>) -> Running {
         self.state().threads += 1;
         Running(Arc::clone(self))
@@ -112,7 +112,7 @@ impl Environment {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Each change of the state is a single step, so a panic leaves none half made.
+        // Each change of the state is a single step, so a panic leaves no partial change.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

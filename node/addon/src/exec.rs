@@ -1,9 +1,9 @@
-//! Becoming the program.
+//! Replacing the process by the program.
 
 use napi_derive::napi;
 
 /// Replaces this process by `program`, which keeps its pid, parent and standard streams. Returns
-/// only if that fails, why; and where a process cannot be replaced, as on Windows, nothing.
+/// the reason if that fails, or `null` where a process cannot be replaced, as on Windows.
 #[napi]
 pub fn exec(program: String, arguments: Vec<String>) -> Option<String> {
     #[cfg(unix)]

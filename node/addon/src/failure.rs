@@ -5,7 +5,7 @@ use portlock::{Error, ErrorKind, PortCounts};
 
 use crate::serve::ServerProcess;
 
-/// What `PortlockError` is made from.
+/// The data of a `PortlockError`.
 #[napi(object)]
 pub struct Failure {
     /// Such as `ERR_PORTLOCK_EXHAUSTED`.
@@ -18,13 +18,13 @@ pub struct Failure {
     pub path: Option<String>,
     /// Why no port could be leased.
     pub counts: Option<Counts>,
-    /// Some leased ports, and who has them.
+    /// Some of the leased ports, and their holders.
     pub holders: Option<Vec<PortHolder>>,
-    /// The server that answers in place of the one that was waited for.
+    /// The server that answers instead of the expected one.
     pub server: Option<ServerProcess>,
 }
 
-/// A leased port, and who has it.
+/// A leased port, and its holder.
 #[napi(object)]
 pub struct PortHolder {
     /// The port.
@@ -36,9 +36,9 @@ pub struct PortHolder {
 /// How many ports could not be leased, by reason.
 #[napi(object)]
 pub struct Counts {
-    /// Leased by somebody.
+    /// Leased by a caller of portlock.
     pub leased: u32,
-    /// Reserved for a name that the caller does not ask for.
+    /// Reserved for a name that the caller did not request.
     pub reserved: u32,
     /// Bound by programs outside any lease.
     pub bound: u32,

@@ -1,4 +1,4 @@
-//! What can be done with a lease.
+//! Operations on a lease.
 
 use std::net::TcpListener;
 
@@ -13,22 +13,22 @@ use crate::{
 /// A lease that the environment keeps.
 #[napi(object)]
 pub struct Lease {
-    /// What JavaScript names it by.
+    /// Its number in the table of the environment.
     pub id: u32,
     /// The number of the port.
     pub port: u16,
-    /// Where a client on this machine reaches a server on the port.
+    /// The address at which a client on this machine reaches a server on the port.
     pub host: String,
 }
 
-/// Ends the lease. That of a lease that has ended is no error.
+/// Ends the lease. It is not an error if the lease has already ended.
 #[napi]
 pub fn release(env: Env, id: u32) -> Result<Option<Failure>> {
     let lease = Environment::of(&env)?.take(id);
     Ok(lease.and_then(|lease| lease.release().err().map(Failure::from)))
 }
 
-/// Transfers the lease to the process `pid`. It is no longer this one's, even if that fails.
+/// Transfers the lease to the process `pid`. It no longer belongs to this process, even on failure.
 #[napi]
 pub fn delegate_to(env: Env, id: u32, pid: u32) -> Result<Option<Failure>> {
     Ok(match Environment::of(&env)?.take(id) {

@@ -21,7 +21,7 @@ pub fn server_ports() -> Spans {
     spans(PortSet::server_ports())
 }
 
-/// Returns the ports that the kernel gives to clients.
+/// Returns the ports that the kernel assigns to clients.
 #[napi]
 pub fn ephemeral_ports() -> Spans {
     spans(ephemeral_port_range().map(PortSet::from))

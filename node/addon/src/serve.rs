@@ -14,7 +14,7 @@ use crate::{
     failure::{self, Failure},
 };
 
-/// Longest pause between two attempts to connect, after which the call also finds out that it was
+/// Maximum pause between two attempts to connect. After each, the call also checks whether it was
 /// stopped.
 const MAX_PAUSE: Duration = Duration::from_millis(50);
 
@@ -40,7 +40,7 @@ impl From<&Server> for ServerProcess {
     }
 }
 
-/// Waits on a thread of its own until the server of the process `pid`, or without one any server,
+/// Waits on a separate thread until the server of the process `pid`, or without a pid any server,
 /// accepts connections on a leased port.
 #[napi]
 pub fn wait_for_server(
@@ -56,7 +56,7 @@ pub fn wait_for_server(
     call::start(&env, Some(callback), keeps_alive, move |stop| {
         let mut pause = Duration::from_millis(1);
         loop {
-            // One attempt each, so that a release need not wait.
+            // A single attempt at a time, so that a release does not have to wait.
             let Some(attempt) = stop.environment().with(id, |held| find(&held.port, pid)) else {
                 return failure::released().into();
             };

@@ -12,7 +12,7 @@ import { expect, test } from 'vitest';
 const [first, last] = process.env.SUITE_PORTS.split('-').map(Number);
 const range = { port: portNumbers(first, last) };
 
-/** Each returns a port and how to give it back. */
+/** Each returns a port and a function that releases it. */
 const pickers = {
   portlock: async () => {
     const port = await lease({ ports: process.env.SUITE_PORTS });

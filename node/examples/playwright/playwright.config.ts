@@ -1,7 +1,7 @@
 import { defineConfig } from '@playwright/test';
 import * as portlock from 'portlock/playwright';
 
-// Every worker loads this file, and comes to the same port.
+// Every worker loads this file, and gets the same port.
 const { webServer, baseURL } = portlock.webServer({
   command: 'node server.js --port {port}',
 });

@@ -1,4 +1,4 @@
-// The web server of the run, which answers with its own pid.
+// The web server of the run. It answers with its own pid.
 
 import { createServer } from 'node:http';
 import { parseArgs } from 'node:util';

@@ -1,4 +1,4 @@
 const { portSetup } = require('portlock/jest');
 
-// One port for all of the run, in an environment variable.
+// One port for the whole run, in an environment variable.
 module.exports = portSetup({ WEB_PORT: {} });

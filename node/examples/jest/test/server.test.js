@@ -20,12 +20,12 @@ for (let i = 1; i <= 5; i++) {
 
 let last;
 
-test('a port is leased until its test has ended', async () => {
+test('a port is leased until the end of its test', async () => {
   last = await leaseForTest();
   expect(last.released).toBe(false);
 });
 
-test('and no longer', () => {
+test('a port is released at the end of its test', () => {
   expect(last.released).toBe(true);
 });
 
@@ -36,6 +36,6 @@ test('this process serves', async () => {
   await listening.close();
 });
 
-test('a port is leased for all of the run', () => {
+test('a port is leased for the whole run', () => {
   expect(Number(process.env.WEB_PORT)).toBeGreaterThan(0);
 });

@@ -15,7 +15,7 @@ for (let i = 1; i <= 6; i++) {
   });
 }
 
-test('a test has a port of its own', async ({ port, baseURL }) => {
+test('a test has its own port', async ({ port, baseURL }) => {
   expect(baseURL).not.toContain(`:${port}`);
   const server = createServer((_, response) => response.end('hello')).listen(port.port);
   await port.waitForServer();

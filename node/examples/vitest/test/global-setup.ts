@@ -6,5 +6,5 @@ declare module 'vitest' {
   }
 }
 
-// One port for all of the run, whose number the tests get by `inject`.
+// One port for the whole run. Tests get its number by `inject`.
 export default portSetup({ web: {} });

@@ -27,6 +27,6 @@ test('this process serves', async () => {
   await listening.close();
 });
 
-test('a port is leased for all of the run', () => {
+test('a port is leased for the whole run', () => {
   expect(inject('ports').web).toBeGreaterThan(0);
 });

@@ -243,9 +243,7 @@ fn first_use(text: &mut String, entries: &[Entry]) -> fmt::Result {
         let keep = entry.warm_up.first()?.keep;
         Some(format!("{} {}", entry.tool.name, rate(keep)))
     };
-    let entries = entries
-        .iter()
-        .filter(|entry| !entry.tool.is_again() && entry.tool.makes_lock_files());
+    let entries = entries.iter().filter(|entry| entry.tool.makes_lock_files());
     let all: Vec<String> = entries.filter_map(first).collect();
     if all.is_empty() {
         return Ok(());
@@ -270,8 +268,8 @@ fn correctness(text: &mut String, entries: &[Entry], effort: Effort) -> Result<(
            use. The server is another process, the same for all tools. It receives each number over a \
            pipe, and keeps the ports that it has bound. *Immediately*: it binds each port as soon as it \
            receives the number, while other processes keep picking; *strict* binds without \
-           `SO_REUSEADDR`, *listen* binds with it, and listens. *Later*: {} times, all {PROCESSES} \
-           processes pick one port, and when all have one, the server binds these strictly.\n\
+           `SO_REUSEADDR`, *listen* binds with it, and listens. *Later*: {} times, each of the \
+           {PROCESSES} processes picks one port, and when all have one, the server binds these strictly.\n\
          - *Kept*: with a range of a single port, a second process does not get that port while the \
            first lives. *Free after SIGKILL*: the second process gets it as soon as the first has \
            been killed. A dash marks tools that take no range, and ports that were not kept.\n",
@@ -342,7 +340,7 @@ fn correctness(text: &mut String, entries: &[Entry], effort: Effort) -> Result<(
              port_check also has `with_free_port`, which binds within the process and tries another \
              port if that fails; it cannot start a server in another process. get-port's \
              `portNumbers(first, last)` yields the range in ascending order, and so the same ports in \
-             every process; and each pick rechecks every port that is already reserved.",
+             every process. Each pick rechecks every port that is already reserved.",
             served.tool.name,
         )?;
     }

@@ -180,8 +180,8 @@ impl Tool {
         self.name.ends_with(", again")
     }
 
-    /// Whether the tool creates lock files, and so is slower while they are missing.
+    /// Whether the tool is the first that needs its lock files, and so creates them.
     pub(crate) fn makes_lock_files(&self) -> bool {
-        self.is_ours() || self.id == "recipe"
+        self.is_reference() || self.id == "recipe"
     }
 }

@@ -27,10 +27,10 @@ choose from; NO_COLOR turns colors off."
     )
 }
 
-/// Free ports as leases, shared by all processes of this machine.
+/// Free ports as leases, shared by all processes that use portlock.
 ///
-/// No other process gets a leased port until its holder ends. There is no
-/// daemon, and nothing to clean up.
+/// No other caller with the same lock directory gets a leased port until its holder ends. By
+/// default, each user has one lock directory. There is no daemon, and nothing to clean up.
 #[derive(Debug, Parser)]
 #[command(version, name = "portlock", bin_name = "portlock", after_long_help = after_help(), max_term_width = 100)]
 pub(crate) struct Args {
@@ -74,7 +74,7 @@ pub(crate) enum Command {
     /// If no port is reserved for a name, one is reserved first. From then on the name has the same
     /// port, even after a reboot, and no other caller can lease that port, until
     /// `portlock release NAME` or until the root directory is gone, as after `git worktree
-    /// remove`. The variable is the name in upper case, with _ instead of -, and _PORT.
+    /// remove`. The variable is the name in upper case, with _ instead of -, followed by _PORT.
     ///
     /// `eval "$(portlock env web api)"` sets them in a shell. With --format export, the programs
     /// that the shell starts have them too.
@@ -112,7 +112,8 @@ pub(crate) enum Command {
     /// user, as far as they are visible. For other users' servers, Linux shows the user, macOS
     /// nothing, and Windows the process. On Linux, JSON has the command line and directory too.
     ///
-    /// A port that is reserved for a name is free when checked by name, but not by number.
+    /// A reserved port that is neither leased nor bound counts as free if it is checked by name, and
+    /// as reserved if it is checked by number.
     ///
     /// The exit status is 0 if all are free, 1 if one is leased or reserved, and 3 if one is
     /// bound by a program without a lease, or binding it is not permitted.
@@ -121,12 +122,12 @@ pub(crate) enum Command {
     ///
     /// On a leased port it waits for the server of the lease's holder: that process, a
     /// descendant, or a process that has inherited the lease. If the owner of a server cannot be
-    /// determined, the server is accepted, with a note: if it daemonized, or is another user's (on
-    /// Windows, only if its process cannot be opened). On a port that is neither leased nor reserved,
+    /// determined, because it daemonized or is another user's (on Windows, only if its process cannot
+    /// be opened), the server is accepted, with a note. On a port that is neither leased nor reserved,
     /// any server is accepted. On a reserved port that is not leased, it waits until the port is leased
     /// and has the holder's server. For a name without a port, it waits until one is reserved.
     ///
-    /// It retries a connection that is refused or not answered, or if there is no network yet.
+    /// It retries while connections are refused or not answered, or there is no network yet.
     /// The exit status is 3 if another process's server answers, and 124 if a port is not ready
     /// in time.
     Wait(Wait),
@@ -136,7 +137,8 @@ pub(crate) enum Command {
     /// lease that a running process holds itself ends with that process.
     ///
     /// A name releases its reservation: the name no longer has a port, and any caller can lease
-    /// the port. That is an error while a process holds the port. A picked lease continues.
+    /// the port. That is an error while a process holds the lease itself. A picked lease
+    /// does not prevent it, and continues.
     /// A reservation that cannot be read has no name, and is released by its port number.
     Release(Release),
     /// Remove the lock files of ports that are neither leased nor reserved.
@@ -298,7 +300,7 @@ pub(crate) struct Pick {
     #[command(flatten)]
     pub(crate) selection: Selection,
 
-    /// The process that the lease is for [default: the caller].
+    /// The process that the lease is for [default: the process that will use the port].
     #[arg(long, value_name = "PID", allow_negative_numbers = true)]
     pub(crate) pid: Option<u32>,
 
@@ -534,15 +536,15 @@ pub(crate) struct Clean {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Ports {
-    /// The range from which the system assigns ports to clients.
+    /// Print the range from which the system assigns ports to clients.
     #[arg(long, conflicts_with_all = ["server", "set"])]
     pub(crate) ephemeral: bool,
 
-    /// The ports for servers, or those named by the environment (the default).
+    /// Print the ports for servers, or those named by the environment (the default).
     #[arg(long, conflicts_with = "set")]
     pub(crate) server: bool,
 
-    /// A set such as 4000-4999,!4045,7000 to validate and print in order.
+    /// Validate a set such as 4000-4999,!4045,7000, and print it in order.
     #[arg(value_name = "SET")]
     pub(crate) set: Option<PortSet>,
 

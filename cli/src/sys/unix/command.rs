@@ -20,8 +20,8 @@ pub(crate) const PASSES_LISTENERS: bool = true;
 pub(crate) const RUN_HELP: &str = "\
 portlock replaces itself with CMD (exec), which keeps the locks. So signals and the exit
 status are CMD's own. The lease ends when CMD and every process that inherited its
-descriptors have ended. A CMD that closes them keeps its ports too, except from callers
-that cannot see it, such as those in another container, and where /proc is missing.";
+descriptors have ended. If CMD closes them, its ports stay leased for callers that
+can see CMD: not in another container, and not without /proc.";
 
 /// The first descriptor passed by the socket activation protocol
 /// (`SD_LISTEN_FDS_START` in sd_listen_fds(3)).

@@ -29,7 +29,8 @@ use super::{super::Wish, system};
 pub(crate) const SERVE_HELP: &str = "\
 A client names a process by its pid, without proof. So it gets ports only for processes of
 its own user, unless it is root. A client in another pid namespace, such as a container, is
-refused, because its pids mean other processes here, unless it names itself by its pid here.
+refused, because its pids mean other processes here. The exception is a client that sends its
+own pid as seen here.
 
 SIGUSR1 prints statistics. SIGTERM and SIGINT end the server; SIGHUP does nothing.
 If a service manager passes sockets (LISTEN_FDS; sd_listen_fds(3)), the server listens on

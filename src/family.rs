@@ -10,8 +10,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     io,
-    net::{SocketAddr, ToSocketAddrs},
-    slice,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs},
     time::{Duration, SystemTime},
 };
 
@@ -41,6 +40,12 @@ const MAX_TRIES: usize = 20;
 
 /// Largest number of ancestors. Only a bound; it is not reached in practice.
 const MAX_ANCESTORS: usize = 1000;
+
+/// The addresses of `localhost`. A client may connect to either.
+const LOOPBACK: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::LOCALHOST),
+    IpAddr::V6(Ipv6Addr::LOCALHOST),
+];
 
 /// The processes whose servers count as the holder's.
 pub(crate) struct Family {
@@ -99,35 +104,67 @@ impl Family {
         })
     }
 
-    /// Returns who owns the server with these sockets of one port, and the process that shows it.
+    /// Returns who owns the server of a port, and those of its sockets that decide it.
+    ///
+    /// Of several addresses, one that belongs to the family is enough. But if that is 127.0.0.1 or
+    /// ::1, the other of the two must not be another process's: a client that connects to
+    /// `localhost` may reach either.
+    fn judge_port<'a>(
+        &self,
+        port: u16,
+        sockets: &'a [Socket],
+        processes: &Processes,
+    ) -> Result<(Verdict, Vec<&'a Socket>)> {
+        let mut at_loopback = Vec::new();
+        for host in LOOPBACK {
+            let sockets = sockets::that_accept(sockets, SocketAddr::new(host, port));
+            at_loopback.push((self.judge_address(&sockets, processes)?, sockets));
+        }
+        at_loopback.retain(|(_, sockets)| !sockets.is_empty());
+        let mut by_address: BTreeMap<SocketAddr, Vec<&Socket>> = BTreeMap::new();
+        for socket in sockets.iter().filter(|socket| !socket.accepts_everywhere()) {
+            by_address.entry(socket.address).or_default().push(socket);
+        }
+        let mut elsewhere = Vec::new();
+        for sockets in by_address.into_values() {
+            elsewhere.push((self.judge_address(&sockets, processes)?, sockets));
+        }
+        let distance = |(verdict, _): &(Verdict, Vec<&Socket>)| verdict.distance();
+        let closest = |judged: &[_]| judged.iter().map(distance).min();
+        let is_loopback_decisive = match (closest(&at_loopback), closest(&elsewhere)) {
+            (Some(at_loopback), Some(elsewhere)) => at_loopback <= elsewhere,
+            (at_loopback, _) => at_loopback.is_some(),
+        };
+        let deciding = match is_loopback_decisive {
+            // The first of equals.
+            true => at_loopback.into_iter().rev().max_by_key(distance),
+            false => elsewhere.into_iter().min_by_key(distance),
+        };
+        Ok(deciding.unwrap_or((Verdict::UNKNOWN, Vec::new())))
+    }
+
+    /// Returns who owns the server with these sockets of one address, and the process that shows
+    /// it.
     ///
     /// - One process of the family that has a socket is enough: process 1 holds sockets that it
     ///   passes to services, and workers share theirs.
-    /// - Each socket of an address must belong to the family: with `SO_REUSEPORT`, the system
-    ///   distributes the connections among them.
-    /// - Of several addresses, one is enough.
-    fn judge(&self, sockets: &[Socket], processes: &Processes) -> Result<Verdict> {
+    /// - Each socket must belong to the family: with `SO_REUSEPORT`, the system distributes the
+    ///   connections among them.
+    fn judge_address(&self, sockets: &[&Socket], processes: &Processes) -> Result<Verdict> {
         let mut by_pid = HashMap::new();
-        for pid in processes.having(sockets) {
+        for pid in processes.having(sockets.iter().copied()) {
             by_pid.insert(pid, self.judge_one(pid).map_err(cannot_see)?);
         }
-        let mut by_address: BTreeMap<SocketAddr, Vec<Verdict>> = BTreeMap::new();
-        for socket in sockets {
-            let pids = processes.having(slice::from_ref(socket)).into_iter();
+        let of_sockets = sockets.iter().map(|socket| {
+            let pids = processes.having([*socket]).into_iter();
             let of_processes = pids.map(|pid| Verdict(by_pid[&pid], Some(pid)));
             // The workers of a daemonized server alone would count as another's, so the verdict
             // closest to the holder is used: unknown.
             let of_socket = of_processes.min_by_key(Verdict::distance);
-            let of_address = by_address.entry(socket.address).or_default();
-            of_address.push(of_socket.unwrap_or(Verdict::UNKNOWN));
-        }
-        let of_addresses = by_address.into_values();
-        let of_addresses = of_addresses.filter_map(|of_sockets| {
-            let of_sockets = of_sockets.into_iter();
-            of_sockets.max_by_key(Verdict::distance)
+            of_socket.unwrap_or(Verdict::UNKNOWN)
         });
-        let closest = of_addresses.min_by_key(Verdict::distance);
-        Ok(closest.unwrap_or(Verdict::UNKNOWN))
+        let farthest = of_sockets.max_by_key(Verdict::distance);
+        Ok(farthest.unwrap_or(Verdict::UNKNOWN))
     }
 
     fn judge_one(&self, pid: u32) -> io::Result<BelongsTo> {
@@ -260,43 +297,86 @@ impl Ancestry {
     }
 }
 
-/// Returns what is known of a server, from its sockets and the family that it may belong to.
+/// Returns what is known of the server of a port, from its sockets and the family that it may
+/// belong to.
 fn server_of(
     port: u16,
     sockets: &[Socket],
     processes: &Processes,
     family: Option<&Family>,
 ) -> Result<Server> {
-    let (belongs_to, pid) = match family {
+    let all: Vec<&Socket> = sockets.iter().collect();
+    Ok(match family {
         Some(family) => {
-            let Verdict(belongs_to, pid) = family.judge(sockets, processes)?;
-            (Some(belongs_to), pid)
+            let (verdict, deciding) = family.judge_port(port, sockets, processes)?;
+            described(port, &deciding, processes, Some(verdict))
         }
-        None => (None, processes.having(sockets).first().copied()),
+        None => described(port, &all, processes, None),
+    })
+}
+
+/// Describes the server with these sockets. Without a lease, there is no verdict.
+fn described(
+    port: u16,
+    sockets: &[&Socket],
+    processes: &Processes,
+    verdict: Option<Verdict>,
+) -> Server {
+    let (belongs_to, pid) = match verdict {
+        Some(Verdict(belongs_to, pid)) => (Some(belongs_to), pid),
+        None => (
+            None,
+            processes.having(sockets.iter().copied()).first().copied(),
+        ),
     };
-    Ok(Server {
+    Server {
         port,
         process: pid.map(process::describe),
         user_id: sockets.iter().find_map(|socket| socket.user_id),
         belongs_to,
-    })
+    }
 }
 
-/// Returns the server that accepted a connection, unless it belongs to a process outside the
-/// family.
+/// Returns the server that accepted a connection, unless that server, or the one at another
+/// loopback address of `addresses`, belongs to a process outside the family.
 fn accept(
     accepted: Accepted,
+    addresses: &[SocketAddr],
     family: Option<&Family>,
     expected: impl FnOnce() -> String,
 ) -> Result<Server> {
-    let address = accepted.address;
-    let sockets = match accepted.is_local {
-        true => sockets::that_accept(sockets::all()?, address),
+    let Accepted { address, is_local } = accepted;
+    let all = match is_local {
+        true => sockets::all()?,
         // The sockets are on another machine.
         false => Vec::new(),
     };
-    let processes = Processes::of(&sockets)?;
-    let server = server_of(address.port(), &sockets, &processes, family)?;
+    let accepting = |address| sockets::that_accept(&all, address);
+    let sockets = accepting(address);
+    let Some(family) = family else {
+        let processes = Processes::of(sockets.iter().copied())?;
+        return Ok(described(address.port(), &sockets, &processes, None));
+    };
+    // A client that connects to `localhost` may reach any of them.
+    let is_other_loopback =
+        |other: &SocketAddr| *other != address && other.ip().to_canonical().is_loopback();
+    let others = addresses.iter().copied().filter(is_other_loopback);
+    let others: Vec<_> = others.map(|other| (other, accepting(other))).collect();
+    let of_others = others.iter().flat_map(|(_, sockets)| sockets);
+    let processes = Processes::of(of_others.chain(&sockets).copied())?;
+    let mut deciding = (address, sockets);
+    let mut verdict = family.judge_address(&deciding.1, &processes)?;
+    for other in others {
+        if other.1.is_empty() {
+            continue;
+        }
+        let judged = family.judge_address(&other.1, &processes)?;
+        if judged.distance() > verdict.distance() {
+            (deciding, verdict) = (other, judged);
+        }
+    }
+    let (address, sockets) = deciding;
+    let server = described(address.port(), &sockets, &processes, Some(verdict));
     if server.belongs_to != Some(BelongsTo::Other) {
         return Ok(server);
     }
@@ -314,9 +394,9 @@ pub(crate) fn wait_for_process(
 ) -> Result<Server> {
     // Also wait if the process has ended: a server may have daemonized.
     let process = process::find(pid).ok().map(|(identity, _)| identity);
-    let server = wait_for_any(address, timeout, |accepted| {
+    let server = wait_for_any(address, timeout, |accepted, addresses| {
         let family = Family::of_process(process.as_ref(), since)?;
-        accept(accepted, Some(&family), || {
+        accept(accepted, addresses, Some(&family), || {
             format!("process {pid} or a descendant of it")
         })
     });
@@ -335,6 +415,10 @@ pub(crate) fn wait_for_process(
 impl LockDir {
     /// Returns the servers of all ports that have one, in ascending order of their ports, and
     /// whether they belong to the holders of the leases in this directory.
+    ///
+    /// A port with several servers is the holder's if one of them is. But if that one listens at
+    /// 127.0.0.1 or ::1 and another process at the other of the two, it is the other process's:
+    /// a client that connects to `localhost` may reach either.
     ///
     /// # Platform-specific behavior
     ///
@@ -405,7 +489,9 @@ impl LockDir {
     /// With `pid`, it must belong to that process or one of its descendants, whether the port is
     /// leased or not.
     ///
-    /// Of several addresses, the first at which a server answers decides. A server whose
+    /// Of several addresses, it waits for the first at which a server answers. A server at another
+    /// loopback address among them must not be another process's either, because a client that
+    /// connects to `localhost` may reach it. A server whose
     /// [owner](Server::belongs_to) is [unknown](BelongsTo::Unknown) is accepted, and so is any
     /// server of a port that is not leased.
     ///
@@ -444,10 +530,10 @@ impl LockDir {
         if let Some(pid) = pid {
             return wait_for_process(address, pid, None, timeout);
         }
-        wait_for_any(address, timeout, |accepted| {
+        wait_for_any(address, timeout, |accepted, addresses| {
             let port = accepted.address.port();
             let family = self.family(port)?;
-            accept(accepted, family.as_ref(), || {
+            accept(accepted, addresses, family.as_ref(), || {
                 let holder = self.entry(port).ok().flatten();
                 match holder.and_then(|entry| entry.holder()) {
                     Some(holder) => format!("the lease's holder, {holder}"),

@@ -39,7 +39,7 @@ use crate::error::{Error, ErrorKind, Result};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn wait_until_listening(address: impl ToSocketAddrs, timeout: Duration) -> Result<()> {
-    wait_for_any(address, timeout, |_| Ok(()))
+    wait_for_any(address, timeout, |_, _| Ok(()))
 }
 
 /// Facts about the server that accepted a connection.
@@ -51,11 +51,11 @@ pub(crate) struct Accepted {
 }
 
 /// Waits until something accepts connections at an address, and returns the result of `inspect`
-/// for the first server that does. An error from `inspect` ends the wait.
+/// for the first server that does and all addresses. An error from `inspect` ends the wait.
 pub(crate) fn wait_for_any<T>(
     address: impl ToSocketAddrs,
     timeout: Duration,
-    inspect: impl Fn(Accepted) -> Result<T>,
+    inspect: impl Fn(Accepted, &[SocketAddr]) -> Result<T>,
 ) -> Result<T> {
     let addresses = address.to_socket_addrs().map_err(|error| {
         let message = "cannot resolve the name of the host to connect to";
@@ -76,7 +76,7 @@ pub(crate) fn wait_for_any<T>(
         let mut next = 0;
         while let Some(&address) = addresses.get(next) {
             match connect(address, timeout.saturating_sub(start.elapsed())) {
-                Ok(accepted) => return inspect(accepted),
+                Ok(accepted) => return inspect(accepted, &addresses),
                 Err(error) if may_pass(&error) => {
                     if failure.kind() != io::ErrorKind::ConnectionRefused {
                         failure = error;

@@ -62,6 +62,12 @@ impl Socket {
         }
     }
 
+    /// Returns whether the socket receives the connections to every address that no other socket
+    /// receives.
+    pub(crate) fn accepts_everywhere(&self) -> bool {
+        self.transport == Transport::Tcp && self.address.ip().is_unspecified()
+    }
+
     /// Returns whether the socket keeps these endpoints from being bound.
     fn blocks(&self, endpoints: &Endpoints) -> bool {
         let other = match self.transport {
@@ -108,13 +114,13 @@ pub(crate) fn by_port(sockets: Vec<Socket>) -> HashMap<u16, Vec<Socket>> {
 }
 
 /// Returns the sockets that receive connections to `address`, an address of this machine.
-pub(crate) fn that_accept(sockets: Vec<Socket>, address: SocketAddr) -> Vec<Socket> {
+pub(crate) fn that_accept(sockets: &[Socket], address: SocketAddr) -> Vec<&Socket> {
     let best = sockets
         .iter()
         .filter_map(|socket| socket.rank(address))
         .min();
-    let is_best = |socket: &Socket| best.is_some() && socket.rank(address) == best;
-    sockets.into_iter().filter(is_best).collect()
+    let is_best = |socket: &&Socket| best.is_some() && socket.rank(address) == best;
+    sockets.iter().filter(is_best).collect()
 }
 
 /// The visible processes that have each of some sockets.
@@ -132,8 +138,8 @@ impl Processes {
     }
 
     /// Returns the pids of the processes that have any of `sockets`.
-    pub(crate) fn having(&self, sockets: &[Socket]) -> Vec<u32> {
-        let keys = sockets.iter().map(|socket| socket.key);
+    pub(crate) fn having<'a>(&self, sockets: impl IntoIterator<Item = &'a Socket>) -> Vec<u32> {
+        let keys = sockets.into_iter().map(|socket| socket.key);
         let mut pids: Vec<u32> = keys
             .filter_map(|key| self.0.get(&key))
             .flatten()
@@ -179,8 +185,10 @@ mod tests {
     use super::*;
 
     fn pids(address: SocketAddr) -> Vec<u32> {
-        let sockets = that_accept(all().expect("listed"), address);
-        Processes::of(&sockets).expect("shown").having(&sockets)
+        let all = all().expect("listed");
+        let sockets = that_accept(&all, address);
+        let processes = Processes::of(sockets.iter().copied()).expect("shown");
+        processes.having(sockets)
     }
 
     #[test]
@@ -228,7 +236,7 @@ mod tests {
         };
         let tcp = |address| socket(address, Transport::Tcp);
         let accepting = |sockets: &[Socket], address: &str| {
-            let found = that_accept(sockets.to_vec(), address.parse().expect("an address"));
+            let found = that_accept(sockets, address.parse().expect("an address"));
             found
                 .iter()
                 .map(|socket| socket.address.to_string())

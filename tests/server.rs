@@ -207,6 +207,47 @@ fn a_lease_of_another_process_is_served_by_its_holder_or_a_stranger() {
 
 #[test]
 #[serial]
+fn a_stranger_at_the_other_loopback_address_is_not_accepted() {
+    for own in ["127.0.0.1", "[::1]"] {
+        let (dir, block) = (lock_dir(), Block::new(1));
+        let port = block.first();
+        let other = if own == "[::1]" { "127.0.0.1" } else { "[::1]" };
+        let [own, other] = [own, other].map(|host| format!("{host}:{port}"));
+        if TcpListener::bind(&*own).is_err() || TcpListener::bind(&*other).is_err() {
+            eprintln!("skipped: {own} or {other} cannot be bound");
+            continue;
+        }
+        let mut holder = Peer::start("serve", &[&own, "true"]);
+        assert_eq!(holder.hear(), holder.id().to_string());
+        let lease = builder(dir.path(), port).acquire_for(holder.id());
+        lease.expect("free");
+        holder.say("listen");
+        assert_eq!(holder.hear(), holder.id().to_string());
+        let locks = LockDir::open(dir.path()).expect("the test's own");
+        let both = ["127.0.0.1", "[::1]"].map(|host| format!("{host}:{port}"));
+        let both = both.map(|address| address.parse::<SocketAddr>().expect("an address"));
+        let wait = |pid| locks.wait_for_server(&both[..], pid, LONG);
+        let wait_at = |address: &str| locks.wait_for_server(address, None, LONG);
+
+        assert_found(dir.path(), port, BelongsTo::Holder, holder.id());
+        let server = wait(None).expect("there is no other server");
+        assert_eq!(server.belongs_to, Some(BelongsTo::Holder));
+
+        // A client that connects to `localhost` may reach it.
+        let stranger = server_at(&other);
+        assert_found(dir.path(), port, BelongsTo::Other, stranger.id());
+        let message = assert_other(wait(None), stranger.id());
+        assert!(message.starts_with(&other), "{message}");
+        assert_other(wait(Some(holder.id())), stranger.id());
+        // Asked for one address, its own server decides.
+        let server = wait_at(&own).expect("the holder's");
+        assert_eq!(server.process.expect("seen").pid, holder.id());
+        assert_other(wait_at(&other), stranger.id());
+    }
+}
+
+#[test]
+#[serial]
 fn the_server_that_the_address_leads_to_decides() {
     let (dir, block) = (lock_dir(), Block::new(1));
     let port = builder(dir.path(), block.first()).acquire().expect("free");

@@ -156,6 +156,41 @@ fn the_server_that_run_started_is_the_holders() {
     }
 }
 
+/// A client that connects to `localhost` may reach either server.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_stranger_at_the_other_loopback_address_is_not_accepted() {
+    if !is_installed("python3") {
+        return;
+    }
+    let scene = Scene::new(1);
+    let port = scene.port();
+    let _server = run_server(&scene, "exec python3 -c \"$1\" \"$2\"");
+    assert_eq!(wait_json(&scene, 0, &[])[0]["server"], "holder");
+    let Ok(_stranger) = std::net::TcpListener::bind(("::1", port)) else {
+        eprintln!("skipped: ::1 cannot be bound");
+        return;
+    };
+    let refused = scene.portlock(["wait", "--timeout=0", &port.to_string()]);
+    refused.code(BOUND).warns(&format!(
+        "portlock: [::1]:{port} is served by pid {} (",
+        id()
+    ));
+    let list = &scene.list()[0];
+    assert_eq!(
+        (&list["server"], &list["server_pid"]),
+        (&json!("other"), &json!(id()))
+    );
+    let table = scene.portlock(["list"]).code(0);
+    let state = format!("leased, served by pid {} (", id());
+    assert!(table.out().contains(&state), "{}", table.out());
+    // Asked for one address, its own server decides.
+    assert_eq!(
+        wait_json(&scene, 0, &["--host=127.0.0.1"])[0]["server"],
+        "holder"
+    );
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn a_server_that_cannot_be_seen_is_accepted_with_a_note() {

@@ -1,6 +1,7 @@
 //! Acquires leases for one call: it makes passes over the ports and waits between them.
 
 use std::{
+    cell::RefCell,
     iter,
     net::{IpAddr, TcpListener},
     thread,
@@ -14,7 +15,7 @@ use crate::{
     freeport::FreePort,
     leases::{self, Doubt},
     lock::{PortLock, lock_file},
-    names::{Known, Names},
+    names::{Known, Names, New},
     pass::{Candidate, Pass, Request, Scope},
     ports::PortSet,
     reservation::{Key, Line},
@@ -91,21 +92,46 @@ impl Acquisition<'_> {
         }
     }
 
-    /// Reserves one of the ports for `key`, unless `key` already has a reservation.
-    pub(crate) fn reserve(&self, key: &Key) -> Result<Known> {
-        let ports = self.ports().brief();
-        let headline = || format!("no port to reserve {key} is free in {ports}");
-        self.repeat(headline, |pass| {
-            let dir = pass.dir()?;
-            let names = Names::lock(dir)?;
-            if let Some(known) = names.find(key)? {
-                return Ok(known);
+    /// Returns the ports of `keys`, and reserves one of the ports for each key that has none: all or
+    /// none. If a port is [`Known::Leased`], it reserves none, and returns only that key.
+    pub(crate) fn reserve<'k>(&self, keys: &'k [Key]) -> Result<Vec<(&'k Key, Known)>> {
+        let missing = RefCell::new(Vec::new());
+        let headline = || {
+            let ports = self.ports().brief();
+            match &missing.borrow()[..] {
+                [key] => format!("no port to reserve {key} is free in {ports}"),
+                keys => format!(
+                    "fewer than {} ports to reserve are free in {ports}",
+                    keys.len()
+                ),
             }
-            names.must_not_share_variable(key)?;
-            let line = Line::new(key)?;
-            let port = pass.reserve(&line)?;
-            names.copy(port, &line)?;
-            Ok(Known::Reserved(port))
+        };
+        self.repeat(headline, |pass| {
+            let mut names = Names::lock(pass.dir()?)?;
+            let mut all = Vec::with_capacity(keys.len());
+            let mut missing = missing.borrow_mut();
+            missing.clear();
+            for key in keys {
+                match names.find(key)? {
+                    Some(known @ Known::Leased(_)) => return Ok(vec![(key, known)]),
+                    None if missing.contains(&key) => all.push((key, None)),
+                    known => {
+                        missing.extend(known.is_none().then_some(key));
+                        all.push((key, known));
+                    }
+                }
+            }
+            let mut new = Vec::with_capacity(missing.len());
+            if let Err(failure) = reserve_all(pass, &mut names, &missing, &mut new) {
+                names.remove_new(&new);
+                return Err(failure);
+            }
+            let all = all.into_iter().filter_map(|(key, known)| {
+                let found = new.iter().find(|new| new.line.is_of(key));
+                let new = found.map(|new| Known::Reserved(new.lock.port()));
+                Some((key, known.or(new)?))
+            });
+            Ok(all.collect())
         })
     }
 
@@ -344,6 +370,30 @@ impl Acquisition<'_> {
     fn host(&self) -> Option<IpAddr> {
         self.request.endpoints.hosts().first().copied()
     }
+}
+
+/// Reserves a port for each of `keys`, and adds it to `new`. An error leaves these to be removed.
+fn reserve_all(
+    pass: &Pass<'_>,
+    names: &mut Names<'_>,
+    keys: &[&Key],
+    new: &mut Vec<New>,
+) -> Attempt<(), Exhausted> {
+    for key in keys {
+        names.must_not_share_variable(key)?;
+        let line = Line::new(key)?;
+        let lock = pass.reserve(&line, new.iter().map(|new| new.lock.port()))?;
+        names.add(lock.port(), line.clone());
+        new.push(New {
+            line,
+            lock,
+            has_copy: false,
+        });
+    }
+    // Last, because other callers find a reservation that has its copy without the lock for all
+    // names.
+    names.copy_new(new)?;
+    Ok(())
 }
 
 #[cfg(test)]

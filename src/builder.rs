@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, TcpListener},
     ops::ControlFlow,
     path::PathBuf,
+    slice,
     time::{Duration, Instant},
 };
 
@@ -371,7 +372,50 @@ impl Builder {
             let message = "a port is reserved for a name, and the builder has none";
             return Err(Error::new(ErrorKind::InvalidName, message));
         };
-        match self.find_or_reserve(&key, self.timeout)? {
+        let known = self.find_or_reserve_one(&key, self.timeout)?;
+        self.reserved(&key, known)
+    }
+
+    /// Returns the reservations of several names in the [`root`](Self::root), in the same order, and
+    /// reserves ports for those that have none yet: all or none. Leases nothing.
+    ///
+    /// # Errors
+    ///
+    /// As for [`reserve`](Self::reserve); [`Unsupported`](ErrorKind::Unsupported) if the builder has a
+    /// [`name`](Self::name) too. After an error, no name has a reservation that it did not have before.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use portlock::FreePort;
+    ///
+    /// let project = tempfile::tempdir()?;
+    /// let names = FreePort::builder().root(project.path());
+    /// # let locks = tempfile::tempdir()?;
+    /// # let names = names.lock_dir(locks.path());
+    /// for reservation in names.reserve_many(["web", "api"])? {
+    ///     println!("{}={}", reservation.variable(), reservation.port);
+    /// #   portlock::LockDir::open(locks.path())?.unreserve(&reservation)?;
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn reserve_many<N: AsRef<str>>(
+        &self,
+        names: impl IntoIterator<Item = N>,
+    ) -> Result<Vec<Reservation>> {
+        if let Some(name) = &self.name {
+            let message = format!("the builder has the name {name}, but several were requested");
+            return Err(Error::new(ErrorKind::Unsupported, message));
+        }
+        let key = |name: N| Key::new(name.as_ref(), self.root.as_deref());
+        let keys = names.into_iter().map(key).collect::<Result<Vec<Key>>>()?;
+        let all = self.find_or_reserve(&keys, self.timeout)?.into_iter();
+        all.map(|(key, known)| self.reserved(key, known)).collect()
+    }
+
+    /// Returns the reservation of `key`, or an error if another caller has leased its port.
+    fn reserved(&self, key: &Key, known: Known) -> Result<Reservation> {
+        match known {
             Known::Reserved(port) => Ok(key.reservation(port)),
             Known::Leased(port) => {
                 let headline = format!(
@@ -742,18 +786,33 @@ impl Builder {
         self.name.as_ref().map(key).transpose()
     }
 
-    /// Returns the port of `key`, and reserves one if none is reserved.
-    fn find_or_reserve(&self, key: &Key, timeout: Duration) -> Result<Known> {
+    /// Returns the ports of `keys`, and reserves ports for those that have none: all or none. If
+    /// a port is [`Known::Leased`], returns only that key.
+    fn find_or_reserve<'k>(
+        &self,
+        keys: &'k [Key],
+        timeout: Duration,
+    ) -> Result<Vec<(&'k Key, Known)>> {
         let dir = OpenDir::locate_at(self.lock_dir.as_deref(), since_1970())?;
         names::restore_once(&dir)?;
-        if let Some(port) = names::find(&dir, key)? {
-            return Ok(Known::Reserved(port));
+        let mut all = Vec::with_capacity(keys.len());
+        for key in keys {
+            match names::find(&dir, key)? {
+                Some(port) => all.push((key, Known::Reserved(port))),
+                None => {
+                    let mut acquisition = self.begin()?;
+                    acquisition.timeout = timeout;
+                    return acquisition.reserve(keys);
+                }
+            }
         }
-        let preference = key.preference();
-        let mut acquisition = self.begin()?;
-        acquisition.request.prefer = Some(&preference);
-        acquisition.timeout = timeout;
-        acquisition.reserve(key)
+        Ok(all)
+    }
+
+    fn find_or_reserve_one(&self, key: &Key, timeout: Duration) -> Result<Known> {
+        let keys = slice::from_ref(key);
+        // One key has one port.
+        Ok(self.find_or_reserve(keys, timeout)?[0].1)
     }
 
     /// Leases one port with `run`: the port of the name, or any port.
@@ -776,7 +835,7 @@ impl Builder {
         loop {
             let left = || timeout.saturating_sub(start.elapsed());
             let (Known::Reserved(port) | Known::Leased(port)) =
-                self.find_or_reserve(&key, left())?;
+                self.find_or_reserve_one(&key, left())?;
             let mut acquisition = self.begin_with(Cow::Owned(port.into()), &endpoints, Some(&key));
             acquisition.timeout = left();
             let outcome = run(&mut acquisition);

@@ -12,11 +12,13 @@
 //! exist. A mark in the lock directory means that the copies have been restored into it; without
 //! the mark, they have to be.
 //!
-//! If the state directory does not exist or this process may not use it, there are no copies.
+//! If the state directory does not exist or this process may not use it, there are no copies. It is
+//! created if it is missing, but the home directory is not.
 //! Nothing is written into a state directory of another user, as after su(1): that user could not
 //! write there afterwards.
 
 use std::{
+    fmt::Display,
     fs, io,
     path::{Path, PathBuf},
     time::Duration,
@@ -26,7 +28,6 @@ use rand::{Rng as _, rngs::SmallRng};
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    logging::warn,
     ports::fnv1a,
     reservation::{Directory, Key, Line, Presence},
     retry::retry,
@@ -112,19 +113,23 @@ impl Copies {
         Ok(copies)
     }
 
-    /// Writes a copy. If that is not permitted, as in a sandbox, the reservation has no copy.
+    /// Writes a copy. If that is not permitted, as in a sandbox, or there is no home directory to
+    /// write it to, returns why.
     ///
     /// # Errors
     ///
     /// If it cannot be written for any other reason.
-    pub(crate) fn put(&self, copy: &Copy, is_default: bool) -> Result<()> {
+    pub(crate) fn put(&self, copy: &Copy, is_default: bool) -> Result<Option<String>> {
         let path = self.path(&copy.line.key());
-        if !is_own(&self.dir).map_err(|error| fail("use", &self.dir, error))? {
-            warn!(
-                "cannot copy a reservation to {}: it belongs to another user",
-                path.display()
-            );
-            return Ok(());
+        let none = |why: &dyn Display| Ok(Some(format!("cannot write {}: {why}", path.display())));
+        if let Some(home) = missing_home(&self.dir) {
+            return none(&format!(
+                "the home directory {} does not exist",
+                home.display()
+            ));
+        }
+        if !is_own(&self.dir).map_err(|error| fail_with_copy("use", &self.dir, error))? {
+            return none(&"its directory belongs to another user");
         }
         let put = || {
             let marker = self.dir.join(LOCK_DIR);
@@ -144,10 +149,12 @@ impl Copies {
         };
         match written {
             Err(error) if is_none(&error) || error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
-                warn!("cannot copy a reservation to {}: {error}", path.display());
-                Ok(())
+                none(&error)
             }
-            written => written.map_err(|error| fail("write", &path, error)),
+            written => {
+                written.map_err(|error| fail_with_copy("write", &path, error))?;
+                Ok(None)
+            }
         }
     }
 
@@ -244,6 +251,13 @@ fn all() -> Option<PathBuf> {
     Some(state.join("portlock").join("reservations"))
 }
 
+/// Returns the home directory above the path if it does not exist, like `/nonexistent`. Then it
+/// is not meant to exist, although root could create it.
+fn missing_home(dir: &Path) -> Option<PathBuf> {
+    let is_missing = |home: &PathBuf| matches!(home.try_exists(), Ok(false));
+    dirs::home_dir().filter(|home| dir.starts_with(home) && is_missing(home))
+}
+
 /// Returns whether the part of the path that exists belongs to this user.
 fn is_own(dir: &Path) -> io::Result<bool> {
     for dir in dir.ancestors() {
@@ -285,7 +299,7 @@ fn read(path: &Path) -> Result<Option<String>> {
     match system::read(path) {
         Ok(text) => Ok(String::from_utf8(text).ok()),
         Err(error) if is_none(&error) => Ok(None),
-        Err(error) => Err(fail("read", path, error)),
+        Err(error) => Err(fail_with_copy("read", path, error)),
     }
 }
 
@@ -293,7 +307,7 @@ fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
     let read = || fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect();
     match retry(read) {
         Err(error) if is_none(&error) => Ok(Vec::new()),
-        entries => entries.map_err(|error: io::Error| fail("read", dir, error)),
+        entries => entries.map_err(|error: io::Error| fail_with_copy("read", dir, error)),
     }
 }
 
@@ -313,11 +327,23 @@ fn remove(path: &Path) -> Result<()> {
     // A copy that exists and cannot be removed would be restored.
     let is_there = || fs::symlink_metadata(path).is_ok();
     match fs::remove_file(path) {
-        Err(error) if !is_none(&error) || is_there() => Err(fail("remove", path, error)),
+        Err(error) if !is_none(&error) || is_there() => Err(fail_with_copy("remove", path, error)),
         _ => Ok(()),
     }
 }
 
+/// Returns the error for a file in the state directory.
+#[cold]
+fn fail_with_copy(operation: &str, path: &Path, cause: io::Error) -> Error {
+    // Only Linux has a variable for it.
+    let hint = match dirs::state_dir() {
+        Some(_) => "set XDG_STATE_HOME to a directory that can be written to",
+        None => "",
+    };
+    fail(operation, path, cause).with_hint_instead(hint)
+}
+
+/// Returns the error for a file in the lock directory.
 #[cold]
 fn fail(operation: &str, path: &Path, cause: io::Error) -> Error {
     let message = format!("cannot {operation} {}", path.display());

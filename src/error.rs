@@ -161,6 +161,15 @@ impl Error {
         }))
     }
 
+    /// Returns the same error with a hint that names the variable of another directory than the
+    /// lock directory, if it has a hint at all.
+    pub(crate) fn with_hint_instead(mut self, hint: &'static str) -> Self {
+        if !self.0.hint.is_empty() {
+            self.0.hint = hint;
+        }
+        self
+    }
+
     /// Returns the same error with a hint on what to do about it.
     pub(crate) fn with_hint(mut self, hint: &'static str) -> Self {
         self.0.hint = hint;

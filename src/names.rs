@@ -17,6 +17,7 @@ use crate::{
     leases,
     lock::{self, Access, PortLock},
     lock_dir::{LockDir, OpenDir},
+    logging::warn,
     mark,
     reservation::{Found, Key, Line, Reservation, absolute_root, variable},
     search::ByReason,
@@ -42,6 +43,14 @@ pub(crate) struct Names<'a> {
     /// The lines in the lock files, by port.
     found: Vec<(u16, Found)>,
     _lock: PortLock,
+}
+
+/// A reservation that the current call has made. Until all are made, their ports stay locked.
+#[derive(Debug)]
+pub(crate) struct New {
+    pub(crate) line: Line,
+    pub(crate) lock: PortLock,
+    pub(crate) has_copy: bool,
 }
 
 /// The port of a name that is reserved.
@@ -101,17 +110,61 @@ impl<'a> Names<'a> {
         Ok(Some(Known::Reserved(port)))
     }
 
-    /// Writes a copy of the reservation of `port`.
-    pub(crate) fn copy(&self, port: u16, line: &Line) -> Result<()> {
+    /// Takes note of a line that has been written.
+    pub(crate) fn add(&mut self, port: u16, line: Line) {
+        self.found.push((port, Found::Line(line)));
+    }
+
+    /// Writes copies of new reservations, and warns if that is not permitted.
+    pub(crate) fn copy_new(&self, new: &mut [New]) -> Result<()> {
+        let (mut missing, mut reason) = (0, None);
+        for new in new {
+            match self.copy(new.lock.port(), &new.line)? {
+                None => new.has_copy = true,
+                Some(why) => (missing, reason) = (missing + 1, Some(why)),
+            }
+        }
+        if let Some(why) = reason {
+            warn!(
+                "{} no copy, and would be lost with the lock directory {}: {why}",
+                match missing {
+                    1 => "a new reservation has".to_owned(),
+                    _ => format!("{missing} new reservations have"),
+                },
+                self.dir.path().display()
+            );
+        }
+        Ok(())
+    }
+
+    /// Removes new reservations and their copies after an error. Further errors are ignored,
+    /// because the first one is reported.
+    pub(crate) fn remove_new(&self, new: &[New]) {
+        for New {
+            line,
+            lock,
+            has_copy,
+        } in new
+        {
+            if let Some(copies) = self.copies.as_ref().filter(|_| *has_copy) {
+                let _ = copies.remove(&line.key());
+            }
+            let _ = lock.remove_reservation(false);
+        }
+    }
+
+    /// Writes a copy of the reservation of `port`. Returns why there is none if that is not
+    /// permitted.
+    fn copy(&self, port: u16, line: &Line) -> Result<Option<String>> {
         let Some(copies) = &self.copies else {
-            return Ok(());
+            return Ok(Some("this user has no home directory".to_owned()));
         };
         let copy = Copy {
             port,
             line: line.clone(),
         };
         if copies.get(&line.key())?.as_ref() == Some(&copy) {
-            return Ok(());
+            return Ok(None);
         }
         copies.put(&copy, self.dir.origin().is_default())
     }

@@ -289,13 +289,22 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Reserves one port that is neither leased nor reserved nor in use.
-    pub(crate) fn reserve(&self, line: &Line) -> Attempt<u16, Exhausted> {
-        self.search(self.ports(), |port, closing| {
+    /// Reserves one port that is neither leased nor reserved nor in use, and none of those that the
+    /// call has just reserved. Returns its lock.
+    pub(crate) fn reserve(
+        &self,
+        line: &Line,
+        just_reserved: impl Iterator<Item = u16> + Clone,
+    ) -> Attempt<PortLock, Exhausted> {
+        let order = Order::of_name(&line.key().preference());
+        self.search_in(order, self.ports(), |port, closing| {
+            if just_reserved.clone().any(|it| it == port) {
+                return Err(Unavailable::NotEnough.into());
+            }
             let lock = self.lock(port, mark::current(), None)?;
             self.probe(port, closing)?;
             lock.write_reservation(line)?;
-            Ok(port)
+            Ok(lock)
         })
     }
 
@@ -386,12 +395,16 @@ impl<'a> Pass<'a> {
         ports: &PortSet,
         attempt: impl FnMut(u16, bool) -> Attempt<T>,
     ) -> Attempt<T, Exhausted> {
-        search(
-            ports,
-            self.order,
-            self.request.endpoints.time_wait(),
-            attempt,
-        )
+        self.search_in(self.order, ports, attempt)
+    }
+
+    fn search_in<T>(
+        &self,
+        order: Order,
+        ports: &PortSet,
+        attempt: impl FnMut(u16, bool) -> Attempt<T>,
+    ) -> Attempt<T, Exhausted> {
+        search(ports, order, self.request.endpoints.time_wait(), attempt)
     }
 
     /// Tries each port once until `n` attempts have succeeded.

@@ -138,6 +138,15 @@ fn caller(parent: &Parent) {
             "reserve" => named
                 .reserve()
                 .map(|reservation| reservation.port.to_string()),
+            "reserve-many" => any
+                .clone()
+                .timeout(Duration::ZERO)
+                .reserve_many(argument.split(' '))
+                .map(|all| {
+                    let ports = all.iter().map(|reservation| reservation.port.to_string());
+                    ports.collect::<Vec<_>>().join(" ")
+                }),
+            "reserve-many-by-name" => named.reserve_many(["api"]).map(|_| "done".to_owned()),
             "lease" => Ok(keep(named.acquire())),
             "try" => Ok(keep(named.try_acquire())),
             "or-any" => Ok(keep(named.or_any().acquire())),
@@ -247,6 +256,44 @@ fn a_name_has_the_same_port_every_time_and_no_other_caller_gets_it() {
     assert_eq!(taken.len(), 6);
     assert!(!taken.contains(&web) && !taken.contains(&api));
     assert_says(&other.ask("any"), &["6 leased", "2 reserved"]);
+}
+
+#[test]
+fn several_names_are_reserved_together_or_not_at_all() {
+    let project = Project::new(6);
+    let (mut caller, mut other) = (project.caller(), project.caller());
+    let web = port(caller.ask("reserve web"));
+    let three = caller.ask("reserve-many api web db api");
+    let [api, own, db, again] = three.split(' ').collect::<Vec<_>>()[..] else {
+        panic!("{three}");
+    };
+    assert_eq!((own, again), (&*web, api));
+    let ports = BTreeSet::from([&web, api, db]);
+    assert_eq!(ports.len(), 3, "{three}");
+    // They are leased like any other, and can be restored.
+    assert_eq!(other.ask("lease api"), api);
+    assert_eq!(other.ask("end"), "done");
+    project.reboot();
+    let (mut caller, mut other) = (project.caller(), project.caller());
+    assert_eq!(other.ask("lease db"), db);
+    assert_eq!(other.ask("end"), "done");
+    // There are three ports left for four names.
+    let before = caller.ask("list");
+    assert_says(
+        &caller.ask("reserve-many cache web queue mail docs"),
+        &[
+            "Exhausted fewer than 4 ports to reserve are free in ",
+            "3 reserved",
+            "3 free",
+        ],
+    );
+    assert_eq!(caller.ask("list"), before);
+    for refused in ["reserve-many cache a_b a-b", "reserve-many cache A"] {
+        assert_says(&caller.ask(refused), &["InvalidName"]);
+        assert_eq!(caller.ask("list"), before);
+    }
+    assert_says(&caller.ask("reserve-many-by-name web"), &["Unsupported"]);
+    port(other.ask("any"));
 }
 
 #[test]

@@ -71,7 +71,8 @@ pub(crate) enum Command {
     Pick(Pick),
     /// Print the ports reserved for names, as variables such as WEB_PORT=23117.
     ///
-    /// If no port is reserved for a name, one is reserved first. From then on the name has the same
+    /// If no port is reserved for a name, one is reserved first. If a free port is not found for
+    /// each of the names in time, none is reserved, and nothing is printed. From then on the name has the same
     /// port, even after a reboot, and no other caller can lease that port, until
     /// `portlock release NAME` or until the root directory is gone, as after `git worktree
     /// remove`. The variable is the name in upper case, with _ instead of -, followed by _PORT.
@@ -141,6 +142,9 @@ pub(crate) enum Command {
     /// the port. That is an error while a process holds the lease itself. A picked lease
     /// does not prevent it, and continues.
     /// A reservation that cannot be read has no name, and is released by its port number.
+    ///
+    /// If one of several cannot be released, the others are released all the same. The exit status is
+    /// that of the first failure.
     Release(Release),
     /// Remove the lock files of ports that are neither leased nor reserved.
     ///
@@ -346,7 +350,7 @@ pub(crate) struct Port {
     pub(crate) reserving: Reserving,
 }
 
-// The directory in which names are reserved, and the ports to choose from.
+// The directory in which names are reserved, the ports to choose from, and how long to wait for them.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Reserving {
     #[command(flatten)]
@@ -356,6 +360,17 @@ pub(crate) struct Reserving {
     /// [default: those that `portlock ports` prints].
     #[arg(long, value_name = "SET", value_parser = some_ports, allow_hyphen_values = true)]
     pub(crate) ports: Option<PortSet>,
+
+    /// How long to wait for a free port if none is reserved for a name, in seconds or with a
+    /// unit: 500ms, 2s, 1m; 0 tries once.
+    #[arg(
+        long,
+        value_name = "TIME",
+        default_value = "30",
+        value_parser = time,
+        allow_hyphen_values = true
+    )]
+    pub(crate) timeout: Duration,
 }
 
 /// A port, or the name that it is reserved for.

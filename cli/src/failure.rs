@@ -6,19 +6,25 @@ use portlock::{Error, ErrorKind};
 
 use crate::exit_status::ExitStatus;
 
-/// A failure, with its message and exit status.
+/// A failure, with its messages and exit status.
 #[derive(Debug)]
 pub(crate) struct Failure {
     status: ExitStatus,
-    message: String,
+    messages: Vec<String>,
 }
 
 impl Failure {
     pub(crate) fn new(status: ExitStatus, message: impl Into<String>) -> Self {
         Self {
             status,
-            message: message.into(),
+            messages: vec![message.into()],
         }
+    }
+
+    /// Adds a later failure. The exit status stays that of this one.
+    pub(crate) fn and(mut self, later: Self) -> Self {
+        self.messages.extend(later.messages);
+        self
     }
 
     pub(crate) fn status(&self) -> ExitStatus {
@@ -26,8 +32,10 @@ impl Failure {
     }
 
     pub(crate) fn report(&self) {
-        // If standard error is closed, the message cannot be reported anywhere.
-        let _ = writeln!(io::stderr(), "portlock: {}", self.message);
+        for message in &self.messages {
+            // If standard error is closed, the message cannot be reported anywhere.
+            let _ = writeln!(io::stderr(), "portlock: {message}");
+        }
     }
 }
 

@@ -12,6 +12,7 @@ mod notice;
 mod output;
 mod selection;
 mod sys;
+mod warnings;
 
 use std::process::ExitCode;
 
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
             return status.into();
         }
     };
+    warnings::print();
     match commands::execute(&args) {
         Ok(status) => status.into(),
         Err(failure) => {

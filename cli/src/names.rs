@@ -29,13 +29,14 @@ pub(crate) fn find(
     Ok(found.filter(counts))
 }
 
-/// Returns the reservation of a name. Reserves a port first if there is none yet.
+/// Returns the reservations of names. Reserves ports first for those that have none yet: all or
+/// none.
 pub(crate) fn reserve(
-    name: &str,
+    names: &[String],
     args: &Reserving,
     dir: Option<&Path>,
-) -> Result<Reservation, Failure> {
-    let mut builder = Builder::new().name(name);
+) -> Result<Vec<Reservation>, Failure> {
+    let mut builder = Builder::new().timeout(args.timeout);
     if let Some(root) = &args.root.root {
         builder = builder.root(root);
     }
@@ -46,7 +47,7 @@ pub(crate) fn reserve(
     if let Some(dir) = dir {
         builder = builder.lock_dir(dir);
     }
-    Ok(announce_waits(builder).reserve()?)
+    Ok(announce_waits(builder).reserve_many(names)?)
 }
 
 /// Returns the reservation of a name, or an error if it has none.

@@ -93,6 +93,67 @@ impl Project {
 }
 
 // ---------------------------------------------------------------------------
+// Copies of reservations.
+
+#[test]
+fn a_new_reservation_without_a_copy_is_reported_once() {
+    let project = Project::new(5);
+    let home = project.root().join("no home");
+    let portlock = |args: &[&str]| {
+        let mut command = project.command(args);
+        command.env("HOME", &home).env_remove("XDG_STATE_HOME");
+        answer(command).code(0)
+    };
+    let why = format!("the home directory {} does not exist\n", home.display());
+    for (args, what) in [
+        (&["port", "web"][..], "a new reservation has"),
+        (&["env", "api", "db"], "2 new reservations have"),
+        (&["run", "--name=cache", "true"], "a new reservation has"),
+    ] {
+        let said = portlock(args);
+        let dir = project.scene.dir().display();
+        let lost = format!(
+            "portlock: warning: {what} no copy, and would be lost with the lock directory {dir}: "
+        );
+        assert!(said.err().starts_with(&lost), "{}", said.err());
+        assert!(said.err().ends_with(&why), "{}", said.err());
+        assert_eq!(said.err().lines().count(), 1, "{}", said.err());
+        portlock(args).warns_of_nothing();
+    }
+    // Root could have created it.
+    assert!(!home.exists());
+    portlock(&["env", "web", "api"]).warns_of_nothing();
+}
+
+#[test]
+fn the_error_for_a_state_directory_that_is_full_or_read_only_names_its_variable() {
+    let project = Project::new(5);
+    let hint = "(set XDG_STATE_HOME to a directory that can be written to)";
+    let in_namespace = |script: &str| {
+        let mut command = project.scene.in_namespace("--mount", script)?;
+        command.current_dir(project.dir.path());
+        Some(answer(command))
+    };
+    let full = "mount -t tmpfs -o size=16k none $XDG_STATE_HOME &&
+        mkdir -p $XDG_STATE_HOME/portlock/reservations &&
+        { cat /dev/zero >$XDG_STATE_HOME/fill 2>/dev/null; portlock env web api; }";
+    let Some(full) = in_namespace(full) else {
+        return;
+    };
+    let full = full.code(FAILED).prints_just("");
+    drop(full.warns("No space left on device").warns(hint));
+    // Nothing is reserved by a command that fails.
+    assert_eq!(project.list(&[]), Vec::<Value>::new());
+    project.port("web");
+    let read_only = "mount --bind $XDG_STATE_HOME $XDG_STATE_HOME &&
+        mount -o remount,bind,ro $XDG_STATE_HOME &&
+        portlock port api && portlock release web";
+    let read_only = in_namespace(read_only).expect("as before");
+    let read_only = read_only.code(FAILED).warns("Read-only file system");
+    read_only.warns("a new reservation has no copy").warns(hint);
+}
+
+// ---------------------------------------------------------------------------
 // `env` and `port`.
 
 #[test]
@@ -292,6 +353,46 @@ fn a_port_for_a_new_name_is_chosen_from_a_set() {
     drop(full.code(EXHAUSTED).prints_just("").warns("1 reserved"));
     let env = project.portlock(&["env", "db", "--ports", &first]).code(0);
     env.prints_just(&format!("DB_PORT={first}\n"));
+}
+
+#[test]
+fn env_reserves_ports_for_all_names_or_for_none() {
+    let project = Project::new(3);
+    let web = project.port("web");
+    let three = &["env", "api", "web", "db", "cache", "--timeout=0"];
+    let full = project.portlock(three).code(EXHAUSTED).prints_just("");
+    full.warns("fewer than 3 ports to reserve are free in ")
+        .warns(": 1 reserved (")
+        .warns("), 2 free");
+    // The name that had a port keeps it, and the ports of the others are free.
+    let list = project.list(&[]);
+    let reserved: Vec<&Value> = list.iter().filter(|row| row["name"].is_string()).collect();
+    assert_eq!(reserved.len(), 1, "{list:?}");
+    assert_eq!(project.port("web"), web);
+    let copies = project.portlock(&["env"]).code(0);
+    copies.prints_just(&format!("WEB_PORT={web}\n"));
+    let two = project
+        .portlock(&["env", "api", "web", "api", "db"])
+        .code(0);
+    let [api, db] = ["api", "db"].map(|name| project.port(name));
+    two.prints_just(&format!(
+        "API_PORT={api}\nWEB_PORT={web}\nAPI_PORT={api}\nDB_PORT={db}\n"
+    ));
+}
+
+#[test]
+fn env_and_port_wait_for_a_free_port_until_their_timeout() {
+    let project = Project::new(1);
+    let (holder, port) = project.scene.hold(&[]);
+    for args in [["env", "web"], ["port", "web"]] {
+        let args = [&args[..], &["--timeout=0.1"]].concat();
+        let full = project.portlock(&args).code(EXHAUSTED).prints_just("");
+        full.warns(" after 0.").warns("1 leased");
+    }
+    let mut waiting = Running::start(project.command(&["port", "web", "--timeout=1m"]));
+    drop(holder);
+    assert_eq!(waiting.hear(), port.to_string());
+    assert!(waiting.wait().success());
 }
 
 #[test]
@@ -527,6 +628,27 @@ fn a_reservation_whose_port_is_held_is_not_released() {
     refused.warns(&format!("by pid {}", holder.id()));
     holder.kill();
     project.portlock(&["release", "web"]).code(0);
+}
+
+#[test]
+fn a_failure_does_not_keep_other_names_and_ports_from_being_released() {
+    let project = Project::new(5);
+    let (web, api) = (project.port("web"), project.port("api"));
+    let picked = project.scene.pick().to_string();
+    let missing = format!("{}", project.port("db"));
+    let release = ["release", "web", "missing", &missing, &picked, "api"];
+    let release = project.portlock(&release).code(FAILED).prints_just("");
+    let lines: Vec<&str> = release.err().lines().collect();
+    let [first, second] = lines[..] else {
+        panic!("{lines:?}");
+    };
+    assert!(first.starts_with("portlock: no port is reserved as missing in "));
+    assert!(second.starts_with(&format!("portlock: cannot release port {missing} (")));
+    for port in [web, api] {
+        project.portlock(&["check", &port.to_string()]).code(0);
+    }
+    project.portlock(&["check", &picked]).code(0);
+    assert_eq!(project.list(&[]).len(), 1);
 }
 
 #[test]

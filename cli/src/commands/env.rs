@@ -30,10 +30,7 @@ pub(crate) fn env(args: &Env, dir: Option<&Path>) -> Result<ExitStatus, Failure>
         }
         all
     } else {
-        let names = args.names.iter();
-        names
-            .map(|name| reserve(name, reserving, dir))
-            .collect::<Result<_, _>>()?
+        reserve(&args.names, reserving, dir)?
     };
     // Nothing needs quoting: variable names are letters, digits and underscores, and ports are digits.
     let variables = reservations

@@ -1,6 +1,6 @@
 //! `port`: prints the port reserved for a name.
 
-use std::path::Path;
+use std::{path::Path, slice};
 
 use crate::{
     args::Port,
@@ -11,7 +11,8 @@ use crate::{
 };
 
 pub(crate) fn port(args: &Port, dir: Option<&Path>) -> Result<ExitStatus, Failure> {
-    let reservation = reserve(&args.name, &args.reserving, dir)?;
-    print_to_reader(&format!("{}\n", reservation.port)).map_err(|error| unprintable(&error))?;
+    for reservation in reserve(slice::from_ref(&args.name), &args.reserving, dir)? {
+        print_to_reader(&format!("{}\n", reservation.port)).map_err(|error| unprintable(&error))?;
+    }
     Ok(ExitStatus::Success)
 }

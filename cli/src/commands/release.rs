@@ -14,16 +14,28 @@ use crate::{
 
 pub(crate) fn release(args: &Release, dir: Option<&Path>) -> Result<ExitStatus, Failure> {
     let locks = lock_dir(dir)?;
+    let mut failure: Option<Failure> = None;
     for target in &args.targets {
-        match target {
-            Target::Name(name) => {
-                let reservation = existing(&locks, name, args.root.root.as_deref())?;
-                locks.unreserve(&reservation)?;
-            }
-            Target::Port(port) => release_port(&locks, *port, args.force)?,
+        // The other targets are released all the same.
+        if let Err(error) = release_one(&locks, target, args) {
+            failure = Some(match failure {
+                Some(first) => first.and(error),
+                None => error,
+            });
         }
     }
-    Ok(ExitStatus::Success)
+    failure.map_or(Ok(ExitStatus::Success), Err)
+}
+
+fn release_one(locks: &LockDir, target: &Target, args: &Release) -> Result<(), Failure> {
+    match target {
+        Target::Name(name) => {
+            let reservation = existing(locks, name, args.root.root.as_deref())?;
+            locks.unreserve(&reservation)?;
+        }
+        Target::Port(port) => release_port(locks, *port, args.force)?,
+    }
+    Ok(())
 }
 
 fn release_port(locks: &LockDir, port: u16, force: bool) -> portlock::Result<()> {

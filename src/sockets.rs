@@ -227,6 +227,36 @@ mod tests {
     }
 
     #[test]
+    fn only_a_socket_of_the_same_protocol_is_named_as_the_cause() {
+        let udp = bind_udp("127.0.0.1:0");
+        let port = udp.local_addr().expect("bound").port();
+        let Ok(tcp) = TcpListener::bind(("127.0.0.1", port)) else {
+            eprintln!("skipped: port {port} is not free for TCP");
+            return;
+        };
+        let named = |protocol| {
+            let mut endpoints = Endpoints::default();
+            endpoints.protocol = protocol;
+            let named = servers(&[port], &endpoints).into_iter();
+            named
+                .map(|(port, process)| (port, process.pid))
+                .collect::<Vec<_>>()
+        };
+        let own = [(port, process::id())];
+        assert_eq!(named(Protocol::Tcp), own);
+        assert_eq!(named(Protocol::Udp), own);
+        drop(tcp);
+        assert_eq!(named(Protocol::Tcp), []);
+        assert_eq!(named(Protocol::Udp), own);
+        assert_eq!(named(Protocol::TcpAndUdp), own);
+        drop(udp);
+        let _tcp = listen(("127.0.0.1", port));
+        assert_eq!(named(Protocol::Tcp), own);
+        assert_eq!(named(Protocol::Udp), []);
+        assert_eq!(named(Protocol::TcpAndUdp), own);
+    }
+
+    #[test]
     fn the_most_specific_socket_gets_the_connection() {
         let socket = |address: &str, transport| Socket {
             transport,

@@ -128,10 +128,12 @@ pub(crate) enum Command {
     /// any server is accepted. On a reserved port that is not leased, it waits until the port is leased
     /// and has the holder's server. For a name without a port, it waits until one is reserved.
     ///
+    /// Without --host, another process's server at either loopback address counts as an answer,
+    /// because a client that connects to localhost may reach it.
+    ///
     /// It retries while connections are refused or not answered, or there is no network yet.
-    /// The exit status is 3 if another process's server answers, even if only at the other one of
-    /// 127.0.0.1 and ::1, because a client that connects to localhost may reach it; and 124 if a port
-    /// is not ready in time.
+    /// The exit status is 3 if another process's server answers, and 124 if a port is not ready
+    /// in time.
     Wait(Wait),
     /// Release the lease of a picked port, or the reservation of a name.
     ///

@@ -50,7 +50,7 @@ impl ExitStatus {
             }
             Self::Exhausted => "no port was free in time",
             Self::TimedOut => "a wait timed out; `stop`: a process is still running",
-            Self::Failed => "portlock itself failed",
+            Self::Failed => "portlock itself failed, or its arguments are not valid",
             Self::NotExecutable => "`run`: CMD could not be executed",
             Self::NotFound => "`run`: CMD was not found",
         }

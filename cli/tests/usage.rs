@@ -61,7 +61,7 @@ fn the_help_lists_exit_statuses_and_environment_variables() {
     for word in [
         " 75 ",
         " 124 ",
-        " 125 ",
+        " 125 portlock itself failed, or its arguments are not valid\n",
         " 126 ",
         " 127 ",
         "PORTLOCK_DIR",

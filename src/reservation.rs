@@ -122,8 +122,8 @@ impl Reservation {
     /// ```
     pub fn default_root() -> Result<PathBuf> {
         let current = env::current_dir().map_err(|error| {
-            let message = "cannot determine the current directory, which is the default root";
-            Error::with_cause(ErrorKind::InvalidName, message, error)
+            let message = "cannot determine the default root directory from the current directory";
+            without_current(message.to_owned(), error)
         })?;
         let worktree = current.ancestors().find(|dir| is_worktree(dir));
         Ok(worktree.unwrap_or(&current).to_owned())
@@ -254,12 +254,17 @@ pub(crate) fn absolute_root(root: Option<&Path>) -> Result<String> {
             &default
         }
     };
-    // A root that no longer exists is looked up by its path unchanged.
+    let message = || format!("cannot use the root directory {}", root.display());
     let found = match fs::canonicalize(root) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => std::path::absolute(root),
-        found => found,
-    };
-    let found = found.map_err(|error| cannot_use(root, error))?;
+        // A root that no longer exists is looked up by its path unchanged.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            std::path::absolute(root).map_err(|error| {
+                let message = format!("{} from the current directory", message());
+                without_current(message, error)
+            })
+        }
+        found => found.map_err(|error| Error::with_cause(ErrorKind::InvalidName, message(), error)),
+    }?;
     let Some(text) = found.to_str() else {
         let message = format!("the root {} is not valid UTF-8", root.display());
         return Err(Error::new(ErrorKind::InvalidName, message));
@@ -270,6 +275,15 @@ pub(crate) fn absolute_root(root: Option<&Path>) -> Result<String> {
         _ => text,
     };
     Ok(text.to_owned())
+}
+
+/// Returns the error for a path that depends on the current directory, which cannot be determined.
+fn without_current(mut message: String, cause: io::Error) -> Error {
+    if cause.kind() == io::ErrorKind::NotFound {
+        message += ", which has been removed";
+    }
+    let hint = "change to another directory, or name the root directory by an absolute path";
+    Error::with_cause(ErrorKind::InvalidName, message, cause).with_hint(hint)
 }
 
 fn cannot_use(root: &Path, cause: io::Error) -> Error {

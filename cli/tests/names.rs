@@ -231,6 +231,45 @@ fn the_root_is_that_of_the_git_worktree() {
 }
 
 #[test]
+fn an_error_says_that_the_current_directory_has_been_removed() {
+    let project = Project::new(5);
+    let (root, locks) = (project.create("removed"), project.scene.dir());
+    let in_removed = |args: &str| {
+        let mut command = project
+            .scene
+            .script("sh", &format!("rmdir \"$PWD\"; portlock {args}"));
+        command.current_dir(project.create("removed"));
+        answer(command)
+    };
+    let cause = "from the current directory, which has been removed: ";
+    let help = "(change to another directory, or name the root directory by an absolute path)";
+    for args in [
+        "port web",
+        "env",
+        "check web",
+        "release web",
+        "stop --all",
+        "run --name=web true",
+    ] {
+        let refused = in_removed(args).code(FAILED).prints_just("");
+        let refused = refused.warns("cannot determine the default root directory ");
+        refused.warns(cause).warns(help);
+    }
+    for args in ["list --root .", "port web --root sub", "env --root ."] {
+        let refused = in_removed(args).code(FAILED).prints_just("");
+        let named = args.split(' ').next_back().expect("a word");
+        let refused = refused.warns(&format!("cannot use the root directory {named} {cause}"));
+        refused.warns(help);
+    }
+    // An absolute path does not depend on it.
+    let root = root.to_str().expect("UTF-8");
+    in_removed(&format!("list --root {root}"))
+        .code(0)
+        .warns_of_nothing();
+    assert_eq!(fs::read_dir(locks).expect("our own").count(), 0);
+}
+
+#[test]
 fn variables_are_printed_in_each_format() {
     let project = Project::new(20);
     let note = format!(

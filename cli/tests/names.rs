@@ -706,6 +706,20 @@ fn a_reservation_that_cannot_be_read_is_released_by_its_number() {
     );
     project.portlock(&["release", &port.to_string()]).code(0);
     project.scene.assert_leasable(port);
+    // The list also shows it while the port is leased.
+    let web = project.portlock(&["pick", "--name=web"]).code(0).ports()[0];
+    let file = project.scene.dir().join(web.to_string());
+    let file = fs::File::options().write(true).open(file);
+    let torn = file.and_then(|file| file.set_len(512 + 16));
+    torn.expect("our own file");
+    let list = project
+        .portlock(&["list", "--ports", &web.to_string()])
+        .code(0);
+    let out = list.out();
+    assert!(
+        out.contains("delegated, ") && out.contains("(unreadable)"),
+        "{out}"
+    );
 }
 
 #[test]

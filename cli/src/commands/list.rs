@@ -162,7 +162,11 @@ fn table(shown: &[&Known], snapshot: &Snapshot) -> String {
         if has_names {
             let reservation = known.reservation.as_ref();
             let root = reservation.map(|it| it.root.to_string_lossy());
-            row.push(text(reservation.map(|it| &*it.name)));
+            row.push(text(reservation.map(|it| match it.state {
+                // Not a possible name.
+                ReservationState::Unreadable => "(unreadable)",
+                _ => &*it.name,
+            })));
             row.push(text(root.as_deref()));
         }
         table.add_row(row);

@@ -5,13 +5,15 @@
 use std::{
     fs,
     os::unix::process::ExitStatusExt as _,
-    process::Command,
+    process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
 use assert_cmd::assert::Assert;
-use portlock_testkit::{Process, Running, Said, Scene, TIMED_OUT, answer, until};
+use portlock_testkit::{
+    Process, Running, Said, Scene, TIMED_OUT, am_root, answer, is_installed, until,
+};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
@@ -241,6 +243,43 @@ fn portlock_and_its_ancestors_are_not_stopped() {
     assert!(own.wait().success() && lives(sleeper[0]));
     project.portlock(&["stop", "api"]).code(0);
     assert!(!lives(sleeper[0]));
+}
+
+/// A caller that has joined the pid namespace is no descendant of its process 1.
+#[test]
+fn process_1_is_not_stopped() {
+    if !am_root() || !is_installed("nsenter") {
+        eprintln!("skipped: only root can join a namespace with nsenter(1)");
+        return;
+    }
+    let project = Project::new();
+    let root = project.root.path().to_str().expect("UTF-8");
+    let script =
+        format!("exec portlock run --name=web --root={root} -- sh -c 'echo ready; exec cat'");
+    let options = "--pid --fork --kill-child --mount-proc";
+    let Some(mut command) = project.scene.in_namespace(options, &script) else {
+        return;
+    };
+    command.stdin(Stdio::piped());
+    let mut unshare = Running::start(command);
+    assert_eq!(unshare.hear(), "ready");
+    let children = format!("/proc/{0}/task/{0}/children", unshare.id());
+    let children = pids(&fs::read_to_string(children).expect("it is running"));
+    let [process_1] = children[..] else {
+        panic!("{children:?}");
+    };
+    let web = project.port("web");
+    for option in ["--dry-run", "--timeout=0"] {
+        let mut stop = project.scene.command("nsenter");
+        stop.args(["--target", &process_1.to_string(), "--pid", "--mount"]);
+        stop.args(["portlock", "stop", "web", "--root", root, option]);
+        answer(stop)
+            .code(TIMED_OUT)
+            .prints_just(&format!("web {web}: not stopped\n"))
+            .warns("leased by pid 1 ")
+            .warns(", which is process 1\n");
+        assert!(lives(process_1) && !unshare.has_ended());
+    }
 }
 
 #[test]

@@ -184,6 +184,33 @@ fn processes_that_have_inherited_the_lease_are_stopped() {
 }
 
 #[test]
+fn a_dry_run_shows_who_will_inherit_the_lease() {
+    let project = Project::new();
+    // The orphans of a holder that is still running, one with the lease and one without it.
+    let closed = "3<&- 4<&- 5<&- 6<&- 7<&- 8<&- 9<&-";
+    let script = format!(
+        "sh -c 'sleep 100 & echo $!'; sh -c 'sleep 100 {closed} & echo $!'; echo ready; exec cat"
+    );
+    let mut holder = project.start("web", &script);
+    let [heir, other] = [holder.hear(), holder.hear()].map(|line| pids(&line)[0]);
+    assert_eq!(holder.hear(), "ready");
+    let would = project.portlock(&["stop", "--dry-run", "web"]).code(0);
+    let would = would.warns_of_nothing();
+    assert!(
+        would.out().contains(&format!(", pid {heir} (sleep)")),
+        "{}",
+        would.out()
+    );
+    assert!(lives(heir) && !holder.has_ended());
+    let stopped = project.portlock(&["stop", "web"]).code(0);
+    assert_eq!(stopped.out(), would.out().replace("would stop", "stopped"));
+    assert!(!lives(heir) && lives(other));
+    holder.wait();
+    let other = rustix::process::Pid::from_raw(other.cast_signed()).expect("not 0");
+    rustix::process::kill_process(other, Signal::KILL).expect("it is running");
+}
+
+#[test]
 fn children_that_are_started_during_shutdown_are_stopped_too() {
     let project = Project::new();
     // One that has the lease, and one that has closed its inherited descriptors.

@@ -24,6 +24,10 @@ use crate::{
 /// The pause between checks for processes that are still running.
 const INTERVAL: Duration = Duration::from_millis(20);
 
+/// Number of checks after which an heir that is not stopped is reported. One that is ending may
+/// keep the lease for a moment without being seen.
+const HEIR_CHECKS: u32 = 10;
+
 /// How long a killed process may take to end.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -45,8 +49,9 @@ pub(crate) fn stop(args: &Stop, dir: Option<&Path>) -> Result<ExitStatus, Failur
     let mut stop = Stopping::new(&locks, reservations);
     stop.find_holders()?;
     stop.find_descendants()?;
-    if !args.dry_run {
-        stop.end_all(args.timeout)?;
+    match args.dry_run {
+        true => stop.find_later_heirs()?,
+        false => stop.end_all(args.timeout)?,
     }
     print(&stop.text(args.dry_run))?;
     let left = stop.left(args.dry_run);
@@ -134,6 +139,33 @@ impl<'a> Stopping<'a> {
             };
         }
         Ok(())
+    }
+
+    /// Finds the processes that will be the heirs when the holder has ended. For a dry run only:
+    /// another process can have a lock file open for a moment.
+    fn find_later_heirs(&mut self) -> Result<(), Failure> {
+        let listed = sys::processes().map_err(cannot_see)?;
+        for of in 0..self.reservations.len() {
+            let is_held = |entry: PortEntry| entry.state == EntryState::Held;
+            if self.spared(of).is_some() || !self.entry(of)?.is_some_and(is_held) {
+                continue;
+            }
+            let port = self.reservations[of].port;
+            let file = self.locks.path().join(port.to_string());
+            for listed in &listed {
+                if listed.pid == 1
+                    || self.ancestors.contains(&listed.pid)
+                    || self.targets.iter().any(|target| target.is(listed.pid))
+                    || !sys::has_open(listed.pid, &file)
+                {
+                    continue;
+                }
+                if let Some(process) = sys::Process::open(listed.pid).map_err(cannot_see)? {
+                    self.add(process, listed.program.clone(), of);
+                }
+            }
+        }
+        self.find_descendants()
     }
 
     /// Returns the entry of a reserved port, if the reservation is in its lock file. If only its copy
@@ -236,6 +268,7 @@ impl<'a> Stopping<'a> {
     /// Asks all targets to end and, after the timeout, kills those that have not.
     fn end_all(&mut self, timeout: Duration) -> Result<(), Failure> {
         let start = Instant::now();
+        let mut heir_checks = 0;
         loop {
             let is_late = start.elapsed() >= timeout;
             for target in self.targets.iter_mut().filter(|target| !target.has_ended) {
@@ -254,8 +287,11 @@ impl<'a> Stopping<'a> {
             let before = self.targets.len();
             self.find_heirs()?;
             self.find_descendants()?;
-            let is_over =
+            let have_ended =
                 self.targets.len() == before && self.targets.iter().all(|target| target.has_ended);
+            let has_heir = self.spared_heirs.iter().any(Option::is_some);
+            heir_checks += u32::from(have_ended && has_heir);
+            let is_over = have_ended && (!has_heir || heir_checks >= HEIR_CHECKS);
             if is_over || start.elapsed() >= timeout.saturating_add(KILL_TIMEOUT) {
                 return Ok(());
             }

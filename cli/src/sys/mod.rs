@@ -16,11 +16,11 @@ mod unsupported;
 mod windows;
 
 #[cfg(target_os = "linux")]
-pub(crate) use linux::{command_line, current_dir, private_tmp};
+pub(crate) use linux::{command_line, current_dir, has_open, private_tmp};
 #[cfg(unix)]
 pub(crate) use unix::*;
 #[cfg(not(target_os = "linux"))]
-pub(crate) use unsupported::{command_line, current_dir, private_tmp};
+pub(crate) use unsupported::{command_line, current_dir, has_open, private_tmp};
 #[cfg(windows)]
 pub(crate) use windows::*;
 

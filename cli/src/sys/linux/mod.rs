@@ -6,12 +6,18 @@ mod process;
 
 use std::{
     fs, io,
-    os::{linux::net::SocketAddrExt, unix::net::SocketAddr},
-    path::PathBuf,
+    os::{
+        linux::net::SocketAddrExt,
+        unix::{fs::MetadataExt as _, net::SocketAddr},
+    },
+    path::{Path, PathBuf},
     sync::LazyLock,
 };
 
-use procfs::{ProcResult, process::Process as ShownProcess};
+use procfs::{
+    ProcResult,
+    process::{FDTarget, Process as ShownProcess},
+};
 
 pub(crate) use caller::caller;
 pub(crate) use private_tmp::private_tmp;
@@ -83,6 +89,24 @@ pub(crate) fn command_line(pid: u32) -> Option<Vec<String>> {
 pub(crate) fn current_dir(pid: u32) -> Option<String> {
     let dir = process(pid)?.cwd().ok()?;
     Some(dir.to_string_lossy().into_owned())
+}
+
+/// Returns whether a process has a file open, as far as this process may see.
+pub(crate) fn has_open(pid: u32, file: &Path) -> bool {
+    let identity = |path: &Path| {
+        let metadata = fs::metadata(path).ok()?;
+        Some((metadata.dev(), metadata.ino()))
+    };
+    let Some(wanted) = identity(file) else {
+        return false;
+    };
+    let descriptors = process(pid).and_then(|process| process.fd().ok());
+    descriptors.into_iter().flatten().flatten().any(|found| {
+        // Compare the name first: other files may be on a file server that does not respond.
+        let is_named_so =
+            matches!(&found.target, FDTarget::Path(path) if path.file_name() == file.file_name());
+        is_named_so && identity(Path::new(&format!("/proc/{pid}/fd/{}", found.fd))) == Some(wanted)
+    })
 }
 
 fn process(pid: u32) -> Option<ShownProcess> {

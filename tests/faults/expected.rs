@@ -126,7 +126,7 @@ pub(crate) fn expected(scenario: Scenario, call: &Call, fault: Fault) -> Option<
         ("flock", WaitQueue, "EINTR") => Works,
         (_, WaitQueue, _) => Missed,
 
-        ("readlink", Root | Tmp, _) => Fails(ErrorKind::InvalidName, &[FOR_ROOT]),
+        ("readlink", Root | Tmp, _) => Fails(ErrorKind::InvalidName, &["use the root directory"]),
         // What cannot be inspected is not proven to be gone.
         ("statx", Root, _) => WorksOrFails(ErrorKind::InvalidName, &[FOR_ROOT]),
         ("statx", Dir, _) => Works,

@@ -28,15 +28,19 @@ use crate::{
     owner,
 };
 
-#[cfg(unix)]
-mod unix;
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(target_os = "macos")]
+mod macos;
 #[cfg(windows)]
 mod windows;
 
-#[cfg(unix)]
-use unix::inode;
+#[cfg(target_os = "linux")]
+use linux::inode_and_creation;
+#[cfg(target_os = "macos")]
+use macos::inode_and_creation;
 #[cfg(windows)]
-use windows::inode;
+use windows::inode_and_creation;
 
 /// Offset of the line in a lock file, in bytes: after the longest owner record.
 pub(crate) const OFFSET: usize = owner::LONG_LEN;
@@ -368,14 +372,12 @@ impl Directory {
 /// Returns the identity of a directory, which no other one has at the same path. The creation
 /// time distinguishes the root directories of disks, which have the same inode.
 fn identity(dir: Option<&Path>) -> String {
-    let Some(Ok(metadata)) = dir.map(fs::metadata) else {
+    let Some(Ok((inode, created))) = dir.map(inode_and_creation) else {
         return UNKNOWN.to_owned();
     };
-    let created = metadata.created().ok();
-    let created = created.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-    match created {
-        Some(created) => format!("{}.{}", inode(&metadata), created.as_nanos()),
-        None => format!("{}.{UNKNOWN}", inode(&metadata)),
+    match created.and_then(|time| time.duration_since(UNIX_EPOCH).ok()) {
+        Some(created) => format!("{inode}.{}", created.as_nanos()),
+        None => format!("{inode}.{UNKNOWN}"),
     }
 }
 

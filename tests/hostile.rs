@@ -44,6 +44,8 @@ use tempfile::TempDir;
 /// User IDs that need no entry in the password file.
 const ROOT: u32 = 0;
 const SOMEBODY: u32 = 12345;
+/// A part of the messages about symbolic links, with glibc and with musl.
+const A_LINK: &str = "ymbolic link";
 
 #[test]
 fn child() {
@@ -367,12 +369,9 @@ fn a_users_own_directory_that_another_user_created_first() {
         ),
         (
             |path, scene| symlink(scene.outside.path(), path).expect("new"),
-            "symbolic link",
+            A_LINK,
         ),
-        (
-            |path, _| symlink("missing", path).expect("new"),
-            "symbolic link",
-        ),
+        (|path, _| symlink("missing", path).expect("new"), A_LINK),
         (|path, _| make_fifo(path, 0o666), "not a directory"),
     ];
     let before = snapshot_all(scene.outside.path());
@@ -459,15 +458,12 @@ fn entries_that_are_not_lock_files() {
     let plants: [(Make, &str); 8] = [
         (
             |path, scene| symlink(scene.outside("file"), path).expect("new"),
-            "symbolic link",
+            A_LINK,
         ),
-        (
-            |path, _| symlink("/dev/zero", path).expect("new"),
-            "symbolic link",
-        ),
+        (|path, _| symlink("/dev/zero", path).expect("new"), A_LINK),
         (
             |path, scene| symlink(scene.outside("missing"), path).expect("new"),
-            "symbolic link",
+            A_LINK,
         ),
         (
             |path, scene| {
@@ -475,7 +471,7 @@ fn entries_that_are_not_lock_files() {
                 File::create(scene.dir().join(&other)).expect("our own");
                 symlink(other, path).expect("new");
             },
-            "symbolic link",
+            A_LINK,
         ),
         (
             |path, _| fs::create_dir(path).expect("new"),
@@ -865,7 +861,7 @@ fn a_lock_file_that_is_replaced_while_others_wait() {
         (|path, _| make_fifo(path, 0o666), "not a regular file"),
         (
             |path, scene| symlink(scene.outside("file"), path).expect("new"),
-            "symbolic link",
+            A_LINK,
         ),
     ];
     for (plant, why) in plants {

@@ -136,11 +136,11 @@ fn a_delegated_port_is_not_leased_if_the_system_fails_to_report(
     let of_each = |file: &str| processes.iter().map(|process| process.join(file)).collect();
     let not_found = "cannot find the process that owns";
     for (fault, paths, said) in [
-        ("openat:error=EMFILE", vec![directory], not_found),
-        ("openat:error=EMFILE", of_each("status"), not_found),
-        ("openat:error=EMFILE", of_each("stat"), not_found),
+        ("?open,openat:error=EMFILE", vec![directory], not_found),
+        ("?open,openat:error=EMFILE", of_each("status"), not_found),
+        ("?open,openat:error=EMFILE", of_each("stat"), not_found),
         // A process that may not be inspected may be any process.
-        ("openat:error=EACCES", of_each("status"), "1 leased"),
+        ("?open,openat:error=EACCES", of_each("status"), "1 leased"),
         ("readlink:error=ENOMEM", of_each("ns/pid"), not_found),
         ("readlink:error=ENOMEM", vec![own], "1 leased"),
     ] {

@@ -122,7 +122,7 @@ def _build_program() -> Path:
     target = os.environ.get("CARGO_BUILD_TARGET")
     folder = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
     command = ["cargo", "build", "--release", "--locked", "--package", "portlock-cli"]
-    command += ["--bin", "portlock", "--config", 'profile.release.strip="symbols"']
+    command += ["--bin", "portlock"]
     subprocess.run(command, cwd=ROOT, check=True)
     folder = ROOT / folder / (target or "") / "release"
     return folder / ("portlock.exe" if sys.platform == "win32" else "portlock")

@@ -138,15 +138,20 @@ def python_requests_per_second(server: Server, python: str) -> float:
     return sum(float(client.communicate()[0]) for client in clients)
 
 
-def server_rates(portlock: str, load: str, venv: Path) -> None:
+def server_rates(builds: list[tuple[str, str]], load: str, venv: Path) -> None:
     python = str(venv / "bin/python")
-    ours = [portlock, "serve", "--quiet", "--address", "ADDRESS", "--ports", PORTS]
-    theirs = [
+    servers = {
+        name: [portlock, "serve", "--quiet", "--address", "ADDRESS", "--ports", PORTS]
+        for name, portlock in builds
+    }
+    servers["portserver.py"] = [
         python, str(venv / "bin/portserver.py"), "--portserver_static_pool", PORTS,
         "--portserver_unix_socket_address", "ADDRESS",
     ]  # fmt: skip
-    print("| clients | `portlock serve` | `portserver.py` | median ratio of the rounds |")
-    print("|---|---:|---:|---:|")
+    print(
+        "| clients | `portlock serve` | its rate | `portserver.py` | median ratio of the rounds |"
+    )
+    print("|---|---|---:|---:|---:|")
     for label, measure in (
         (
             f"{CLIENTS} connections of one fast client",
@@ -157,17 +162,17 @@ def server_rates(portlock: str, load: str, venv: Path) -> None:
             lambda server: python_requests_per_second(server, python),
         ),
     ):
-        rates: dict[str, list[float]] = {"ours": [], "theirs": []}
+        rates: dict[str, list[float]] = {name: [] for name in servers}
         for _ in range(SERVER_ROUNDS):
-            for name, command in ("ours", ours), ("theirs", theirs):
+            for name, command in servers.items():
                 with Server(command) as server:
                     rates[name].append(measure(server))
-        ratios = [a / b for a, b in zip(rates["ours"], rates["theirs"], strict=True)]
-        medians = [f"{statistics.median(rates[name]):,.0f}" for name in ("ours", "theirs")]
-        spread = f"{min(ratios):.1f} to {max(ratios):.1f}"
-        print(
-            "|", label, "|", " | ".join(medians), f"| {statistics.median(ratios):.1f} ({spread}) |"
-        )
+        theirs = rates.pop("portserver.py")
+        for name, ours in rates.items():
+            ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+            ratio = f"{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
+            medians = [f"{statistics.median(all):,.0f}" for all in (ours, theirs)]
+            print("|", " | ".join([label, name, *medians, ratio]), "|")
     print()
 
 
@@ -180,7 +185,7 @@ def main() -> None:
     builds = [tuple(build.split(":", 1)) for build in options.builds]
     print(f"Load before the run: {os.getloadavg()[0]:.1f}\n")
     start_times(builds, options.work)
-    server_rates(builds[-1][1], options.load, options.work / "venv")
+    server_rates(builds, options.load, options.work / "venv")
 
 
 if __name__ == "__main__":

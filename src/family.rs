@@ -203,24 +203,24 @@ impl Family {
         {
             return Ok(Some(BelongsTo::Other));
         }
-        let Some((parent_pid, parent)) = ancestry.members.get(1) else {
-            return Ok(Some(BelongsTo::Unknown));
+        let parent = ancestry.members.get(1);
+        if parent.is_some_and(|(_, parent)| !parent.may_have_adopted(server)) {
+            return Ok(Some(BelongsTo::Other));
+        }
+        let of_holder = match self.holder {
+            Holder::Alive(holder) => Ancestry::read(holder)?,
+            Holder::Gone | Holder::Unknown => None,
         };
-        let may_be_orphan = parent.may_have_adopted(server)
-            && (*parent_pid == 1 || self.may_descend_from(*parent_pid)?);
-        Ok(Some(match may_be_orphan {
+        let may_be_orphan = match (parent, &of_holder) {
+            (Some((1, _)) | None, _) | (_, None) => true,
+            (Some((parent, _)), Some(of_holder)) => of_holder.may_have(*parent),
+        };
+        // A process does not descend from its own descendant.
+        let is_above_holder = of_holder.is_some_and(|holder| holder.has(ancestry.members[0].0));
+        Ok(Some(match may_be_orphan && !is_above_holder {
             true => BelongsTo::Unknown,
             false => BelongsTo::Other,
         }))
-    }
-
-    /// Returns whether the holder is or may be a descendant of the process.
-    fn may_descend_from(&self, ancestor: u32) -> io::Result<bool> {
-        let Holder::Alive(holder) = self.holder else {
-            return Ok(true);
-        };
-        let of_holder = Ancestry::read(holder)?;
-        Ok(of_holder.is_none_or(|of_holder| of_holder.may_have(ancestor)))
     }
 }
 
@@ -556,6 +556,7 @@ mod tests {
     use std::process;
 
     use super::*;
+    use crate::process::tests::start_child;
 
     #[test]
     fn a_process_may_be_above_an_ancestor_that_is_not_seen() {
@@ -566,5 +567,30 @@ mod tests {
         assert!(!ancestry.may_have(u32::MAX));
         ancestry.not_seen = Some(own + 1);
         assert!(ancestry.may_have(u32::MAX) && !ancestry.has(u32::MAX));
+    }
+
+    #[test]
+    fn a_process_without_a_parent_is_another_if_it_has_started_the_holder() {
+        let mut child = start_child();
+        let own = process::id();
+        let mut ancestry = Ancestry::read(own).expect("read").expect("it lives");
+        ancestry.members.truncate(1);
+        ancestry.not_seen = None;
+        for (holder, expected) in [
+            (Holder::Alive(child.id()), BelongsTo::Other),
+            (Holder::Alive(own), BelongsTo::Holder),
+            (Holder::Gone, BelongsTo::Unknown),
+        ] {
+            let (file, since) = (None, None);
+            let family = Family {
+                holder,
+                file,
+                since,
+            };
+            let judged = family.judge_ancestry(&ancestry).expect("all are seen");
+            assert_eq!(judged, Some(expected), "{holder:?}");
+        }
+        drop(child.stdin.take());
+        child.wait().expect("our own child");
     }
 }

@@ -254,11 +254,11 @@ impl fmt::Display for Identity {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::{
         env,
         io::Read as _,
-        process::{self, Command, Stdio},
+        process::{self, Child, Command, Stdio},
         thread,
         time::{Duration, Instant},
     };
@@ -311,16 +311,21 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_child_is_alive_until_it_ends_reaped_or_not() {
+    /// Starts a process that runs until its input is closed.
+    pub(crate) fn start_child() -> Child {
         let binary = env::current_exe().expect("this test binary");
-        let mut child = Command::new(binary)
+        Command::new(binary)
             .args(["--exact", "process::tests::child", "--nocapture"])
             .env(CHILD, "1")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()
-            .expect("this test binary");
+            .expect("this test binary")
+    }
+
+    #[test]
+    fn a_child_is_alive_until_it_ends_reaped_or_not() {
+        let mut child = start_child();
         let (identity, program) = find(child.id()).expect("it runs");
         // Before exec, the child has this program's arguments.
         assert!(!program.is_empty());

@@ -269,9 +269,6 @@ fn the_server_that_the_address_leads_to_decides() {
         (&port.addr().to_string(), id()),
         (&other_address, stranger.id()),
     ] {
-        if pid == id() && is_wine("this process has no parent, so its owner is unknown") {
-            continue;
-        }
         let other = locks.wait_for_server(&address[..], Some(child.id()), LONG);
         assert_other(other, pid);
         let own = locks.wait_for_server(&address[..], Some(stranger.id()), LONG);

@@ -2,7 +2,7 @@
 
 use std::process::id;
 
-use portlock_testkit::{BOUND, Said, Scene, TIMED_OUT, cat_program, is_wine, listen};
+use portlock_testkit::{BOUND, Said, Scene, TIMED_OUT, cat_program, listen};
 #[cfg(target_os = "linux")]
 use portlock_testkit::{LEASED, OrdinaryUser, Running, am_root, is_installed, set_mode};
 use serde_json::{Value, json};
@@ -23,9 +23,6 @@ fn row(port: u16, server: Option<&str>, pid: Option<u32>) -> Value {
 
 #[test]
 fn another_process_on_a_leased_port_is_not_accepted() {
-    if is_wine("the parent of this process cannot be determined") {
-        return;
-    }
     let scene = Scene::new(1);
     let port = scene.port();
     // The test suite's server: it could not bind the port, and does nothing.

@@ -18,6 +18,15 @@ use std::process::ExitCode;
 
 use crate::exit_status::ExitStatus;
 
+/// musl's allocator touches more pages, of which each costs a page fault in every start, and slows
+/// down the threads of `serve`.
+///
+/// This one is not usable in a forked child until it calls exec, and neither does the program
+/// allocate there.
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
 fn main() -> ExitCode {
     let args = match args::parse() {
         Ok(args) => args,

@@ -18,11 +18,11 @@ use std::process::ExitCode;
 
 use crate::exit_status::ExitStatus;
 
-/// musl's allocator touches more pages, of which each costs a page fault in every start, and slows
-/// down the threads of `serve`.
+/// musl's allocator touches more pages, each of which costs a page fault whenever the program
+/// starts, and serializes the threads of `serve`.
 ///
-/// This one is not usable in a forked child until it calls exec, and neither does the program
-/// allocate there.
+/// A forked child of a process with threads must not use this one before exec. Ours do not allocate
+/// there.
 #[cfg(target_env = "musl")]
 #[global_allocator]
 static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;

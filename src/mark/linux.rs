@@ -5,6 +5,10 @@
 //! The kernel clears a page marked `MADV_WIPEONFORK` in each child (madvise(2), since Linux
 //! 4.14). A process that finds the page cleared takes the next number.
 //!
+//! QEMU's user mode, which runs programs for another architecture, may ignore all advice and report
+//! success (as BoringSSL's fork_detect.c found). The kernel rejects `MADV_REMOVE` for memory that is
+//! not shared. If that succeeds, the pid has to do.
+//!
 //! Reading it takes no system call, whereas getpid(2) takes two hundredths of the time of a
 //! lease.
 
@@ -79,7 +83,13 @@ fn map() -> *mut AtomicU32 {
     let cleared = mapped.ok().filter(|&page| {
         // SAFETY: the advice changes only what a forked child finds there.
         let advised = unsafe { madvise(page, len, Advice::LinuxWipeOnFork) };
-        advised.inspect_err(|_| unmap(page)).is_ok()
+        // SAFETY: the page is still zeroed, and nothing has been stored in it.
+        let ignored = unsafe { madvise(page, len, Advice::LinuxRemove) };
+        let is_cleared = advised.is_ok() && ignored.is_err();
+        if !is_cleared {
+            unmap(page);
+        }
+        is_cleared
     });
     let page = match cleared {
         Some(page) => page.cast(),

@@ -9,12 +9,13 @@ import os
 import random
 import socket
 import threading
+from typing import ClassVar
 
 import fasteners
 
 
 class FreePort:
-    _used = set()
+    _used: ClassVar[set[int]] = set()
     _guard = threading.Lock()
 
     def __init__(self, number, lock):

@@ -44,14 +44,14 @@ export async function run(start: Start, options: AsyncOptions): Promise<Outcome>
   const signal = checkSignal(options.signal);
   const keepsAlive = options.ref === undefined || checkBoolean('ref', options.ref);
   throwIfAborted(signal);
-  const outcome = await new Promise<Outcome>((resolve) => {
-    const call = start(finish, keepsAlive);
-    const forget = signal && onAbort(signal, () => call.stop());
-    function finish(outcome: Outcome): void {
-      forget?.();
-      resolve(outcome);
-    }
-  });
+  let call: Call | undefined;
+  const forget = signal && onAbort(signal, () => call?.stop());
+  let outcome: Outcome;
+  try {
+    outcome = await new Promise((resolve) => (call = start(resolve, keepsAlive)));
+  } finally {
+    forget?.();
+  }
   if (signal?.aborted) {
     // The call may have succeeded at the same time.
     for (const { id } of outcome.leases ?? []) {

@@ -161,7 +161,8 @@ export function checkSignal(value: unknown): AbortSignal | undefined {
     (typeof signal === 'object' &&
       signal !== null &&
       'aborted' in signal &&
-      typeof signal.addEventListener === 'function')
+      typeof signal.addEventListener === 'function' &&
+      typeof signal.removeEventListener === 'function')
   ) {
     return signal;
   }
@@ -213,7 +214,8 @@ export function checkString(name: string, value: unknown): string {
   return value;
 }
 
-function hosts(host: LeaseOptions['host']): string[] {
+/** @internal */
+export function hosts(host: LeaseOptions['host']): string[] {
   const hosts: unknown[] = host === undefined ? [] : typeof host === 'string' ? [host] : list(host);
   const addresses = hosts.map((host) => {
     const address = checkString('host', host);

@@ -77,6 +77,23 @@ test('a signal keeps no listener of a call that has ended', async (t) => {
   assert.equal(listeners, 0);
 });
 
+test('a signal that cannot be used is an error of the call', async (t) => {
+  const place = await scene(t);
+  const options = { ports: place.port, lockDir: place.lockDir };
+  // The native part calls back outside any promise, where an exception would end the process.
+  const lacking = { aborted: false, addEventListener: () => undefined };
+  const failing = {
+    ...lacking,
+    addEventListener: () => {
+      throw new Error('expected');
+    },
+    removeEventListener: () => undefined,
+  };
+  await assert.rejects(lease({ ...options, signal: lacking }), { code: 'ERR_INVALID_ARG_TYPE' });
+  await assert.rejects(lease({ ...options, signal: failing }), /expected/);
+  assert.equal(isFree(place, place.port), true);
+});
+
 test('waiters delay neither files nor timers', async (t) => {
   const { port, lockDir } = await scene(t);
   const held = leaseSync({ ports: port, lockDir });

@@ -9,7 +9,7 @@ import type { Request } from './binding.cjs';
 import { acquire, leasesOf } from './call.cjs';
 import { invalidType } from './errors.cjs';
 import { FreePort } from './free-port.cjs';
-import { checkBoolean, checkString } from './options.cjs';
+import { checkBoolean, checkString, hosts } from './options.cjs';
 import { checkPort, iterable, PortSet } from './port-set.cjs';
 
 export interface Options {
@@ -42,7 +42,7 @@ export async function getPort(options: Options = {}): Promise<number> {
   const excluded = excludedPorts(options.exclude);
   const reserve = options.reserve !== undefined && checkBoolean('reserve', options.reserve);
   const request: Request = {
-    hosts: options.host === undefined ? [] : [await address(options.host)],
+    hosts: await addresses(options.host),
     ports: PortSet.serverPorts().difference(new PortSet(excluded)).toString(),
     first: preferredPorts(options.port).filter((port) => !excluded.has(port)),
     shape: {},
@@ -108,8 +108,13 @@ function preferredPorts(port: Options['port']): number[] {
   return preferred;
 }
 
-/** Returns the address of a host, chosen as `server.listen()` chooses it. */
-async function address(host: string): Promise<string> {
-  checkString('host', host);
-  return isIP(host) ? host : (await lookup(host)).address;
+/**
+ * Returns the address of a host, chosen as `server.listen()` chooses it. Like there, the empty text is
+ * every address.
+ */
+async function addresses(host: Options['host']): Promise<string[]> {
+  if (host === undefined || checkString('host', host) === '') {
+    return [];
+  }
+  return hosts(isIP(host) ? host : (await lookup(host)).address);
 }

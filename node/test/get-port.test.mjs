@@ -73,6 +73,7 @@ test('a host is an address or a name', async () => {
   assert.equal(await getPort({ port, host: 'localhost' }), port);
   clearLockedPorts();
   assert.notEqual(await getPort({ port, host: '127.0.0.2' }), port);
+  assert.notEqual(await getPort({ port, host: '' }), port);
   await assert.rejects(getPort({ host: 'no.such.host.invalid' }), { syscall: /getaddrinfo/ });
   server.close();
   clearLockedPorts();
@@ -90,6 +91,7 @@ test('invalid arguments are errors', async () => {
   }
   await assert.rejects(getPort({ reserve: 1 }), TypeError);
   await assert.rejects(getPort({ host: 1 }), TypeError);
+  await assert.rejects(getPort({ host: 'fe80::1%lo' }), { code: 'ERR_INVALID_ARG_VALUE' });
   await assert.rejects(getPort(1), TypeError);
   for (const [from, to] of [
     [1023, 1024],

@@ -37,10 +37,10 @@ export class Listening<S extends Server = Server> implements AsyncDisposable {
 
   /** Closes the server, waits until its connections have ended, and releases the port. */
   async close(): Promise<void> {
-    if (this.server.listening) {
-      const closed = once(this.server, 'close');
-      this.server.close();
-      await closed;
+    const { server } = this;
+    // A server that was already closed still has the connections that have not ended.
+    if (server.listening || (await countConnections(server)) > 0) {
+      await new Promise<void>((resolve) => server.close(() => resolve()));
     }
     this.port.release();
   }
@@ -49,6 +49,12 @@ export class Listening<S extends Server = Server> implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }
+}
+
+function countConnections(server: Server): Promise<number> {
+  return new Promise((resolve, reject) => {
+    server.getConnections((error, count) => (error ? reject(error) : resolve(count)));
+  });
 }
 
 /** Number of ports that a server that binds by number tries before its error is final. */

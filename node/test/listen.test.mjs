@@ -5,6 +5,7 @@ import http from 'node:http';
 import net from 'node:net';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
 
 import { listen } from 'portlock';
 
@@ -48,6 +49,26 @@ test('the lease outlives the server', async (t) => {
   await once(server, 'listening');
   server.close();
   port.release();
+});
+
+test('each close waits until the connections have ended', async (t) => {
+  const place = await scene(t);
+  for (const first of ['close of the lease', 'close of the server']) {
+    const listening = await listen({ ports: place.port, lockDir: place.lockDir });
+    const { port, server } = listening;
+    const socket = net.connect(port.port, port.host);
+    await once(server, 'connection');
+    const closed = first === 'close of the lease' ? listening.close() : server.close();
+    let isClosed = false;
+    const closing = listening.close().then(() => (isClosed = true));
+    // Longer than any step that does not wait for the connection.
+    await sleep(20);
+    assert.equal(isClosed, false, first);
+    assert.equal(port.released, false, first);
+    socket.destroy();
+    await Promise.all([closed, closing]);
+    assert.equal(port.released, true);
+  }
 });
 
 test('a server that cannot be started is an error, and leases nothing', async (t) => {

@@ -22,7 +22,9 @@ const MAX_ITEMS: usize = 1 << 20;
 pub(crate) fn number(value: &Bound<'_, PyAny>) -> PyResult<i64> {
     match value.extract::<i64>() {
         Err(error) if error.is_instance_of::<PyOverflowError>(value.py()) => {
-            let is_negative = value.lt(0)?;
+            // The value itself may have no order, or have raised the error.
+            let index = value.call_method0(intern!(value.py(), "__index__"))?;
+            let is_negative = index.lt(0)?;
             Ok(if is_negative { i64::MIN } else { i64::MAX })
         }
         outcome => outcome,
@@ -58,7 +60,13 @@ pub(crate) fn ports(value: &Bound<'_, PyAny>) -> PyResult<PortSet> {
         let set = text.to_string_lossy().parse();
         return set.map_err(|error| error::immediate(py, &error));
     }
-    if value.is_instance_of::<PyInt>() || value.hasattr(intern!(py, "__index__"))? {
+    // Arrays have `__index__` too, even if they have more than one element.
+    let is_number = || {
+        PyResult::Ok(
+            !value.hasattr(intern!(py, "__iter__"))? && value.hasattr(intern!(py, "__index__"))?,
+        )
+    };
+    if value.is_instance_of::<PyInt>() || is_number()? {
         return Ok(port(value)?.into());
     }
     if value.is_instance_of::<PyRange>() && value.getattr(intern!(py, "step"))?.eq(1)? {

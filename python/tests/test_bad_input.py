@@ -129,6 +129,37 @@ def test_ports_of_any_size(port):
         FreePort(port, port)
 
 
+class Number:
+    """A number of another library, which only converts to an integer."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __index__(self):
+        return self.value
+
+
+class Array(Number):
+    """An array, which converts to an integer if it has one element."""
+
+    def __index__(self):
+        raise TypeError("only arrays with one element can be converted")
+
+    def __iter__(self):
+        return map(Number, self.value)
+
+
+def test_numbers_of_other_libraries():
+    for port in (-1, 65536, 2**200, -(2**200)):
+        for ports in (Number(port), [Number(port)], Array([port])):
+            with pytest.raises(portlock.InvalidPorts, match="1 to 65535"):
+                FreePort(ports=ports)
+    with pytest.raises(portlock.InvalidPorts, match="only 2001"):
+        FreePort.many(Number(2**200))
+    assert PortSet(Number(80)) == PortSet([80])
+    assert PortSet(Array([80, 443])) == PortSet([80, 443])
+
+
 def test_ports_that_are_none():
     for ports in (0, [], "", range(0), PortSet()):
         with pytest.raises(portlock.InvalidPorts):

@@ -3,10 +3,14 @@
 use std::time::Duration;
 
 use portlock::{Error, ErrorKind};
-use pyo3::{exceptions::PyValueError, prelude::*, sync::PyOnceLock};
+use pyo3::{exceptions::PyValueError, intern, prelude::*};
 
-/// `portlock._errors.create`, which chooses the class.
-static CREATE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+/// Returns `portlock._errors.create`, which chooses the class. Not kept: if the package is imported again,
+/// its exceptions are other classes.
+fn create(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+    py.import(intern!(py, "portlock._errors"))?
+        .getattr(intern!(py, "create"))
+}
 
 /// Returns the exception for an error of the library in a call with this timeout.
 pub(crate) fn of(py: Python<'_>, error: &Error, timeout: Duration) -> PyErr {
@@ -20,8 +24,8 @@ pub(crate) fn of(py: Python<'_>, error: &Error, timeout: Duration) -> PyErr {
             counts.not_enough,
         )
     });
-    let create = || {
-        CREATE.import(py, "portlock._errors", "create")?.call1((
+    let exception = || {
+        create(py)?.call1((
             kind(error.kind()),
             error.to_string(),
             error.raw_os_error(),
@@ -31,7 +35,7 @@ pub(crate) fn of(py: Python<'_>, error: &Error, timeout: Duration) -> PyErr {
             !timeout.is_zero(),
         ))
     };
-    create().map_or_else(|error| error, PyErr::from_value)
+    exception().map_or_else(|error| error, PyErr::from_value)
 }
 
 /// Returns the exception for an error of a call that does not wait.
@@ -46,12 +50,8 @@ pub(crate) fn invalid_ports(py: Python<'_>, message: &str) -> PyErr {
 
 /// Returns the exception for arguments that are refused before the library sees them.
 pub(crate) fn refused(py: Python<'_>, of_kind: ErrorKind, message: &str) -> PyErr {
-    let create = || {
-        CREATE
-            .import(py, "portlock._errors", "create")?
-            .call1((kind(of_kind), message))
-    };
-    create().map_or_else(|error| error, PyErr::from_value)
+    let exception = || create(py)?.call1((kind(of_kind), message));
+    exception().map_or_else(|error| error, PyErr::from_value)
 }
 
 /// Returns the exception for the use of a lease that has ended.

@@ -215,6 +215,25 @@ def test_the_hierarchy_of_errors():
     assert str(portlock.PortlockError()) == ""
 
 
+def test_a_package_that_is_imported_again_raises_its_own_errors(script):
+    script("""
+import sys
+import portlock
+first = portlock.Exhausted
+port = portlock.FreePort(ports=portlock.server_ports())
+for _ in range(2):
+    try:
+        portlock.FreePort(ports=port, timeout=0)
+    except portlock.Exhausted:
+        pass
+    for name in [name for name in sys.modules if name.startswith("portlock")]:
+        del sys.modules[name]
+    import portlock
+assert portlock.Exhausted is not first
+port.release()
+""")
+
+
 def test_a_name_has_the_same_port_every_day(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     root = tmp_path / "root"

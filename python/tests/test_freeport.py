@@ -111,6 +111,15 @@ def test_a_lease_ends_when_it_is_collected_with_a_warning():
     assert not is_leased(number)
 
 
+def test_a_recorded_warning_does_not_keep_the_lease(recwarn):
+    port = FreePort(label="forgotten")
+    number = port.port
+    del port
+    (warning,) = recwarn
+    assert warning.category is ResourceWarning
+    assert not is_leased(number)
+
+
 def test_a_released_lease_is_collected_without_a_warning(recwarn):
     with FreePort():
         pass

@@ -164,7 +164,11 @@ class FreePort(_native.Lease):
     # Bound as a default, because modules are cleared first when the interpreter ends.
     def __del__(self, _warn: Any = warnings.warn) -> None:
         if self.is_leased:
-            _warn(f"unreleased {self!r}", ResourceWarning, source=self)
+            try:
+                _warn(f"unreleased {self!r}", ResourceWarning, source=self)
+            finally:
+                # A recorded warning keeps this object alive.
+                super().release()
 
 
 class Entry(NamedTuple):

@@ -51,13 +51,10 @@ impl Request {
         let names_no_ports = ports.is_none() && start.is_none() && stop.is_none();
         let ports = self::ports(py, start, stop, ports)?;
         let timeout = timeout.map_or(Ok(DEFAULT_TIMEOUT), argument::seconds)?;
-        let wait = Arc::new(Wait::default());
-        let observer = Arc::clone(&wait);
         let mut builder = Builder::new()
             .protocol(argument::protocol(protocol)?)
             .timeout(timeout)
-            .hold_socket(hold_socket)
-            .on_wait(move |_| observer.goes_on());
+            .hold_socket(hold_socket);
         // A name has the same port in all languages, so the recipe's range is not its default.
         if !(names_no_ports && name.is_some()) {
             builder = builder.ports(ports);
@@ -85,12 +82,12 @@ impl Request {
         if let Some(lock_dir) = lock_dir {
             builder = builder.lock_dir(lock_dir);
         }
-        Ok(Self {
-            builder,
-            timeout,
-            wait,
-            is_everywhere,
-        })
+        Ok(Self::of(builder, timeout, is_everywhere))
+    }
+
+    /// Returns a request with the same arguments, which [`stop`](Self::stop) ends separately.
+    fn copy(&self) -> Self {
+        Self::of(self.builder.clone(), self.timeout, self.is_everywhere)
     }
 
     /// Leases a port, after waiting for one if necessary.
@@ -152,6 +149,17 @@ impl Request {
 }
 
 impl Request {
+    fn of(builder: Builder, timeout: Duration, is_everywhere: bool) -> Self {
+        let wait = Arc::new(Wait::default());
+        let observer = Arc::clone(&wait);
+        Self {
+            builder: builder.on_wait(move |_| observer.goes_on()),
+            timeout,
+            wait,
+            is_everywhere,
+        }
+    }
+
     /// Leases a port, after waiting for one if necessary.
     pub(crate) fn acquire(&self, py: Python<'_>) -> PyResult<portlock::FreePort> {
         self.run(py, Builder::acquire)

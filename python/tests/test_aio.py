@@ -91,3 +91,22 @@ def test_errors_are_raised_where_the_lease_is_awaited():
                 pass
 
     run(main())
+
+
+def test_a_lease_whose_wait_was_cancelled_can_be_awaited_again():
+    async def main():
+        with FreePort() as port:
+            again = lease(ports=port.port)
+            task = asyncio.ensure_future(again._acquire())
+            other = asyncio.ensure_future(again._acquire())
+            await asyncio.sleep(0.1)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            # Longer than the time in which a wait notices that it was stopped.
+            await asyncio.sleep(0.3)
+            assert not other.done()
+        (await other).release()
+        (await again).release()
+
+    run(main())

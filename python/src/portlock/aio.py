@@ -47,15 +47,17 @@ class lease:  # noqa: N801, it is called like a function
 
     async def _acquire(self) -> FreePort:
         loop = asyncio.get_running_loop()
+        # A copy: a request that was stopped remains so, and this object can be awaited again.
+        request = self._request.copy()
         future: asyncio.Future[FreePort] = loop.create_future()
         # Not in the loop's executor: tasks that wait for a port there could block the work that
         # releases one. A daemon thread, because the interpreter must not wait for it at exit.
-        arguments = (self._request, loop, future)
+        arguments = (request, loop, future)
         threading.Thread(target=_acquire, args=arguments, daemon=True).start()
         try:
             return await future
         except asyncio.CancelledError:
-            self._request.stop()
+            request.stop()
             if future.done() and not future.cancelled() and future.exception() is None:
                 future.result().release()
             raise

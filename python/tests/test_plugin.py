@@ -121,6 +121,10 @@ def test_the_ports_to_choose_from(pytester, block, monkeypatch):
     run(pytester).assert_outcomes(passed=1)
     outcome = run(pytester, "--portlock-ports=nonsense")
     outcome.stderr.fnmatch_lines("*--portlock-ports: invalid port set*")
+    outcome = run(pytester, "--portlock-ports=,")
+    outcome.stderr.fnmatch_lines("*--portlock-ports: there are no ports*")
+    monkeypatch.setenv("PORTLOCK_PORTS", "nonsense")
+    run(pytester).stderr.fnmatch_lines('ERROR: PORTLOCK_PORTS="nonsense": invalid port set*')
 
 
 def test_a_factory_of_the_session_outlives_its_ports(pytester, block):

@@ -130,9 +130,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     try:
-        _ports(config)
+        if not _ports(config):
+            raise InvalidPorts("there are no ports to choose from")
     except InvalidPorts as error:
-        raise pytest.UsageError(f"--portlock-ports: {error}") from None
+        # Without the option, the message names the variable.
+        option = "--portlock-ports: " if config.getoption("portlock_ports") else ""
+        raise pytest.UsageError(f"{option}{error}") from None
     if config.getini("portlock_override"):
         from . import _pytest_override
 

@@ -48,7 +48,9 @@ export async function run(start: Start, options: AsyncOptions): Promise<Outcome>
   const forget = signal && onAbort(signal, () => call?.stop());
   let outcome: Outcome;
   try {
-    outcome = await new Promise((resolve) => (call = start(resolve, keepsAlive)));
+    outcome = await new Promise((resolve) => {
+      call = started(() => start(resolve, keepsAlive));
+    });
   } finally {
     forget?.();
   }
@@ -60,6 +62,15 @@ export async function run(start: Start, options: AsyncOptions): Promise<Outcome>
     throwIfAborted(signal);
   }
   return outcome;
+}
+
+/** Starts a native call. Its arguments are checked, so it fails only if the system has no thread. */
+function started(start: () => Call): Call {
+  try {
+    return start();
+  } catch (cause) {
+    throw new PortlockError('ERR_PORTLOCK', (cause as Error).message, { cause });
+  }
 }
 
 /** Leases ports, and waits without blocking the event loop. */
@@ -74,7 +85,7 @@ export function acquireSync(request: Request): Outcome {
   if (outcome !== null) {
     return outcome;
   }
-  const call = binding.acquire(request, undefined, false);
+  const call = started(() => binding.acquire(request, undefined, false));
   for (;;) {
     const outcome = call.wait(SLICE);
     if (outcome !== null) {

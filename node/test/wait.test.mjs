@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { setMaxListeners } from 'node:events';
-import { readFile } from 'node:fs/promises';
+import { chown, readFile } from 'node:fs/promises';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
@@ -127,6 +127,33 @@ test('a pending wait keeps the program alive, unless it has no ref', async (t) =
   assert.equal(await refs.line(), `got ${port}`);
   assert.deepEqual(await refs.ended, { status: 0, signal: null });
 });
+
+test(
+  'a thread that cannot be started is a PortlockError',
+  { skip: process.platform !== 'linux' },
+  async (t) => {
+    const { port, lockDir } = await scene(t);
+    if (process.getuid() === 0) {
+      await chown(lockDir, 65534, 65534);
+    }
+    const code = `
+      import { execFileSync } from 'node:child_process';
+      // The system does not limit the superuser.
+      if (process.getuid() === 0) process.setuid(65534);
+      const held = await lease({ ports: port, lockDir });
+      execFileSync('prlimit', ['--pid', process.pid, '--nproc=1']);
+      const report = ({ name, code, message }) => say([name, code, message].join());
+      await lease({ ports: port, lockDir }).catch(report);
+      try { leaseSync({ ports: port, lockDir }) } catch (error) { report(error) }
+      held.release();
+      say(leaseSync({ ports: port, lockDir }) == port);`;
+    const child = start(t, { port, lockDir }, code);
+    for (let i = 0; i < 2; i++) {
+      assert.match(await child.line(), /^PortlockError,ERR_PORTLOCK,cannot start a thread/);
+    }
+    assert.equal(await child.line(), 'true');
+  },
+);
 
 test('leaseSync waits', async (t) => {
   const { port, lockDir } = await scene(t);

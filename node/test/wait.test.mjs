@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
 import { setMaxListeners } from 'node:events';
 import { chown, readFile } from 'node:fs/promises';
 import { test } from 'node:test';
@@ -130,7 +131,7 @@ test('a pending wait keeps the program alive, unless it has no ref', async (t) =
 
 test(
   'a thread that cannot be started is a PortlockError',
-  { skip: process.platform !== 'linux' },
+  { skip: spawnSync('prlimit', ['--version']).error && 'prlimit is not installed' },
   async (t) => {
     const { port, lockDir } = await scene(t);
     if (process.getuid() === 0) {

@@ -11,8 +11,8 @@ use std::{
 
 use assert_cmd::assert::Assert;
 use portlock_testkit::{
-    BOUND, EXHAUSTED, FAILED, LEASED, Running, Said, Scene, TIMED_OUT, answer, is_installed,
-    leave_in_time_wait, listen_strictly, until,
+    BOUND, EXHAUSTED, FAILED, LEASED, Running, Said, Scene, TIMED_OUT, answer, bind_strictly,
+    bind_udp, is_installed, leave_in_time_wait, listen_strictly, until,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -802,6 +802,35 @@ fn check_prints_the_name_for_which_a_port_is_reserved() {
     project.portlock(&["port", "api"]).code(0);
     let _holder = project.hold(&["api"]);
     project.portlock(&["check", "web", "api"]).code(LEASED);
+}
+
+#[test]
+fn a_check_of_a_reserved_port_by_number_finds_the_sockets_that_it_finds_by_name() {
+    let project = Project::new(10);
+    let web = project.port("web");
+    let reserved = format!("reserved as web in {}", project.root().display());
+    let same_line = |by_name: i32, by_number: i32| {
+        let number = project.scene.check(web).code(by_number);
+        let name = project.portlock(&["check", "web"]).code(by_name);
+        name.prints_just(number.out());
+        number.out().to_owned()
+    };
+    // `check` is for TCP.
+    let udp = bind_udp(("127.0.0.1", web));
+    assert_eq!(same_line(0, LEASED), format!("{web} {reserved}\n"));
+    drop(udp);
+    let not_listening = bind_strictly(web).expect("free");
+    let line = same_line(BOUND, BOUND);
+    assert!(line.starts_with(&format!("{web} bound")), "{line}");
+    assert!(line.ends_with(&format!("; {reserved}\n")), "{line}");
+    drop(not_listening);
+    // macOS does not show which sockets are in TIME_WAIT.
+    #[cfg(target_os = "linux")]
+    {
+        leave_in_time_wait(web);
+        let line = format!("{web} {reserved}, in TIME_WAIT\n");
+        assert_eq!(same_line(0, LEASED), line);
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::{fmt::Write as _, path::Path};
 
 use portlock::{
     BelongsTo, Builder, EntryState, FreePort, LockDir, Owner, PortCounts, PortEntry, Process,
-    Reservation, Server,
+    Reservation, ReservationState, Server,
 };
 use serde_json::{Value, json};
 
@@ -59,17 +59,21 @@ impl Found {
         locks: &LockDir,
         dir: Option<&Path>,
     ) -> Result<Self, Failure> {
-        let mut builder = FreePort::builder();
         let (port, reservation) = match target {
-            Target::Port(port) => {
-                builder = builder.ports(*port);
-                (*port, of_port(locks, *port)?)
-            }
+            Target::Port(port) => (*port, of_port(locks, *port)?),
             Target::Name(name) => {
                 let reservation = existing(locks, name, root)?;
-                builder = builder.name(name).root(&reservation.root);
                 (reservation.port, Some(reservation))
             }
+        };
+        let by_name = matches!(target, Target::Name(_));
+        let builder = FreePort::builder();
+        // Without the name, a check ends at the reservation, and does not find out whether the port is bound.
+        let mut builder = match &reservation {
+            Some(it) if by_name || it.state == ReservationState::Present => {
+                builder.name(&it.name).root(&it.root)
+            }
+            _ => builder.ports(port),
         };
         if let Some(dir) = dir {
             builder = builder.lock_dir(dir);
@@ -96,6 +100,9 @@ impl Found {
             };
         } else if reservation.is_some() && status == ExitStatus::Success {
             state = RESERVED;
+            if !by_name {
+                status = ExitStatus::Leased;
+            }
         }
         Ok(Self {
             port,

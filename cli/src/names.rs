@@ -19,6 +19,11 @@ pub(crate) fn root(named: Option<&Path>) -> portlock::Result<PathBuf> {
     }
 }
 
+/// Returns the variable for a name, as [`portlock::Reservation::variable`] does for a reserved one.
+pub(crate) fn variable(name: &str) -> String {
+    name.to_ascii_uppercase().replace('-', "_") + "_PORT"
+}
+
 /// Returns the reservation of a name, if it has a valid one. Does not reserve a port.
 pub(crate) fn find(
     locks: &LockDir,

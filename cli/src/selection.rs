@@ -12,7 +12,7 @@ use crate::{
     exit_status::ExitStatus,
     failure::Failure,
     lock_dir::lock_dir,
-    names::find,
+    names::{find, variable},
     notice::announce_waits,
     output::{note, warn},
 };
@@ -83,15 +83,9 @@ impl Selection {
             };
             return Ok(vec![lease(&builder)?]);
         }
+        self.names_differ()?;
         let mut order: Vec<usize> = (0..builders.len()).collect();
         order.sort_by_key(|&i| &self.names[i]);
-        if let Some(twice) = order
-            .windows(2)
-            .find(|pair| self.names[pair[0]] == self.names[pair[1]])
-        {
-            let message = format!("--name names {} twice", self.names[twice[0]]);
-            return Err(Failure::new(ExitStatus::Failed, message));
-        }
         loop {
             let mut leases: Vec<Option<T>> = builders.iter().map(|_| None).collect();
             let mut missing = None;
@@ -120,6 +114,24 @@ impl Selection {
             let again = lease(&builders[i].clone().timeout(Duration::ZERO));
             return Err(again.err().unwrap_or(error).into());
         }
+    }
+
+    /// Returns an error if two names are the same or have the same variable, before a port is reserved for
+    /// one of them.
+    fn names_differ(&self) -> Result<(), Failure> {
+        for (i, name) in self.names.iter().enumerate() {
+            let shared = variable(name);
+            let same = self.names[..i].iter().find(|it| variable(it) == shared);
+            let message = match same {
+                None => continue,
+                Some(same) if same == name => format!("--name names {name} twice"),
+                Some(same) => {
+                    format!("--name names {same} and {name}, which have the same variable {shared}")
+                }
+            };
+            return Err(Failure::new(ExitStatus::Failed, message));
+        }
+        Ok(())
     }
 
     /// Prints a note for each port that was leased instead of the one reserved for its name.

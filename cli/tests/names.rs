@@ -369,6 +369,14 @@ fn two_names_with_the_same_variable_are_refused() {
             .prints_just("")
             .warns("the same variable WEB_APP_PORT");
     }
+    // Neither name has a port yet, and after the error neither has one.
+    for command in ["run", "pick"] {
+        let names = [command, "--name=a_db", "--name=a-db"];
+        let end = ["--", "true"];
+        let end = if command == "run" { &end[..] } else { &[] };
+        let refused = project.portlock(&[&names[..], end].concat());
+        refused.code(FAILED).warns("the same variable A_DB_PORT");
+    }
     assert_eq!(project.reserved(), 1);
     // Another root may use the same variable.
     let sub = project.create("sub");

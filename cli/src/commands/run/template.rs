@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 
-use crate::sys;
+use crate::{names::variable, sys};
 
 /// The names of the ports that a command receives.
 #[derive(Debug)]
@@ -127,11 +127,6 @@ impl<'a> Names<'a> {
             count => format!("there are only {count}, {{port1}} to {{port{count}}} ({how})"),
         }
     }
-}
-
-/// Returns the variable for a name, as [`portlock::Reservation::variable`] does for a reserved one.
-fn variable(name: &str) -> String {
-    name.to_ascii_uppercase().replace('-', "_") + "_PORT"
 }
 
 /// A parsed argument.

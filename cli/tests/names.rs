@@ -958,6 +958,17 @@ fn reservations_whose_root_is_gone_or_not_found_are_shown_as_such() {
         "{}",
         list.out()
     );
+    // A caller that leases that port by its number has not leased the name.
+    let lease = ["pick", "--ports", &of_gone.to_string()];
+    project.portlock(&lease).code(0);
+    let list = project.portlock(&["list"]).code(0);
+    let leased = list.out().lines().find(|line| line.contains("delegated"));
+    let leased = leased.expect("it is leased");
+    assert!(
+        leased.contains("delegated, not bound yet, root gone "),
+        "{leased}"
+    );
+    project.portlock(&["release", &of_gone.to_string()]).code(0);
     let check = project.scene.check(of_disk).code(LEASED);
     let named = format!(
         "reserved as web in {}, which cannot be found\n",

@@ -178,10 +178,15 @@ fn table(shown: &[&Known], snapshot: &Snapshot) -> String {
 /// Describes the state of a port.
 fn state(known: &Known, server: Option<&Server>) -> String {
     let reservation = known.reservation.as_ref().map(|it| it.state);
+    // The port may be leased without the name, and `stop` does not end the holder.
+    let gone = match reservation {
+        Some(ReservationState::RootGone) => ", root gone",
+        _ => "",
+    };
     match (known.state(), server) {
-        (State::Held, server) => format!("leased, {}", served(server)),
-        (State::Inherited, server) => format!("inherited, {}", served(server)),
-        (State::Delegated, server) => format!("delegated, {}", served(server)),
+        (State::Held, server) => format!("leased, {}{gone}", served(server)),
+        (State::Inherited, server) => format!("inherited, {}{gone}", served(server)),
+        (State::Delegated, server) => format!("delegated, {}{gone}", served(server)),
         (State::Unknown, Some(_)) => "unknown, bound".to_owned(),
         (State::Unknown, None) => "unknown".to_owned(),
         (State::Reserved, Some(server)) => format!("reserved, served by {server}"),

@@ -185,7 +185,7 @@ fn the_table_shows_only_the_requested_ports() {
     // A set of other ports, and an empty set, are valid.
     for ports in ["1-9", ""] {
         let list = scene.portlock(["list", "--ports", ports]).code(0);
-        list.prints_just("no port is leased\n");
+        list.prints_just("no port that matches the options is leased or reserved\n");
     }
 }
 
@@ -318,7 +318,8 @@ fn the_list_is_refreshed_until_interrupted() {
     }
 
     let scene = Scene::new(1);
-    for (option, line) in [("--all", "no port is leased"), ("--map", "  . free: 1")] {
+    let none = "no port that matches the options is leased or reserved";
+    for (option, line) in [("--all", none), ("--map", "  . free: 1")] {
         if option == "--map" && !reports_ephemeral() {
             continue;
         }

@@ -72,6 +72,12 @@ struct Filter<'a> {
 }
 
 impl Filter<'_> {
+    /// Returns whether there may be leases that are not shown.
+    fn is_set(&self) -> bool {
+        let args = self.args;
+        args.ports.is_some() || args.label.is_some() || args.name.is_some() || args.root.is_some()
+    }
+
     fn passes(&self, known: &Known) -> bool {
         let args = self.args;
         let owner = known.entry.as_ref().and_then(|entry| entry.owner.as_ref());
@@ -106,10 +112,12 @@ fn rows(filter: &Filter<'_>, snapshot: &Snapshot) -> String {
         }
         return json_text(&Value::from(rows));
     }
-    let mut text = if shown.is_empty() {
-        "no port is leased\n".to_owned()
-    } else {
+    let mut text = if !shown.is_empty() {
         table(&shown, snapshot)
+    } else if filter.is_set() {
+        "no port that matches the options is leased or reserved\n".to_owned()
+    } else {
+        "no port is leased\n".to_owned()
     };
     if args.all && !stale.is_empty() {
         let files = if stale.len() == 1 {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,6 +27,13 @@ ports = FreePort.block(int(sys.argv[1]), ports=server_ports(), label="tests of p
 print(int(ports[0]), flush=True)
 sys.stdin.read()
 """
+
+
+def pytest_configure() -> None:
+    # A shell without job control starts background jobs with SIGINT ignored, and what the
+    # tests start would inherit that.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

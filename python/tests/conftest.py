@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from portlock import FreePort, server_ports
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
@@ -19,14 +21,7 @@ pytest_plugins = ["pytester"]
 # Only a bound, in seconds: no test takes nearly as long.
 LONG = 60
 
-_HOLD = """
-import os, sys
-from portlock import FreePort, server_ports
-os.environ.pop("PORTLOCK_DIR", None)
-ports = FreePort.block(int(sys.argv[1]), ports=server_ports(), label="tests of portlease")
-print(int(ports[0]), flush=True)
-sys.stdin.read()
-"""
+_HOLD = "import sys; sys.stdin.read()"
 
 
 def pytest_configure() -> None:
@@ -48,19 +43,19 @@ def lock_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
 @pytest.fixture
 def block() -> Iterator[Callable[[int], range]]:
     """Returns contiguous ports that another process has leased, in the directory of all users."""
-    holders: list[subprocess.Popen[str]] = []
+    holders: list[subprocess.Popen[bytes]] = []
 
     def lease(n: int) -> range:
-        holder = subprocess.Popen(
-            [sys.executable, "-c", _HOLD, str(n)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        holder = subprocess.Popen([sys.executable, "-c", _HOLD], stdin=subprocess.PIPE)
         holders.append(holder)
-        assert holder.stdout is not None
-        first = int(holder.stdout.readline())
-        return range(first, first + n)
+        # By this process: it can lease no port twice, whatever the directory, and some tests keep
+        # ports until it ends. Delegated, so that it can lease these in the test's directory.
+        with pytest.MonkeyPatch.context() as environment:
+            environment.delenv("PORTLOCK_DIR")
+            ports = FreePort.block(n, ports=server_ports(), label="tests of portlease")
+        for port in ports:
+            port.delegate_to(holder.pid)
+        return range(ports[0].port, ports[0].port + n)
 
     yield lease
     for holder in holders:
